@@ -1,0 +1,45 @@
+/// What happens to pod traffic that has no proven tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Mode {
+    /// It is dropped. Zero, so that a map nobody has written to yet fails closed.
+    Require = 0,
+    /// It passes, and is counted.
+    Prefer = 1,
+    /// Nothing is steered or dropped; what would be is counted.
+    Observe = 2,
+}
+
+impl Mode {
+    /// The mode of a stored number; what is unknown is the strictest.
+    #[inline(always)]
+    pub const fn from_raw(raw: u32) -> Self {
+        match raw {
+            1 => Self::Prefer,
+            2 => Self::Observe,
+            _ => Self::Require,
+        }
+    }
+}
+
+/// The one entry of [`names::CONFIG`](crate::names::CONFIG). Zeroed memory is the strictest configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// A [`Mode`].
+    pub mode: u32,
+    /// Firewall mark of WireGuard's own packets ([`crate::FWMARK`]).
+    pub fwmark: u32,
+    /// UDP ports of WireGuard's own packets, host order: those of even and of odd generations.
+    pub ports: [u32; 2],
+    /// Largest TCP MSS over the tunnel, IPv4; 0 leaves it alone.
+    pub mss_v4: u32,
+    /// Largest TCP MSS over the tunnel, IPv6; 0 leaves it alone.
+    pub mss_v6: u32,
+    /// Seconds after which a silent flow of [`names::FLOWS`](crate::names::FLOWS) is over: TCP.
+    pub flow_tcp_seconds: u32,
+    /// The same for all other protocols.
+    pub flow_other_seconds: u32,
+}
+
+const _: () = assert!(size_of::<Config>() == 32);

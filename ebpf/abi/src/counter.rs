@@ -1,0 +1,50 @@
+use crate::Reason;
+
+/// Which program counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Direction {
+    /// `steer`: out of the node.
+    Egress = 0,
+    /// `guard`: into the node, as it lies on the wire.
+    Ingress = 1,
+    /// `deliver`: into the node, out of a tunnel.
+    Tunnel = 2,
+}
+
+impl Direction {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Egress, Self::Ingress, Self::Tunnel];
+
+    /// The value of the metrics' label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+/// One entry of [`names::COUNTERS`](crate::names::COUNTERS), one on each CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the network header on.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<Counter>() == 16);
+
+/// Room for reasons of one direction; more than there are, so that a new reason moves no counter.
+pub(crate) const ROOM: u32 = 64;
+/// Entries of [`names::COUNTERS`](crate::names::COUNTERS): three directions, done and only observed.
+pub const COUNTERS: usize = 3 * 2 * ROOM as usize;
+
+/// Where a packet is counted. `observed`: the mode is observe, so the verdict was not carried out.
+#[inline(always)]
+pub const fn counter_index(direction: Direction, observed: bool, reason: Reason) -> u32 {
+    (direction as u32 * 2 + observed as u32) * ROOM + reason as u32
+}
