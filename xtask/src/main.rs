@@ -1,1 +1,59 @@
-fn main() {}
+//! `cargo xtask`: set-up, build, lab, demo, tests and lint.
+//!
+//! Every command sets up what it needs and is missing, says what and why, and keeps what it
+//! fetched or made outside of the checkout, so that the second call is quick.
+
+mod build;
+mod lab;
+mod machine;
+mod process;
+mod report;
+mod setup;
+mod toolchain;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lay the lab, start a daemon a node, run a command in it
+    Lab(lab::Arguments),
+    /// Run a command with our programs where the lab would run, without laying it
+    Vm(lab::VmArguments),
+    /// Build the eBPF programs and the host programs as the lab runs them
+    Build,
+    /// Build the eBPF programs
+    BuildEbpf,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            report::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Lab(arguments) => lab::run(&workspace, arguments),
+        Command::Vm(arguments) => lab::run_vm(&workspace, arguments),
+        Command::Build => build::programs(&workspace).map(|_| ExitCode::SUCCESS),
+        Command::BuildEbpf => build::ebpf(&workspace).map(|_| ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,167 @@
+//! The programs: eBPF first, since the daemon embeds its object; then those of the host,
+//! static, so that they run in the guest as they are.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{process, report::say, setup, toolchain, workspace::Workspace};
+
+/// Packages whose programs the lab has on its PATH.
+const LAB_PACKAGES: [&str; 3] = ["kubeveil-agent", "kubeveil-cli", "kubeveil-tests"];
+
+/// Where host builds learn what to embed.
+pub(crate) const EBPF_OBJECT: &str = "KUBEVEIL_EBPF_OBJECT";
+
+/// Builds the eBPF programs; gives the path of the object.
+pub(crate) fn ebpf(workspace: &Workspace) -> Result<PathBuf> {
+    let cargo = toolchain::ensure(workspace)?;
+    let target = workspace.target.join("ebpf-build");
+    let mut build = process::command(cargo);
+    build.args(["build", "--release", "--package", "kubeveil-programs", "--bin", "kubeveil"]);
+    build.current_dir(workspace.root.join("ebpf/programs")).env("CARGO_TARGET_DIR", &target);
+    process::run(&mut build).context("build the eBPF programs (ebpf/programs)")?;
+    let object = workspace.ebpf_object();
+    copy_if_changed(&target.join("bpfel-unknown-none/release/kubeveil"), &object)?;
+    Ok(object)
+}
+
+/// Builds everything that the lab runs; gives the folder that holds it.
+pub(crate) fn programs(workspace: &Workspace) -> Result<PathBuf> {
+    let object = ebpf(workspace)?;
+    let mut build = static_build(workspace, &object)?;
+    build.args(["--bins", "--tests"]);
+    for package in LAB_PACKAGES {
+        build.args(["--package", package]);
+    }
+    let programs = workspace.lab_programs()?;
+    collect(&mut build, &programs)?;
+    say(format!("programs are in {}", programs.display()));
+    Ok(programs)
+}
+
+/// A cargo build of host programs that need nothing of the machine they run on. It has a
+/// target folder of its own: other flags would make cargo build everything anew each time.
+fn static_build(workspace: &Workspace, object: &Path) -> Result<Command> {
+    let triple = host_triple()?;
+    let mut build = process::cargo();
+    build.args(["build", "--profile", "lab", "--target", &triple, "--message-format=json-render-diagnostics"]);
+    build
+        .current_dir(&workspace.root)
+        .env("CARGO_TARGET_DIR", workspace.target.join("lab"))
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .env(EBPF_OBJECT, object);
+    Ok(build)
+}
+
+/// Cargo's words on something it has built.
+#[derive(Deserialize)]
+struct Built {
+    executable: Option<PathBuf>,
+    target: BuiltTarget,
+    profile: BuiltProfile,
+}
+
+#[derive(Deserialize)]
+struct BuiltTarget {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct BuiltProfile {
+    test: bool,
+}
+
+impl Built {
+    /// Programs and integration tests, not the unit tests within a library or a program.
+    fn is_wanted(&self) -> bool {
+        let is = |kind: &str| self.target.kind.iter().any(|k| k == kind);
+        if self.profile.test { is("test") } else { is("bin") }
+    }
+}
+
+/// Runs the build and lays what it makes into `folder`, without what lay there before.
+fn collect(build: &mut Command, folder: &Path) -> Result<()> {
+    let child = build.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start cargo")?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("the build failed: {}", process::name_of(build));
+    }
+    let mut names = Vec::new();
+    for line in output.stdout.split(|b| *b == b'\n') {
+        let Ok(built) = serde_json::from_slice::<Built>(line) else { continue };
+        if let (true, Some(executable)) = (built.is_wanted(), &built.executable) {
+            copy_if_changed(executable, &folder.join(&built.target.name))?;
+            names.push(built.target.name);
+        }
+    }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if !names.iter().any(|name| entry.file_name() == name.as_str()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The triple of this machine, as its compiler says it.
+pub(crate) fn host_triple() -> Result<String> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let version = process::output(process::command(rustc).arg("-vV"))?;
+    let triple = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(triple.context("rustc -vV names no host")?.to_owned())
+}
+
+/// A copy that leaves an equal file alone, so that nothing that depends on it is built again.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let what = || format!("copy {} to {}", from.display(), to.display());
+    let new = fs::read(from).with_context(what)?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder).with_context(what)?;
+    }
+    // By rename: a program that is running can't be written to.
+    let beside = to.with_extension("new");
+    fs::copy(from, &beside).with_context(what)?;
+    fs::rename(&beside, to).with_context(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_equal_file_keeps_its_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (from, to) = (folder.path().join("from"), folder.path().join("deep/to"));
+        fs::write(&from, "object").expect("written");
+        copy_if_changed(&from, &to).expect("copied");
+        let before = fs::metadata(&to).and_then(|m| m.modified()).expect("a time");
+        fs::write(&from, "object").expect("written");
+        copy_if_changed(&from, &to).expect("copied");
+        assert_eq!(before, fs::metadata(&to).and_then(|m| m.modified()).expect("a time"));
+        fs::write(&from, "another").expect("written");
+        copy_if_changed(&from, &to).expect("copied");
+        assert_eq!(fs::read(&to).expect("read"), b"another");
+    }
+
+    #[test]
+    fn unit_tests_are_no_programs() {
+        let built = |kind: &str, test: bool| {
+            let json = format!(
+                r#"{{"executable":"/x","target":{{"name":"n","kind":["{kind}"]}},"profile":{{"test":{test}}}}}"#
+            );
+            serde_json::from_str::<Built>(&json).expect("parsed").is_wanted()
+        };
+        assert!(built("bin", false) && built("test", true));
+        assert!(!built("bin", true) && !built("lib", true));
+    }
+}
