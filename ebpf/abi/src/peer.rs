@@ -49,13 +49,13 @@ impl PeerValue {
     /// Index into [`names::SLOTS`](crate::names::SLOTS).
     #[inline(always)]
     pub const fn slot(self) -> u8 {
-        (self.0 >> 8) as u8
+        (self.0 >> 8 & 0xff) as u8
     }
 
     /// Low 16 bits of the key generation that the slot's device belongs to.
     #[inline(always)]
     pub const fn generation(self) -> u16 {
-        (self.0 >> 16) as u16
+        (self.0 >> 16 & 0xffff) as u16
     }
 
     /// End of the bypass, seconds since boot.

@@ -1,1 +1,28 @@
+//! The datapath's decision: what is to become of a packet.
+//!
+//! Pure and `no_std`: the packet comes through [`Bytes`], the maps through [`Tables`], so the very
+//! code that the kernel runs is tested on the host. Nothing here ends a packet's journey; a
+//! [`Decision`] says what should, and the thin programs around it do it.
+//!
+//! Both families take one path: an IPv4 address is handled as `::ffff:a.b.c.d`
+//! (see [`kubeveil_abi::Address`]).
+#![no_std]
 
+mod decision;
+mod deliver;
+mod flow;
+mod guard;
+mod packet;
+mod steer;
+mod tables;
+mod tcp;
+mod transport;
+
+pub use decision::Decision;
+pub use deliver::deliver;
+pub use guard::guard;
+pub use packet::{Bytes, Meta, Packet, Parsed, is_vlan, parse};
+pub use steer::steer;
+pub use tables::Tables;
+pub use tcp::MssClamp;
+pub use transport::Transport;

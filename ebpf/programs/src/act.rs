@@ -1,0 +1,79 @@
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::{bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes, bpf_skb_vlan_pop},
+};
+use kubeveil_abi::{Direction, Reason, Verdict, counter_index};
+use kubeveil_verdict::{Decision, MssClamp};
+
+use crate::{maps, skb::Skb};
+
+/// The next program of the device decides: `TCX_NEXT`, and for clsact `TC_ACT_UNSPEC`; both are -1
+/// (`include/uapi/linux/bpf.h`, `enum tcx_action_base`).
+const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// VLAN tags of one packet: two in its bytes (the parser allows no more), one in its metadata.
+const MAX_TAGS: usize = 3;
+
+/// Counts the decision and does what it says.
+#[inline(always)]
+pub fn carry_out(skb: &Skb, direction: Direction, decision: &Decision) -> i32 {
+    let verdict = decision.verdict();
+    let is_tunnelled = matches!(verdict, Verdict::Tunnel | Verdict::Wrap | Verdict::Replace);
+    // A tag would go into the tunnel with the packet, and the far end knows none.
+    if is_tunnelled && !pop_tags(skb) {
+        maps::count(
+            counter_index(direction, false, Reason::Unparsable),
+            decision.length,
+        );
+        return TC_ACT_SHOT;
+    }
+    maps::count(
+        counter_index(direction, decision.observed, decision.reason),
+        decision.length,
+    );
+    match verdict {
+        Verdict::Pass => NEXT,
+        Verdict::Drop => TC_ACT_SHOT,
+        Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => {
+            if let Some(clamp) = decision.clamp {
+                lower_mss(skb, &clamp);
+            }
+            // SAFETY: takes an index; 0 is the egress of that device. The kernel takes the link
+            // header off on the way into a device that has none.
+            unsafe { bpf_redirect(decision.ifindex, 0) as i32 }
+        }
+    }
+}
+
+#[inline(always)]
+fn pop_tags(skb: &Skb) -> bool {
+    for _ in 0..MAX_TAGS {
+        if !skb.is_tagged() {
+            return true;
+        }
+        // SAFETY: takes the context only; we hold no pointer into the packet.
+        if unsafe { bpf_skb_vlan_pop(skb.raw) } != 0 {
+            return false;
+        }
+    }
+    !skb.is_tagged()
+}
+
+/// Rewrites the option. A failure leaves it as it was: the packet is none the worse for it.
+#[inline(always)]
+fn lower_mss(skb: &Skb, clamp: &MssClamp) {
+    let Some(link) = skb.link_header() else {
+        return;
+    };
+    let (old, new) = clamp.checksum_words();
+    let value = clamp.new.to_be();
+    // SAFETY: both helpers check the offsets against the packet; `value` outlives the call. A checksum
+    // that the device is to compute (CHECKSUM_PARTIAL) is left to it by the second.
+    unsafe {
+        let from = (&raw const value).cast();
+        if bpf_skb_store_bytes(skb.raw.cast(), link + clamp.offset, from, 2, 0) == 0 {
+            let size = size_of::<u16>() as u64;
+            bpf_l4_csum_replace(skb.raw, link + clamp.checksum, old.into(), new.into(), size);
+        }
+    }
+}

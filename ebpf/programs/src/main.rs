@@ -1,0 +1,51 @@
+//! The tc programs: thin shells around `kubeveil-verdict`, which decides.
+//!
+//! A shell reads the packet and the maps for it, counts, and carries the decision out. The names of
+//! maps and programs are those of `kubeveil_abi::names`.
+#![no_std]
+#![no_main]
+
+mod act;
+mod maps;
+mod skb;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use kubeveil_abi::Direction;
+
+use crate::{maps::Maps, skb::Skb};
+
+/// Egress of underlay devices.
+#[classifier]
+pub fn steer(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx);
+    let decision = kubeveil_verdict::steer(&skb.meta(), &skb, &Maps, &maps::config());
+    act::carry_out(&skb, Direction::Egress, &decision)
+}
+
+/// Ingress of underlay devices.
+#[classifier]
+pub fn guard(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx);
+    let decision = kubeveil_verdict::guard(&skb.meta(), &skb, &Maps, &maps::config());
+    act::carry_out(&skb, Direction::Ingress, &decision)
+}
+
+/// Ingress of our WireGuard devices.
+#[classifier]
+pub fn deliver(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx);
+    let decision = kubeveil_verdict::deliver(&skb.meta(), &skb, &Maps, &maps::config());
+    act::carry_out(&skb, Direction::Tunnel, &decision)
+}
+
+/// The kernel asks for GPL compatibility and knows a handful of strings only
+/// (`include/linux/license.h`): our Apache-2.0 OR GPL-2.0-only is "GPL" to it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier would refuse a program from which this can be reached.
+    loop {}
+}

@@ -1,0 +1,105 @@
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    helpers::bpf_ktime_get_boot_ns,
+    macros::btf_map,
+};
+use kubeveil_abi::{
+    Address, COUNTERS as COUNTERS_LEN, Config, Counter, DeviceKind, FlowKey, FlowValue,
+    MAX_DEVICES, MAX_FLOWS, MAX_PEERS, MAX_PREFIXES, MAX_SLOTS, PeerValue, PrefixValue,
+};
+use kubeveil_verdict::Tables;
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map]
+static PREFIXES: LpmTrie<Address, PrefixValue, MAX_PREFIXES> = LpmTrie::new();
+
+/// In the daemon's memory too, so that it can change a peer by one atomic store.
+#[btf_map]
+static PEERS: Array<u64, MAX_PEERS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static SLOTS: Array<u32, MAX_SLOTS> = Array::new();
+
+#[btf_map]
+static DEVICES: HashMap<u32, u32, MAX_DEVICES> = HashMap::new();
+
+/// Preallocated: an insertion fails when the table is full, never because an allocation in the midst of
+/// a burst did. An element freed while a program looks at it may by then be another flow's; all that is
+/// read is when it was last seen, and a moment too fresh only sends a packet through the tunnel.
+#[btf_map]
+static FLOWS: HashMap<FlowKey, FlowValue, MAX_FLOWS> = HashMap::new();
+
+#[btf_map]
+static COUNTERS: PerCpuArray<Counter, COUNTERS_LEN> = PerCpuArray::new();
+
+/// The configuration; should it be missing, the strictest.
+#[inline(always)]
+pub fn config() -> Config {
+    CONFIG.get(0).copied().unwrap_or_default()
+}
+
+/// Adds a packet to a counter of this CPU.
+#[inline(always)]
+pub fn count(index: u32, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own memory. A program that interrupts this one here may lose a count.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// The maps, as the decision sees them.
+pub struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn prefix(&self, address: &Address) -> Option<PrefixValue> {
+        PREFIXES.get(&Key::new(128, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn peer(&self, index: u32) -> PeerValue {
+        match PEERS.get_ptr(index) {
+            // SAFETY: an aligned word of the map. One load, since the daemon stores to it meanwhile.
+            Some(value) => PeerValue(unsafe { value.read_volatile() }),
+            None => PeerValue::NO_TUNNEL,
+        }
+    }
+
+    #[inline(always)]
+    fn slot(&self, slot: u8) -> u32 {
+        SLOTS.get(u32::from(slot)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<DeviceKind> {
+        // SAFETY: copied at once.
+        let raw = unsafe { DEVICES.get(ifindex) }.copied()?;
+        DeviceKind::from_raw(raw)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<FlowValue> {
+        // SAFETY: copied at once; see `FLOWS` for an element that is freed meanwhile.
+        unsafe { FLOWS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &FlowKey, value: FlowValue) -> bool {
+        FLOWS.insert(key, value, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: no argument, no side effect.
+        let nanoseconds = unsafe { bpf_ktime_get_boot_ns() };
+        (nanoseconds / NANOSECONDS) as u32
+    }
+}

@@ -1,0 +1,161 @@
+use kubeveil_abi::{Config, FlowKey, FlowValue};
+
+use crate::{
+    packet::{Bytes, Packet, parse_quoted},
+    tables::Tables,
+    transport::{ICMP, ICMPV6, TCP, Transport, UDP},
+};
+
+/// ICMP types (RFC 792) and ICMPv6 types (RFC 4443; RFC 4861 for neighbour discovery, RFC 2710 and
+/// RFC 3810 for multicast listeners).
+const ECHO_REPLY: u32 = 0;
+const UNREACHABLE: u32 = 3;
+const SOURCE_QUENCH: u32 = 4;
+const REDIRECT: u32 = 5;
+const ECHO: u32 = 8;
+const TIME_EXCEEDED: u32 = 11;
+const PARAMETER_PROBLEM: u32 = 12;
+const V6_ERRORS_END: u32 = 128;
+const V6_ECHO: u32 = 128;
+const V6_ECHO_REPLY: u32 = 129;
+const V6_MULTICAST_LISTENER: core::ops::RangeInclusive<u32> = 130..=132;
+const V6_NEIGHBOUR: core::ops::RangeInclusive<u32> = 133..=137;
+const V6_MULTICAST_LISTENER_2: u32 = 143;
+
+/// Which flow a packet belongs to.
+pub(crate) enum Flow {
+    /// This one.
+    Of(FlowKey),
+    /// None that could be a pod's: the link's own business (neighbour discovery).
+    Link,
+    /// It can't be read.
+    Unreadable,
+}
+
+/// The flow of a packet that arrived, seen from here.
+#[inline(always)]
+pub(crate) fn incoming(packet: &Packet, transport: &Transport, bytes: &impl Bytes) -> Flow {
+    let icmp = match icmp(transport, bytes) {
+        Some(icmp) => icmp,
+        None => return Flow::Unreadable,
+    };
+    let ports = match icmp {
+        Icmp::Echo(ports) => Some(ports),
+        Icmp::Link => return Flow::Link,
+        Icmp::Error | Icmp::Other | Icmp::No => transport.ports(bytes),
+    };
+    let Some(ports) = ports else {
+        return Flow::Unreadable;
+    };
+    Flow::Of(FlowKey {
+        remote: packet.source,
+        local: packet.destination,
+        protocol: transport.protocol,
+        ports,
+    })
+}
+
+/// The flow that a packet of this host replies to.
+///
+/// An error is about the packet that it quotes, and carries that one's bytes: it belongs to its flow.
+#[inline(always)]
+pub(crate) fn outgoing(packet: &Packet, transport: &Transport, bytes: &impl Bytes) -> Flow {
+    let ports = match icmp(transport, bytes) {
+        None => return Flow::Unreadable,
+        Some(Icmp::Error) => return quoted(packet, transport, bytes),
+        Some(Icmp::Link) => return Flow::Link,
+        Some(Icmp::Echo(ports)) => Some(ports),
+        Some(Icmp::Other | Icmp::No) => transport.ports(bytes),
+    };
+    let Some(ports) = ports else {
+        return Flow::Unreadable;
+    };
+    Flow::Of(FlowKey {
+        remote: packet.destination,
+        local: packet.source,
+        protocol: transport.protocol,
+        // Ours is the source.
+        ports: ports.rotate_left(16),
+    })
+}
+
+#[inline(always)]
+fn quoted(error: &Packet, transport: &Transport, bytes: &impl Bytes) -> Flow {
+    // Type, code, checksum and four bytes that depend on the type (RFC 792, RFC 4443).
+    let Some(packet) = parse_quoted(error.is_v6, bytes, transport.offset + 8) else {
+        return Flow::Unreadable;
+    };
+    let Some(transport) = packet.transport(bytes) else {
+        return Flow::Unreadable;
+    };
+    incoming(&packet, &transport, bytes)
+}
+
+/// What an ICMP or ICMPv6 message is.
+enum Icmp {
+    /// Another protocol.
+    No,
+    /// Echo request or reply: its identifier in both halves.
+    Echo(u32),
+    /// About the packet that it quotes.
+    Error,
+    /// Between neighbours on a link.
+    Link,
+    /// Anything else.
+    Other,
+}
+
+#[inline(always)]
+fn icmp(transport: &Transport, bytes: &impl Bytes) -> Option<Icmp> {
+    let is_v6 = transport.protocol == ICMPV6;
+    if transport.later_fragment || !is_v6 && transport.protocol != ICMP {
+        return Some(Icmp::No);
+    }
+    let [first] = bytes.words(transport.offset)?;
+    let kind = u32::from_be(first) >> 24;
+    Some(match (is_v6, kind) {
+        (false, ECHO | ECHO_REPLY) | (true, V6_ECHO | V6_ECHO_REPLY) => {
+            let [second] = bytes.words(transport.offset + 4)?;
+            let identifier = u32::from_be(second) >> 16;
+            Icmp::Echo(identifier << 16 | identifier)
+        }
+        (false, UNREACHABLE | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAMETER_PROBLEM) => Icmp::Error,
+        (true, ..V6_ERRORS_END) => Icmp::Error,
+        (true, kind)
+            if V6_NEIGHBOUR.contains(&kind)
+                || V6_MULTICAST_LISTENER.contains(&kind)
+                || kind == V6_MULTICAST_LISTENER_2 =>
+        {
+            Icmp::Link
+        }
+        _ => Icmp::Other,
+    })
+}
+
+/// Whether replies of the flow go through the tunnel now.
+#[inline(always)]
+pub(crate) fn is_live(tables: &impl Tables, config: &Config, key: &FlowKey, now: u32) -> bool {
+    let Some(value) = tables.flow(key) else {
+        return false;
+    };
+    let limit = if key.protocol == TCP { config.flow_tcp_seconds } else { config.flow_other_seconds };
+    // 0 is a configuration that nobody has written to yet: nothing expires.
+    // A clock read before another CPU's is no age.
+    limit == 0 || now.saturating_sub(value.seen) <= limit
+}
+
+/// Notes that the flow was seen now; false if there is no room. Writes once a second at most.
+#[inline(always)]
+pub(crate) fn refresh(tables: &impl Tables, key: &FlowKey, now: u32) -> bool {
+    match tables.flow(key) {
+        Some(value) if value.seen == now => true,
+        _ => tables.remember(key, FlowValue { seen: now, reserved: 0 }),
+    }
+}
+
+/// Whether the port (host order) is one of WireGuard's own. 0, in a configuration nobody has
+/// written to, is none.
+#[inline(always)]
+pub(crate) fn is_tunnel_port(config: &Config, protocol: u32, port: u32) -> bool {
+    protocol == UDP && port != 0 && (port == config.ports[0] || port == config.ports[1])
+}

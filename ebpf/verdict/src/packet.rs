@@ -1,0 +1,169 @@
+use kubeveil_abi::{Address, v4};
+
+/// EtherTypes (`include/uapi/linux/if_ether.h`).
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+
+/// VLAN tags that are looked through. The kernel moves one more into the packet's metadata.
+const MAX_TAGS: u32 = 2;
+
+/// Length of the IPv6 header (RFC 8200, section 3).
+const IPV6_HEADER: u32 = 40;
+/// The 13 bits of an IPv4 fragment's offset (RFC 791, section 3.1).
+const IPV4_OFFSET_MASK: u32 = 0x1fff;
+
+/// The packet's memory, from its network header on.
+pub trait Bytes {
+    /// `N` words as they lie at `offset`, which need not be aligned; `None` if the packet ends before.
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+
+    /// Length of the packet. It may count a link header too, so it bounds what can be there.
+    fn length(&self) -> u32;
+
+    /// Several segments under one header. Only then may a header say that its length is 0: the
+    /// kernel does so for packets above 64 KiB ("BIG TCP", `iph_set_totlen`).
+    fn segmented(&self) -> bool;
+}
+
+/// What the kernel knows of a packet beside its bytes (`struct __sk_buff`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Meta {
+    /// EtherType in host order (`skb->protocol`, which is right with an offloaded VLAN tag too).
+    pub protocol: u16,
+    /// Device that it came in by; 0 for what this host sent itself.
+    pub ingress_ifindex: u32,
+    /// Firewall mark.
+    pub mark: u32,
+}
+
+/// The network header, IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Bytes from the IP header on.
+    pub length: u32,
+    /// VLAN tags in front of the IP header that the kernel has left in the packet.
+    pub tags: u32,
+    /// Whether it is IPv6.
+    pub is_v6: bool,
+    /// Protocol of what follows; for IPv6 it may be an extension header.
+    pub(crate) next: u32,
+    /// Where that begins, from the network header.
+    pub(crate) payload: u32,
+    /// An IPv4 fragment other than the first.
+    pub(crate) later_fragment: bool,
+}
+
+/// What [`parse`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// Neither IPv4 nor IPv6.
+    NonIp,
+    /// Said to be IP, but its header makes no sense or is cut short.
+    Unparsable,
+    /// An IP packet.
+    Ip(Packet),
+}
+
+/// Reads the network header of a packet whose EtherType is `protocol`.
+#[inline(always)]
+pub fn parse(protocol: u16, bytes: &impl Bytes) -> Parsed {
+    let (mut protocol, mut tags) = (protocol, 0);
+    // A pod that reaches the wire by a bridge can put tags of its own in front.
+    while is_vlan(protocol) {
+        if tags == MAX_TAGS {
+            return Parsed::Unparsable;
+        }
+        let Some([tag]) = bytes.words(tags * 4) else {
+            return Parsed::Unparsable;
+        };
+        protocol = low_half(tag);
+        tags += 1;
+    }
+    let at = tags * 4;
+    let packet = match protocol {
+        ETH_P_IP => parse_v4(bytes, at),
+        ETH_P_IPV6 => parse_v6(bytes, at),
+        _ => return Parsed::NonIp,
+    };
+    let Some(mut packet) = packet else {
+        return Parsed::Unparsable;
+    };
+    packet.tags = tags;
+    // `length` counts from the network header on or from further left, so this is no false alarm.
+    let room = bytes.length().saturating_sub(at);
+    let header = packet.payload - at;
+    let stated = packet.length;
+    let empty = if packet.is_v6 { IPV6_HEADER } else { 0 };
+    if stated == empty && bytes.segmented() {
+        packet.length = room;
+    } else if stated < header || stated > room {
+        return Parsed::Unparsable;
+    }
+    Parsed::Ip(packet)
+}
+
+/// Whether an EtherType (host order) announces a VLAN tag.
+#[inline(always)]
+pub const fn is_vlan(protocol: u16) -> bool {
+    matches!(protocol, ETH_P_8021Q | ETH_P_8021AD)
+}
+
+/// The header that an ICMP error quotes. Its length is not held against the room: a quote is cut short.
+#[inline(always)]
+pub(crate) fn parse_quoted(is_v6: bool, bytes: &impl Bytes, at: u32) -> Option<Packet> {
+    if is_v6 { parse_v6(bytes, at) } else { parse_v4(bytes, at) }
+}
+
+/// RFC 791, section 3.1.
+#[inline(always)]
+fn parse_v4(bytes: &impl Bytes, at: u32) -> Option<Packet> {
+    let [first, fragment, ttl, source, destination] = bytes.words(at)?;
+    let first = u32::from_be(first);
+    let header = (first >> 24 & 0xf) * 4;
+    if first >> 28 != 4 || header < 20 {
+        return None;
+    }
+    Some(Packet {
+        source: v4(source),
+        destination: v4(destination),
+        length: first & 0xffff,
+        tags: 0,
+        is_v6: false,
+        next: u32::from_be(ttl) >> 16 & 0xff,
+        payload: at + header,
+        later_fragment: u32::from_be(fragment) & IPV4_OFFSET_MASK != 0,
+    })
+}
+
+/// RFC 8200, section 3. Extension headers are left to [`Packet::transport`].
+#[inline(always)]
+fn parse_v6(bytes: &impl Bytes, at: u32) -> Option<Packet> {
+    let [first, second, s0, s1, s2, s3, d0, d1, d2, d3] = bytes.words(at)?;
+    if u32::from_be(first) >> 28 != 6 {
+        return None;
+    }
+    let second = u32::from_be(second);
+    Some(Packet {
+        source: [s0, s1, s2, s3],
+        destination: [d0, d1, d2, d3],
+        length: IPV6_HEADER + (second >> 16),
+        tags: 0,
+        is_v6: true,
+        next: second >> 8 & 0xff,
+        payload: at + IPV6_HEADER,
+        later_fragment: false,
+    })
+}
+
+/// The last two bytes of a word as it lies in a packet.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it is what the function is for")]
+pub(crate) const fn low_half(word: u32) -> u16 {
+    u32::from_be(word) as u16
+}

@@ -1,0 +1,148 @@
+use kubeveil_abi::{Config, DeviceKind, PeerState, PrefixKind, Reason};
+
+use crate::{
+    Decision,
+    flow::{self, Flow},
+    packet::{Bytes, Meta, Packet, Parsed, parse},
+    tables::{Tables, owner},
+    tcp,
+    transport::UDP,
+};
+
+/// Where a packet goes: a reason, and for [`Reason::Tunnelled`] the device.
+type Way = (Reason, u32);
+
+/// Egress of an underlay device: the last hop, after DNAT and routing.
+#[inline(always)]
+pub fn steer(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Decision {
+    let packet = match parse(meta.protocol, bytes) {
+        Parsed::NonIp => return Decision::new(config, Reason::NonIp, bytes.length()),
+        Parsed::Unparsable => return Decision::new(config, Reason::Unparsable, bytes.length()),
+        Parsed::Ip(packet) => packet,
+    };
+    let step = Step { meta, bytes, tables, config, packet: &packet };
+    let (reason, ifindex) = step.way();
+    let mut decision = Decision::new(config, reason, packet.length);
+    if matches!(reason, Reason::Tunnelled) {
+        decision.ifindex = ifindex;
+        decision.clamp = tcp::clamp(&packet, bytes, config);
+    }
+    decision
+}
+
+struct Step<'a, B, T> {
+    meta: &'a Meta,
+    bytes: &'a B,
+    tables: &'a T,
+    config: &'a Config,
+    packet: &'a Packet,
+}
+
+impl<B: Bytes, T: Tables> Step<'_, B, T> {
+    #[inline(always)]
+    fn way(&self) -> Way {
+        if self.is_outer() {
+            return (Reason::Outer, 0);
+        }
+        let Some((kind, peer)) = owner(self.tables, &self.packet.destination) else {
+            return (Reason::Other, 0);
+        };
+        match kind {
+            PrefixKind::LocalNode => (Reason::Other, 0),
+            PrefixKind::LocalPods => (self.unless_from_tunnel(Reason::LocalPodOutward), 0),
+            PrefixKind::UnownedPods => (self.unless_from_tunnel(Reason::NoOwner), 0),
+            PrefixKind::RemoteNode if self.is_own() => self.host_to_peer(peer),
+            PrefixKind::RemoteNode | PrefixKind::RemotePods => self.to_peer(peer),
+        }
+    }
+
+    /// Sent by this host itself. What is forwarded is a pod's or a Service's, even where masquerading
+    /// has given it the node's address.
+    #[inline(always)]
+    const fn is_own(&self) -> bool {
+        self.meta.ingress_ifindex == 0
+    }
+
+    /// The host's own and with WireGuard's mark. A mark of 0 is every packet's: no configuration yet.
+    #[inline(always)]
+    const fn is_marked(&self) -> bool {
+        self.is_own() && self.config.fwmark != 0 && self.meta.mark == self.config.fwmark
+    }
+
+    /// WireGuard's own packet. Its port alone would prove nothing: pods can send from it.
+    #[inline(always)]
+    fn is_outer(&self) -> bool {
+        if !self.is_marked() || self.packet.next != UDP {
+            return false;
+        }
+        let Some(transport) = self.packet.transport(self.bytes) else {
+            return false;
+        };
+        match transport.ports(self.bytes) {
+            Some(ports) => flow::is_tunnel_port(self.config, UDP, ports >> 16),
+            None => false,
+        }
+    }
+
+    /// From this host to a node: its own affair, unless it answers a flow that came out of the tunnel.
+    #[inline(always)]
+    fn host_to_peer(&self, peer: u32) -> Way {
+        // Pods on macvlan or ipvlan have not come in by any device of ours.
+        if let Some((PrefixKind::LocalPods, _)) = owner(self.tables, &self.packet.source) {
+            return self.to_peer(peer);
+        }
+        let Some(transport) = self.packet.transport(self.bytes) else {
+            return (Reason::Unparsable, 0);
+        };
+        let is_udp = transport.protocol == UDP;
+        if transport.later_fragment && is_udp && self.is_marked() {
+            return (Reason::Outer, 0);
+        }
+        let key = match flow::outgoing(self.packet, &transport, self.bytes) {
+            Flow::Of(key) => key,
+            Flow::Link => return (Reason::Host, 0),
+            Flow::Unreadable => return (Reason::Unparsable, 0),
+        };
+        let now = self.tables.now();
+        if !flow::is_live(self.tables, self.config, &key, now) {
+            return (Reason::Host, 0);
+        }
+        // A stream that only goes out keeps its flow alive, as it does in the far end's NAT. There is
+        // room: the entry exists.
+        flow::refresh(self.tables, &key, now);
+        self.to_peer(peer)
+    }
+
+    #[inline(always)]
+    fn to_peer(&self, index: u32) -> Way {
+        let is_ours = matches!(
+            owner(self.tables, &self.packet.source),
+            Some((PrefixKind::LocalPods | PrefixKind::LocalNode, _))
+        );
+        // Out of one tunnel into another is right for a Service only, and then the source was
+        // translated to our own. Anything else is on its way to the wrong node.
+        if !is_ours && self.is_from_tunnel() {
+            return (Reason::TunnelToPlain, 0);
+        }
+        let peer = self.tables.peer(index);
+        match peer.state() {
+            PeerState::Tunnel => match self.tables.slot(peer.slot()) {
+                0 => (Reason::DeviceGone, 0),
+                _ if !is_ours => (Reason::SourceNotOurs, 0),
+                ifindex => (Reason::Tunnelled, ifindex),
+            },
+            PeerState::Bypass if self.tables.now() < peer.bypass_until() => (Reason::Bypassed, 0),
+            PeerState::Bypass | PeerState::NoTunnel => (Reason::NoTunnel, 0),
+        }
+    }
+
+    #[inline(always)]
+    fn unless_from_tunnel(&self, reason: Reason) -> Reason {
+        if self.is_from_tunnel() { Reason::TunnelToPlain } else { reason }
+    }
+
+    #[inline(always)]
+    fn is_from_tunnel(&self) -> bool {
+        !self.is_own() && matches!(self.tables.device(self.meta.ingress_ifindex), Some(DeviceKind::Tunnel))
+    }
+}
