@@ -1,1 +1,8 @@
+//! The lab: nodes, pods and a wire in network namespaces, traffic between the pods, a capture on the
+//! wire, and the judgement of what the capture saw. `tests/README.md` is the contract.
 
+pub mod address;
+pub mod http;
+pub mod lab;
+pub mod namespace;
+pub mod process;

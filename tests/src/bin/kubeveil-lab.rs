@@ -1,0 +1,198 @@
+//! `kubeveil-lab`: lays the lab, runs a command in it, takes the lab down.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, ExitStatus};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use kubeveil_tests::address::Families;
+use kubeveil_tests::lab::{self, Lab, Mode, Spec};
+use kubeveil_tests::process::{Handle, descendants};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Nodes, pods and a wire in network namespaces, with a daemon on each node; runs COMMAND in it.
+///
+/// tests/README.md says what COMMAND finds. The exit status is COMMAND's; 124 when the time is over,
+/// 125 when the lab could not be laid or taken down.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3)]
+    nodes: u8,
+    /// The mesh's mode; off starts no daemon and loads nothing.
+    #[arg(long, value_enum, default_value = "require")]
+    mode: Mode,
+    /// The address families of nodes and pods.
+    #[arg(long, value_enum, default_value = "dual")]
+    family: Families,
+    /// Seconds until COMMAND is ended.
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+    /// Seconds that the daemons may take to get ready.
+    #[arg(long, value_name = "S", default_value_t = lab::READY.as_secs())]
+    ready_timeout: u64,
+    /// What to run; an interactive bash if nothing.
+    #[arg(last = true)]
+    command: Vec<OsString>,
+}
+
+/// The lab itself failed.
+const FAILED: u8 = 125;
+/// The time was over.
+const TIMED_OUT: u8 = 124;
+/// How long COMMAND may take to end after it was asked to.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("kubeveil-lab: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<u8> {
+    // Before the thread that waits for signals: it inherits what the first one has.
+    lab::make_private()?;
+    let signals = listen()?;
+    let spec = Spec {
+        nodes: arguments.nodes,
+        mode: arguments.mode,
+        families: arguments.family,
+    };
+    let lab = Lab::lay(spec)?;
+    let outcome = inside(&lab, arguments, &signals);
+    let left = end_descendants(&lab);
+    lab.take_down()?;
+    left?;
+    outcome
+}
+
+fn listen() -> Result<Receiver<i32>> {
+    let mut signals =
+        Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGTERM]).context("listen for signals")?;
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || signals.forever().try_for_each(|signal| sender.send(signal)));
+    Ok(receiver)
+}
+
+fn inside(lab: &Lab, arguments: &Arguments, signals: &Receiver<i32>) -> Result<u8> {
+    if arguments.mode != Mode::Off {
+        lab.start_daemons(Duration::from_secs(arguments.ready_timeout))?;
+    }
+    if let Some(signal) = signals.try_iter().find(|&signal| signal != SIGCHLD) {
+        return Ok(died_of(signal));
+    }
+    let mut command = match arguments.command.split_first() {
+        Some((program, rest)) => {
+            let mut command = Command::new(program);
+            command.args(rest);
+            command
+        }
+        None => Command::new("bash"),
+    };
+    command
+        .env("PATH", lab::program_path())
+        .env("KUBEVEIL_LAB", lab.folder());
+    let name = command.get_program().display().to_string();
+    let child = command.spawn().with_context(|| format!("start {name}"))?;
+    let timeout = arguments.timeout.map(Duration::from_secs);
+    attend(child.id().cast_signed(), timeout, signals)
+}
+
+/// Waits for the command and meanwhile reaps orphans; hands on the signals that ask for an end.
+fn attend(pid: i32, timeout: Option<Duration>, signals: &Receiver<i32>) -> Result<u8> {
+    let command = Handle::open(pid)?.context("the command is gone before it was waited for")?;
+    let mut deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut asked = None;
+    loop {
+        if let Some(status) = reap(pid)? {
+            return Ok(asked.unwrap_or_else(|| code(status)));
+        }
+        match next(signals, deadline)? {
+            Some(SIGCHLD) => {}
+            // A terminal sent it to the command too, which may well go on.
+            Some(SIGINT) if std::io::stdin().is_terminal() => {}
+            end if asked.is_none() => {
+                if end.is_none() {
+                    eprintln!("kubeveil-lab: the time is over");
+                }
+                asked = Some(end.map_or(TIMED_OUT, died_of));
+                let signal = end.and_then(Signal::from_named_raw).unwrap_or(Signal::TERM);
+                command.signal(signal)?;
+                deadline = Some(Instant::now() + PATIENCE);
+            }
+            _ => {
+                command.signal(Signal::KILL)?;
+                deadline = None;
+            }
+        }
+    }
+}
+
+/// The next signal, or none at the deadline.
+fn next(signals: &Receiver<i32>, deadline: Option<Instant>) -> Result<Option<i32>> {
+    let Some(deadline) = deadline else {
+        return Ok(Some(signals.recv()?));
+    };
+    match signals.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(signal) => Ok(Some(signal)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => bail!("nobody listens for signals any more"),
+    }
+}
+
+/// Reaps every process that has ended; the status of `pid` if it is among them.
+fn reap(pid: i32) -> Result<Option<WaitStatus>> {
+    let mut found = None;
+    loop {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((ended, status))) if Pid::from_raw(pid) == Some(ended) => found = Some(status),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(found),
+            Err(error) => return Err(error).context("wait for processes"),
+        }
+    }
+}
+
+fn code(status: WaitStatus) -> u8 {
+    let status = ExitStatus::from_raw(status.as_raw());
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
+        (None, signal) => died_of(signal.unwrap_or(0)),
+    }
+}
+
+/// As shells say it.
+fn died_of(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+/// Ends what the command left running in the background. Daemons are the lab's to end.
+fn end_descendants(lab: &Lab) -> Result<()> {
+    let mut daemons = Vec::new();
+    for node in lab.nodes() {
+        daemons.extend(lab.daemon(node).running()?.map(|process| process.id()));
+    }
+    // Deepest first, so that nobody starts a child anew.
+    for pid in descendants()
+        .into_iter()
+        .rev()
+        .filter(|pid| !daemons.contains(pid))
+    {
+        if let Some(process) = Handle::open(pid)? {
+            process.end(Duration::from_secs(1))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! The lab: laid by a plan, taken down in reverse.
+
+mod daemon;
+mod manifests;
+mod plan;
+mod privacy;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+pub use daemon::{Daemon, READY};
+pub use manifests::{Manifest, mesh, node as node_manifest, pods as pods_manifest};
+pub use plan::{BRIDGE, WIRE};
+pub use privacy::make_private;
+
+use crate::address::{Families, MAX_NODES, Node, nodes};
+use crate::{namespace, process};
+use plan::Network;
+
+/// What `--mode` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// No daemon, nothing loaded: the control.
+    Off,
+    /// Attached and counting; steers nothing.
+    Observe,
+    /// Encrypted where a tunnel is proven, else plain.
+    Prefer,
+    /// Encrypted, or dropped.
+    Require,
+}
+
+impl Mode {
+    /// The mesh's mode. A lab that is off has a mesh too, for whoever starts a daemon by hand: one
+    /// that changes nothing.
+    pub fn in_manifest(self) -> &'static str {
+        match self {
+            Self::Off | Self::Observe => "observe",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+        }
+    }
+}
+
+/// What a lab is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// How many nodes.
+    pub nodes: u8,
+    /// The mesh's mode.
+    pub mode: Mode,
+    /// Which address families.
+    pub families: Families,
+}
+
+/// A laid lab. Dropping it takes it down too, and says on standard error what could not be.
+pub struct Lab {
+    spec: Spec,
+    folder: PathBuf,
+    undo: Vec<Undo>,
+}
+
+/// How one step is undone, recorded as soon as the step is done.
+enum Undo {
+    RemoveFolder(PathBuf),
+    Unmount(PathBuf),
+    Namespace(String),
+    Daemon(Daemon),
+}
+
+impl Lab {
+    /// Lays network, folder and manifests; starts no daemon. What was done is undone when a step fails.
+    /// The process has to be [private](make_private).
+    pub fn lay(spec: Spec) -> Result<Self> {
+        ensure!(
+            (1..=MAX_NODES).contains(&spec.nodes),
+            "a lab has 1 to {MAX_NODES} nodes"
+        );
+        let mut lab = Self {
+            spec,
+            folder: PathBuf::new(),
+            undo: Vec::new(),
+        };
+        lab.lay_folder().context("lay the lab's folder")?;
+        lab.lay_network().context("lay the lab's network")?;
+        lab.write_manifests().context("write the lab's manifests")?;
+        Ok(lab)
+    }
+
+    fn lay_folder(&mut self) -> Result<()> {
+        let folder = tempfile::Builder::new()
+            .prefix("kubeveil-lab-")
+            .tempdir_in("/run")?
+            .keep();
+        self.folder.clone_from(&folder);
+        self.undo.push(Undo::RemoveFolder(folder.clone()));
+        // A file system of its own, in the private mount namespace: even a lab that is killed leaves
+        // an empty folder and no key.
+        self.mount("tmpfs", &folder)?;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
+        fs::create_dir(folder.join("manifests"))?;
+        for node in nodes(self.spec.nodes) {
+            let own = folder.join(node.name());
+            fs::create_dir(&own)?;
+            fs::DirBuilder::new()
+                .mode(0o700)
+                .create(own.join("state"))?;
+            fs::create_dir(own.join("bpf"))?;
+            // Not below /sys: `ip netns exec` mounts a fresh sysfs over it.
+            self.mount("bpf", &own.join("bpf"))?;
+            self.undo
+                .push(Undo::Daemon(Daemon::new(node, &self.folder)));
+        }
+        Ok(())
+    }
+
+    fn mount(&mut self, kind: &str, target: &Path) -> Result<()> {
+        mount(
+            kind,
+            target,
+            kind,
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            None,
+        )
+        .with_context(|| format!("mount a {kind} on {}", target.display()))?;
+        self.undo.push(Undo::Unmount(target.to_owned()));
+        Ok(())
+    }
+
+    fn lay_network(&mut self) -> Result<()> {
+        let network = Network::plan(self.spec.nodes, self.spec.families);
+        for inner in &network.inner {
+            ensure!(
+                !namespace::path(&inner.namespace).exists(),
+                "the namespace {} is there already",
+                inner.namespace
+            );
+        }
+        self.undo.extend(
+            network
+                .inner
+                .iter()
+                .map(|inner| Undo::Namespace(inner.namespace.clone())),
+        );
+        batch(None, &network.namespaces())?;
+        for inner in &network.inner {
+            for sysctl in &inner.sysctls {
+                namespace::sysctl(&inner.namespace, sysctl.key, sysctl.value)?;
+            }
+        }
+        batch(None, &network.links)?;
+        for inner in &network.inner {
+            batch(Some(&inner.namespace), &inner.lines)?;
+        }
+        Ok(())
+    }
+
+    fn write_manifests(&self) -> Result<()> {
+        let folder = self.manifests();
+        mesh(self.spec.mode, self.spec.families).write(&folder)?;
+        for node in nodes(self.spec.nodes) {
+            manifests::node(node, self.spec.families).write(&folder)?;
+        }
+        manifests::pods(self.spec.nodes, self.spec.families).write(&folder)
+    }
+
+    /// Starts all daemons, then waits until each is ready.
+    pub fn start_daemons(&self, limit: Duration) -> Result<()> {
+        for node in self.nodes() {
+            self.daemon(node).spawn(&[])?;
+        }
+        for node in self.nodes() {
+            self.daemon(node).wait_ready(limit)?;
+        }
+        Ok(())
+    }
+
+    /// The daemon of a node, running or not.
+    pub fn daemon(&self, node: Node) -> Daemon {
+        Daemon::new(node, &self.folder)
+    }
+
+    /// What this lab is.
+    pub fn spec(&self) -> Spec {
+        self.spec
+    }
+
+    /// Its nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = Node> + Clone + use<> {
+        nodes(self.spec.nodes)
+    }
+
+    /// `KUBEVEIL_LAB`.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the daemons watch.
+    pub fn manifests(&self) -> PathBuf {
+        self.folder.join("manifests")
+    }
+
+    /// Takes the lab down. Goes on past an error, and reports them all.
+    pub fn take_down(mut self) -> Result<()> {
+        let errors = self.undo_all();
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let mut text = String::from("the lab was not taken down cleanly:");
+        for error in errors {
+            let _ = write!(text, "\n  {error:#}");
+        }
+        bail!(text)
+    }
+
+    fn undo_all(&mut self) -> Vec<anyhow::Error> {
+        std::iter::from_fn(|| self.undo.pop())
+            .filter_map(|step| step.undo().err())
+            .collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for error in self.undo_all() {
+            eprintln!("lab: {error:#}");
+        }
+    }
+}
+
+impl Undo {
+    fn undo(self) -> Result<()> {
+        match self {
+            Self::RemoveFolder(path) => {
+                fs::remove_dir(&path).with_context(|| format!("remove {}", path.display()))
+            }
+            // Detached: a shell that stands in the folder must not keep the lab alive.
+            Self::Unmount(path) => unmount(&path, UnmountFlags::DETACH)
+                .with_context(|| format!("unmount {}", path.display())),
+            Self::Namespace(name) => remove_namespace(&name),
+            Self::Daemon(daemon) => daemon.end(),
+        }
+    }
+}
+
+/// As `ip netns del`, without a process for each.
+fn remove_namespace(name: &str) -> Result<()> {
+    let path = namespace::path(name);
+    if !path.exists() {
+        return Ok(());
+    }
+    // Not mounted: `ip netns add` failed half-way.
+    let _ = unmount(&path, UnmountFlags::DETACH);
+    fs::remove_file(&path).with_context(|| format!("remove the namespace {name}"))
+}
+
+/// `PATH` with the programs: those beside this one first.
+pub fn program_path() -> std::ffi::OsString {
+    let own = std::env::current_exe()
+        .ok()
+        .and_then(|exe| exe.parent().map(Path::to_owned));
+    let inherited = std::env::var_os("PATH").unwrap_or_default();
+    let all = own.into_iter().chain(std::env::split_paths(&inherited));
+    // A folder with a colon in its name can't be on PATH; then what was there has to do.
+    std::env::join_paths(all).unwrap_or(inherited)
+}
+
+/// Gives lines to one `ip -batch`, inside a namespace or outside of all.
+pub fn batch(inside: Option<&str>, lines: &[String]) -> Result<()> {
+    let mut command = Command::new("ip");
+    if let Some(name) = inside {
+        command.args(["-n", name]);
+    }
+    let text = lines.join("\n") + "\n";
+    let outcome = process::run(command.args(["-batch", "-"]), &text);
+    outcome.with_context(|| {
+        let numbered = lines
+            .iter()
+            .enumerate()
+            .fold(String::new(), |mut text, (index, line)| {
+                let _ = write!(text, "\n  {}: {line}", index + 1);
+                text
+            });
+        format!(
+            "in {}, of these lines:{numbered}",
+            inside.unwrap_or("no namespace")
+        )
+    })?;
+    Ok(())
+}
