@@ -21,16 +21,10 @@ pub fn carry_out(skb: &Skb, direction: Direction, decision: &Decision) -> i32 {
     let is_tunnelled = matches!(verdict, Verdict::Tunnel | Verdict::Wrap | Verdict::Replace);
     // A tag would go into the tunnel with the packet, and the far end knows none.
     if is_tunnelled && !pop_tags(skb) {
-        maps::count(
-            counter_index(direction, false, Reason::Unparsable),
-            decision.length,
-        );
+        maps::count(counter_index(direction, false, Reason::Unparsable), decision.length);
         return TC_ACT_SHOT;
     }
-    maps::count(
-        counter_index(direction, decision.observed, decision.reason),
-        decision.length,
-    );
+    maps::count(counter_index(direction, decision.observed, decision.reason), decision.length);
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::Drop => TC_ACT_SHOT,

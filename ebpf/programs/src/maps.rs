@@ -5,8 +5,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use kubeveil_abi::{
-    Address, COUNTERS as COUNTERS_LEN, Config, Counter, DeviceKind, FlowKey, FlowValue,
-    MAX_DEVICES, MAX_FLOWS, MAX_PEERS, MAX_PREFIXES, MAX_SLOTS, PeerValue, PrefixValue,
+    Address, COUNTERS as COUNTERS_LEN, Config, Counter, DeviceKind, FlowKey, FlowValue, MAX_DEVICES,
+    MAX_FLOWS, MAX_PEERS, MAX_PREFIXES, MAX_SLOTS, PeerValue, PrefixValue,
 };
 use kubeveil_verdict::Tables;
 

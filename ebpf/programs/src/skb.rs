@@ -40,9 +40,7 @@ impl Skb {
     #[inline(always)]
     pub fn is_tagged(&self) -> bool {
         // SAFETY: as in `meta`.
-        unsafe {
-            (*self.raw).vlan_present != 0 || is_vlan(u16::from_be((*self.raw).protocol as u16))
-        }
+        unsafe { (*self.raw).vlan_present != 0 || is_vlan(u16::from_be((*self.raw).protocol as u16)) }
     }
 
     /// From the network header on, in what is contiguous.
@@ -53,8 +51,7 @@ impl Skb {
         unsafe {
             let to = words.as_mut_ptr().cast();
             let size = size_of::<[u32; N]>() as u32;
-            match bpf_skb_load_bytes_relative(self.raw.cast(), offset, to, size, BPF_HDR_START_NET)
-            {
+            match bpf_skb_load_bytes_relative(self.raw.cast(), offset, to, size, BPF_HDR_START_NET) {
                 0 => Some(words.assume_init()),
                 _ => None,
             }
@@ -77,7 +74,8 @@ impl Skb {
                     _ => continue,
                 }
             };
-            if words == header {
+            // Word by word: the comparison of arrays is a call of a byte-wise memcmp.
+            if (0..5).all(|i| words[i] == header[i]) {
                 return Some(length);
             }
         }

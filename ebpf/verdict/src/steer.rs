@@ -48,12 +48,21 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
             return (Reason::Other, 0);
         };
         match kind {
-            PrefixKind::LocalNode => (Reason::Other, 0),
-            PrefixKind::LocalPods => (self.unless_from_tunnel(Reason::LocalPodOutward), 0),
-            PrefixKind::UnownedPods => (self.unless_from_tunnel(Reason::NoOwner), 0),
-            PrefixKind::RemoteNode if self.is_own() => self.host_to_peer(peer),
-            PrefixKind::RemoteNode | PrefixKind::RemotePods => self.to_peer(peer),
+            PrefixKind::LocalNode => return (Reason::Other, 0),
+            PrefixKind::LocalPods => return (self.unless_from_tunnel(Reason::LocalPodOutward), 0),
+            PrefixKind::UnownedPods => return (self.unless_from_tunnel(Reason::NoOwner), 0),
+            PrefixKind::RemoteNode | PrefixKind::RemotePods => {}
         }
+        let source = owner(self.tables, &self.packet.source).map(|(kind, _)| kind);
+        // Pods on macvlan or ipvlan have not come in by any device of ours: their address tells them.
+        let is_host = self.is_own() && !matches!(source, Some(PrefixKind::LocalPods));
+        if matches!(kind, PrefixKind::RemoteNode)
+            && is_host
+            && let Some(reason) = self.own_affair()
+        {
+            return (reason, 0);
+        }
+        self.to_peer(peer, source)
     }
 
     /// Sent by this host itself. What is forwarded is a pod's or a Service's, even where masquerading
@@ -69,56 +78,48 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
         self.is_own() && self.config.fwmark != 0 && self.meta.mark == self.config.fwmark
     }
 
-    /// WireGuard's own packet. Its port alone would prove nothing: pods can send from it.
+    /// WireGuard's own packet, which has no extension headers. Its port alone would prove nothing: pods
+    /// can send from it.
     #[inline(always)]
     fn is_outer(&self) -> bool {
-        if !self.is_marked() || self.packet.next != UDP {
+        if !self.is_marked() || self.packet.next != UDP || self.packet.later_fragment {
             return false;
         }
-        let Some(transport) = self.packet.transport(self.bytes) else {
-            return false;
-        };
-        match transport.ports(self.bytes) {
-            Some(ports) => flow::is_tunnel_port(self.config, UDP, ports >> 16),
+        match self.bytes.words(self.packet.payload) {
+            Some([ports]) => flow::is_tunnel_port(self.config, UDP, u32::from_be(ports) >> 16),
             None => false,
         }
     }
 
-    /// From this host to a node: its own affair, unless it answers a flow that came out of the tunnel.
+    /// Why a packet of this host to a node is left alone; `None` if it answers a flow that came out of
+    /// the tunnel.
     #[inline(always)]
-    fn host_to_peer(&self, peer: u32) -> Way {
-        // Pods on macvlan or ipvlan have not come in by any device of ours.
-        if let Some((PrefixKind::LocalPods, _)) = owner(self.tables, &self.packet.source) {
-            return self.to_peer(peer);
-        }
+    fn own_affair(&self) -> Option<Reason> {
         let Some(transport) = self.packet.transport(self.bytes) else {
-            return (Reason::Unparsable, 0);
+            return Some(Reason::Unparsable);
         };
-        let is_udp = transport.protocol == UDP;
-        if transport.later_fragment && is_udp && self.is_marked() {
-            return (Reason::Outer, 0);
+        // WireGuard's packets, where the underlay's MTU is too small for them.
+        if transport.later_fragment && transport.protocol == UDP && self.is_marked() {
+            return Some(Reason::Outer);
         }
         let key = match flow::outgoing(self.packet, &transport, self.bytes) {
             Flow::Of(key) => key,
-            Flow::Link => return (Reason::Host, 0),
-            Flow::Unreadable => return (Reason::Unparsable, 0),
+            Flow::Link => return Some(Reason::Host),
+            Flow::Unreadable => return Some(Reason::Unparsable),
         };
         let now = self.tables.now();
         if !flow::is_live(self.tables, self.config, &key, now) {
-            return (Reason::Host, 0);
+            return Some(Reason::Host);
         }
         // A stream that only goes out keeps its flow alive, as it does in the far end's NAT. There is
         // room: the entry exists.
         flow::refresh(self.tables, &key, now);
-        self.to_peer(peer)
+        None
     }
 
     #[inline(always)]
-    fn to_peer(&self, index: u32) -> Way {
-        let is_ours = matches!(
-            owner(self.tables, &self.packet.source),
-            Some((PrefixKind::LocalPods | PrefixKind::LocalNode, _))
-        );
+    fn to_peer(&self, index: u32, source: Option<PrefixKind>) -> Way {
+        let is_ours = matches!(source, Some(PrefixKind::LocalPods | PrefixKind::LocalNode));
         // Out of one tunnel into another is right for a Service only, and then the source was
         // translated to our own. Anything else is on its way to the wrong node.
         if !is_ours && self.is_from_tunnel() {

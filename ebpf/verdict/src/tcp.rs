@@ -1,12 +1,14 @@
 use kubeveil_abi::Config;
 
 use crate::{
-    packet::{Bytes, Packet},
+    packet::{Bytes, Packet, low_half},
     transport::TCP,
 };
 
 /// SYN, in the 14th byte of the header (RFC 9293, section 3.1).
 const SYN: u32 = 0x02;
+/// Offset of the word with the header's length and the flags.
+const FLAGS: u32 = 12;
 /// Offset of the checksum in the header.
 const CHECKSUM: u32 = 16;
 /// Length of a header without options.
@@ -16,8 +18,9 @@ const END: u32 = 0;
 const NO_OPERATION: u32 = 1;
 const MAXIMUM_SEGMENT_SIZE: u32 = 2;
 /// Options that are read. Every stack that we know of puts the MSS first; a SYN with more in front of
-/// it is not clamped, and meets the tunnel's MTU as any other packet does.
-const BUDGET: u32 = 10;
+/// it is not clamped, and meets the tunnel's MTU as any other packet does. Each one more multiplies
+/// the states that the verifier looks at.
+const BUDGET: u32 = 4;
 
 /// A maximum segment size to lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,52 +49,50 @@ impl MssClamp {
 }
 
 /// The clamp that a packet into a tunnel needs.
+///
+/// A SYN behind IPv6 extension headers is left alone: no stack puts them there by itself, the tunnel's
+/// MTU holds for it as for any other packet, and the walk to it would be paid for by every packet.
 #[inline(always)]
 pub(crate) fn clamp(packet: &Packet, bytes: &impl Bytes, config: &Config) -> Option<MssClamp> {
     let limit = if packet.is_v6 { config.mss_v6 } else { config.mss_v4 };
     let limit = u16::try_from(limit).ok().filter(|limit| *limit != 0)?;
-    if !packet.is_v6 && packet.next != TCP {
+    if packet.next != TCP || packet.later_fragment {
         return None;
     }
-    let transport = packet.transport(bytes)?;
-    if transport.protocol != TCP || transport.later_fragment {
-        return None;
-    }
-    let [flags] = bytes.words(transport.offset + 12)?;
+    let header = packet.payload;
+    let [flags] = bytes.words(header + FLAGS)?;
     let flags = u32::from_be(flags);
     if flags >> 16 & SYN == 0 {
         return None;
     }
-    let end = transport.offset + (flags >> 28) * 4;
-    find(bytes, transport.offset, end, packet.tags * 4, limit)
+    let (offset, old) = find(bytes, header, (flags >> 28) * 4)?;
+    let ip = packet.tags * 4;
+    (old > limit).then_some(MssClamp {
+        offset: offset - ip,
+        checksum: header + CHECKSUM - ip,
+        old,
+        new: limit,
+    })
 }
 
+/// The option in a TCP header of `length` bytes at `header`: where its value stands, and the value.
 #[inline(always)]
-fn find(bytes: &impl Bytes, header: u32, end: u32, ip: u32, limit: u16) -> Option<MssClamp> {
-    let mut at = header + HEADER;
+fn find(bytes: &impl Bytes, header: u32, length: u32) -> Option<(u32, u16)> {
+    // Counted from the header on: were `header` part of a comparison, the verifier would have to look
+    // at all of this anew for each place that a header can lie at.
+    let mut at = HEADER;
     for _ in 0..BUDGET {
-        if at + 4 > end {
+        if at + 4 > length {
             return None;
         }
-        let [option] = bytes.words(at)?;
-        let option_word = u32::from_be(option);
-        match option_word >> 24 {
+        let [option] = bytes.words(header + at)?;
+        let host_order = u32::from_be(option);
+        match host_order >> 24 {
             END => return None,
             NO_OPERATION => at += 1,
-            MAXIMUM_SEGMENT_SIZE => {
-                let old = crate::packet::low_half(option);
-                return (old > limit).then_some(MssClamp {
-                    offset: at + 2 - ip,
-                    checksum: header + CHECKSUM - ip,
-                    old,
-                    new: limit,
-                });
-            }
-            // A length below 2 would keep us here for ever; the receiver ignores the rest as well.
-            _ => match option_word >> 16 & 0xff {
-                0 | 1 => return None,
-                length => at += length,
-            },
+            MAXIMUM_SEGMENT_SIZE => return Some((header + at + 2, low_half(option))),
+            // A length of 0 is nonsense, and keeps us here until the budget is spent.
+            _ => at += host_order >> 16 & 0xff,
         }
     }
     None
