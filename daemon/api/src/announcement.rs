@@ -178,10 +178,7 @@ pub enum FieldProblem {
 
 impl AnnouncementError {
     fn field(field: impl Into<String>, problem: FieldProblem) -> Self {
-        Self::Field {
-            field: field.into(),
-            problem,
-        }
+        Self::Field { field: field.into(), problem }
     }
 }
 
@@ -204,18 +201,11 @@ impl Announcement {
         let mut signatures = Vec::with_capacity(generations.len());
         for (index, entry) in generations.iter().enumerate() {
             let Some(key) = keys.iter().find(|key| key.public() == entry.public_key) else {
-                return Err(AnnouncementError::field(
-                    path(index, "publicKey"),
-                    FieldProblem::NoPrivateKey,
-                ));
+                return Err(AnnouncementError::field(path(index, "publicKey"), FieldProblem::NoPrivateKey));
             };
             signatures.push(key.sign(&statement));
         }
-        let announcement = Self {
-            generations,
-            not_flipped,
-            signatures,
-        };
+        let announcement = Self { generations, not_flipped, signatures };
         match announcement.to_json().len() {
             bytes if bytes > MAX_BYTES => Err(AnnouncementError::TooLarge { bytes }),
             _ => Ok(announcement),
@@ -231,32 +221,20 @@ impl Announcement {
     ///
     /// # Errors
     /// If it is not whole, not of a known version, not that node's own, or altered: which field, and why.
-    pub fn parse_and_verify(
-        json: &str,
-        node_name: &str,
-        node_uid: &str,
-    ) -> Result<Self, AnnouncementError> {
+    pub fn parse_and_verify(json: &str, node_name: &str, node_uid: &str) -> Result<Self, AnnouncementError> {
         let announcement = wire::parse(json)?;
-        let Self {
-            generations,
-            not_flipped,
-            signatures,
-        } = &announcement;
+        let Self { generations, not_flipped, signatures } = &announcement;
         check(generations, not_flipped)?;
         let statement = statement(node_name, node_uid, generations, not_flipped);
         for (index, (entry, signature)) in generations.iter().zip(signatures).enumerate() {
-            entry
-                .public_key
-                .verify(&statement, signature)
-                .map_err(|error| match error {
-                    VerifyError::UnusableKey => AnnouncementError::field(
-                        path(index, "publicKey"),
-                        FieldProblem::UnusableKey,
-                    ),
-                    VerifyError::Mismatch => {
-                        AnnouncementError::field(path(index, "signature"), FieldProblem::Signature)
-                    }
-                })?;
+            entry.public_key.verify(&statement, signature).map_err(|error| match error {
+                VerifyError::UnusableKey => {
+                    AnnouncementError::field(path(index, "publicKey"), FieldProblem::UnusableKey)
+                }
+                VerifyError::Mismatch => {
+                    AnnouncementError::field(path(index, "signature"), FieldProblem::Signature)
+                }
+            })?;
         }
         Ok(announcement)
     }
@@ -279,60 +257,33 @@ impl Announcement {
 }
 
 /// The rules that no single field can hold.
-fn check(
-    generations: &[GenerationEntry],
-    not_flipped: &NotFlipped,
-) -> Result<(), AnnouncementError> {
+fn check(generations: &[GenerationEntry], not_flipped: &NotFlipped) -> Result<(), AnnouncementError> {
     match generations.len() {
         0 => {
-            return Err(AnnouncementError::field(
-                "generations",
-                FieldProblem::NoGeneration,
-            ));
+            return Err(AnnouncementError::field("generations", FieldProblem::NoGeneration));
         }
         1..=MAX_GENERATIONS => {}
         many => {
-            return Err(AnnouncementError::field(
-                "generations",
-                FieldProblem::TooManyGenerations(many),
-            ));
+            return Err(AnnouncementError::field("generations", FieldProblem::TooManyGenerations(many)));
         }
     }
     for (index, entry) in generations.iter().enumerate() {
         let before = &generations[..index];
-        if before
-            .last()
-            .is_some_and(|last| last.generation >= entry.generation)
-        {
-            return Err(AnnouncementError::field(
-                path(index, "generation"),
-                FieldProblem::NotAscending,
-            ));
+        if before.last().is_some_and(|last| last.generation >= entry.generation) {
+            return Err(AnnouncementError::field(path(index, "generation"), FieldProblem::NotAscending));
         }
-        if before
-            .iter()
-            .any(|other| other.public_key == entry.public_key)
-        {
-            return Err(AnnouncementError::field(
-                path(index, "publicKey"),
-                FieldProblem::KeyTwice,
-            ));
+        if before.iter().any(|other| other.public_key == entry.public_key) {
+            return Err(AnnouncementError::field(path(index, "publicKey"), FieldProblem::KeyTwice));
         }
     }
     let NotFlipped::Nodes(names) = not_flipped else {
         return Ok(());
     };
     if names.len() > MAX_NOT_FLIPPED {
-        return Err(AnnouncementError::field(
-            "notFlipped",
-            FieldProblem::TooManyNames(names.len()),
-        ));
+        return Err(AnnouncementError::field("notFlipped", FieldProblem::TooManyNames(names.len())));
     }
     if !names.iter().all(|name| is_node_name(name)) {
-        return Err(AnnouncementError::field(
-            "notFlipped",
-            FieldProblem::NotAName,
-        ));
+        return Err(AnnouncementError::field("notFlipped", FieldProblem::NotAName));
     }
     Ok(())
 }
@@ -427,3 +378,6 @@ impl fmt::Display for NotFlipped {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,12 @@
+//! What kubeveil says to the outside: API objects, the announcement, names, the status document.
+//!
+//! Data only. Each type reads what a person or an API server wrote and says precisely what is wrong
+//! with it; what it means is decided in `kubeveil-core`.
 
+pub mod announcement;
+pub mod mesh;
+pub mod names;
+pub mod node;
+pub mod object;
+pub mod problem;
+pub mod status;

@@ -1,1 +1,22 @@
+//! What the daemon decides, without any effect: no clock, no file, no system call.
+//!
+//! Read in this order: [`snapshot`] (what is known of the cluster), [`ownership`] (whose prefix is
+//! it), [`tunnels`] (which peer is proven to answer), [`desired`] (what the kernel should hold),
+//! [`observed`] (what it holds), [`plan`] (the difference, as a list of [`action`]s).
 
+pub mod action;
+pub mod announced;
+pub mod desired;
+pub mod endpoint;
+pub mod index;
+pub mod mtu;
+pub mod observed;
+pub mod ownership;
+pub mod plan;
+pub use kubeveil_api::problem;
+pub mod snapshot;
+pub mod tunnels;
+pub mod underlay;
+
+#[cfg(test)]
+mod testing;

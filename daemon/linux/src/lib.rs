@@ -1,1 +1,19 @@
+//! Everything that talks to the kernel, behind one port: [`Kernel`].
+//!
+//! [`RealKernel`] is made of WireGuard over netlink ([`wireguard`]), links ([`link`]), [`sysctl`]s and
+//! [`bpf`]. A stateful fake with the same semantics stands in [`fake`]; what it claims is held to on
+//! the real kernel by the lab.
 
+pub mod bpf;
+pub mod error;
+pub mod harden;
+pub mod link;
+pub mod port;
+pub mod preflight;
+mod real;
+pub mod sysctl;
+pub mod wireguard;
+
+pub use error::KernelError;
+pub use port::{Count, Kernel, Secrets};
+pub use real::{RealKernel, Removed};

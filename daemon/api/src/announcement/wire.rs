@@ -9,8 +9,8 @@ use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    Announcement, AnnouncementError, FieldProblem, GenerationEntry, GenerationState, MAX_BYTES,
-    NotFlipped, VERSION,
+    Announcement, AnnouncementError, FieldProblem, GenerationEntry, GenerationState, MAX_BYTES, NotFlipped,
+    VERSION,
 };
 
 /// Characters of a message about somebody else's JSON that are kept.
@@ -42,28 +42,12 @@ struct WireEntry {
 
 pub(super) fn render(announcement: &Announcement) -> String {
     let entry = |(entry, &signature): (&GenerationEntry, _)| {
-        let &GenerationEntry {
-            generation,
-            public_key,
-            port,
-            state,
-        } = entry;
-        WireEntry {
-            generation,
-            public_key,
-            port,
-            state,
-            signature,
-        }
+        let &GenerationEntry { generation, public_key, port, state } = entry;
+        WireEntry { generation, public_key, port, state, signature }
     };
     let wire = Wire {
         version: VERSION,
-        generations: announcement
-            .generations
-            .iter()
-            .zip(&announcement.signatures)
-            .map(entry)
-            .collect(),
+        generations: announcement.generations.iter().zip(&announcement.signatures).map(entry).collect(),
         not_flipped: announcement.not_flipped.clone(),
     };
     // Numbers and texts only, and no map: there is nothing that could fail.
@@ -80,25 +64,10 @@ pub(super) fn parse(json: &str) -> Result<Announcement, AnnouncementError> {
         return Err(AnnouncementError::Version(version));
     }
     let wire: Wire = read(json)?;
-    let mut announcement = Announcement {
-        generations: Vec::new(),
-        not_flipped: wire.not_flipped,
-        signatures: Vec::new(),
-    };
-    for WireEntry {
-        generation,
-        public_key,
-        port,
-        state,
-        signature,
-    } in wire.generations
-    {
-        announcement.generations.push(GenerationEntry {
-            generation,
-            public_key,
-            port,
-            state,
-        });
+    let mut announcement =
+        Announcement { generations: Vec::new(), not_flipped: wire.not_flipped, signatures: Vec::new() };
+    for WireEntry { generation, public_key, port, state, signature } in wire.generations {
+        announcement.generations.push(GenerationEntry { generation, public_key, port, state });
         announcement.signatures.push(signature);
     }
     Ok(announcement)
@@ -114,22 +83,10 @@ fn read<T: DeserializeOwned>(json: &str) -> Result<T, AnnouncementError> {
 
 /// Another node wrote the JSON, and serde repeats some of it: no control characters, no pages of it.
 fn malformed(path: &str, error: &serde_json::Error) -> AnnouncementError {
-    let clean = |text: &str| {
-        text.chars()
-            .take(MESSAGE)
-            .collect::<String>()
-            .escape_debug()
-            .to_string()
-    };
-    let field = if path == "." {
-        "announcement".to_owned()
-    } else {
-        clean(path)
-    };
+    let clean = |text: &str| text.chars().take(MESSAGE).collect::<String>().escape_debug().to_string();
+    let field = if path == "." { "announcement".to_owned() } else { clean(path) };
     // Quotes are no danger, and messages are full of them.
-    let message = clean(&error.to_string())
-        .replace("\\\"", "\"")
-        .replace("\\'", "'");
+    let message = clean(&error.to_string()).replace("\\\"", "\"").replace("\\'", "'");
     AnnouncementError::field(field, FieldProblem::Malformed(message))
 }
 

@@ -1,0 +1,63 @@
+//! `EncryptionMesh`: the cluster-wide settings, one object called `default`.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use kubeveil_keys::PublicKey;
+use serde::{Deserialize, Serialize};
+
+use crate::object::{Metadata, TypeMeta};
+
+/// What happens to pod traffic between nodes that has no proven tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Nothing is steered or dropped; what would be is counted.
+    Observe,
+    /// It passes, and is counted.
+    Prefer,
+    /// It is dropped, and counted.
+    Require,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Observe => "observe",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+        })
+    }
+}
+
+/// `kubeveil.io/v1alpha1` EncryptionMesh.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct EncryptionMesh {
+    /// `kubeveil.io/v1alpha1`, `EncryptionMesh`.
+    #[serde(flatten)]
+    pub types: TypeMeta,
+    /// Its name is `default`.
+    pub metadata: Metadata,
+    /// What people want.
+    pub spec: MeshSpec,
+}
+
+/// `spec` of an [`EncryptionMesh`]. An unknown field is refused: a misspelt `mode` must not mean a default.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeshSpec {
+    /// What happens without a proven tunnel.
+    pub mode: Mode,
+    /// Ranges that pods have addresses of. Nothing outside of them is ever a pod's.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// Ranges that nodes have addresses of. Nothing outside of them is ever a node's.
+    #[serde(rename = "nodeCIDRs")]
+    pub node_cidrs: Vec<IpNet>,
+    /// The key generation that every node shall be at.
+    #[serde(rename = "keyGeneration", default)]
+    pub key_generation: u32,
+    /// Keys that are never spoken to again.
+    #[serde(rename = "revokedKeys", default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked_keys: Vec<PublicKey>,
+}

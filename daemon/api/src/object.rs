@@ -1,0 +1,29 @@
+//! What all Kubernetes objects have in common, as far as we read it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `apiVersion` and `kind`: enough to know what a document is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TypeMeta {
+    /// Group and version, for example `v1`.
+    pub api_version: String,
+    /// For example `Node`.
+    pub kind: String,
+}
+
+/// `metadata`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata {
+    /// Unique among objects of the kind at any one time.
+    pub name: String,
+    /// Unique for ever: an object made again under its old name has another.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// Free text by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}

@@ -1,0 +1,177 @@
+//! The status document: what the daemon answers on its socket, and `kubeveil status -o json` prints.
+
+use std::net::SocketAddr;
+
+use kubeveil_keys::{Generation, PublicKey};
+use serde::{Deserialize, Serialize};
+
+use crate::{mesh::Mode, problem::Problem};
+
+/// Version of [`Status`]: raised when a field changes its meaning or goes, not when one is added.
+pub const STATUS_VERSION: u32 = 1;
+
+/// One node's view.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// [`STATUS_VERSION`].
+    pub schema_version: u32,
+    /// Name of the node.
+    pub node: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Release of the running kernel.
+    pub kernel: String,
+    /// Enforcement stands, and everything that is known has been carried out.
+    pub ready: bool,
+    /// Why not, or what it waits for; empty if it is ready.
+    pub waiting_for: Vec<String>,
+    /// The mesh's mode; `None` while no mesh is known.
+    pub mode: Option<Mode>,
+    /// Where the cluster is read from, and whether all of it has been.
+    pub source: SourceStatus,
+    /// This node's key.
+    pub key: KeyStatus,
+    /// The WireGuard device.
+    pub device: DeviceStatus,
+    /// Other nodes.
+    pub peers: Vec<PeerStatus>,
+    /// Where programs should be attached.
+    pub programs: Vec<ProgramStatus>,
+    /// Packets by direction and verdict.
+    pub packets: Vec<PacketCount>,
+    /// Dropped packets by direction and reason, those with any.
+    pub drops: Vec<DropCount>,
+    /// What is wrong, and what to do about it.
+    pub problems: Vec<Problem>,
+    /// Privileged steps carried out since the daemon started; a quiet node makes none.
+    pub kernel_writes: u64,
+    /// Steps that failed since then.
+    pub kernel_errors: u64,
+}
+
+/// Where the cluster is read from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// As given by `--source`.
+    pub name: String,
+    /// All of it has been read; only then is anything removed.
+    pub synced: bool,
+}
+
+/// This node's key, its public half.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyStatus {
+    /// Its generation.
+    pub generation: Generation,
+    /// The generation that the mesh wants.
+    pub desired_generation: Generation,
+    /// The public key.
+    pub public_key: PublicKey,
+    /// Seconds since the epoch.
+    pub created: u64,
+    /// Seconds.
+    pub age: u64,
+}
+
+/// The WireGuard device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// Name.
+    pub name: String,
+    /// It exists and is up.
+    pub up: bool,
+    /// UDP port.
+    pub port: u16,
+    /// Largest inner packet, bytes.
+    pub mtu: u32,
+    /// Packets that WireGuard itself refused: counted by the kernel, of this life of the device.
+    pub refused: WireguardRefusals,
+}
+
+/// The kernel's counters of the WireGuard device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WireguardRefusals {
+    /// Queue full, mostly while a handshake is outstanding.
+    pub tx_dropped: u64,
+    /// No peer or no endpoint for it.
+    pub tx_errors: u64,
+    /// Not authentic, replayed, or from a source that the peer does not own.
+    pub rx_errors: u64,
+    /// Inner packet malformed or from a source that the peer does not own.
+    pub rx_frame_errors: u64,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// Name of the node.
+    pub node: String,
+    /// `up`, `idle`, `stale` or `never`.
+    pub state: String,
+    /// Packets to it travel in the tunnel.
+    pub tunnelled: bool,
+    /// Its key; `None` if it has announced none.
+    pub public_key: Option<PublicKey>,
+    /// Where its packets go now.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds since the last handshake.
+    pub last_handshake: Option<u64>,
+    /// Bytes, of the peer's life in the device.
+    pub received: u64,
+    /// Bytes.
+    pub sent: u64,
+    /// Largest inner packet, bytes.
+    pub path_mtu: u32,
+}
+
+/// A program at a device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramStatus {
+    /// `steer`, `guard` or `deliver`.
+    pub program: String,
+    /// Name of the device.
+    pub device: String,
+    /// `underlay` or `tunnel`.
+    pub device_kind: String,
+    /// It is there.
+    pub attached: bool,
+    /// Programs of others that run before it.
+    pub ahead: usize,
+}
+
+/// Packets of one direction and verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PacketCount {
+    /// `egress`, `ingress` or `tunnel`.
+    pub direction: String,
+    /// `pass`, `tunnel`, `drop`, …; in mode observe `would_tunnel`, `would_drop`.
+    pub verdict: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Dropped packets of one direction and reason.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropCount {
+    /// `egress`, `ingress` or `tunnel`.
+    pub direction: String,
+    /// The reason's name.
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+    /// Only what would have been dropped, in mode observe.
+    pub observed: bool,
+    /// What it means and what to do.
+    pub advice: String,
+}

@@ -1,0 +1,372 @@
+//! What the kernel should hold.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use kubeveil_abi::{BASE_PORT, Config, DEVICE_NAMES, DeviceKind, FWMARK, MAX_SLOTS, PeerValue, PrefixKind};
+use kubeveil_api::mesh::{MeshSpec, Mode};
+use kubeveil_keys::{Generation, PublicKey};
+
+use crate::{
+    announced::Announced,
+    endpoint, index, mtu,
+    observed::{Hook, Observed, Peer, Prefix, Program},
+    ownership::{Assignment, Class},
+    problem::{Problem, ProblemKind},
+    snapshot::Knowledge,
+    tunnels::{Health, PROVING_KEEPALIVE, Tunnels},
+    underlay,
+};
+
+/// Idle time of an established TCP flow, seconds (kernel `net/netfilter/nf_conntrack_proto_tcp.c`,
+/// `TCP_CONNTRACK_ESTABLISHED`): we must remember a flow as long as masquerading does.
+const FLOW_TCP_SECONDS: u32 = 5 * 24 * 3600;
+/// The same for all others (`nf_conntrack_proto_generic.c`, `nf_ct_generic_timeout`: 600 s, the longest).
+const FLOW_OTHER_SECONDS: u32 = 600;
+/// MTU assumed while no underlay device is known, bytes.
+const USUAL_MTU: u32 = 1500;
+
+/// Everything that is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Name of this node.
+    pub node: &'a str,
+    /// This node's key.
+    pub key: (Generation, PublicKey),
+    /// The cluster.
+    pub knowledge: &'a Knowledge,
+    /// Whose prefix is it.
+    pub assignment: &'a Assignment,
+    /// What the nodes say of themselves.
+    pub announced: &'a Announced,
+    /// How the tunnels are.
+    pub tunnels: &'a Tunnels,
+    /// What the kernel holds.
+    pub observed: &'a Observed,
+    /// Underlay devices given by the operator; empty: find them.
+    pub underlay: &'a [String],
+    /// Hash of the programs that we bring.
+    pub build: &'a str,
+    /// Peer indices that were given back a moment ago.
+    pub resting: &'a BTreeSet<u32>,
+    /// Monotonic.
+    pub now: Duration,
+}
+
+/// The state to reach.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// Hash of the programs.
+    pub build: String,
+    /// Settings of the programs.
+    pub config: Config,
+    /// Prefixes.
+    pub prefixes: BTreeMap<IpNet, Prefix>,
+    /// Devices by ifindex.
+    pub devices: BTreeMap<u32, DeviceKind>,
+    /// Where programs are attached.
+    pub hooks: BTreeSet<Hook>,
+    /// WireGuard devices by name.
+    pub tunnels: BTreeMap<String, DesiredTunnel>,
+    /// ifindex by slot.
+    pub slots: [u32; MAX_SLOTS],
+    /// How packets to each peer index travel, other than [`PeerValue::NO_TUNNEL`].
+    pub values: BTreeMap<u32, PeerValue>,
+    /// The other nodes, for people.
+    pub remotes: BTreeMap<String, Remote>,
+    /// What stands in the way.
+    pub problems: Vec<Problem>,
+}
+
+/// A WireGuard device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DesiredTunnel {
+    /// Its key, by the public half.
+    pub key: (Generation, PublicKey),
+    /// UDP port.
+    pub port: u16,
+    /// Bytes.
+    pub mtu: u32,
+    /// Peers by key.
+    pub peers: BTreeMap<PublicKey, DesiredPeer>,
+}
+
+/// A peer of a WireGuard device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DesiredPeer {
+    /// Where its packets go; `None`: leave it as it is.
+    pub endpoint: Option<SocketAddr>,
+    /// Inner sources and destinations.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds; 0 is off.
+    pub keepalive: u16,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remote {
+    /// Its index in the kernel's maps.
+    pub index: u32,
+    /// Its key of our generation.
+    pub key: Option<PublicKey>,
+    /// The device that it is a peer of.
+    pub device: String,
+    /// How its tunnel is.
+    pub health: Health,
+    /// Do packets to it travel in the tunnel?
+    pub tunnelled: bool,
+}
+
+/// Computes it. Pure; calling it again gives the same.
+pub fn desired(inputs: &Inputs<'_>) -> Desired {
+    let mut out = Desired { build: inputs.build.to_owned(), ..Desired::default() };
+    let mesh = inputs.knowledge.snapshot().mesh.as_ref();
+    missing(inputs, mesh, &mut out.problems);
+
+    let indices =
+        index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
+    out.prefixes = prefixes(inputs, mesh, &indices);
+    let (name, tunnel, keys) = tunnel(inputs, mesh, &mut out.problems);
+    hooks(inputs, &name, &mut out);
+    out.config = config(mesh, &tunnel);
+    travel(inputs, mesh, &indices, (&name, tunnel.key), &keys, &mut out);
+    out.tunnels.insert(name, tunnel);
+    out
+}
+
+fn prefixes_in_map(observed: &Observed) -> &BTreeMap<IpNet, Prefix> {
+    static NONE: BTreeMap<IpNet, Prefix> = BTreeMap::new();
+    observed.datapath.as_ref().map_or(&NONE, |d| &d.prefixes)
+}
+
+fn missing(inputs: &Inputs<'_>, mesh: Option<&MeshSpec>, problems: &mut Vec<Problem>) {
+    if mesh.is_none() {
+        problems.push(Problem {
+            kind: ProblemKind::Missing,
+            object: "EncryptionMesh default".to_owned(),
+            field: String::new(),
+            message: "it does not exist and none was seen before, so no address is known to be a pod's"
+                .to_owned(),
+            advice: "Create it: mode, podCIDRs and nodeCIDRs in its spec".to_owned(),
+        });
+    }
+    let own = inputs.knowledge.snapshot().nodes.get(inputs.node);
+    let nothing_owned = inputs.assignment.of(inputs.node).is_empty();
+    if own.is_none() || (mesh.is_some() && nothing_owned) {
+        problems.push(Problem {
+            kind: ProblemKind::Missing,
+            object: format!("Node {}", inputs.node),
+            field: if own.is_some() { "spec.podCIDRs".to_owned() } else { String::new() },
+            message: "this node's own addresses are not known, so nothing of it can be encrypted; its pods' traffic to other nodes is dropped where the mesh requires encryption".to_owned(),
+            advice: "Check --node against the Node's name, and that the Node has podCIDRs and an InternalIP within the mesh's ranges".to_owned(),
+        });
+    }
+}
+
+fn prefixes(
+    inputs: &Inputs<'_>,
+    mesh: Option<&MeshSpec>,
+    indices: &BTreeMap<String, u32>,
+) -> BTreeMap<IpNet, Prefix> {
+    let unowned = Prefix { kind: PrefixKind::UnownedPods, peer: 0 };
+    let ranges = mesh.iter().flat_map(|m| &m.pod_cidrs).map(|range| (range.trunc(), unowned));
+    let owned = inputs.assignment.prefixes.iter().filter_map(|(prefix, (node, class))| {
+        let local = node == inputs.node;
+        let kind = match (local, class) {
+            (true, Class::Pods) => PrefixKind::LocalPods,
+            (true, Class::Node) => PrefixKind::LocalNode,
+            (false, Class::Pods) => PrefixKind::RemotePods,
+            (false, Class::Node) => PrefixKind::RemoteNode,
+        };
+        let peer = if local { 0 } else { *indices.get(node)? };
+        Some((*prefix, Prefix { kind, peer }))
+    });
+    ranges.chain(owned).collect()
+}
+
+/// Our one device and its peers. (A second one comes with the rotation of keys.)
+fn tunnel(
+    inputs: &Inputs<'_>,
+    mesh: Option<&MeshSpec>,
+    problems: &mut Vec<Problem>,
+) -> (String, DesiredTunnel, BTreeMap<String, PublicKey>) {
+    let (generation, own_key) = inputs.key;
+    let name = DEVICE_NAMES[generation.parity()].to_owned();
+    let mut peers: BTreeMap<PublicKey, DesiredPeer> = BTreeMap::new();
+    let mut keys = BTreeMap::new();
+    let own_ips = addresses(inputs.assignment.of(inputs.node));
+    let holders = holders(inputs.observed, &name);
+    for (node, owned) in inputs.assignment.nodes().filter(|(n, _)| *n != inputs.node) {
+        let allowed_ips: BTreeSet<IpNet> = owned.iter().map(|(prefix, _)| *prefix).collect();
+        let announced = inputs
+            .announced
+            .of(node)
+            .and_then(|a| a.generations().iter().find(|g| g.generation == generation));
+        let Some(entry) = announced else {
+            // A node whose announcement is not known (not any more, or not yet since we started) is not
+            // cut off for that: the peer that the device has for its prefixes stays as it is.
+            if let Some((key, peer)) = owned.iter().find_map(|(prefix, _)| holders.get(prefix)) {
+                peers.entry(**key).or_insert_with(|| DesiredPeer {
+                    endpoint: None,
+                    allowed_ips: peer.allowed_ips.clone(),
+                    keepalive: peer.keepalive,
+                });
+                keys.insert(node.to_owned(), **key);
+            }
+            continue;
+        };
+        let key = entry.public_key;
+        let address = endpoint::choose(&own_ips, &addresses(owned));
+        let refusal = refusal(&key, &own_key, mesh, peers.contains_key(&key), address.is_none());
+        if let Some((field, message, advice)) = refusal {
+            problems.push(Problem {
+                kind: ProblemKind::Announcement,
+                object: format!("Node {node}"),
+                field: field.to_owned(),
+                message: message.to_owned(),
+                advice: advice.to_owned(),
+            });
+            continue;
+        }
+        let keepalive =
+            if inputs.tunnels.initiates(&name, &own_key, &key, inputs.now) { PROVING_KEEPALIVE } else { 0 };
+        let endpoint = address.map(|a| SocketAddr::new(a, entry.port.get()));
+        peers.insert(key, DesiredPeer { endpoint, allowed_ips, keepalive });
+        keys.insert(node.to_owned(), key);
+    }
+    let outer_v6 = peers.values().any(|p| p.endpoint.is_some_and(|e| e.is_ipv6()));
+    let mtu = mtu::tunnel_mtu(underlay_mtu(inputs), outer_v6);
+    let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
+    (name, DesiredTunnel { key: inputs.key, port, mtu, peers }, keys)
+}
+
+/// Why a key that was announced is not used: field, message, advice.
+fn refusal(
+    key: &PublicKey,
+    own: &PublicKey,
+    mesh: Option<&MeshSpec>,
+    taken: bool,
+    unreachable: bool,
+) -> Option<(&'static str, &'static str, &'static str)> {
+    if key == own {
+        return Some((
+            "publicKey",
+            "it announces this node's own key; the kernel would ignore such a peer",
+            "One of the two was cloned from the other: remove its state folder and restart kubeveild there",
+        ));
+    }
+    if mesh.is_some_and(|m| m.revoked_keys.contains(key)) {
+        return Some((
+            "publicKey",
+            "the key is revoked",
+            "Remove its state folder and restart kubeveild there, so that it makes a new one",
+        ));
+    }
+    if taken {
+        return Some((
+            "publicKey",
+            "another node announces the same key",
+            "One of the two was cloned from the other: remove its state folder and restart kubeveild there",
+        ));
+    }
+    unreachable.then_some((
+        "status.addresses[InternalIP]",
+        "it has no address of a family that this node has too, within the mesh's nodeCIDRs",
+        "Give both nodes an InternalIP of one family",
+    ))
+}
+
+/// Which peer of the device holds each prefix.
+fn holders<'a>(observed: &'a Observed, device: &str) -> BTreeMap<IpNet, (&'a PublicKey, &'a Peer)> {
+    let peers = observed.tunnels.get(device).into_iter().flat_map(|d| &d.peers);
+    peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |p| (*p, (key, peer)))).collect()
+}
+
+fn addresses(owned: &[(IpNet, Class)]) -> Vec<IpAddr> {
+    owned.iter().filter(|(_, class)| *class == Class::Node).map(|(prefix, _)| prefix.addr()).collect()
+}
+
+fn underlay_of(inputs: &Inputs<'_>) -> BTreeSet<u32> {
+    let own = inputs.knowledge.snapshot().nodes.get(inputs.node);
+    let own_ips = own.map_or(&[][..], |node| &node.internal_ips);
+    underlay::underlay(&inputs.observed.links, own_ips, inputs.underlay)
+}
+
+fn underlay_mtu(inputs: &Inputs<'_>) -> u32 {
+    let devices = underlay_of(inputs);
+    let links = devices.iter().filter_map(|index| inputs.observed.links.get(index));
+    links.filter(|link| link.up).map(|link| link.mtu).min().unwrap_or(USUAL_MTU)
+}
+
+fn hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
+    for index in underlay_of(inputs) {
+        out.devices.insert(index, DeviceKind::Underlay);
+        out.hooks.extend([(Program::Steer, index), (Program::Guard, index)]);
+    }
+    if let Some(device) = inputs.observed.tunnels.get(tunnel) {
+        out.devices.insert(device.ifindex, DeviceKind::Tunnel);
+        out.hooks.insert((Program::Deliver, device.ifindex));
+    }
+    let foreign =
+        inputs.observed.links.values().find(|l| l.name == tunnel && l.kind.as_deref() != Some("wireguard"));
+    if foreign.is_some() {
+        out.problems.push(Problem {
+            kind: ProblemKind::Kernel,
+            object: format!("device {tunnel}"),
+            field: String::new(),
+            message: "a device of this name exists that is no WireGuard device".to_owned(),
+            advice: "It is not ours, so it is left alone; rename or delete it".to_owned(),
+        });
+    }
+}
+
+fn config(mesh: Option<&MeshSpec>, tunnel: &DesiredTunnel) -> Config {
+    let (mss_v4, mss_v6) = mtu::mss(tunnel.mtu);
+    Config {
+        mode: match mesh.map(|m| m.mode) {
+            None | Some(Mode::Require) => kubeveil_abi::Mode::Require,
+            Some(Mode::Prefer) => kubeveil_abi::Mode::Prefer,
+            Some(Mode::Observe) => kubeveil_abi::Mode::Observe,
+        } as u32,
+        fwmark: FWMARK,
+        ports: [u32::from(BASE_PORT), u32::from(BASE_PORT) + 1],
+        mss_v4,
+        mss_v6,
+        flow_tcp_seconds: FLOW_TCP_SECONDS,
+        flow_other_seconds: FLOW_OTHER_SECONDS,
+    }
+}
+
+/// Slots, and the way to each peer: into the tunnel once it is proven. In `prefer` a peer that
+/// takes and never answers counts as unproven again; in `require` that would gain nothing.
+fn travel(
+    inputs: &Inputs<'_>,
+    mesh: Option<&MeshSpec>,
+    indices: &BTreeMap<String, u32>,
+    (name, (generation, own_key)): (&String, (Generation, PublicKey)),
+    keys: &BTreeMap<String, PublicKey>,
+    out: &mut Desired,
+) {
+    let slot = u8::from(generation.parity() == 1);
+    let device = inputs.observed.tunnels.get(name).filter(|d| d.public_key == Some(own_key));
+    let up = device.filter(|d| inputs.observed.links.get(&d.ifindex).is_some_and(|l| l.up));
+    if let Some(device) = up {
+        out.slots[usize::from(slot)] = device.ifindex;
+    }
+    for (node, index) in indices {
+        let key = keys.get(node).copied();
+        let health =
+            key.map_or(Health::Never(Duration::ZERO), |k| inputs.tunnels.health(name, &k, inputs.now));
+        let given_up = matches!(health, Health::Stale(_)) && mesh.is_some_and(|m| m.mode == Mode::Prefer);
+        let tunnelled = up.is_some() && health.is_proven() && !given_up;
+        if tunnelled {
+            out.values.insert(*index, PeerValue::tunnel(slot, generation.number()));
+        }
+        out.remotes
+            .insert(node.clone(), Remote { index: *index, key, device: name.clone(), health, tunnelled });
+    }
+}

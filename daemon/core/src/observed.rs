@@ -1,0 +1,150 @@
+//! What the kernel holds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use kubeveil_abi::{Config, DeviceKind, MAX_SLOTS, PeerValue, PrefixKind};
+use kubeveil_keys::PublicKey;
+use serde::{Deserialize, Serialize};
+
+/// One look at everything that is planned over.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Network devices by ifindex.
+    pub links: BTreeMap<u32, Link>,
+    /// WireGuard devices of our names, by name.
+    pub tunnels: BTreeMap<String, TunnelDevice>,
+    /// Maps and attachments; `None` until they are loaded or adopted.
+    pub datapath: Option<Datapath>,
+}
+
+/// A network device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Name.
+    pub name: String,
+    /// What created it by software (`veth`, `bridge`, `wireguard`, …); `None` for hardware.
+    pub kind: Option<String>,
+    /// Set up by the administrator.
+    pub up: bool,
+    /// The loopback device.
+    pub loopback: bool,
+    /// Bytes.
+    pub mtu: u32,
+    /// Its addresses with their prefix lengths.
+    pub addresses: BTreeSet<IpNet>,
+    /// A default route of either family leaves by it.
+    pub default_route: bool,
+    /// What the device itself dropped or refused.
+    pub statistics: LinkStatistics,
+}
+
+/// The kernel's own counters of a device (`struct rtnl_link_stats64`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct LinkStatistics {
+    /// Packets that could not be sent for want of room.
+    pub tx_dropped: u64,
+    /// Packets that could not be sent: for WireGuard, no peer or no endpoint.
+    pub tx_errors: u64,
+    /// Packets received and dropped for want of room.
+    pub rx_dropped: u64,
+    /// Packets received that were refused: for WireGuard, those that failed authentication or came from a source that is not allowed.
+    pub rx_errors: u64,
+    /// For WireGuard, decrypted packets that were no IP packets or came from a source that is not allowed.
+    pub rx_frame_errors: u64,
+}
+
+/// A WireGuard device of ours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TunnelDevice {
+    /// Index among links.
+    pub ifindex: u32,
+    /// Public half of its key; `None` before one is set.
+    pub public_key: Option<PublicKey>,
+    /// UDP port it listens on; 0 before one is set.
+    pub port: u16,
+    /// Mark of its own packets.
+    pub fwmark: u32,
+    /// The sysctls that packets out of it need are as they should be.
+    pub sysctls_right: bool,
+    /// Peers by key.
+    pub peers: BTreeMap<PublicKey, Peer>,
+}
+
+/// A peer of a WireGuard device.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Peer {
+    /// Where its packets go; the kernel follows a peer that roams.
+    pub endpoint: Option<SocketAddr>,
+    /// Inner sources and destinations.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds between keepalives; 0 is off.
+    pub keepalive: u16,
+    /// Last completed handshake, wall clock since the epoch; `None` before the first.
+    pub last_handshake: Option<Duration>,
+    /// Bytes received, of this peer's life in the device.
+    pub received: u64,
+    /// Bytes sent.
+    pub sent: u64,
+}
+
+/// An eBPF program of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Program {
+    /// Egress of an underlay device.
+    Steer,
+    /// Ingress of an underlay device.
+    Guard,
+    /// Ingress of a tunnel device.
+    Deliver,
+}
+
+impl Program {
+    /// Name in the object file and in the kernel.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Steer => kubeveil_abi::names::STEER,
+            Self::Guard => kubeveil_abi::names::GUARD,
+            Self::Deliver => kubeveil_abi::names::DELIVER,
+        }
+    }
+
+    /// Every program.
+    pub const ALL: [Self; 3] = [Self::Steer, Self::Guard, Self::Deliver];
+}
+
+/// Where a program is attached: the program and the ifindex.
+pub type Hook = (Program, u32);
+
+/// A prefix and whose it is, as it stands in the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// Whose.
+    pub kind: PrefixKind,
+    /// Peer index for remote kinds, else 0.
+    pub peer: u32,
+}
+
+/// Our maps and attachments.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Datapath {
+    /// Hash of the object that the programs in the kernel came from.
+    pub build: String,
+    /// Settings.
+    pub config: Config,
+    /// Prefixes.
+    pub prefixes: BTreeMap<IpNet, Prefix>,
+    /// Peers other than [`PeerValue::NO_TUNNEL`], by index.
+    pub peers: BTreeMap<u32, PeerValue>,
+    /// ifindex by slot.
+    pub slots: [u32; MAX_SLOTS],
+    /// Devices by ifindex.
+    pub devices: BTreeMap<u32, DeviceKind>,
+    /// Number of programs ahead of ours at each hook where ours is attached.
+    pub attached: BTreeMap<Hook, usize>,
+}

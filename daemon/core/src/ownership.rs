@@ -1,0 +1,268 @@
+//! Whose prefix is it.
+//!
+//! Prefixes come from what Kubernetes says of a node, never from its announcement, and only inside
+//! the mesh's ranges. Where two nodes claim overlapping prefixes, the one on record keeps its own;
+//! where none is on record nobody gets it (DESIGN.md, invariant 8).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use kubeveil_api::mesh::MeshSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    problem::{Problem, ProblemKind},
+    snapshot::Knowledge,
+};
+
+/// What a prefix holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Pods.
+    Pods,
+    /// The node itself.
+    Node,
+}
+
+/// The node that a prefix was first seen with.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Owner {
+    /// Name of the Node.
+    pub name: String,
+    /// UID of the Node.
+    pub uid: String,
+}
+
+/// Recorded owners, by prefix. Kept on disk.
+pub type Owners = BTreeMap<IpNet, Owner>;
+
+/// The outcome of [`assign`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assignment {
+    /// Prefixes by the name of their node.
+    pub prefixes: BTreeMap<IpNet, (String, Class)>,
+    /// The record from now on.
+    pub owners: Owners,
+    /// Claims that were refused.
+    pub problems: Vec<Problem>,
+    by_node: BTreeMap<String, Vec<(IpNet, Class)>>,
+}
+
+impl Assignment {
+    /// What `node` owns.
+    pub fn of(&self, node: &str) -> &[(IpNet, Class)] {
+        self.by_node.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    /// The nodes that own anything, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &[(IpNet, Class)])> {
+        self.by_node.iter().map(|(name, owned)| (name.as_str(), owned.as_slice()))
+    }
+}
+
+struct Claim<'a> {
+    prefix: IpNet,
+    class: Class,
+    node: &'a str,
+    uid: &'a str,
+    field: String,
+}
+
+/// Decides over all claims of `knowledge`. `recorded` is what an earlier call returned in `owners`.
+pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assignment {
+    let mut problems = Vec::new();
+    let mut claims = admissible(knowledge, mesh, &mut problems);
+    claims.sort_by(|a, b| a.prefix.cmp(&b.prefix).then(a.node.cmp(b.node)));
+
+    // A record ends when its owner is known not to claim it any more.
+    let mut recorded = recorded.clone();
+    if knowledge.synced().is_some() {
+        let held: BTreeSet<_> = claims.iter().map(|c| (c.prefix, c.uid)).collect();
+        recorded.retain(|prefix, owner| held.contains(&(*prefix, owner.uid.as_str())));
+    }
+    let mut claimed: BTreeMap<IpNet, Vec<&Claim<'_>>> = BTreeMap::new();
+    for claim in &claims {
+        claimed.entry(claim.prefix).or_default().push(claim);
+    }
+
+    let mut owners = recorded.clone();
+    let mut prefixes = BTreeMap::new();
+    for claim in &claims {
+        let on_record = recorded.get(&claim.prefix).is_some_and(|owner| owner.uid == claim.uid);
+        if !on_record {
+            if let Some(owner) = overlapping(&recorded, claim.prefix).find(|o| o.uid != claim.uid) {
+                problems.push(refused(claim, &owner.name, "which had it first"));
+                continue;
+            }
+            let mut rivals = overlapping(&claimed, claim.prefix).flatten();
+            if let Some(rival) = rivals.find(|c| c.uid != claim.uid) {
+                problems.push(refused(claim, rival.node, "and no owner is on record, so neither gets it"));
+                continue;
+            }
+        }
+        owners.insert(claim.prefix, Owner { name: claim.node.to_owned(), uid: claim.uid.to_owned() });
+        prefixes.insert(claim.prefix, (claim.node.to_owned(), claim.class));
+    }
+    let mut by_node: BTreeMap<String, Vec<(IpNet, Class)>> = BTreeMap::new();
+    for (prefix, (node, class)) in &prefixes {
+        by_node.entry(node.clone()).or_default().push((*prefix, *class));
+    }
+    Assignment { prefixes, owners, problems, by_node }
+}
+
+/// The entries of `map` whose prefix overlaps `prefix`. Prefixes nest or are apart, so these are its
+/// supernets, itself, and what begins inside of it.
+fn overlapping<V>(map: &BTreeMap<IpNet, V>, prefix: IpNet) -> impl Iterator<Item = &V> {
+    let supernets = iter::successors(prefix.supernet(), IpNet::supernet);
+    let inside = map.range(prefix..).take_while(move |(p, _)| prefix.contains(*p));
+    supernets.filter_map(|p| map.get(&p)).chain(inside.map(|(_, v)| v))
+}
+
+fn refused(claim: &Claim<'_>, other: &str, why: &str) -> Problem {
+    Problem {
+        kind: ProblemKind::Prefix,
+        object: format!("Node {}", claim.node),
+        field: claim.field.clone(),
+        message: format!("{} is also claimed by node {other}, {why}", claim.prefix),
+        advice: "Give each node its own prefix; if the other one is gone, delete its Node object".to_owned(),
+    }
+}
+
+/// The claims that lie where they may; the others become problems.
+fn admissible<'a>(knowledge: &'a Knowledge, mesh: &MeshSpec, problems: &mut Vec<Problem>) -> Vec<Claim<'a>> {
+    let mut claims = Vec::new();
+    for (name, node) in &knowledge.snapshot().nodes {
+        let pods = node
+            .pod_cidrs
+            .iter()
+            .enumerate()
+            .map(|(i, p)| (p.trunc(), Class::Pods, format!("spec.podCIDRs[{i}]")));
+        let addresses = node
+            .internal_ips
+            .iter()
+            .map(|a| (IpNet::from(*a), Class::Node, "status.addresses[InternalIP]".to_owned()));
+        for (prefix, class, field) in pods.chain(addresses) {
+            match refusal(prefix, class, mesh) {
+                None => claims.push(Claim { prefix, class, node: name, uid: &node.uid, field }),
+                Some((message, advice)) => problems.push(Problem {
+                    kind: ProblemKind::Prefix,
+                    object: format!("Node {name}"),
+                    field,
+                    message: format!("{prefix} {message}"),
+                    advice: advice.to_owned(),
+                }),
+            }
+        }
+    }
+    claims
+}
+
+/// Why `prefix` can't be what it claims to be, and what to do.
+fn refusal(prefix: IpNet, class: Class, mesh: &MeshSpec) -> Option<(&'static str, &'static str)> {
+    let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&prefix));
+    if !is_ordinary(prefix.addr()) || prefix.prefix_len() == 0 {
+        return Some(("is not an address range that pods or nodes can have", "Correct it on the Node"));
+    }
+    match class {
+        Class::Pods if !within(&mesh.pod_cidrs) => Some((
+            "lies outside the mesh's podCIDRs",
+            "Add its range to spec.podCIDRs of EncryptionMesh default, if it is right",
+        )),
+        Class::Node if !within(&mesh.node_cidrs) => Some((
+            "lies outside the mesh's nodeCIDRs",
+            "Add its range to spec.nodeCIDRs of EncryptionMesh default, if it is right",
+        )),
+        Class::Node if within(&mesh.pod_cidrs) => Some((
+            "lies inside the mesh's podCIDRs, so it can't be a node's",
+            "Correct the mesh's ranges or the node's address",
+        )),
+        _ => None,
+    }
+}
+
+/// Neither unspecified, loopback, link-local nor multicast.
+fn is_ordinary(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => {
+            !(a.is_unspecified()
+                || a.is_loopback()
+                || a.is_link_local()
+                || a.is_multicast()
+                || a.is_broadcast())
+        }
+        IpAddr::V6(a) => {
+            !(a.is_unspecified() || a.is_loopback() || a.is_unicast_link_local() || a.is_multicast())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{mesh, net, node, snapshot};
+
+    fn whole(nodes: &[(&str, crate::snapshot::NodeFacts)]) -> Knowledge {
+        Knowledge::Whole(snapshot(nodes).attest_whole())
+    }
+
+    fn owner(a: &Assignment, prefix: &str) -> Option<String> {
+        a.prefixes.get(&net(prefix)).map(|(name, _)| name.clone())
+    }
+
+    #[test]
+    fn each_gets_its_own() {
+        let a = assign(&whole(&[("a", node(1)), ("b", node(2))]), &mesh(), &Owners::new());
+        assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("a"));
+        assert_eq!(owner(&a, "fd00:244:2::/64").as_deref(), Some("b"));
+        assert_eq!(owner(&a, "192.0.2.2/32").as_deref(), Some("b"));
+        assert_eq!(a.problems, []);
+    }
+
+    #[test]
+    fn without_a_record_nobody_gets_what_two_claim() {
+        let mut thief = node(2);
+        thief.pod_cidrs = vec![net("10.244.1.128/25")];
+        let a = assign(&whole(&[("a", node(1)), ("b", thief)]), &mesh(), &Owners::new());
+        assert_eq!(owner(&a, "10.244.1.0/24"), None);
+        assert_eq!(owner(&a, "10.244.1.128/25"), None);
+        assert_eq!(a.problems.len(), 2);
+        assert!(a.problems[0].to_string().contains("Node a spec.podCIDRs[0]"), "{}", a.problems[0]);
+    }
+
+    #[test]
+    fn the_recorded_owner_keeps_it() {
+        let first = assign(&whole(&[("b", node(1))]), &mesh(), &Owners::new());
+        for claim in ["10.244.1.0/24", "10.244.1.128/25", "10.244.0.0/16"] {
+            let mut thief = node(9);
+            thief.pod_cidrs = vec![net(claim)];
+            let a = assign(&whole(&[("a", thief), ("b", node(1))]), &mesh(), &first.owners);
+            assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("b"), "{claim}");
+            assert!(claim == "10.244.1.0/24" || owner(&a, claim).is_none(), "{claim}");
+        }
+    }
+
+    #[test]
+    fn a_record_ends_only_by_whole_knowledge() {
+        let first = assign(&whole(&[("b", node(1))]), &mesh(), &Owners::new());
+        let mut heir = node(1);
+        heir.uid = "new".to_owned();
+        let partial = assign(&Knowledge::Partial(snapshot(&[("b", heir.clone())])), &mesh(), &first.owners);
+        assert_eq!(owner(&partial, "10.244.1.0/24"), None);
+        let whole = assign(&whole(&[("b", heir)]), &mesh(), &first.owners);
+        assert_eq!(owner(&whole, "10.244.1.0/24").as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn what_can_not_be_is_refused() {
+        let mut bad = node(1);
+        bad.pod_cidrs = vec![net("0.0.0.0/0"), net("169.254.0.0/24"), net("172.16.0.0/24"), net("fe80::/64")];
+        bad.internal_ips = vec!["10.244.1.1".parse().expect("ip"), "8.8.8.8".parse().expect("ip")];
+        let a = assign(&whole(&[("a", bad)]), &mesh(), &Owners::new());
+        assert_eq!(a.prefixes, BTreeMap::new());
+        assert_eq!(a.problems.len(), 6, "{:?}", a.problems);
+    }
+}

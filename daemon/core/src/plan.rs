@@ -1,0 +1,206 @@
+//! The difference between what should be and what is, as actions in an order in which no step opens
+//! what a later one would close.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use ipnet::IpNet;
+use kubeveil_abi::{FWMARK, PeerState, PeerValue};
+use kubeveil_keys::PublicKey;
+
+use crate::{
+    action::Action,
+    desired::{Desired, DesiredPeer, DesiredTunnel},
+    observed::{Datapath, Observed, Peer, TunnelDevice},
+    snapshot::Synced,
+};
+
+/// The endpoint last written for each peer of each device. An endpoint is written when the peer is
+/// made or what it announces changes, never because it roamed.
+pub type Endpoints = BTreeMap<(String, PublicKey), SocketAddr>;
+
+/// Plans. Without `synced` nothing is planned that removes a peer, a prefix or a hook for being
+/// unknown (invariant 2).
+pub fn plan(
+    desired: &Desired,
+    observed: &Observed,
+    synced: Option<&Synced>,
+    written: &Endpoints,
+) -> Vec<Action> {
+    let Some(datapath) = observed.datapath.as_ref().filter(|d| d.build == desired.build) else {
+        // Maps may be pinned and full already: look before planning over them.
+        return vec![Action::LoadPrograms];
+    };
+    let mut actions = Vec::new();
+    withdraw(desired, datapath, synced, &mut actions);
+    maps(desired, datapath, &mut actions);
+    for (name, tunnel) in &desired.tunnels {
+        match observed.tunnels.get(name) {
+            Some(device) => device_actions(name, tunnel, device, observed, synced, written, &mut actions),
+            None if observed.links.values().any(|link| link.name == *name) => {} // not ours; a problem says so
+            None => actions.push(Action::CreateTunnel(name.clone())),
+        }
+    }
+    attach(desired, datapath, observed, synced, &mut actions);
+    travel(desired, datapath, &mut actions);
+    remove(desired, datapath, synced, &mut actions);
+    actions
+}
+
+/// First, packets stop going where they no longer may. A slot is changed before the peers that use it.
+fn withdraw(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, actions: &mut Vec<Action>) {
+    for (slot, (want, have)) in (0u8..).zip(desired.slots.iter().zip(&datapath.slots)) {
+        if *want == 0 && *have != 0 {
+            actions.push(Action::SetSlot(slot, 0));
+        }
+    }
+    let known: BTreeSet<u32> = desired.remotes.values().map(|r| r.index).collect();
+    for (index, have) in &datapath.peers {
+        let goes = have.state() == PeerState::Tunnel && !desired.values.contains_key(index);
+        if goes && (known.contains(index) || synced.is_some()) {
+            actions.push(Action::SetPeer(*index, PeerValue::NO_TUNNEL));
+        }
+    }
+}
+
+fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
+    for (prefix, want) in &desired.prefixes {
+        if datapath.prefixes.get(prefix) != Some(want) {
+            actions.push(Action::PutPrefix(*prefix, *want));
+        }
+    }
+    // After the prefixes: a mode that is stricter than the last one must know all it is about.
+    if datapath.config != desired.config {
+        actions.push(Action::SetConfig(desired.config));
+    }
+    for (index, want) in &desired.devices {
+        if datapath.devices.get(index) != Some(want) {
+            actions.push(Action::PutDevice(*index, *want));
+        }
+    }
+}
+
+fn attach(
+    desired: &Desired,
+    datapath: &Datapath,
+    observed: &Observed,
+    synced: Option<&Synced>,
+    actions: &mut Vec<Action>,
+) {
+    for hook in &desired.hooks {
+        if !datapath.attached.contains_key(hook) {
+            actions.push(Action::Attach(*hook));
+        }
+    }
+    for hook in datapath.attached.keys().filter(|hook| !desired.hooks.contains(hook)) {
+        if synced.is_some() || !observed.links.contains_key(&hook.1) {
+            actions.push(Action::Detach(*hook));
+        }
+    }
+}
+
+fn device_actions(
+    name: &str,
+    want: &DesiredTunnel,
+    have: &TunnelDevice,
+    observed: &Observed,
+    synced: Option<&Synced>,
+    written: &Endpoints,
+    actions: &mut Vec<Action>,
+) {
+    let key = (have.public_key != Some(want.key.1)).then_some(want.key);
+    let port = (have.port != want.port).then_some(want.port);
+    let fwmark = (have.fwmark != FWMARK).then_some(FWMARK);
+    if key.is_some() || port.is_some() || fwmark.is_some() {
+        actions.push(Action::ConfigureTunnel { device: name.to_owned(), key, port, fwmark });
+    }
+    let link = observed.links.get(&have.ifindex);
+    if link.is_some_and(|l| l.mtu != want.mtu) {
+        actions.push(Action::SetMtu(have.ifindex, want.mtu));
+    }
+    if !have.sysctls_right {
+        actions.push(Action::SetSysctls(name.to_owned()));
+    }
+    // Peers first, then up: setting it up sends what keepalives are set.
+    for (key, peer) in &want.peers {
+        peer_actions(name, *key, peer, have.peers.get(key), written, actions);
+    }
+    let mut strangers = have.peers.iter().filter(|(key, _)| !want.peers.contains_key(key)).peekable();
+    // Either all is known and nobody announces this key, or others have all its addresses by now.
+    let claimed: BTreeSet<IpNet> = match strangers.peek() {
+        Some(_) => want.peers.values().flat_map(|p| &p.allowed_ips).copied().collect(),
+        None => BTreeSet::new(),
+    };
+    for (key, peer) in strangers {
+        if synced.is_some() || peer.allowed_ips.is_subset(&claimed) {
+            actions.push(Action::RemovePeer(name.to_owned(), *key));
+        }
+    }
+    if link.is_some_and(|l| !l.up) {
+        actions.push(Action::SetUp(have.ifindex));
+    }
+}
+
+fn peer_actions(
+    device: &str,
+    key: PublicKey,
+    want: &DesiredPeer,
+    have: Option<&Peer>,
+    written: &Endpoints,
+    actions: &mut Vec<Action>,
+) {
+    let device = device.to_owned();
+    let Some(have) = have else {
+        if let Some(endpoint) = want.endpoint {
+            let allowed_ips = want.allowed_ips.clone();
+            actions.push(Action::AddPeer { device, key, endpoint, allowed_ips, keepalive: want.keepalive });
+        }
+        return;
+    };
+    let missing: BTreeSet<IpNet> = want.allowed_ips.difference(&have.allowed_ips).copied().collect();
+    if !have.allowed_ips.is_subset(&want.allowed_ips) {
+        actions.push(Action::ReplaceAllowedIps(device.clone(), key, want.allowed_ips.clone()));
+    } else if !missing.is_empty() {
+        actions.push(Action::AddAllowedIps(device.clone(), key, missing));
+    }
+    if let Some(endpoint) = want.endpoint {
+        let announced_anew = written.get(&(device.clone(), key)).is_some_and(|last| *last != endpoint);
+        // A peer that we want to reach and can't has not roamed: it never answered from elsewhere.
+        let lost = want.keepalive != 0 && have.endpoint != Some(endpoint);
+        if announced_anew || lost {
+            actions.push(Action::SetEndpoint(device.clone(), key, endpoint));
+        }
+    }
+    if have.keepalive != want.keepalive {
+        actions.push(Action::SetKeepalive(device, key, want.keepalive));
+    }
+}
+
+/// Last but one, packets start going into what is ready.
+fn travel(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
+    for (slot, (want, have)) in (0u8..).zip(desired.slots.iter().zip(&datapath.slots)) {
+        if *want != 0 && want != have {
+            actions.push(Action::SetSlot(slot, *want));
+        }
+    }
+    for (index, want) in &desired.values {
+        if datapath.peers.get(index) != Some(want) {
+            actions.push(Action::SetPeer(*index, *want));
+        }
+    }
+}
+
+/// Last, what nobody needs any more.
+fn remove(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, actions: &mut Vec<Action>) {
+    if synced.is_none() {
+        return;
+    }
+    for prefix in datapath.prefixes.keys().filter(|p| !desired.prefixes.contains_key(p)) {
+        actions.push(Action::RemovePrefix(*prefix));
+    }
+    for index in datapath.devices.keys().filter(|i| !desired.devices.contains_key(i)) {
+        actions.push(Action::RemoveDevice(*index));
+    }
+}

@@ -1,0 +1,226 @@
+//! Which peers are proven to answer.
+//!
+//! WireGuard tells nobody of a handshake, and an idle tunnel is silent, so what counts is a completed
+//! handshake on this life of the device, and whether what was sent since got an answer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use kubeveil_keys::PublicKey;
+
+use crate::observed::{Observed, Peer};
+
+/// No data is accepted under keys older than this (kernel `drivers/net/wireguard/messages.h`, `REJECT_AFTER_TIME`).
+pub const REJECT_AFTER: Duration = Duration::from_secs(180);
+/// How long the peer with the lower key has the first word.
+const SECOND_WORD: Duration = Duration::from_secs(3);
+/// Interval of keepalives while a handshake is wanted, seconds. The first goes out at once.
+pub const PROVING_KEEPALIVE: u16 = 5;
+/// How often to look while something is unproven: at first, and after [`PATIENCE`].
+const LOOK_OFTEN: Duration = Duration::from_millis(250);
+const LOOK_SELDOM: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// No handshake yet, since so long.
+    Never(Duration),
+    /// Handshake this long ago, less than [`REJECT_AFTER`].
+    Up(Duration),
+    /// Older, but nothing was sent since: nobody knows and nobody needs to.
+    Idle(Duration),
+    /// Older, and something was sent since.
+    Stale(Duration),
+}
+
+impl Health {
+    /// Has it ever answered on this life of the device?
+    pub const fn is_proven(self) -> bool {
+        !matches!(self, Self::Never(_))
+    }
+
+    /// The value of the metrics' label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Never(_) => "never",
+            Self::Up(_) => "up",
+            Self::Idle(_) => "idle",
+            Self::Stale(_) => "stale",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Track {
+    first_seen: Duration,
+    /// The kernel's time of it, only ever compared with itself.
+    handshake: Option<Duration>,
+    /// On our own monotonic clock.
+    handshake_at: Duration,
+    sent: u64,
+    sent_at: Option<Duration>,
+}
+
+/// All peers of all our devices. `now` is monotonic, `wall` is time since the epoch.
+#[derive(Debug, Default)]
+pub struct Tunnels {
+    tracks: BTreeMap<(String, PublicKey), Track>,
+}
+
+impl Tunnels {
+    /// Takes in what the kernel says now.
+    pub fn observe(&mut self, observed: &Observed, now: Duration, wall: Duration) {
+        let mut present = BTreeSet::new();
+        for (device, tunnel) in &observed.tunnels {
+            for (key, peer) in &tunnel.peers {
+                let id = (device.clone(), *key);
+                present.insert(id.clone());
+                self.tracks.entry(id).or_insert_with(|| Track::new(peer, now, wall)).update(peer, now);
+            }
+        }
+        self.tracks.retain(|id, _| present.contains(id));
+    }
+
+    /// How `key` is on `device`; a peer that was never seen there is new.
+    pub fn health(&self, device: &str, key: &PublicKey, now: Duration) -> Health {
+        match self.tracks.get(&(device.to_owned(), *key)) {
+            None => Health::Never(Duration::ZERO),
+            Some(track) => track.health(now),
+        }
+    }
+
+    /// Shall we set a keepalive, so that a handshake starts without waiting for traffic? The lower
+    /// key has the first word; the other joins in when nothing came of that, since it may be the
+    /// lower one that has an old session and sees no reason to speak.
+    pub fn initiates(&self, device: &str, own: &PublicKey, peer: &PublicKey, now: Duration) -> bool {
+        match self.health(device, peer, now) {
+            Health::Never(since) => own < peer || since >= SECOND_WORD,
+            Health::Stale(_) => true,
+            Health::Up(_) | Health::Idle(_) => false,
+        }
+    }
+
+    /// When to look again; `None` if nothing is awaited.
+    pub fn next_look(&self, now: Duration) -> Option<Duration> {
+        self.tracks
+            .values()
+            .filter_map(|track| match track.health(now) {
+                Health::Never(since) if since < PATIENCE => Some(LOOK_OFTEN),
+                Health::Never(_) | Health::Stale(_) => Some(LOOK_SELDOM),
+                Health::Up(_) | Health::Idle(_) => None,
+            })
+            .min()
+    }
+}
+
+impl Track {
+    fn new(peer: &Peer, now: Duration, wall: Duration) -> Self {
+        // The one use of the wall clock: the age of a handshake that took place before we looked.
+        let age = peer.last_handshake.map_or(Duration::ZERO, |at| wall.saturating_sub(at));
+        Self {
+            first_seen: now,
+            handshake: peer.last_handshake,
+            handshake_at: now.saturating_sub(age),
+            sent: peer.sent,
+            sent_at: None,
+        }
+    }
+
+    fn update(&mut self, peer: &Peer, now: Duration) {
+        if peer.last_handshake != self.handshake {
+            if peer.last_handshake.is_none() {
+                // The device or the peer was made again between two looks.
+                *self = Self::new(peer, now, now);
+            }
+            self.handshake = peer.last_handshake;
+            self.handshake_at = now;
+        }
+        if peer.sent > self.sent {
+            self.sent_at = Some(now);
+        }
+        self.sent = peer.sent;
+    }
+
+    fn health(&self, now: Duration) -> Health {
+        if self.handshake.is_none() {
+            return Health::Never(now.saturating_sub(self.first_seen));
+        }
+        let age = now.saturating_sub(self.handshake_at);
+        if age < REJECT_AFTER {
+            Health::Up(age)
+        } else if self.sent_at.is_some_and(|at| now.saturating_sub(at) < REJECT_AFTER) {
+            Health::Stale(age)
+        } else {
+            Health::Idle(age)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::TunnelDevice;
+
+    const DEVICE: &str = "kubeveil0";
+
+    fn key(byte: u8) -> PublicKey {
+        PublicKey::from_bytes([byte; 32])
+    }
+
+    fn seconds(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    fn with(handshake: Option<u64>, sent: u64) -> Observed {
+        let peer = Peer { last_handshake: handshake.map(seconds), sent, ..Peer::default() };
+        let device = TunnelDevice { peers: [(key(7), peer)].into(), ..TunnelDevice::default() };
+        Observed { tunnels: [(DEVICE.to_owned(), device)].into(), ..Observed::default() }
+    }
+
+    #[test]
+    fn a_life() {
+        let mut tunnels = Tunnels::default();
+        let wall = seconds(1_000_000);
+        let health = |t: &Tunnels, now| t.health(DEVICE, &key(7), seconds(now));
+        tunnels.observe(&with(None, 0), seconds(10), wall);
+        assert_eq!(health(&tunnels, 12), Health::Never(seconds(2)));
+        assert!(tunnels.initiates(DEVICE, &key(1), &key(7), seconds(12)));
+        assert!(!tunnels.initiates(DEVICE, &key(9), &key(7), seconds(12)));
+        assert!(tunnels.initiates(DEVICE, &key(9), &key(7), seconds(13)));
+        assert_eq!(tunnels.next_look(seconds(12)), Some(LOOK_OFTEN));
+        assert_eq!(tunnels.next_look(seconds(40)), Some(LOOK_SELDOM));
+
+        tunnels.observe(&with(Some(1_000_003), 100), seconds(13), wall);
+        assert_eq!(health(&tunnels, 20), Health::Up(seconds(7)));
+        assert_eq!(tunnels.next_look(seconds(20)), None);
+        // Silence is no fault …
+        assert_eq!(health(&tunnels, 500), Health::Idle(seconds(487)));
+        // … sending without an answer is.
+        tunnels.observe(&with(Some(1_000_003), 200), seconds(500), wall);
+        assert_eq!(health(&tunnels, 501), Health::Stale(seconds(488)));
+        assert!(tunnels.initiates(DEVICE, &key(9), &key(7), seconds(501)));
+        tunnels.observe(&with(Some(1_000_504), 300), seconds(505), wall);
+        assert_eq!(health(&tunnels, 505), Health::Up(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_changes_nothing() {
+        let mut tunnels = Tunnels::default();
+        tunnels.observe(&with(Some(1_000), 0), seconds(10), seconds(1_010));
+        for wall in [0, 5_000_000] {
+            tunnels.observe(&with(Some(1_000), 0), seconds(20), seconds(wall));
+            assert_eq!(tunnels.health(DEVICE, &key(7), seconds(20)), Health::Up(seconds(20)));
+        }
+    }
+
+    #[test]
+    fn a_device_made_again_has_proven_nothing() {
+        let mut tunnels = Tunnels::default();
+        tunnels.observe(&with(Some(1_000), 0), seconds(10), seconds(1_010));
+        tunnels.observe(&with(None, 0), seconds(20), seconds(1_020));
+        assert_eq!(tunnels.health(DEVICE, &key(7), seconds(20)), Health::Never(Duration::ZERO));
+    }
+}

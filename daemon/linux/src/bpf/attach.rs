@@ -1,0 +1,90 @@
+//! Attaching programs by tcx links (kernel 6.6 and later), pinned, at the head of their hook.
+
+use std::{fs, io};
+
+use aya::programs::{
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    links::{FdLink, LinkError, PinnedLink},
+    tc::TcAttachOptions,
+};
+use kubeveil_core::observed::{Hook, Program};
+
+use super::Pins;
+use crate::KernelError;
+
+const fn direction(program: Program) -> TcAttachType {
+    match program {
+        Program::Steer => TcAttachType::Egress,
+        Program::Guard | Program::Deliver => TcAttachType::Ingress,
+    }
+}
+
+/// Position of program `id` at the hook of `device`: how many run before it; `None` if it is not there.
+pub(super) fn position(program: Program, device: &str, id: u32) -> Result<Option<usize>, KernelError> {
+    match SchedClassifier::query_tcx(device, direction(program)) {
+        Ok((_, there)) => Ok(there.iter().position(|info| info.id() == id)),
+        Err(e) => Err(KernelError::new("list the programs of", device, e)),
+    }
+}
+
+/// Attaches `program` ahead of all others. Where a link is pinned already its program is replaced in
+/// place, without a gap; a link whose device is gone is thrown away first.
+pub(super) fn attach(
+    program: &mut SchedClassifier,
+    hook: Hook,
+    device: &str,
+    pins: &Pins,
+) -> Result<(), KernelError> {
+    let pin = pins.link(hook);
+    if replace(program, hook, pins)? {
+        return Ok(());
+    }
+    let failed =
+        |e: ProgramError| KernelError::new("attach to", format!("{device} program {}", hook.0.name()), e);
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(device, direction(hook.0), order).map_err(failed)?;
+    let link = program.take_link(id).map_err(failed)?;
+    let link: FdLink = link
+        .try_into()
+        .map_err(|e: LinkError| KernelError::new("attach by tcx (kernel 6.6 or later) to", device, e))?;
+    link.pin(&pin).map_err(|e| KernelError::new("pin", pin.display().to_string(), e))?;
+    Ok(())
+}
+
+/// Puts `program` into the link that is pinned for `hook`; `false` if there is none that lives.
+pub(super) fn replace(program: &mut SchedClassifier, hook: Hook, pins: &Pins) -> Result<bool, KernelError> {
+    let pin = pins.link(hook);
+    let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
+        KernelError::new("replace", pin.display().to_string(), e)
+    };
+    let old = match PinnedLink::from_pin(&pin) {
+        Ok(old) => FdLink::from(old),
+        Err(LinkError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(failed(e.into())),
+    };
+    let link = old.try_into().map_err(|e: LinkError| failed(e.into()))?;
+    match program.attach_to_link(link) {
+        Ok(_) => Ok(true),
+        // ENOLINK: the device is gone, the link is an empty shell (kernel `kernel/bpf/tcx.c`).
+        Err(ProgramError::SyscallError(e)) if is_defunct(&e.io_error) => {
+            fs::remove_file(&pin).map_err(|e| failed(e.into()))?;
+            Ok(false)
+        }
+        Err(e) => Err(failed(e.into())),
+    }
+}
+
+fn is_defunct(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NOLINK.raw_os_error())
+}
+
+/// Takes a program off: the pin was the last reference to its link.
+pub(super) fn detach(hook: Hook, pins: &Pins) -> Result<(), KernelError> {
+    let pin = pins.link(hook);
+    match fs::remove_file(&pin) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(KernelError::new("remove", pin.display().to_string(), e))
+        }
+        _ => Ok(()),
+    }
+}

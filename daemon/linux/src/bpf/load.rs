@@ -1,0 +1,141 @@
+//! Loading the object, or adopting what an earlier daemon left pinned.
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+};
+
+use aya::{
+    EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+use kubeveil_abi::names;
+use kubeveil_core::observed::{Datapath, Hook, Link, Program};
+
+use super::{Maps, Pins, attach, pins::remove_tree};
+use crate::KernelError;
+
+/// The programs and maps in the kernel.
+pub struct Bpf {
+    pins: Pins,
+    build: String,
+    /// Open maps.
+    pub maps: Maps,
+    programs: BTreeMap<Program, (SchedClassifier, u32)>,
+}
+
+/// What tells one object file from another. It need not be the same on every machine.
+pub fn build_of(object: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    object.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+impl Bpf {
+    /// Adopts the pinned programs of this very object; else loads it over the pinned maps, puts its
+    /// programs into the links that exist, and drops the older ones.
+    pub fn load_or_adopt(pins: Pins, object: &[u8], build: &str) -> Result<Self, KernelError> {
+        pins.create(build)?;
+        if !Program::ALL.iter().all(|p| pins.program(build, *p).exists()) {
+            load(&pins, object, build)?;
+        }
+        let mut programs = BTreeMap::new();
+        for program in Program::ALL {
+            programs.insert(program, open(&pins, build, program)?);
+        }
+        let maps = Maps::open(&pins)?;
+        let mut bpf = Self { pins, build: build.to_owned(), maps, programs };
+        bpf.upgrade_links()?;
+        Ok(bpf)
+    }
+
+    /// Replaces the programs of older builds in the links that are pinned, then forgets those builds.
+    fn upgrade_links(&mut self) -> Result<(), KernelError> {
+        let older = self.pins.other_programs(&self.build);
+        if older.is_empty() {
+            return Ok(());
+        }
+        for hook in self.pins.links()? {
+            if let Some((program, _)) = self.programs.get_mut(&hook.0) {
+                attach::replace(program, hook, &self.pins)?;
+            }
+        }
+        for dir in older {
+            remove_tree(&dir).map_err(|e| KernelError::new("remove", dir.display().to_string(), e))?;
+        }
+        Ok(())
+    }
+
+    /// What stands in the kernel. `links` are the devices there are.
+    pub fn observe(&self, links: &BTreeMap<u32, Link>) -> Result<Datapath, KernelError> {
+        let mut attached = BTreeMap::new();
+        for hook in self.pins.links()? {
+            let (program, index) = hook;
+            match (links.get(&index), self.programs.get(&program)) {
+                (Some(link), Some((_, id))) => {
+                    if let Some(ahead) = attach::position(program, &link.name, *id)? {
+                        attached.insert(hook, ahead);
+                    }
+                }
+                // The device is gone and its pin is litter: shown, so that it is planned away.
+                _ => {
+                    attached.insert(hook, 0);
+                }
+            }
+        }
+        Ok(Datapath {
+            build: self.build.clone(),
+            config: self.maps.config()?,
+            prefixes: self.maps.prefixes()?,
+            peers: self.maps.peers(),
+            slots: self.maps.slots()?,
+            devices: self.maps.devices()?,
+            attached,
+        })
+    }
+
+    /// Attaches at a hook of the device called `device`.
+    pub fn attach(&mut self, hook: Hook, device: &str) -> Result<(), KernelError> {
+        match self.programs.get_mut(&hook.0) {
+            Some((program, _)) => attach::attach(program, hook, device, &self.pins),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a program off.
+    pub fn detach(&mut self, hook: Hook) -> Result<(), KernelError> {
+        attach::detach(hook, &self.pins)
+    }
+}
+
+/// Loads the object over the pinned maps and pins its programs. Nothing is attached by it.
+fn load(pins: &Pins, object: &[u8], build: &str) -> Result<(), KernelError> {
+    let mut loader = EbpfLoader::new();
+    for name in names::MAPS {
+        // Opens the pinned map where there is one, else makes and pins it.
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(object).map_err(|e| KernelError::new("load", "the eBPF object", e))?;
+    for program in Program::ALL {
+        let failed = |e: ProgramError| KernelError::new("load program", program.name(), e);
+        let missing =
+            || KernelError::new("find program", program.name(), io::Error::from(io::ErrorKind::NotFound));
+        let loaded: &mut SchedClassifier =
+            ebpf.program_mut(program.name()).ok_or_else(missing)?.try_into().map_err(failed)?;
+        loaded.load().map_err(failed)?;
+        let pin = pins.program(build, program);
+        // Left over from a daemon that was killed in the midst of this.
+        let _ = std::fs::remove_file(&pin);
+        loaded.pin(&pin).map_err(|e| KernelError::new("pin", pin.display().to_string(), e))?;
+    }
+    Ok(())
+}
+
+fn open(pins: &Pins, build: &str, program: Program) -> Result<(SchedClassifier, u32), KernelError> {
+    let pin = pins.program(build, program);
+    let failed = |e: ProgramError| KernelError::new("open", pin.display().to_string(), e);
+    let opened = SchedClassifier::from_pin(&pin).map_err(failed)?;
+    let id = opened.info().map_err(failed)?.id();
+    Ok((opened, id))
+}

@@ -1,0 +1,248 @@
+//! The maps, typed.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use aya::{
+    Pod,
+    maps::{
+        Array, HashMap, Map, MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+use ipnet::IpNet;
+use kubeveil_abi::{
+    Address, Config, Counter, DeviceKind, Direction, FlowKey, FlowValue, MAX_SLOTS, PeerValue, PrefixKind,
+    PrefixValue, Reason, counter_index, names, v4_mapped_length,
+};
+use kubeveil_core::observed::Prefix;
+
+use super::{Pins, peers::PeerArray};
+use crate::{Count, KernelError};
+
+/// A structure of the ABI, for aya.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Raw<T>(T);
+
+// SAFETY: the ABI's structures are `repr(C)`, of unsigned words, without padding; their sizes are asserted there.
+unsafe impl Pod for Raw<Config> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<PrefixValue> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<FlowKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<FlowValue> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<Counter> {}
+
+/// All maps of the datapath.
+pub struct Maps {
+    config: Array<MapData, Raw<Config>>,
+    prefixes: LpmTrie<MapData, Address, Raw<PrefixValue>>,
+    peers: PeerArray,
+    slots: Array<MapData, u32>,
+    devices: HashMap<MapData, u32, u32>,
+    flows: HashMap<MapData, Raw<FlowKey>, Raw<FlowValue>>,
+    counters: PerCpuArray<MapData, Raw<Counter>>,
+}
+
+fn failed(operation: &'static str, map: &str) -> impl FnOnce(MapError) -> KernelError {
+    move |e| KernelError::new(operation, format!("map {map}"), e)
+}
+
+/// Writes one entry: what the map says is the same, whatever its type.
+fn written(map: &str, done: Result<(), MapError>) -> Result<(), KernelError> {
+    done.map_err(failed("write", map))
+}
+
+/// A key that is gone already was what we wanted.
+fn removed(map: &str, done: Result<(), MapError>) -> Result<(), KernelError> {
+    match done {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(failed("remove from", map)),
+    }
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        let data = |name| MapData::from_pin(pins.map(name)).map_err(failed("open", name));
+        macro_rules! typed {
+            ($variant:ident, $name:expr) => {
+                Map::$variant(data($name)?).try_into().map_err(failed("open", $name))?
+            };
+        }
+        Ok(Self {
+            config: typed!(Array, names::CONFIG),
+            prefixes: typed!(LpmTrie, names::PREFIXES),
+            peers: PeerArray::map(&data(names::PEERS)?)?,
+            slots: typed!(Array, names::SLOTS),
+            devices: typed!(HashMap, names::DEVICES),
+            flows: typed!(HashMap, names::FLOWS),
+            counters: typed!(PerCpuArray, names::COUNTERS),
+        })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> Result<Config, KernelError> {
+        self.config.get(&0, 0).map(|raw| raw.0).map_err(failed("read", names::CONFIG))
+    }
+
+    /// Writes the settings.
+    pub fn set_config(&mut self, config: Config) -> Result<(), KernelError> {
+        written(names::CONFIG, self.config.set(0, Raw(config), 0))
+    }
+
+    /// All prefixes. An entry that this version can't read is left out, so it will be written anew.
+    pub fn prefixes(&self) -> Result<BTreeMap<IpNet, Prefix>, KernelError> {
+        let mut out = BTreeMap::new();
+        for entry in self.prefixes.iter() {
+            let (key, Raw(value)) = entry.map_err(failed("read", names::PREFIXES))?;
+            if let (Some(net), Some(kind)) =
+                (net(key.prefix_len(), key.data()), PrefixKind::from_raw(value.kind))
+            {
+                out.insert(net, Prefix { kind, peer: value.peer });
+            }
+        }
+        Ok(out)
+    }
+
+    /// Writes a prefix.
+    pub fn put_prefix(&mut self, net: IpNet, prefix: Prefix) -> Result<(), KernelError> {
+        let value = PrefixValue { kind: prefix.kind as u32, peer: prefix.peer };
+        written(names::PREFIXES, self.prefixes.insert(&key(net), Raw(value), 0))
+    }
+
+    /// Takes a prefix out.
+    pub fn remove_prefix(&mut self, net: IpNet) -> Result<(), KernelError> {
+        removed(names::PREFIXES, self.prefixes.remove(&key(net)))
+    }
+
+    /// Peers other than [`PeerValue::NO_TUNNEL`].
+    pub fn peers(&self) -> BTreeMap<u32, PeerValue> {
+        self.peers.set_ones().collect()
+    }
+
+    /// One atomic store.
+    pub fn set_peer(&mut self, index: u32, value: PeerValue) {
+        self.peers.store(index, value);
+    }
+
+    /// ifindex by slot.
+    pub fn slots(&self) -> Result<[u32; MAX_SLOTS], KernelError> {
+        let mut out = [0; MAX_SLOTS];
+        for (index, slot) in (0u32..).zip(&mut out) {
+            *slot = self.slots.get(&index, 0).map_err(failed("read", names::SLOTS))?;
+        }
+        Ok(out)
+    }
+
+    /// Points a slot to a device.
+    pub fn set_slot(&mut self, slot: u8, ifindex: u32) -> Result<(), KernelError> {
+        written(names::SLOTS, self.slots.set(u32::from(slot), ifindex, 0))
+    }
+
+    /// Devices by ifindex.
+    pub fn devices(&self) -> Result<BTreeMap<u32, DeviceKind>, KernelError> {
+        let mut out = BTreeMap::new();
+        for entry in self.devices.iter() {
+            let (index, kind) = entry.map_err(failed("read", names::DEVICES))?;
+            if let Some(kind) = DeviceKind::from_raw(kind) {
+                out.insert(index, kind);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Says what a device is.
+    pub fn put_device(&mut self, ifindex: u32, kind: DeviceKind) -> Result<(), KernelError> {
+        written(names::DEVICES, self.devices.insert(ifindex, kind as u32, 0))
+    }
+
+    /// Forgets a device.
+    pub fn remove_device(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        removed(names::DEVICES, self.devices.remove(&ifindex))
+    }
+
+    /// Counters that are not zero, over all CPUs.
+    pub fn counters(&self) -> Result<Vec<Count>, KernelError> {
+        let mut out = Vec::new();
+        for direction in Direction::ALL {
+            for observed in [false, true] {
+                for reason in Reason::ALL.iter().copied() {
+                    let index = counter_index(direction, observed, reason);
+                    let cpus = self.counters.get(&index, 0).map_err(failed("read", names::COUNTERS))?;
+                    let packets = cpus.iter().map(|c| c.0.packets).sum();
+                    let bytes = cpus.iter().map(|c| c.0.bytes).sum();
+                    if packets != 0 {
+                        out.push(Count { direction, observed, reason, packets, bytes });
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Forgets flows last seen too long before `now` (seconds since boot); says how many are left.
+    pub fn sweep_flows(&mut self, now: u32) -> Result<usize, KernelError> {
+        /// `IPPROTO_TCP` (kernel `include/uapi/linux/in.h`).
+        const TCP: u32 = 6;
+        let config = self.config()?;
+        let mut over = Vec::new();
+        let mut left = 0;
+        for entry in self.flows.iter() {
+            let (Raw(flow), Raw(value)) = entry.map_err(failed("read", names::FLOWS))?;
+            let limit =
+                if flow.protocol == TCP { config.flow_tcp_seconds } else { config.flow_other_seconds };
+            if now.saturating_sub(value.seen) > limit { over.push(flow) } else { left += 1 }
+        }
+        for flow in over {
+            removed(names::FLOWS, self.flows.remove(&Raw(flow)))?;
+        }
+        Ok(left)
+    }
+}
+
+fn key(net: IpNet) -> Key<Address> {
+    let (bytes, length) = match net {
+        IpNet::V4(v4) => (v4.network().to_ipv6_mapped().octets(), v4_mapped_length(v4.prefix_len())),
+        IpNet::V6(v6) => (v6.network().octets(), u32::from(v6.prefix_len())),
+    };
+    let mut words = [0; 4];
+    for (word, part) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = u32::from_ne_bytes([part[0], part[1], part[2], part[3]]);
+    }
+    Key::new(length, words)
+}
+
+fn net(length: u32, words: Address) -> Option<IpNet> {
+    let mut bytes = [0; 16];
+    for (part, word) in bytes.chunks_exact_mut(4).zip(words) {
+        part.copy_from_slice(&word.to_ne_bytes());
+    }
+    let address = Ipv6Addr::from(bytes);
+    match address.to_ipv4_mapped().zip(length.checked_sub(96)) {
+        Some((v4, length)) => IpNet::new(IpAddr::V4(v4), u8::try_from(length).ok()?).ok(),
+        None => IpNet::new(IpAddr::V6(address), u8::try_from(length).ok()?).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_comes_back_from_its_key() {
+        for text in
+            ["10.244.1.0/24", "0.0.0.0/0", "192.0.2.1/32", "fd00:244:1::/64", "2001:db8::1/128", "::/0"]
+        {
+            let given: IpNet = text.parse().expect("net");
+            let key = key(given);
+            assert_eq!(net(key.prefix_len(), key.data()), Some(given));
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The datapath in the kernel: programs, maps and attachments, all pinned.
+//!
+//! ```text
+//! <bpf-dir>/v1/maps/CONFIG …           shared by every build of this ABI
+//!              programs-<build>/steer …  the programs of one object file
+//!              links/steer-<ifindex> …   attachments; an upgrade updates them in place
+//! ```
+
+mod attach;
+mod load;
+mod maps;
+mod peers;
+mod pins;
+
+pub use load::{Bpf, build_of};
+pub use maps::Maps;
+pub use pins::Pins;

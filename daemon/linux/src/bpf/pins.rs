@@ -1,0 +1,116 @@
+//! Where everything is pinned.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use kubeveil_abi::ABI_VERSION;
+use kubeveil_core::observed::{Hook, Program};
+
+use crate::KernelError;
+
+/// Paths below the daemon's folder on the BPF file system. (bpffs refuses names with a dot.)
+#[derive(Clone, Debug)]
+pub struct Pins {
+    base: PathBuf,
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Below `bpf_dir`, under this ABI's version.
+    pub fn new(bpf_dir: &Path) -> Self {
+        Self { base: bpf_dir.to_owned(), root: bpf_dir.join(format!("v{ABI_VERSION}")) }
+    }
+
+    /// Makes the folders.
+    pub fn create(&self, build: &str) -> Result<(), KernelError> {
+        for dir in [self.root.join("maps"), self.root.join("links"), self.programs(build)] {
+            fs::create_dir_all(&dir).map_err(|e| KernelError::new("create", dir.display().to_string(), e))?;
+        }
+        Ok(())
+    }
+
+    /// Pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.root.join("maps").join(name)
+    }
+
+    /// Folder of the programs of one object file.
+    pub fn programs(&self, build: &str) -> PathBuf {
+        self.root.join(format!("programs-{build}"))
+    }
+
+    /// Pin of a program.
+    pub fn program(&self, build: &str, program: Program) -> PathBuf {
+        self.programs(build).join(program.name())
+    }
+
+    /// Pin of an attachment.
+    pub fn link(&self, (program, ifindex): Hook) -> PathBuf {
+        self.root.join("links").join(format!("{}-{ifindex}", program.name()))
+    }
+
+    /// Attachments that are pinned.
+    pub fn links(&self) -> Result<Vec<Hook>, KernelError> {
+        let dir = self.root.join("links");
+        let names = names_in(&dir).map_err(|e| KernelError::new("list", dir.display().to_string(), e))?;
+        Ok(names.iter().filter_map(|name| parse_link(name)).collect())
+    }
+
+    /// Folders of programs of other object files.
+    pub fn other_programs(&self, build: &str) -> Vec<PathBuf> {
+        let ours = format!("programs-{build}");
+        let names = names_in(&self.root).unwrap_or_default();
+        let other = names.iter().filter(|n| n.starts_with("programs-") && **n != ours);
+        other.map(|n| self.root.join(n)).collect()
+    }
+
+    /// Removes everything below the daemon's folder, and the folder. Programs stay attached only as
+    /// long as their links are pinned, so this detaches them too.
+    pub fn remove_all(&self) -> Result<(), KernelError> {
+        match remove_tree(&self.base) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(KernelError::new("remove", self.base.display().to_string(), e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn names_in(dir: &Path) -> io::Result<Vec<String>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+fn parse_link(name: &str) -> Option<Hook> {
+    let (program, index) = name.rsplit_once('-')?;
+    let program = Program::ALL.into_iter().find(|p| p.name() == program)?;
+    Some((program, index.parse().ok()?))
+}
+
+/// Like `fs::remove_dir_all`, which asks for directory entry types that bpffs doesn't tell.
+pub(super) fn remove_tree(dir: &Path) -> io::Result<()> {
+    for name in names_in(dir)? {
+        let path = dir.join(name);
+        if path.is_dir() { remove_tree(&path)? } else { fs::remove_file(&path)? }
+    }
+    fs::remove_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_says_what_it_is() {
+        assert_eq!(parse_link("steer-12"), Some((Program::Steer, 12)));
+        assert_eq!(parse_link("somebody-12"), None);
+        assert_eq!(parse_link("steer-x"), None);
+        let pins = Pins::new(Path::new("/bpf"));
+        assert_eq!(pins.link((Program::Guard, 3)), Path::new("/bpf/v1/links/guard-3"));
+    }
+}

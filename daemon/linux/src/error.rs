@@ -1,0 +1,59 @@
+//! What the kernel refused.
+
+use std::io;
+
+/// A privileged step that failed: what was done, to what, why, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {object}: {source}{}", .advice.map(|a| format!(". {a}")).unwrap_or_default())]
+pub struct KernelError {
+    /// For example `attach steer to`.
+    pub operation: &'static str,
+    /// For example `eth0`.
+    pub object: String,
+    /// What to do about it, where it is known.
+    pub advice: Option<&'static str>,
+    /// What the kernel or a library said.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl KernelError {
+    /// Names the step that failed.
+    pub fn new(
+        operation: &'static str,
+        object: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let source = source.into();
+        let advice = errno(source.as_ref()).and_then(advice);
+        Self { operation, object: object.into(), advice, source }
+    }
+
+    /// The kernel's error number, if one is at the bottom of it.
+    pub fn errno(&self) -> Option<i32> {
+        errno(self.source.as_ref())
+    }
+}
+
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut at = Some(error);
+    while let Some(error) = at {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(number);
+        }
+        at = error.source();
+    }
+    None
+}
+
+fn advice(errno: i32) -> Option<&'static str> {
+    use rustix::io::Errno;
+    Some(match Errno::from_raw_os_error(errno) {
+        Errno::PERM | Errno::ACCESS => {
+            "kubeveild needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (a privileged container has them)"
+        }
+        Errno::OPNOTSUPP => "This kernel lacks it: `modprobe wireguard`, or a kernel with CONFIG_WIREGUARD",
+        Errno::NOSPC | Errno::TOOBIG => "A map of the datapath is full",
+        Errno::NOMEM => "The kernel is short of memory; it is tried again",
+        _ => return None,
+    })
+}

@@ -1,0 +1,196 @@
+//! Network devices, their addresses and default routes, over rtnetlink.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use futures_util::{StreamExt as _, TryStream, TryStreamExt as _};
+use ipnet::IpNet;
+use kubeveil_core::observed::{Link, LinkStatistics};
+use rtnetlink::{
+    Handle, LinkUnspec, LinkWireguard, MulticastGroup, RouteMessageBuilder,
+    packet_route::{
+        address::{AddressAttribute, AddressMessage},
+        link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        route::{RouteAttribute, RouteMessage},
+    },
+};
+use tokio::{runtime, sync::watch};
+
+use crate::KernelError;
+
+/// A connection to the kernel's routing socket. Its calls block and must not be made on an async thread.
+#[derive(Debug)]
+pub struct Links {
+    handle: Handle,
+    runtime: runtime::Handle,
+}
+
+impl Links {
+    /// Connects, in the network namespace of the calling thread. The current tokio runtime drives the socket.
+    pub fn connect() -> Result<Self, KernelError> {
+        let runtime = runtime::Handle::current();
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|e| KernelError::new("open", "rtnetlink socket", e))?;
+        runtime.spawn(connection);
+        Ok(Self { handle, runtime })
+    }
+
+    /// Every device.
+    pub fn dump(&self) -> Result<BTreeMap<u32, Link>, KernelError> {
+        let (links, addresses, routes) = self
+            .runtime
+            .block_on(async {
+                let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+                let addresses: Vec<AddressMessage> =
+                    self.handle.address().get().execute().try_collect().await?;
+                let mut routes = Vec::new();
+                let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+                let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+                for family in [v4, v6] {
+                    routes.extend(defaults(self.handle.route().get(family).execute()).await?);
+                }
+                Ok::<_, rtnetlink::Error>((links, addresses, routes))
+            })
+            .map_err(|e| KernelError::new("list", "network devices", e))?;
+        let mut out: BTreeMap<u32, Link> = links.iter().map(|m| (m.header.index, link(m))).collect();
+        for message in &addresses {
+            if let (Some(link), Some(net)) = (out.get_mut(&message.header.index), address(message)) {
+                link.addresses.insert(net);
+            }
+        }
+        for index in routes {
+            if let Some(link) = out.get_mut(&index) {
+                link.default_route = true;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Makes a WireGuard device; one of that name that exists already is no error.
+    pub fn add_wireguard(&self, name: &str) -> Result<(), KernelError> {
+        let done = self.runtime.block_on(self.handle.link().add(LinkWireguard::new(name).build()).execute());
+        match done.map_err(io_error) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.map_err(|e| KernelError::new("create WireGuard device", name, e)),
+        }
+    }
+
+    /// Deletes a device; one that is gone already is no error.
+    pub fn delete(&self, index: u32) -> Result<(), KernelError> {
+        let done = self.runtime.block_on(self.handle.link().del(index).execute());
+        match done.map_err(io_error) {
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(()),
+            other => other.map_err(|e| KernelError::new("delete device", index.to_string(), e)),
+        }
+    }
+
+    /// Sets the MTU, bytes.
+    pub fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), KernelError> {
+        self.set(LinkUnspec::new_with_index(index).mtu(mtu).build(), "set MTU of device")
+    }
+
+    /// Sets a device up.
+    pub fn set_up(&self, index: u32) -> Result<(), KernelError> {
+        self.set(LinkUnspec::new_with_index(index).up().build(), "set up device")
+    }
+
+    fn set(&self, message: LinkMessage, operation: &'static str) -> Result<(), KernelError> {
+        let index = message.header.index;
+        self.runtime
+            .block_on(self.handle.link().set(message).execute())
+            .map_err(|e| KernelError::new(operation, index.to_string(), io_error(e)))
+    }
+}
+
+/// Counts up whenever a device, an address or a route changes. Call within a tokio runtime.
+pub fn watch_changes() -> Result<watch::Receiver<u64>, KernelError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
+        .map_err(|e| KernelError::new("listen on", "rtnetlink socket", e))?;
+    tokio::spawn(connection);
+    let (changed, receiver) = watch::channel(0);
+    tokio::spawn(async move {
+        // The handle must live as long as the connection.
+        let _handle = _handle;
+        while messages.next().await.is_some() {
+            changed.send_modify(|count| *count += 1);
+        }
+    });
+    Ok(receiver)
+}
+
+/// Outgoing devices of default routes among `routes`.
+async fn defaults<S>(routes: S) -> Result<Vec<u32>, rtnetlink::Error>
+where
+    S: TryStream<Ok = RouteMessage, Error = rtnetlink::Error>,
+{
+    let all: Vec<RouteMessage> = routes.try_collect().await?;
+    let default = |m: &&RouteMessage| m.header.destination_prefix_length == 0;
+    Ok(all
+        .iter()
+        .filter(default)
+        .flat_map(|m| &m.attributes)
+        .filter_map(|a| match a {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
+        .collect())
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        up: flags.contains(LinkFlags::Up),
+        loopback: flags.contains(LinkFlags::Loopback),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            LinkAttribute::Stats64(stats) => {
+                link.statistics = LinkStatistics {
+                    tx_dropped: stats.tx_dropped,
+                    tx_errors: stats.tx_errors,
+                    rx_dropped: stats.rx_dropped,
+                    rx_errors: stats.rx_errors,
+                    rx_frame_errors: stats.rx_frame_errors,
+                };
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+/// The address of a message: on point-to-point devices `Local` is our own end.
+fn address(message: &AddressMessage) -> Option<IpNet> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Local(ip) if local => Some(*ip),
+            AddressAttribute::Address(ip) if !local => Some(*ip),
+            _ => None,
+        })
+    };
+    let ip: IpAddr = find(true).or_else(|| find(false))?;
+    IpNet::new(ip, message.header.prefix_len).ok()
+}
+
+/// The error number that the kernel answered with.
+fn io_error(error: rtnetlink::Error) -> std::io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => std::io::Error::other(other),
+    }
+}

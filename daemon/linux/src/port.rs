@@ -1,0 +1,43 @@
+//! The port: all that the daemon wants of a kernel.
+
+use kubeveil_abi::{Direction, Reason};
+use kubeveil_core::{action::Action, observed::Observed};
+use kubeveil_keys::{Generation, PrivateKey};
+
+use crate::KernelError;
+
+/// Packets and bytes of one direction and reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// Which program counted.
+    pub direction: Direction,
+    /// In mode observe: what would have been done.
+    pub observed: bool,
+    /// Why.
+    pub reason: Reason,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Where the interpreter finds the private keys that actions only name.
+pub trait Secrets {
+    /// The key of `generation`, if this node has it.
+    fn private_key(&self, generation: Generation) -> Option<&PrivateKey>;
+}
+
+/// A kernel. Calls block.
+pub trait Kernel: Send {
+    /// Looks at everything that is planned over.
+    fn observe(&mut self) -> Result<Observed, KernelError>;
+
+    /// Carries out one action. What is done twice is done once: a repeated action is no error.
+    fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError>;
+
+    /// Reads the datapath's counters; those that are not zero.
+    fn counters(&mut self) -> Result<Vec<Count>, KernelError>;
+
+    /// Forgets flows that have been silent too long; says how many are left.
+    fn sweep_flows(&mut self) -> Result<usize, KernelError>;
+}

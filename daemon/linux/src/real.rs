@@ -1,0 +1,179 @@
+//! The kernel we run on.
+
+use std::{collections::BTreeMap, path::Path};
+
+use kubeveil_abi::DEVICE_NAMES;
+use kubeveil_core::{
+    action::Action,
+    observed::{Link, Observed, TunnelDevice},
+};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    Count, Kernel, KernelError, Secrets,
+    bpf::{Bpf, Pins},
+    link::Links,
+    sysctl, wireguard,
+};
+
+/// WireGuard, links and the datapath of the network namespace that the daemon runs in.
+pub struct RealKernel {
+    links: Links,
+    pins: Pins,
+    object: Vec<u8>,
+    build: String,
+    bpf: Option<Bpf>,
+    /// Devices as last seen: actions name them by index, some system calls want a name.
+    seen: BTreeMap<u32, Link>,
+}
+
+/// What [`RealKernel::remove_everything`] took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// WireGuard devices.
+    pub devices: Vec<String>,
+    /// Everything that was pinned.
+    pub pins: bool,
+}
+
+impl RealKernel {
+    /// With the programs of `object`, pinned below `bpf_dir`. Call within a tokio runtime.
+    pub fn new(bpf_dir: &Path, object: Vec<u8>) -> Result<Self, KernelError> {
+        let build = crate::bpf::build_of(&object);
+        Ok(Self {
+            links: Links::connect()?,
+            pins: Pins::new(bpf_dir),
+            object,
+            build,
+            bpf: None,
+            seen: BTreeMap::new(),
+        })
+    }
+
+    /// What tells our object from others.
+    pub fn build(&self) -> &str {
+        &self.build
+    }
+
+    /// Takes away all that is ours. The programs go first: as long as they stand, what needs a tunnel
+    /// is dropped and nothing is half open.
+    pub fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
+        let mut removed = Removed::default();
+        let mut errors = Vec::new();
+        self.bpf = None;
+        match self.pins.remove_all() {
+            Ok(()) => removed.pins = true,
+            Err(e) => errors.push(e),
+        }
+        let links = self.links.dump().unwrap_or_else(|e| {
+            errors.push(e);
+            BTreeMap::new()
+        });
+        let ours =
+            |l: &Link| DEVICE_NAMES.contains(&l.name.as_str()) && l.kind.as_deref() == Some("wireguard");
+        for (index, link) in links.iter().filter(|(_, link)| ours(link)) {
+            match self.links.delete(*index) {
+                Ok(()) => removed.devices.push(link.name.clone()),
+                Err(e) => errors.push(e),
+            }
+        }
+        (removed, errors)
+    }
+
+    fn bpf(&mut self) -> Result<&mut Bpf, KernelError> {
+        self.bpf.as_mut().ok_or_else(|| {
+            KernelError::new("use", "the programs", std::io::Error::other("they are not loaded yet"))
+        })
+    }
+
+    fn name(&self, index: u32) -> Result<String, KernelError> {
+        let gone =
+            || KernelError::new("find device", index.to_string(), std::io::Error::from_raw_os_error(NODEV));
+        self.seen.get(&index).map(|link| link.name.clone()).ok_or_else(gone)
+    }
+}
+
+const NODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
+
+impl Kernel for RealKernel {
+    fn observe(&mut self) -> Result<Observed, KernelError> {
+        let links = self.links.dump()?;
+        let mut tunnels = BTreeMap::new();
+        for (index, link) in &links {
+            if !DEVICE_NAMES.contains(&link.name.as_str()) || link.kind.as_deref() != Some("wireguard") {
+                continue;
+            }
+            if let Some(dump) = wireguard::dump(&link.name)? {
+                let device = TunnelDevice {
+                    ifindex: *index,
+                    public_key: dump.public_key,
+                    port: dump.port,
+                    fwmark: dump.fwmark,
+                    sysctls_right: sysctl::are_right(&link.name),
+                    peers: dump.peers,
+                };
+                tunnels.insert(link.name.clone(), device);
+            }
+        }
+        let datapath = self.bpf.as_ref().map(|bpf| bpf.observe(&links)).transpose()?;
+        self.seen.clone_from(&links);
+        Ok(Observed { links, tunnels, datapath })
+    }
+
+    fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
+        match action {
+            Action::LoadPrograms => {
+                // What an older daemon of this process held is closed only when the new one stands.
+                let bpf = Bpf::load_or_adopt(self.pins.clone(), &self.object, &self.build)?;
+                self.bpf = Some(bpf);
+                Ok(())
+            }
+            Action::SetConfig(config) => self.bpf()?.maps.set_config(*config),
+            Action::PutPrefix(net, prefix) => self.bpf()?.maps.put_prefix(*net, *prefix),
+            Action::RemovePrefix(net) => self.bpf()?.maps.remove_prefix(*net),
+            Action::PutDevice(index, kind) => self.bpf()?.maps.put_device(*index, *kind),
+            Action::RemoveDevice(index) => self.bpf()?.maps.remove_device(*index),
+            Action::Attach(hook) => {
+                let device = self.name(hook.1)?;
+                self.bpf()?.attach(*hook, &device)
+            }
+            Action::Detach(hook) => self.bpf()?.detach(*hook),
+            Action::CreateTunnel(name) => self.links.add_wireguard(name),
+            Action::ConfigureTunnel { device, key, port, fwmark } => {
+                let private = key.map(|(generation, _)| {
+                    secrets.private_key(generation).ok_or_else(|| {
+                        let missing = std::io::Error::other("the key store has no such key");
+                        KernelError::new("set key of", format!("{device}, generation {generation}"), missing)
+                    })
+                });
+                wireguard::configure(device, private.transpose()?, *port, *fwmark)
+            }
+            Action::SetSysctls(device) => sysctl::set(device),
+            Action::SetMtu(index, mtu) => self.links.set_mtu(*index, *mtu),
+            Action::SetUp(index) => self.links.set_up(*index),
+            Action::AddPeer { device, key, endpoint, allowed_ips, keepalive } => {
+                wireguard::add_peer(device, key, *endpoint, allowed_ips, *keepalive)
+            }
+            Action::SetEndpoint(device, key, endpoint) => wireguard::set_endpoint(device, key, *endpoint),
+            Action::AddAllowedIps(device, key, ips) => wireguard::set_allowed_ips(device, key, ips, false),
+            Action::ReplaceAllowedIps(device, key, ips) => wireguard::set_allowed_ips(device, key, ips, true),
+            Action::SetKeepalive(device, key, seconds) => wireguard::set_keepalive(device, key, *seconds),
+            Action::RemovePeer(device, key) => wireguard::remove_peer(device, key),
+            Action::SetSlot(slot, index) => self.bpf()?.maps.set_slot(*slot, *index),
+            Action::SetPeer(index, value) => {
+                self.bpf()?.maps.set_peer(*index, *value);
+                Ok(())
+            }
+        }
+    }
+
+    fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
+        self.bpf.as_ref().map_or(Ok(Vec::new()), |bpf| bpf.maps.counters())
+    }
+
+    fn sweep_flows(&mut self) -> Result<usize, KernelError> {
+        // bpf_ktime_get_boot_ns counts on this clock too.
+        let now = u32::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(u32::MAX);
+        self.bpf.as_mut().map_or(Ok(0), |bpf| bpf.maps.sweep_flows(now))
+    }
+}
