@@ -22,11 +22,7 @@ pub enum Family {
 impl Family {
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() {
-            Self::V4
-        } else {
-            Self::V6
-        }
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
 
@@ -108,16 +104,7 @@ impl Node {
 
     /// Its two pods.
     pub fn pods(self) -> [Pod; 2] {
-        [
-            Pod {
-                node: self,
-                letter: 'a',
-            },
-            Pod {
-                node: self,
-                letter: 'b',
-            },
-        ]
+        [Pod { node: self, letter: 'a' }, Pod { node: self, letter: 'b' }]
     }
 }
 
@@ -152,20 +139,14 @@ impl FromStr for Pod {
     /// Reads `1a` or `pod-1a`.
     fn from_str(text: &str) -> Result<Self> {
         let short = text.strip_prefix("pod-").unwrap_or(text);
-        let letter = short
-            .chars()
-            .last()
-            .filter(|letter| matches!(letter, 'a' | 'b'));
+        let letter = short.chars().last().filter(|letter| matches!(letter, 'a' | 'b'));
         let Some(letter) = letter else {
             bail!("{text}: a pod is named like 1a or 2b");
         };
         let number = short[..short.len() - 1]
             .parse()
             .with_context(|| format!("{text}: a pod is named like 1a or 2b"))?;
-        Ok(Self {
-            node: Node(number),
-            letter,
-        })
+        Ok(Self { node: Node(number), letter })
     }
 }
 
@@ -176,10 +157,7 @@ pub fn nodes(count: u8) -> impl Iterator<Item = Node> + Clone {
 
 /// The addresses of all pods of a lab.
 pub fn pod_addresses(count: u8, families: Families) -> Vec<IpAddr> {
-    nodes(count)
-        .flat_map(Node::pods)
-        .flat_map(|pod| families.map(|family| pod.address(family)))
-        .collect()
+    nodes(count).flat_map(Node::pods).flat_map(|pod| families.map(|family| pod.address(family))).collect()
 }
 
 /// The range of all pods: the mesh's `podCIDRs`.
@@ -199,8 +177,7 @@ pub fn node_range(family: Family) -> &'static str {
 }
 
 fn parse(text: &str) -> IpAddr {
-    text.parse()
-        .unwrap_or_else(|_| unreachable!("{text} was written by this file"))
+    text.parse().unwrap_or_else(|_| unreachable!("{text} was written by this file"))
 }
 
 #[cfg(test)]

@@ -9,8 +9,7 @@ use anyhow::{Context, Result};
 use crate::namespace;
 
 /// Where every daemon of the lab answers.
-pub const METRICS: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9586);
+pub const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9586);
 
 /// An answer.
 #[derive(Clone, Debug)]
@@ -25,19 +24,14 @@ pub struct Answer {
 pub fn get(name: &str, path: &str) -> Result<Answer> {
     let limit = Duration::from_secs(5);
     let mut stream = namespace::within(name, || {
-        TcpStream::connect_timeout(&METRICS, limit)
-            .with_context(|| format!("connect to {METRICS} in {name}"))
+        TcpStream::connect_timeout(&METRICS, limit).with_context(|| format!("connect to {METRICS} in {name}"))
     })?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: {METRICS}\r\nConnection: close\r\n\r\n");
-    stream
-        .write_all(request.as_bytes())
-        .with_context(|| format!("ask {name} for {path}"))?;
+    stream.write_all(request.as_bytes()).with_context(|| format!("ask {name} for {path}"))?;
     let mut text = String::new();
-    stream
-        .read_to_string(&mut text)
-        .with_context(|| format!("hear {name} about {path}"))?;
+    stream.read_to_string(&mut text).with_context(|| format!("hear {name} about {path}"))?;
     parse(&text).with_context(|| format!("{name} answered about {path} what is not HTTP"))
 }
 
@@ -45,13 +39,8 @@ fn parse(text: &str) -> Option<Answer> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split_whitespace().nth(1)?.parse().ok()?;
     // A sized answer is whole at its end; of a chunked one the sizes would be left in the text.
-    let chunked = head
-        .to_ascii_lowercase()
-        .contains("transfer-encoding: chunked");
-    (!chunked).then(|| Answer {
-        status,
-        body: body.to_owned(),
-    })
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    (!chunked).then(|| Answer { status, body: body.to_owned() })
 }
 
 #[cfg(test)]
@@ -60,13 +49,10 @@ mod tests {
 
     #[test]
     fn answers_are_taken_apart() {
-        let answer = parse("HTTP/1.0 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno")
-            .expect("an answer");
+        let answer =
+            parse("HTTP/1.0 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno").expect("an answer");
         assert_eq!((answer.status, answer.body.as_str()), (503, "no"));
-        assert!(
-            parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n")
-                .is_none()
-        );
+        assert!(parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n").is_none());
         assert!(parse("rubbish").is_none());
     }
 }

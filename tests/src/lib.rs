@@ -2,7 +2,11 @@
 //! wire, and the judgement of what the capture saw. `tests/README.md` is the contract.
 
 pub mod address;
+pub mod analysis;
+pub mod capture;
 pub mod http;
 pub mod lab;
+pub mod metrics;
 pub mod namespace;
 pub mod process;
+pub mod traffic;

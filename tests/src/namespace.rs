@@ -27,24 +27,19 @@ pub struct Inside {
 impl Inside {
     /// Moves the calling thread into the namespace `name`.
     pub fn enter(name: &str) -> Result<Self> {
-        let before = File::open("/proc/thread-self/ns/net")
-            .context("open the thread's own network namespace")?;
+        let before =
+            File::open("/proc/thread-self/ns/net").context("open the thread's own network namespace")?;
         let path = path(name);
         let target = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         move_into_link_name_space(target.as_fd(), Some(LinkNameSpaceType::Network))
             .with_context(|| format!("enter the network namespace {name}"))?;
-        Ok(Self {
-            before,
-            not_send: PhantomData,
-        })
+        Ok(Self { before, not_send: PhantomData })
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        if let Err(error) =
-            move_into_link_name_space(self.before.as_fd(), Some(LinkNameSpaceType::Network))
-        {
+        if let Err(error) = move_into_link_name_space(self.before.as_fd(), Some(LinkNameSpaceType::Network)) {
             // A thread that goes on in another network would test, or change, the wrong machine.
             eprintln!("leave a network namespace: {error}");
             std::process::abort();
@@ -66,9 +61,7 @@ pub fn within<T>(name: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
 /// Starts a program inside the namespace `name`.
 pub fn spawn(name: &str, command: &mut Command) -> Result<Child> {
     within(name, || {
-        command
-            .spawn()
-            .with_context(|| format!("start {} in {name}", command.get_program().display()))
+        command.spawn().with_context(|| format!("start {} in {name}", command.get_program().display()))
     })
 }
 

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
 /// Runs a program with `input` on its standard input; its standard output, or an error that shows what
 /// it said.
@@ -26,16 +24,9 @@ pub fn run(command: &mut Command, input: &str) -> Result<String> {
         // A program that ends before it read everything says why on its standard error.
         let _ = stdin.write_all(input.as_bytes());
     }
-    let output = child
-        .wait_with_output()
-        .with_context(|| format!("wait for {name}"))?;
+    let output = child.wait_with_output().with_context(|| format!("wait for {name}"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{name}: {}: {}",
-        output.status,
-        stderr.trim()
-    );
+    ensure!(output.status.success(), "{name}: {}: {}", output.status, stderr.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -54,9 +45,7 @@ impl Handle {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(descriptor) => Ok(Some(Self { pid, descriptor })),
             Err(Errno::SRCH) => Ok(None),
-            Err(error) => {
-                Err(error).with_context(|| format!("open process {}", pid.as_raw_nonzero()))
-            }
+            Err(error) => Err(error).with_context(|| format!("open process {}", pid.as_raw_nonzero())),
         }
     }
 
@@ -69,9 +58,7 @@ impl Handle {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&self.descriptor, signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => {
-                Err(error).with_context(|| format!("send {signal:?} to process {}", self.id()))
-            }
+            Err(error) => Err(error).with_context(|| format!("send {signal:?} to process {}", self.id())),
         }
     }
 
@@ -81,10 +68,7 @@ impl Handle {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left).context("a time-out")?;
-            match poll(
-                &mut [PollFd::new(&self.descriptor, PollFlags::IN)],
-                Some(&timeout),
-            ) {
+            match poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&timeout)) {
                 Ok(0) => return Ok(false),
                 Ok(_) => break,
                 Err(Errno::INTR) => {}
@@ -109,11 +93,7 @@ impl Handle {
     /// Ends it at once.
     pub fn kill(&self) -> Result<()> {
         self.signal(Signal::KILL)?;
-        ensure!(
-            self.ended_within(Duration::from_secs(10))?,
-            "process {} outlives SIGKILL",
-            self.id()
-        );
+        ensure!(self.ended_within(Duration::from_secs(10))?, "process {} outlives SIGKILL", self.id());
         Ok(())
     }
 }
@@ -136,20 +116,12 @@ fn children(pid: i32) -> Vec<i32> {
     threads
         .flatten()
         .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
-        .flat_map(|line| {
-            line.split_whitespace()
-                .filter_map(|pid| pid.parse().ok())
-                .collect::<Vec<i32>>()
-        })
+        .flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
         .collect()
 }
 
 /// Calls `done` every `pause` until it says so; false when `limit` is over.
-pub fn wait_until(
-    limit: Duration,
-    pause: Duration,
-    mut done: impl FnMut() -> Result<bool>,
-) -> Result<bool> {
+pub fn wait_until(limit: Duration, pause: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
     let end = Instant::now() + limit;
     loop {
         if done()? {

@@ -65,11 +65,7 @@ fn run(arguments: &Arguments) -> Result<u8> {
     // Before the thread that waits for signals: it inherits what the first one has.
     lab::make_private()?;
     let signals = listen()?;
-    let spec = Spec {
-        nodes: arguments.nodes,
-        mode: arguments.mode,
-        families: arguments.family,
-    };
+    let spec = Spec { nodes: arguments.nodes, mode: arguments.mode, families: arguments.family };
     let lab = Lab::lay(spec)?;
     let outcome = inside(&lab, arguments, &signals);
     let left = end_descendants(&lab);
@@ -79,8 +75,7 @@ fn run(arguments: &Arguments) -> Result<u8> {
 }
 
 fn listen() -> Result<Receiver<i32>> {
-    let mut signals =
-        Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGTERM]).context("listen for signals")?;
+    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGTERM]).context("listen for signals")?;
     let (sender, receiver) = channel();
     std::thread::spawn(move || signals.forever().try_for_each(|signal| sender.send(signal)));
     Ok(receiver)
@@ -101,9 +96,7 @@ fn inside(lab: &Lab, arguments: &Arguments, signals: &Receiver<i32>) -> Result<u
         }
         None => Command::new("bash"),
     };
-    command
-        .env("PATH", lab::program_path())
-        .env("KUBEVEIL_LAB", lab.folder());
+    command.env("PATH", lab::program_path()).env("KUBEVEIL_LAB", lab.folder());
     let name = command.get_program().display().to_string();
     let child = command.spawn().with_context(|| format!("start {name}"))?;
     let timeout = arguments.timeout.map(Duration::from_secs);
@@ -185,11 +178,7 @@ fn end_descendants(lab: &Lab) -> Result<()> {
         daemons.extend(lab.daemon(node).running()?.map(|process| process.id()));
     }
     // Deepest first, so that nobody starts a child anew.
-    for pid in descendants()
-        .into_iter()
-        .rev()
-        .filter(|pid| !daemons.contains(pid))
-    {
+    for pid in descendants().into_iter().rev().filter(|pid| !daemons.contains(pid)) {
         if let Some(process) = Handle::open(pid)? {
             process.end(Duration::from_secs(1))?;
         }

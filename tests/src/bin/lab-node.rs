@@ -53,11 +53,7 @@ fn act(action: &Action) -> Result<()> {
         Action::Start { node, no_wait } => {
             let daemon = daemon(node)?;
             daemon.spawn(&[])?;
-            if no_wait {
-                Ok(())
-            } else {
-                daemon.wait_ready(READY)
-            }
+            if no_wait { Ok(()) } else { daemon.wait_ready(READY) }
         }
         Action::Stop { node } => daemon(node)?.stop(),
         Action::Kill { node } => daemon(node)?.kill(),
@@ -65,14 +61,10 @@ fn act(action: &Action) -> Result<()> {
 }
 
 fn daemon(node: u8) -> Result<Daemon> {
-    let folder = std::env::var_os("KUBEVEIL_LAB")
-        .context("KUBEVEIL_LAB is not set: this runs inside a lab")?;
+    let folder =
+        std::env::var_os("KUBEVEIL_LAB").context("KUBEVEIL_LAB is not set: this runs inside a lab")?;
     let folder = PathBuf::from(folder);
     let own = folder.join(Node(node).name());
-    anyhow::ensure!(
-        own.is_dir(),
-        "the lab has no node {node}: {} is absent",
-        own.display()
-    );
+    anyhow::ensure!(own.is_dir(), "the lab has no node {node}: {} is absent", own.display());
     Ok(Daemon::new(Node(node), &folder))
 }

@@ -33,10 +33,7 @@ pub struct Daemon {
 impl Daemon {
     /// That of `node` in the lab whose folder is `lab`.
     pub fn new(node: Node, lab: &Path) -> Self {
-        Self {
-            node,
-            lab: lab.to_owned(),
-        }
+        Self { node, lab: lab.to_owned() }
     }
 
     /// A file of the node's folder.
@@ -91,16 +88,11 @@ impl Daemon {
     /// Starts it, unless it runs, and does not wait until it is ready.
     pub fn spawn(&self, more: &[String]) -> Result<()> {
         if let Some(running) = self.running()? {
-            bail!(
-                "the daemon of {} runs already, as process {}",
-                self.node.name(),
-                running.id()
-            );
+            bail!("the daemon of {} runs already, as process {}", self.node.name(), running.id());
         }
         let child = namespace::spawn(&self.node.name(), &mut self.command(more)?)?;
         let path = self.file("kubeveild.pid");
-        fs::write(&path, format!("{}\n", child.id()))
-            .with_context(|| format!("write {}", path.display()))
+        fs::write(&path, format!("{}\n", child.id())).with_context(|| format!("write {}", path.display()))
     }
 
     /// Starts it and waits until it is ready.
@@ -114,19 +106,12 @@ impl Daemon {
         let Ok(text) = fs::read_to_string(self.file("kubeveild.pid")) else {
             return Ok(None);
         };
-        let pid = text
-            .trim()
-            .parse()
-            .with_context(|| format!("{}: no process id", self.node.name()))?;
+        let pid = text.trim().parse().with_context(|| format!("{}: no process id", self.node.name()))?;
         let Some(handle) = Handle::open(pid)? else {
             return Ok(None);
         };
         // Of a process that ended and that nobody waited for, only the number is left.
-        Ok(if handle.ended_within(Duration::ZERO)? {
-            None
-        } else {
-            Some(handle)
-        })
+        Ok(if handle.ended_within(Duration::ZERO)? { None } else { Some(handle) })
     }
 
     fn must_run(&self) -> Result<Handle> {
@@ -139,10 +124,7 @@ impl Daemon {
         let end = Instant::now() + limit;
         let name = self.node.name();
         let Some(process) = self.running()? else {
-            bail!(
-                "the daemon of {name} ended before it was ready; {}",
-                self.tail()
-            );
+            bail!("the daemon of {name} ended before it was ready; {}", self.tail());
         };
         loop {
             let said = match http::get(&name, "/readyz") {
@@ -151,10 +133,7 @@ impl Daemon {
                 Err(error) => format!("{error:#}"),
             };
             if process.ended_within(Duration::from_millis(30))? {
-                bail!(
-                    "the daemon of {name} ended before it was ready; {}",
-                    self.tail()
-                );
+                bail!("the daemon of {name} ended before it was ready; {}", self.tail());
             }
             ensure!(
                 Instant::now() < end,
@@ -180,9 +159,9 @@ impl Daemon {
     /// Ends it somehow, if it runs.
     pub(super) fn end(&self) -> Result<()> {
         match self.running()? {
-            Some(process) => process
-                .end(END)
-                .with_context(|| format!("end the daemon of {}", self.node.name())),
+            Some(process) => {
+                process.end(END).with_context(|| format!("end the daemon of {}", self.node.name()))
+            }
             None => Ok(()),
         }
     }
@@ -190,11 +169,7 @@ impl Daemon {
     fn ended(&self, limit: Duration) -> Result<()> {
         if let Some(process) = self.running()? {
             let name = self.node.name();
-            ensure!(
-                process.ended_within(limit)?,
-                "the daemon of {name} does not end; {}",
-                self.tail()
-            );
+            ensure!(process.ended_within(limit)?, "the daemon of {name} does not end; {}", self.tail());
         }
         let path = self.file("kubeveild.pid");
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))

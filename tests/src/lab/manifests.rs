@@ -21,8 +21,7 @@ pub struct Manifest {
 impl Manifest {
     /// Its text.
     pub fn yaml(&self) -> Result<String> {
-        serde_norway::to_string(&self.object)
-            .with_context(|| format!("write {} as YAML", self.file))
+        serde_norway::to_string(&self.object).with_context(|| format!("write {} as YAML", self.file))
     }
 
     /// Puts it into `folder` whole: written aside and renamed.
@@ -49,16 +48,13 @@ pub fn mesh(mode: Mode, families: Families) -> Manifest {
             "keyGeneration": 0,
         },
     });
-    Manifest {
-        file: "mesh.yaml".to_owned(),
-        object,
-    }
+    Manifest { file: "mesh.yaml".to_owned(), object }
 }
 
 /// One node.
 pub fn node(node: Node, families: Families) -> Manifest {
-    let mut addresses = families
-        .map(|family| json!({ "type": "InternalIP", "address": node.address(family).to_string() }));
+    let mut addresses =
+        families.map(|family| json!({ "type": "InternalIP", "address": node.address(family).to_string() }));
     addresses.push(json!({ "type": "Hostname", "address": node.name() }));
     let object = json!({
         "apiVersion": "v1",
@@ -77,10 +73,7 @@ pub fn node(node: Node, families: Families) -> Manifest {
             "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
         },
     });
-    Manifest {
-        file: format!("{}.yaml", node.name()),
-        object,
-    }
+    Manifest { file: format!("{}.yaml", node.name()), object }
 }
 
 /// All pods, and their namespaces: `a` pods are the shop's, `b` pods handle payments.
@@ -113,10 +106,7 @@ pub fn pods(count: u8, families: Families) -> Manifest {
         }
     }
     let object = json!({ "apiVersion": "v1", "kind": "List", "metadata": {}, "items": items });
-    Manifest {
-        file: "pods.yaml".to_owned(),
-        object,
-    }
+    Manifest { file: "pods.yaml".to_owned(), object }
 }
 
 fn namespace(name: &str, number: u32) -> Value {
@@ -159,22 +149,16 @@ mod tests {
         }
         assert_eq!(objects.len(), 1 + 32 + 2 + 64);
         for object in objects {
-            assert!(
-                uids.insert(object["metadata"]["uid"].to_string()),
-                "{object}"
-            );
+            assert!(uids.insert(object["metadata"]["uid"].to_string()), "{object}");
         }
     }
 
     #[test]
     fn a_node_reads_as_kubectl_prints_it() {
         let yaml = node(Node(2), Families::Dual).yaml().expect("YAML");
-        for line in [
-            "kind: Node",
-            "  podCIDR: 10.244.2.0/24",
-            "  - fd00:244:2::/64",
-            "  - address: 192.0.2.2",
-        ] {
+        for line in
+            ["kind: Node", "  podCIDR: 10.244.2.0/24", "  - fd00:244:2::/64", "  - address: 192.0.2.2"]
+        {
             assert!(yaml.contains(line), "{line} in\n{yaml}");
         }
     }

@@ -79,15 +79,8 @@ impl Lab {
     /// Lays network, folder and manifests; starts no daemon. What was done is undone when a step fails.
     /// The process has to be [private](make_private).
     pub fn lay(spec: Spec) -> Result<Self> {
-        ensure!(
-            (1..=MAX_NODES).contains(&spec.nodes),
-            "a lab has 1 to {MAX_NODES} nodes"
-        );
-        let mut lab = Self {
-            spec,
-            folder: PathBuf::new(),
-            undo: Vec::new(),
-        };
+        ensure!((1..=MAX_NODES).contains(&spec.nodes), "a lab has 1 to {MAX_NODES} nodes");
+        let mut lab = Self { spec, folder: PathBuf::new(), undo: Vec::new() };
         lab.lay_folder().context("lay the lab's folder")?;
         lab.lay_network().context("lay the lab's network")?;
         lab.write_manifests().context("write the lab's manifests")?;
@@ -95,10 +88,7 @@ impl Lab {
     }
 
     fn lay_folder(&mut self) -> Result<()> {
-        let folder = tempfile::Builder::new()
-            .prefix("kubeveil-lab-")
-            .tempdir_in("/run")?
-            .keep();
+        let folder = tempfile::Builder::new().prefix("kubeveil-lab-").tempdir_in("/run")?.keep();
         self.folder.clone_from(&folder);
         self.undo.push(Undo::RemoveFolder(folder.clone()));
         // A file system of its own, in the private mount namespace: even a lab that is killed leaves
@@ -109,27 +99,18 @@ impl Lab {
         for node in nodes(self.spec.nodes) {
             let own = folder.join(node.name());
             fs::create_dir(&own)?;
-            fs::DirBuilder::new()
-                .mode(0o700)
-                .create(own.join("state"))?;
+            fs::DirBuilder::new().mode(0o700).create(own.join("state"))?;
             fs::create_dir(own.join("bpf"))?;
             // Not below /sys: `ip netns exec` mounts a fresh sysfs over it.
             self.mount("bpf", &own.join("bpf"))?;
-            self.undo
-                .push(Undo::Daemon(Daemon::new(node, &self.folder)));
+            self.undo.push(Undo::Daemon(Daemon::new(node, &self.folder)));
         }
         Ok(())
     }
 
     fn mount(&mut self, kind: &str, target: &Path) -> Result<()> {
-        mount(
-            kind,
-            target,
-            kind,
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-            None,
-        )
-        .with_context(|| format!("mount a {kind} on {}", target.display()))?;
+        mount(kind, target, kind, MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)
+            .with_context(|| format!("mount a {kind} on {}", target.display()))?;
         self.undo.push(Undo::Unmount(target.to_owned()));
         Ok(())
     }
@@ -143,12 +124,7 @@ impl Lab {
                 inner.namespace
             );
         }
-        self.undo.extend(
-            network
-                .inner
-                .iter()
-                .map(|inner| Undo::Namespace(inner.namespace.clone())),
-        );
+        self.undo.extend(network.inner.iter().map(|inner| Undo::Namespace(inner.namespace.clone())));
         batch(None, &network.namespaces())?;
         for inner in &network.inner {
             for sysctl in &inner.sysctls {
@@ -221,9 +197,7 @@ impl Lab {
     }
 
     fn undo_all(&mut self) -> Vec<anyhow::Error> {
-        std::iter::from_fn(|| self.undo.pop())
-            .filter_map(|step| step.undo().err())
-            .collect()
+        std::iter::from_fn(|| self.undo.pop()).filter_map(|step| step.undo().err()).collect()
     }
 }
 
@@ -242,8 +216,9 @@ impl Undo {
                 fs::remove_dir(&path).with_context(|| format!("remove {}", path.display()))
             }
             // Detached: a shell that stands in the folder must not keep the lab alive.
-            Self::Unmount(path) => unmount(&path, UnmountFlags::DETACH)
-                .with_context(|| format!("unmount {}", path.display())),
+            Self::Unmount(path) => {
+                unmount(&path, UnmountFlags::DETACH).with_context(|| format!("unmount {}", path.display()))
+            }
             Self::Namespace(name) => remove_namespace(&name),
             Self::Daemon(daemon) => daemon.end(),
         }
@@ -263,9 +238,7 @@ fn remove_namespace(name: &str) -> Result<()> {
 
 /// `PATH` with the programs: those beside this one first.
 pub fn program_path() -> std::ffi::OsString {
-    let own = std::env::current_exe()
-        .ok()
-        .and_then(|exe| exe.parent().map(Path::to_owned));
+    let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let inherited = std::env::var_os("PATH").unwrap_or_default();
     let all = own.into_iter().chain(std::env::split_paths(&inherited));
     // A folder with a colon in its name can't be on PATH; then what was there has to do.
@@ -281,17 +254,11 @@ pub fn batch(inside: Option<&str>, lines: &[String]) -> Result<()> {
     let text = lines.join("\n") + "\n";
     let outcome = process::run(command.args(["-batch", "-"]), &text);
     outcome.with_context(|| {
-        let numbered = lines
-            .iter()
-            .enumerate()
-            .fold(String::new(), |mut text, (index, line)| {
-                let _ = write!(text, "\n  {}: {line}", index + 1);
-                text
-            });
-        format!(
-            "in {}, of these lines:{numbered}",
-            inside.unwrap_or("no namespace")
-        )
+        let numbered = lines.iter().enumerate().fold(String::new(), |mut text, (index, line)| {
+            let _ = write!(text, "\n  {}: {line}", index + 1);
+            text
+        });
+        format!("in {}, of these lines:{numbered}", inside.unwrap_or("no namespace"))
     })?;
     Ok(())
 }

@@ -56,20 +56,10 @@ impl Network {
         let mut inner = vec![wire(count)];
         let mut links = Vec::new();
         for node in nodes(count) {
-            links.push(pair(
-                "eth0",
-                &node.name(),
-                &format!("port-{}", node.0),
-                WIRE,
-            ));
+            links.push(pair("eth0", &node.name(), &format!("port-{}", node.0), WIRE));
             inner.push(node_inner(node, count, families));
             for pod in node.pods() {
-                links.push(pair(
-                    "eth0",
-                    &pod.name(),
-                    &format!("veth-{}", pod.letter),
-                    &node.name(),
-                ));
+                links.push(pair("eth0", &pod.name(), &format!("veth-{}", pod.letter), &node.name()));
                 inner.push(Inner {
                     namespace: pod.name(),
                     sysctls: common(),
@@ -82,10 +72,7 @@ impl Network {
 
     /// The lines that make the namespaces.
     pub(super) fn namespaces(&self) -> Vec<String> {
-        self.inner
-            .iter()
-            .map(|inner| format!("netns add {}", inner.namespace))
-            .collect()
+        self.inner.iter().map(|inner| format!("netns add {}", inner.namespace)).collect()
     }
 }
 
@@ -105,66 +92,31 @@ fn wire(count: u8) -> Inner {
     }
     // The wire is a cable, so it has no addresses of its own.
     let mut sysctls = common();
-    sysctls.push(Sysctl {
-        key: "net/ipv6/conf/default/disable_ipv6",
-        value: "1",
-    });
-    Inner {
-        namespace: WIRE.to_owned(),
-        sysctls,
-        lines,
-    }
+    sysctls.push(Sysctl { key: "net/ipv6/conf/default/disable_ipv6", value: "1" });
+    Inner { namespace: WIRE.to_owned(), sysctls, lines }
 }
 
 /// No duplicate address detection: addresses are the lab's, and it would cost a second each. No router
 /// advertisements: nobody sends any.
 fn common() -> Vec<Sysctl> {
     vec![
-        Sysctl {
-            key: "net/ipv6/conf/default/accept_dad",
-            value: "0",
-        },
-        Sysctl {
-            key: "net/ipv6/conf/default/dad_transmits",
-            value: "0",
-        },
-        Sysctl {
-            key: "net/ipv6/conf/default/accept_ra",
-            value: "0",
-        },
-        Sysctl {
-            key: "net/ipv6/conf/default/router_solicitations",
-            value: "0",
-        },
+        Sysctl { key: "net/ipv6/conf/default/accept_dad", value: "0" },
+        Sysctl { key: "net/ipv6/conf/default/dad_transmits", value: "0" },
+        Sysctl { key: "net/ipv6/conf/default/accept_ra", value: "0" },
+        Sysctl { key: "net/ipv6/conf/default/router_solicitations", value: "0" },
     ]
 }
 
 fn node_inner(node: Node, count: u8, families: Families) -> Inner {
     let mut sysctls = common();
     sysctls.extend([
-        Sysctl {
-            key: "net/ipv4/ip_forward",
-            value: "1",
-        },
-        Sysctl {
-            key: "net/ipv6/conf/all/forwarding",
-            value: "1",
-        },
+        Sysctl { key: "net/ipv4/ip_forward", value: "1" },
+        Sysctl { key: "net/ipv6/conf/all/forwarding", value: "1" },
         // As systemd's 50-default.conf has it on Debian and its kin: loose, by the default alone.
-        Sysctl {
-            key: "net/ipv4/conf/all/rp_filter",
-            value: "0",
-        },
-        Sysctl {
-            key: "net/ipv4/conf/default/rp_filter",
-            value: "2",
-        },
+        Sysctl { key: "net/ipv4/conf/all/rp_filter", value: "0" },
+        Sysctl { key: "net/ipv4/conf/default/rp_filter", value: "2" },
     ]);
-    Inner {
-        namespace: node.name(),
-        sysctls,
-        lines: node_lines(node, count, families),
-    }
+    Inner { namespace: node.name(), sysctls, lines: node_lines(node, count, families) }
 }
 
 fn node_lines(node: Node, count: u8, families: Families) -> Vec<String> {
@@ -193,18 +145,12 @@ fn node_lines(node: Node, count: u8, families: Families) -> Vec<String> {
 }
 
 fn pod_lines(pod: Pod, families: Families) -> Vec<String> {
-    let mut lines = vec![
-        "link set dev lo up".to_owned(),
-        "link set dev eth0 up".to_owned(),
-    ];
+    let mut lines = vec!["link set dev lo up".to_owned(), "link set dev eth0 up".to_owned()];
     for &family in families.all() {
         let (_, length) = prefix_lengths(family);
         let gateway = pod.node.gateway(family);
         lines.push(address(pod.address(family), length, "eth0", family));
-        lines.push(format!(
-            "route add {} via {gateway} dev eth0",
-            default_route(family)
-        ));
+        lines.push(format!("route add {} via {gateway} dev eth0", default_route(family)));
     }
     lines
 }
@@ -234,35 +180,21 @@ mod tests {
     use super::*;
 
     fn lines_of(network: &Network, namespace: &str) -> Vec<String> {
-        let found = network
-            .inner
-            .iter()
-            .find(|inner| inner.namespace == namespace);
+        let found = network.inner.iter().find(|inner| inner.namespace == namespace);
         found.expect("a namespace").lines.clone()
     }
 
     #[test]
     fn the_namespaces_of_the_contract() {
-        let names: Vec<_> = Network::plan(2, Families::Dual)
-            .inner
-            .into_iter()
-            .map(|inner| inner.namespace)
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "wire", "node-1", "pod-1a", "pod-1b", "node-2", "pod-2a", "pod-2b"
-            ]
-        );
+        let names: Vec<_> =
+            Network::plan(2, Families::Dual).inner.into_iter().map(|inner| inner.namespace).collect();
+        assert_eq!(names, ["wire", "node-1", "pod-1a", "pod-1b", "node-2", "pod-2a", "pod-2b"]);
     }
 
     #[test]
     fn a_node_has_a_route_to_each_other_nodes_pods() {
         let lines = lines_of(&Network::plan(3, Families::Dual), "node-2");
-        let routes: Vec<_> = lines
-            .iter()
-            .filter(|line| line.starts_with("route"))
-            .collect();
+        let routes: Vec<_> = lines.iter().filter(|line| line.starts_with("route")).collect();
         assert_eq!(
             routes,
             [
@@ -278,11 +210,8 @@ mod tests {
     fn a_family_that_is_absent_leaves_no_trace() {
         for (families, absent) in [(Families::Ipv4, "::"), (Families::Ipv6, ".244.")] {
             let network = Network::plan(3, families);
-            let found = network
-                .inner
-                .iter()
-                .flat_map(|inner| &inner.lines)
-                .find(|line| line.contains(absent));
+            let found =
+                network.inner.iter().flat_map(|inner| &inner.lines).find(|line| line.contains(absent));
             assert_eq!(found, None);
         }
     }

@@ -17,19 +17,10 @@ use crate::namespace;
 /// with nobody's, and the kernel takes them away with the last process, however that ended.
 pub fn make_private() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace (are you root?)")?;
-    mount_change(
-        "/",
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-    )
-    .context("keep mounts from leaving the new namespace")?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .context("keep mounts from leaving the new namespace")?;
     fs::create_dir_all(namespace::FOLDER).context("make the folder of network namespaces")?;
-    mount(
-        "tmpfs",
-        namespace::FOLDER,
-        "tmpfs",
-        MountFlags::empty(),
-        None,
-    )
-    .context("mount an empty folder of network namespaces")?;
+    mount("tmpfs", namespace::FOLDER, "tmpfs", MountFlags::empty(), None)
+        .context("mount an empty folder of network namespaces")?;
     set_child_subreaper(Some(getpid())).context("become the parent of orphans")
 }

@@ -1,0 +1,215 @@
+//! What crosses the wire, by tcpdump on the bridge `wire0`.
+//!
+//! A capture that saw nothing proves nothing. So each phase stands between two probes, packets of one
+//! host to another that every mode lets pass: it begins when the first has been seen in the file, and
+//! ends when the second has.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use pcap_file::PcapError;
+use pcap_file::pcap::PcapParser;
+use rustix::process::Signal;
+
+use crate::address::Node;
+use crate::analysis::{Census, Watch};
+use crate::lab::{BRIDGE, Lab, WIRE};
+use crate::namespace;
+use crate::process::{Handle, wait_until};
+
+/// The kernel's buffer, in KiB: a busy, emulated machine may not read it for a second.
+const BUFFER: u32 = 32 * 1024;
+/// Where nobody listens; the probe counts once it is on the wire.
+const PROBE_PORT: u16 = 9;
+const PROBE: &str = "kubeveil-probe";
+/// How long a probe may take to turn up in the file.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running capture.
+pub struct Capture {
+    tcpdump: Child,
+    said: BufReader<ChildStderr>,
+    file: PathBuf,
+    /// Where in the file the next phase is read from.
+    offset: u64,
+    parser: PcapParser,
+    probes: u32,
+    ends: [SocketAddr; 2],
+    watch: Watch,
+}
+
+impl Capture {
+    /// Starts it and waits until it captures.
+    pub fn start(lab: &Lab, file: &Path) -> Result<Self> {
+        let mut command = Command::new("tcpdump");
+        // -Z root: it would become a user whom a bare machine lacks, and end. -U: each packet to the
+        // file at once.
+        command
+            .args(["-Z", "root", "-n", "-i", BRIDGE, "--immediate-mode", "-U", "-s", "0", "-B"])
+            .arg(BUFFER.to_string())
+            .arg("-w")
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut tcpdump = namespace::spawn(WIRE, &mut command)?;
+        let said = tcpdump.stderr.take().context("tcpdump's standard error")?;
+        let mut said = BufReader::new(said);
+        let heard = listening(&mut said);
+        if heard.is_err() {
+            let _ = tcpdump.kill();
+            let _ = tcpdump.wait();
+        }
+        heard?;
+        let header = wait_for_header(file)?;
+        let families = lab.spec().families;
+        let end = |node: u8| families.first(|family| SocketAddr::new(Node(node).address(family), PROBE_PORT));
+        let mut capture = Self {
+            tcpdump,
+            said,
+            file: file.to_owned(),
+            offset: header.len() as u64,
+            parser: PcapParser::new(&header).map_err(not_pcap)?.1,
+            probes: 0,
+            ends: [end(1), end(2)],
+            watch: Watch::pods(lab.spec().nodes, families),
+        };
+        capture.phase().context("see the first probe")?;
+        Ok(capture)
+    }
+
+    /// Ends a phase and begins the next: what crossed the wire since the last call.
+    pub fn phase(&mut self) -> Result<Census> {
+        self.frames(&mut |_| {})
+    }
+
+    /// As [`Self::phase`], and shows each frame.
+    pub fn frames(&mut self, see: &mut dyn FnMut(&[u8])) -> Result<Census> {
+        let token = self.probe()?;
+        let mut census = Census::default();
+        let mut pending = Vec::new();
+        let seen = wait_until(PATIENCE, Duration::from_millis(20), || {
+            self.read_more(&mut pending)?;
+            while let Some(frame) = self.take(&mut pending)? {
+                if holds(&frame, token.as_bytes()) {
+                    return Ok(true);
+                }
+                if !holds(&frame, PROBE.as_bytes()) {
+                    census.add(&frame, &self.watch);
+                    see(&frame);
+                }
+            }
+            Ok(false)
+        })?;
+        ensure!(seen, "the capture does not see the probe {token}: it captures nothing");
+        // What came behind the probe belongs to the next phase.
+        self.offset -= pending.len() as u64;
+        Ok(census)
+    }
+
+    /// Sends a probe from the first node to the second; what it carries.
+    fn probe(&mut self) -> Result<String> {
+        self.probes += 1;
+        let token = format!("{PROBE} {} {};", std::process::id(), self.probes);
+        let [from, to] = self.ends;
+        let socket = namespace::within(&Node(1).name(), || {
+            UdpSocket::bind((from.ip(), 0)).context("make the probe's socket")
+        })?;
+        socket.send_to(token.as_bytes(), to).context("send a probe")?;
+        Ok(token)
+    }
+
+    fn read_more(&mut self, pending: &mut Vec<u8>) -> Result<()> {
+        let mut file = File::open(&self.file).with_context(|| format!("open {}", self.file.display()))?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        let read = file.read_to_end(pending).context("read the capture")?;
+        self.offset += read as u64;
+        Ok(())
+    }
+
+    /// The next whole frame of what was read.
+    fn take(&self, pending: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
+        let (used, frame) = match self.parser.next_packet(pending) {
+            Ok((rest, packet)) => (pending.len() - rest.len(), packet.data.into_owned()),
+            Err(PcapError::IncompleteBuffer) => return Ok(None),
+            Err(error) => return Err(not_pcap(error)),
+        };
+        pending.drain(..used);
+        Ok(Some(frame))
+    }
+
+    /// Ends the capture; how many frames the kernel could not give to it. If any, what it saw can't
+    /// acquit anybody.
+    pub fn stop(mut self) -> Result<u64> {
+        let process = Handle::open(self.tcpdump.id().cast_signed())?.context("tcpdump is gone")?;
+        process.signal(Signal::INT)?;
+        let mut text = String::new();
+        self.said.read_to_string(&mut text).context("read what tcpdump says")?;
+        self.tcpdump.wait().context("wait for tcpdump")?;
+        let _ = fs::remove_file(&self.file);
+        let Some(dropped) = text.lines().find_map(dropped) else {
+            bail!("tcpdump does not say what it missed: {}", text.trim());
+        };
+        Ok(dropped)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // After `stop` there is nobody to end any more, and both fail.
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
+    }
+}
+
+/// tcpdump says it after the socket is bound and before it reads.
+fn listening(said: &mut impl BufRead) -> Result<()> {
+    let mut text = String::new();
+    while said.read_line(&mut text).context("read what tcpdump says")? != 0 {
+        if text.contains("listening on") {
+            return Ok(());
+        }
+    }
+    bail!("tcpdump does not capture: {}", text.trim())
+}
+
+fn wait_for_header(file: &Path) -> Result<[u8; 24]> {
+    let mut header = [0; 24];
+    let there = wait_until(PATIENCE, Duration::from_millis(10), || {
+        Ok(File::open(file).and_then(|mut file| file.read_exact(&mut header)).is_ok())
+    })?;
+    ensure!(there, "tcpdump writes nothing to {}", file.display());
+    Ok(header)
+}
+
+/// Of `12 packets dropped by kernel`, 12.
+fn dropped(line: &str) -> Option<u64> {
+    line.trim().strip_suffix(" dropped by kernel")?.split_whitespace().next()?.parse().ok()
+}
+
+fn holds(frame: &[u8], text: &[u8]) -> bool {
+    frame.windows(text.len()).any(|window| window == text)
+}
+
+fn not_pcap(error: PcapError) -> anyhow::Error {
+    anyhow::anyhow!("the capture is not readable: {error}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tcpdump_says() {
+        assert_eq!(dropped("0 packets dropped by kernel"), Some(0));
+        assert_eq!(dropped("1 packet dropped by kernel"), Some(1));
+        assert_eq!(dropped("12 packets captured"), None);
+        assert!(listening(&mut &b"tcpdump: listening on wire0, link-type"[..]).is_ok());
+        assert!(listening(&mut &b"tcpdump: wire0: No such device"[..]).is_err());
+    }
+}

@@ -1,0 +1,307 @@
+//! UDP with numbered packets.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::{Flow, Ledger, Pace, Tally};
+use crate::address::Family;
+use crate::analysis::MARKER;
+use crate::namespace;
+
+/// What is in a packet: the marker, the run, the number, then the marker again and again.
+const HEAD: usize = MARKER.len() + 16;
+/// Room for more than ten seconds at 1,000 packets a second, bookkeeping of the kernel's included.
+const RECEIVE_BUFFER: usize = 16 << 20;
+/// How long a receiver waits after the last packet.
+const QUIET: Duration = Duration::from_millis(700);
+/// How often a waiting receiver looks up.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// What is to be sent.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// In turn, one packet each.
+    pub flows: Vec<Flow>,
+    /// Packets a second, of all flows together.
+    pub rate: u32,
+    /// Bytes of a packet's payload.
+    pub size: usize,
+}
+
+impl Load {
+    /// So many packets a second over these flows, of a middling size.
+    pub fn new(flows: Vec<Flow>, rate: u32) -> Self {
+        Self { flows, rate, size: 200 }
+    }
+
+    /// Sends so many packets, and waits for them.
+    pub fn run(self, packets: u64) -> Result<Tally> {
+        let running = self.start()?;
+        while running.sent() < packets {
+            ensure!(!running.is_over(), "the sender ended early");
+            sleep(Duration::from_millis(5));
+        }
+        running.finish()
+    }
+
+    /// Begins to send, until [`Running::finish`].
+    pub fn start(self) -> Result<Running> {
+        ensure!(!self.flows.is_empty() && self.size >= HEAD, "a load without flows, or too small a packet");
+        let run = rand()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut ends = Vec::new();
+        let mut receivers = Vec::new();
+        for &flow in &self.flows {
+            let receiver = Receiver::open(flow)?;
+            ends.push(Sender::open(flow, receiver.address)?);
+            let stop = Arc::clone(&stop);
+            receivers.push(std::thread::spawn(move || receiver.receive(run, &stop)));
+        }
+        let before = own_loss(&self.flows)?;
+        let halt = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let sender = {
+            let (load, halt, sent) = (self.clone(), Arc::clone(&halt), Arc::clone(&sent));
+            std::thread::spawn(move || load.send(&ends, run, &halt, &sent))
+        };
+        Ok(Running { flows: self.flows, sender, receivers, halt, stop, sent, before })
+    }
+
+    /// Sends until told to halt.
+    fn send(&self, ends: &[Sender], run: u64, halt: &AtomicBool, sent: &AtomicU64) -> Sent {
+        let mut packet: Vec<u8> = MARKER.iter().copied().cycle().take(self.size).collect();
+        packet[MARKER.len()..MARKER.len() + 8].copy_from_slice(&run.to_be_bytes());
+        let start = Instant::now();
+        let mut pace = Pace::new(self.rate, start);
+        let (mut taken, mut refused, mut round) = (0, 0, 0_u64);
+        'rounds: loop {
+            for end in ends {
+                if halt.load(Ordering::Relaxed) {
+                    break 'rounds;
+                }
+                packet[MARKER.len() + 8..HEAD].copy_from_slice(&round.to_be_bytes());
+                match end.socket.send_to(&packet, end.to) {
+                    Ok(_) => taken += 1,
+                    Err(_) => refused += 1,
+                }
+                sent.store(taken + refused, Ordering::Relaxed);
+                sleep(pace.wait(Instant::now()));
+            }
+            round += 1;
+        }
+        Sent { taken, refused, time: start.elapsed() }
+    }
+}
+
+struct Sent {
+    taken: u64,
+    refused: u64,
+    time: Duration,
+}
+
+/// A load that is being sent.
+pub struct Running {
+    flows: Vec<Flow>,
+    sender: JoinHandle<Sent>,
+    receivers: Vec<JoinHandle<Result<Ledger>>>,
+    halt: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    before: u64,
+}
+
+impl Running {
+    /// How many packets were sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    fn is_over(&self) -> bool {
+        self.sender.is_finished()
+    }
+
+    /// Waits until so many more packets were sent.
+    pub fn wait_for(&self, more: u64) {
+        let until = self.sent() + more;
+        while self.sent() < until && !self.is_over() {
+            sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Sends no more, waits for what is under way, and counts.
+    pub fn finish(self) -> Result<Tally> {
+        self.halt.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().map_err(|_| anyhow!("the sender panicked"))?;
+        self.stop.store(true, Ordering::Relaxed);
+        let mut tally = Tally {
+            sent: sent.taken,
+            refused: sent.refused,
+            #[expect(clippy::cast_precision_loss)]
+            rate: sent.taken as f64 / sent.time.as_secs_f64().max(1e-9),
+            ..Tally::default()
+        };
+        for receiver in self.receivers {
+            let ledger = receiver.join().map_err(|_| anyhow!("a receiver panicked"))??;
+            tally.received += ledger.received;
+            tally.duplicated += ledger.duplicated;
+            tally.reordered += ledger.reordered;
+        }
+        tally.own_loss = own_loss(&self.flows)? - self.before;
+        Ok(tally)
+    }
+}
+
+struct Sender {
+    socket: UdpSocket,
+    to: SocketAddr,
+}
+
+impl Sender {
+    fn open(flow: Flow, to: SocketAddr) -> Result<Self> {
+        let socket = socket(&flow.from.name(), flow.from.address(flow.family))?;
+        // Not connected: an ICMP error on one packet must not stop the next.
+        Ok(Self { socket, to })
+    }
+}
+
+struct Receiver {
+    socket: UdpSocket,
+    address: SocketAddr,
+}
+
+impl Receiver {
+    fn open(flow: Flow) -> Result<Self> {
+        let socket = socket(&flow.to.name(), flow.to.address(flow.family))?;
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER)
+            .or_else(|_| rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER))
+            .context("enlarge a receive buffer")?;
+        socket.set_read_timeout(Some(GLANCE))?;
+        let address = socket.local_addr()?;
+        Ok(Self { socket, address })
+    }
+
+    /// Receives until `stop` was said and nothing came for a while.
+    fn receive(&self, run: u64, stop: &AtomicBool) -> Result<Ledger> {
+        let mut ledger = Ledger::default();
+        let mut packet = [0; 65536];
+        let mut last = Instant::now();
+        loop {
+            match self.socket.recv(&mut packet) {
+                Ok(length) => {
+                    if let Some(number) = number(&packet[..length], run) {
+                        ledger.enter(number);
+                        last = Instant::now();
+                    }
+                }
+                Err(error) if is_time_out(&error) => {
+                    if stop.load(Ordering::Relaxed) && last.elapsed() >= QUIET {
+                        return Ok(ledger);
+                    }
+                }
+                Err(error) => return Err(error).context("receive"),
+            }
+        }
+    }
+}
+
+fn is_time_out(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
+}
+
+/// The number of a packet of this run.
+fn number(packet: &[u8], run: u64) -> Option<u64> {
+    let rest = packet.strip_prefix(MARKER)?;
+    let (found, rest) = rest.split_first_chunk()?;
+    let (number, _) = rest.split_first_chunk()?;
+    (u64::from_be_bytes(*found) == run).then(|| u64::from_be_bytes(*number))
+}
+
+fn socket(namespace: &str, address: IpAddr) -> Result<UdpSocket> {
+    namespace::within(namespace, || {
+        UdpSocket::bind((address, 0)).with_context(|| format!("bind {address} in {namespace}"))
+    })
+}
+
+/// What the receivers' namespaces and the machine's network backlog have dropped for lack of room. The
+/// lab's own packets are by far the most of this machine, and one too many only asks for another try.
+fn own_loss(flows: &[Flow]) -> Result<u64> {
+    let mut lost = backlog(&namespace::proc_net(&flows[0].to.name(), "softnet_stat")?);
+    let mut seen: Vec<(String, Family)> = Vec::new();
+    for flow in flows {
+        let receiver = (flow.to.name(), flow.family);
+        if seen.contains(&receiver) {
+            continue;
+        }
+        lost += match flow.family {
+            Family::V4 => snmp(&namespace::proc_net(&receiver.0, "snmp")?),
+            Family::V6 => snmp6(&namespace::proc_net(&receiver.0, "snmp6")?),
+        };
+        seen.push(receiver);
+    }
+    Ok(lost)
+}
+
+/// `Udp:` twice: names, then values.
+fn snmp(text: &str) -> u64 {
+    let mut lines = text.lines().filter(|line| line.starts_with("Udp:"));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return 0 };
+    names
+        .split_whitespace()
+        .zip(values.split_whitespace())
+        .filter(|(name, _)| matches!(*name, "RcvbufErrors" | "MemErrors"))
+        .filter_map(|(_, value)| value.parse::<u64>().ok())
+        .sum()
+}
+
+fn snmp6(text: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.split_once(char::is_whitespace))
+        .filter(|(name, _)| matches!(*name, "Udp6RcvbufErrors" | "Udp6MemErrors"))
+        .filter_map(|(_, value)| value.trim().parse::<u64>().ok())
+        .sum()
+}
+
+/// The second column, in hexadecimal, of each CPU.
+fn backlog(text: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .filter_map(|dropped| u64::from_str_radix(dropped, 16).ok())
+        .sum()
+}
+
+/// So that a straggler of an earlier run is not taken for one of this.
+fn rand() -> Result<u64> {
+    let mut bytes = [0; 8];
+    let mut file = std::fs::File::open("/dev/urandom").context("open /dev/urandom")?;
+    std::io::Read::read_exact(&mut file, &mut bytes).context("read /dev/urandom")?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_own_loss_is_read() {
+        let text = "Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors\n\
+                    Udp: 9 0 3 9 3 0\nUdpLite: InDatagrams RcvbufErrors\nUdpLite: 0 7\n";
+        assert_eq!(snmp(text), 3);
+        assert_eq!(snmp6("Ip6InReceives 5\nUdp6RcvbufErrors                \t4\nUdp6InErrors 9\n"), 4);
+        assert_eq!(backlog("0000aaaa 00000010 00000000\n00000001 00000002 00000000\n"), 18);
+    }
+
+    #[test]
+    fn only_packets_of_this_run_have_a_number() {
+        let packet = [&MARKER[..], &7_u64.to_be_bytes(), &42_u64.to_be_bytes(), MARKER].concat();
+        assert_eq!(number(&packet, 7), Some(42));
+        assert_eq!(number(&packet, 8), None);
+        assert_eq!(number(&packet[1..], 7), None);
+        assert_eq!(number(MARKER, 7), None);
+    }
+}
