@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Number of a key generation. Each has a WireGuard device, a UDP port and a key of its own on every node.
 ///
 /// Two generations live side by side during a rotation, so the parity picks name and port.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(u32);
 
@@ -72,13 +70,7 @@ mod tests {
     #[test]
     fn it_reads_as_a_number() {
         assert_eq!(Generation::new(12).to_string(), "12");
-        assert_eq!(
-            serde_json::to_string(&Generation::new(12)).expect("json"),
-            "12"
-        );
-        assert_eq!(
-            serde_json::from_str::<Generation>("12").expect("json"),
-            Generation::new(12)
-        );
+        assert_eq!(serde_json::to_string(&Generation::new(12)).expect("json"), "12");
+        assert_eq!(serde_json::from_str::<Generation>("12").expect("json"), Generation::new(12));
     }
 }

@@ -52,11 +52,10 @@ impl PublicKey {
             return Err(VerifyError::UnusableKey);
         }
         let key = xeddsa::xed25519::PublicKey(*self.as_bytes());
-        key.verify(message, &signature.0)
-            .map_err(|error| match error {
-                xeddsa::Error::UnusablePublicKey => VerifyError::UnusableKey,
-                xeddsa::Error::InvalidSignature => VerifyError::Mismatch,
-            })
+        key.verify(message, &signature.0).map_err(|error| match error {
+            xeddsa::Error::UnusablePublicKey => VerifyError::UnusableKey,
+            xeddsa::Error::InvalidSignature => VerifyError::Mismatch,
+        })
     }
 }
 
@@ -77,11 +76,7 @@ impl FromStr for Signature {
 
     fn from_str(text: &str) -> Result<Self, InvalidSignature> {
         let mut bytes = [0; 64];
-        if text::decode_into(text.as_bytes(), &mut bytes) {
-            Ok(Self(bytes))
-        } else {
-            Err(InvalidSignature)
-        }
+        if text::decode_into(text.as_bytes(), &mut bytes) { Ok(Self(bytes)) } else { Err(InvalidSignature) }
     }
 }
 

@@ -79,11 +79,7 @@ impl KeyStore {
             return Err(StoreError::NodeUid);
         }
         let (folder, tightened_from) = Folder::open(dir.as_ref(), geteuid().as_raw())?;
-        Ok(Self {
-            folder,
-            node_uid: node_uid.to_owned(),
-            tightened_from,
-        })
+        Ok(Self { folder, node_uid: node_uid.to_owned(), tightened_from })
     }
 
     /// The mode that the folder had, if [`KeyStore::open`] had to tighten it.
@@ -100,37 +96,23 @@ impl KeyStore {
     ///
     /// # Errors
     /// If the file system fails or gives no randomness. No half-written file is left: what was there
-    /// before still is, or is moved aside.
-    pub fn load_or_create(
-        &self,
-        generation: Generation,
-        now: u64,
-    ) -> Result<LoadedKey, StoreError> {
+    /// before still is, or is moved aside. [`LoadedKey::kept_aside`] is told once, by the call that made the new
+    /// key; [`KeyStore::set_aside_files`] knows them all.
+    pub fn load_or_create(&self, generation: Generation, now: u64) -> Result<LoadedKey, StoreError> {
         let _lock = self.folder.lock()?;
         self.folder.sweep()?;
         let problem = match self.read(generation)? {
             Some(Ok((private, info))) => {
-                return Ok(LoadedKey {
-                    private,
-                    info,
-                    is_new: false,
-                    kept_aside: None,
-                });
+                return Ok(LoadedKey { private, info, is_new: false, kept_aside: None });
             }
             Some(Err(problem)) => Some(problem),
             None => None,
         };
         let private = PrivateKey::generate()?;
-        let info = KeyInfo {
-            generation,
-            public: private.public(),
-            created: now,
-        };
+        let info = KeyInfo { generation, public: private.public(), created: now };
         let name = file_name(generation);
         // Written before the old file is moved: on a full disk everything stays as it was.
-        let written = self
-            .folder
-            .write_new(&name, &format::render(&self.node_uid, &info, &private))?;
+        let written = self.folder.write_new(&name, &format::render(&self.node_uid, &info, &private))?;
         let kept_aside = match problem {
             Some(problem) => Some(KeptAside {
                 path: self.path(generation),
@@ -140,28 +122,17 @@ impl KeyStore {
             None => None,
         };
         written.publish()?;
-        Ok(LoadedKey {
-            private,
-            info,
-            is_new: true,
-            kept_aside,
-        })
+        Ok(LoadedKey { private, info, is_new: true, kept_aside })
     }
 
     /// The key of `generation`, if there is one. Changes nothing.
     ///
     /// # Errors
     /// [`StoreError::BadFile`] for a file that can't be trusted, or if the file system fails.
-    pub fn load(
-        &self,
-        generation: Generation,
-    ) -> Result<Option<(PrivateKey, KeyInfo)>, StoreError> {
+    pub fn load(&self, generation: Generation) -> Result<Option<(PrivateKey, KeyInfo)>, StoreError> {
         match self.read(generation)? {
             Some(Ok(key)) => Ok(Some(key)),
-            Some(Err(problem)) => Err(StoreError::BadFile {
-                path: self.path(generation),
-                problem,
-            }),
+            Some(Err(problem)) => Err(StoreError::BadFile { path: self.path(generation), problem }),
             None => Ok(None),
         }
     }
@@ -171,20 +142,13 @@ impl KeyStore {
     /// # Errors
     /// If the file system fails.
     pub fn list(&self) -> Result<Vec<ListedKey>, StoreError> {
-        let mut generations: Vec<_> = self
-            .folder
-            .names()?
-            .iter()
-            .filter_map(|name| generation_of(name))
-            .collect();
+        let mut generations: Vec<_> =
+            self.folder.names()?.iter().filter_map(|name| generation_of(name)).collect();
         generations.sort_unstable();
         let mut listed = Vec::new();
         for generation in generations {
             if let Some(read) = self.read(generation)? {
-                listed.push(ListedKey {
-                    generation,
-                    key: read.map(|(_, info)| info),
-                });
+                listed.push(ListedKey { generation, key: read.map(|(_, info)| info) });
             }
         }
         Ok(listed)
@@ -236,11 +200,7 @@ fn file_name(generation: Generation) -> String {
 
 /// The generation of a key file's name, if it is exactly what [`file_name`] makes.
 fn generation_of(name: &str) -> Option<Generation> {
-    let number = name
-        .strip_prefix("generation-")?
-        .strip_suffix(".key")?
-        .parse()
-        .ok()?;
+    let number = name.strip_prefix("generation-")?.strip_suffix(".key")?.parse().ok()?;
     let generation = Generation::new(number);
     (file_name(generation) == name).then_some(generation)
 }

@@ -6,8 +6,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_S
 /// Every way in which a program is likely to have printed these bytes by accident: hexadecimal (lower and upper
 /// case, plain, colon-separated, as Rust's `{:02x?}`), base64 (both alphabets, padded and not), decimal lists.
 pub fn encodings(bytes: &[u8; 32]) -> Vec<String> {
-    let join =
-        |format: fn(&u8) -> String, by: &str| bytes.iter().map(format).collect::<Vec<_>>().join(by);
+    let join = |format: fn(&u8) -> String, by: &str| bytes.iter().map(format).collect::<Vec<_>>().join(by);
     vec![
         join(|byte| format!("{byte:02x}"), ""),
         join(|byte| format!("{byte:02X}"), ""),

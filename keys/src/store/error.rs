@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use crate::{Generation, RandomnessError};
 
-/// Why a key file can't be trusted. None of them repeats what the file holds, but for the other node's UID.
+/// Why a key file can't be trusted. None of them repeats a text out of the file:
+/// any of its lines might be the secret in a wrong place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// Group or others may read or write it, so somebody else may know the key.
@@ -34,19 +35,14 @@ pub enum Problem {
         line: usize,
     },
     /// Written by another version.
-    #[error(
-        "it has format version {found}; this program knows {}",
-        super::format::VERSION
-    )]
+    #[error("it has format version {found}; this program knows {}", super::format::VERSION)]
     OtherVersion {
         /// Version in the file.
         found: u32,
     },
     /// Bound to another node: the disk was cloned, or the node was deleted and made anew.
-    #[error("it is bound to the node with UID {found}, this one is {expected}")]
+    #[error("it is bound to another node than this one, whose UID is {expected}")]
     OtherNode {
-        /// UID in the file.
-        found: String,
         /// UID of this node.
         expected: String,
     },
@@ -109,11 +105,7 @@ pub struct KeptAside {
 
 impl fmt::Display for KeptAside {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            path,
-            moved_to,
-            problem,
-        } = self;
+        let Self { path, moved_to, problem } = self;
         let (path, moved_to, advice) = (path.display(), moved_to.display(), problem.advice());
         write!(
             f,
@@ -154,8 +146,8 @@ pub enum StoreError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The node's UID is empty, longer than 128 characters, or holds blanks or characters other than ASCII.
-    #[error("the node's UID must be 1 to 128 visible ASCII characters")]
+    /// The node's UID is empty, longer than 128 characters, or holds a character that none has.
+    #[error("the node's UID must be 1 to 128 letters, digits, '-', '.' or '_'")]
     NodeUid,
     /// The file can't be trusted, and the call was not one that makes a new key.
     #[error("key file {} cannot be trusted: {problem}", path.display())]

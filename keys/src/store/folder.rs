@@ -36,7 +36,7 @@ pub(super) enum Found {
     Content(Zeroizing<Vec<u8>>),
 }
 
-/// A complete file under a temporary name. Wiped when it goes without having been published.
+/// A complete file under a temporary name. Deleted when it goes without having been published.
 pub(super) struct Written<'a> {
     folder: &'a Folder,
     temporary: String,
@@ -47,19 +47,11 @@ pub(super) struct Written<'a> {
 impl Folder {
     /// Opens `path`, and makes it if need be. The number is the mode that it had, if that was too open.
     pub(super) fn open(path: &Path, owner: u32) -> Result<(Self, Option<u32>), StoreError> {
-        let failed = |operation, source: std::io::Error| StoreError::Io {
-            operation,
-            path: path.to_owned(),
-            source,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| failed("make folder", error))?;
+        let failed =
+            |operation, source: std::io::Error| StoreError::Io { operation, path: path.to_owned(), source };
+        make_folder(path).map_err(|error| failed("make folder", error))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = fs::open(path, flags, Mode::empty())
-            .map_err(|error| failed("open folder", error.into()))?;
+        let fd = fs::open(path, flags, Mode::empty()).map_err(|error| failed("open folder", error.into()))?;
         let stat = fs::fstat(&fd).map_err(|error| failed("examine folder", error.into()))?;
         if stat.st_uid != owner {
             return Err(StoreError::FolderNotOurs {
@@ -70,15 +62,11 @@ impl Folder {
         }
         let mode = stat.st_mode & 0o7777;
         if mode & OTHERS_WRITE != 0 {
-            return Err(StoreError::FolderWritable {
-                path: path.to_owned(),
-                mode,
-            });
+            return Err(StoreError::FolderWritable { path: path.to_owned(), mode });
         }
         let tightened_from = (mode & OTHERS != 0).then_some(mode);
         if tightened_from.is_some() {
-            fs::fchmod(&fd, Mode::RWXU)
-                .map_err(|error| failed("chmod 0700 folder", error.into()))?;
+            fs::fchmod(&fd, Mode::RWXU).map_err(|error| failed("chmod 0700 folder", error.into()))?;
         }
         let folder = Self {
             path: path.to_owned(),
@@ -101,8 +89,7 @@ impl Folder {
         name: &str,
         mut system_call: impl FnMut() -> io::Result<T>,
     ) -> Result<T, StoreError> {
-        self.raw_call(&mut system_call)
-            .map_err(|errno| self.failed(operation, name, errno))
+        self.raw_call(&mut system_call).map_err(|errno| self.failed(operation, name, errno))
     }
 
     fn raw_call<T>(&self, system_call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
@@ -112,20 +99,14 @@ impl Folder {
     }
 
     fn failed(&self, operation: &'static str, name: &str, errno: Errno) -> StoreError {
-        StoreError::Io {
-            operation,
-            path: self.path_of(name),
-            source: errno.into(),
-        }
+        StoreError::Io { operation, path: self.path_of(name), source: errno.into() }
     }
 
     /// Excludes every other call that changes the folder, until the result is dropped.
     pub(super) fn lock(&self) -> Result<OwnedFd, StoreError> {
         // A descriptor of its own: locks belong to the open file, and two threads may share this folder.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = self.call("open", "", || {
-            fs::openat(&self.fd, ".", flags, Mode::empty())
-        })?;
+        let fd = self.call("open", "", || fs::openat(&self.fd, ".", flags, Mode::empty()))?;
         self.call("lock", "", || fs::flock(&fd, FlockOperation::LockExclusive))?;
         Ok(fd)
     }
@@ -156,10 +137,7 @@ impl Folder {
             _ => return Err(Problem::NotAFile("a pipe, a socket or a device")),
         }
         if stat.st_uid != self.owner {
-            return Err(Problem::NotOurs {
-                owner: stat.st_uid,
-                expected: self.owner,
-            });
+            return Err(Problem::NotOurs { owner: stat.st_uid, expected: self.owner });
         }
         match stat.st_mode & 0o7777 {
             mode if mode & OTHERS != 0 => Err(Problem::TooOpen { mode }),
@@ -177,9 +155,7 @@ impl Folder {
 
     fn open_file(&self, name: &str, access: OFlags) -> Result<OwnedFd, StoreError> {
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        self.call("open", name, || {
-            fs::openat(&self.fd, name, flags, Mode::empty())
-        })
+        self.call("open", name, || fs::openat(&self.fd, name, flags, Mode::empty()))
     }
 
     /// Reads a file, if it can be trusted from outside.
@@ -212,23 +188,13 @@ impl Folder {
     }
 
     /// Writes a whole file under a temporary name, down to the disk.
-    pub(super) fn write_new<'a>(
-        &'a self,
-        name: &'a str,
-        content: &[u8],
-    ) -> Result<Written<'a>, StoreError> {
+    pub(super) fn write_new<'a>(&'a self, name: &'a str, content: &[u8]) -> Result<Written<'a>, StoreError> {
         let temporary = format!(".{name}.new");
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = self.call("create", &temporary, || {
             fs::openat(&self.fd, &*temporary, flags, Mode::RUSR | Mode::WUSR)
         })?;
-        let written = Written {
-            folder: self,
-            temporary,
-            name,
-            published: false,
-        };
+        let written = Written { folder: self, temporary, name, published: false };
         self.write_all(&file, &written.temporary, content)?;
         self.call("fsync", &written.temporary, || fs::fsync(&file))?;
         Ok(written)
@@ -267,9 +233,7 @@ impl Folder {
         match self.stat(name)?.map(|stat| self.inspect(&stat)) {
             Some(Err(Problem::TooOpen { .. })) => {
                 let file = self.open_file(name, OFlags::RDONLY)?;
-                self.call("chmod 0600", name, || {
-                    fs::fchmod(&file, Mode::RUSR | Mode::WUSR)
-                })
+                self.call("chmod 0600", name, || fs::fchmod(&file, Mode::RUSR | Mode::WUSR))
             }
             _ => Ok(()),
         }
@@ -285,15 +249,9 @@ impl Folder {
         let Some(stat) = self.stat(name)? else {
             return Ok(false);
         };
-        let problem = self
-            .inspect(&stat)
-            .err()
-            .filter(|problem| !matches!(problem, Problem::TooOpen { .. }));
+        let problem = self.inspect(&stat).err().filter(|problem| !matches!(problem, Problem::TooOpen { .. }));
         if let Some(problem) = problem {
-            return Err(StoreError::BadFile {
-                path: self.path_of(name),
-                problem,
-            });
+            return Err(StoreError::BadFile { path: self.path_of(name), problem });
         }
         let removed = format!(".{name}.removed");
         self.call("rename", name, || self.rename(name, &removed))?;
@@ -307,38 +265,49 @@ impl Folder {
             && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
         {
             let file = self.open_file(name, OFlags::WRONLY)?;
-            let length = usize::try_from(stat.st_size)
-                .unwrap_or(0)
-                .min(format::LIMIT);
+            let length = usize::try_from(stat.st_size).unwrap_or(0).min(format::LIMIT);
             self.write_all(&file, name, &vec![0; length])?;
             self.call("fsync", name, || fs::fsync(&file))?;
         }
-        self.call("delete", name, || {
-            fs::unlinkat(&self.fd, name, AtFlags::empty())
-        })?;
+        self.delete(name)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.call("delete", name, || fs::unlinkat(&self.fd, name, AtFlags::empty()))?;
         self.sync()
     }
 
-    /// Wipes what a call that was stopped half-way left. Under the lock nobody else is at work.
+    /// Takes away what a call that was stopped half-way left. Under the lock nobody else is at work.
     pub(super) fn sweep(&self) -> Result<(), StoreError> {
-        for name in self.names()? {
-            if name.starts_with(".generation-")
-                && (name.ends_with(".key.new") || name.ends_with(".key.removed"))
-            {
-                self.wipe(&name)?;
+        for name in self.names()?.iter().filter(|name| name.starts_with(".generation-")) {
+            if name.ends_with(".key.removed") {
+                self.wipe(name)?;
+            } else if name.ends_with(".key.new") {
+                // Its key never served, so nothing is lost if the disk keeps it.
+                self.delete(name)?;
             }
         }
         Ok(())
     }
 }
 
+/// Makes a folder and the missing ones above it, down to the disk: a key in a folder that is gone after a
+/// power cut would have been announced for nothing.
+fn make_folder(path: &Path) -> std::io::Result<()> {
+    let missing: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    for parent in missing.iter().filter_map(|folder| folder.parent()) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        std::fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
 impl Written<'_> {
     /// Gives the file its name, down to the disk.
     pub(super) fn publish(mut self) -> Result<(), StoreError> {
         let folder = self.folder;
-        folder.call("rename", &self.temporary, || {
-            folder.rename(&self.temporary, self.name)
-        })?;
+        folder.call("rename", &self.temporary, || folder.rename(&self.temporary, self.name))?;
         self.published = true;
         folder.sync()
     }
@@ -348,7 +317,7 @@ impl Drop for Written<'_> {
     fn drop(&mut self) {
         if !self.published {
             // The caller reports the first error; what this one leaves is swept by the next call.
-            let _ = self.folder.wipe(&self.temporary);
+            let _ = self.folder.delete(&self.temporary);
         }
     }
 }

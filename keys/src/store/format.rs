@@ -9,7 +9,7 @@ use crate::{Generation, PrivateKey, text};
 
 /// Version of the format.
 pub(super) const VERSION: u32 = 1;
-/// No key file is longer; bytes. The longest has a UID of 128 characters and comes to 337.
+/// No key file is longer; bytes. The longest has a UID of 128 characters and comes to 322.
 pub(super) const LIMIT: usize = 1024;
 
 const MAGIC: &str = "kubeveil key ";
@@ -21,16 +21,13 @@ const PRIVATE: &str = "private-key: ";
 
 /// Whether `text` can be a node's UID: it stands on a line of its own.
 pub(super) fn is_node_uid(text: &str) -> bool {
-    (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=128).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
 /// The content of a key file.
 pub(super) fn render(node_uid: &str, info: &KeyInfo, private: &PrivateKey) -> Zeroizing<Vec<u8>> {
-    let KeyInfo {
-        generation,
-        public,
-        created,
-    } = info;
+    let KeyInfo { generation, public, created } = info;
     let head = format!(
         "{MAGIC}{VERSION}\n{NODE_UID}{node_uid}\n{GENERATION}{generation}\n{CREATED}{created}\n{PUBLIC}{public}\n{PRIVATE}"
     );
@@ -50,10 +47,7 @@ pub(super) fn parse(
     if content.len() > LIMIT {
         return Err(Problem::NotAKey { line: 1 });
     }
-    let mut lines = Lines {
-        rest: content,
-        line: 0,
-    };
+    let mut lines = Lines { rest: content, line: 0 };
     // The version first: what follows it may look different in another one.
     match lines.number(MAGIC)? {
         VERSION => {}
@@ -72,24 +66,12 @@ pub(super) fn parse(
         return Err(Problem::Mismatch);
     }
     if found_uid != node_uid {
-        return Err(Problem::OtherNode {
-            found: found_uid.to_owned(),
-            expected: node_uid.to_owned(),
-        });
+        return Err(Problem::OtherNode { expected: node_uid.to_owned() });
     }
     if found_generation != generation {
-        return Err(Problem::OtherGeneration {
-            found: found_generation,
-        });
+        return Err(Problem::OtherGeneration { found: found_generation });
     }
-    Ok((
-        private,
-        KeyInfo {
-            generation,
-            public,
-            created,
-        },
-    ))
+    Ok((private, KeyInfo { generation, public, created }))
 }
 
 /// Lines of a known order.
@@ -106,16 +88,11 @@ impl<'a> Lines<'a> {
         let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') else {
             let begun = self.rest.len().min(name.len());
             let cut = self.rest[..begun] == name.as_bytes()[..begun];
-            return Err(if cut {
-                Problem::Truncated
-            } else {
-                self.wrong()
-            });
+            return Err(if cut { Problem::Truncated } else { self.wrong() });
         };
         let (line, rest) = self.rest.split_at(end);
         self.rest = &rest[1..];
-        line.strip_prefix(name.as_bytes())
-            .ok_or_else(|| self.wrong())
+        line.strip_prefix(name.as_bytes()).ok_or_else(|| self.wrong())
     }
 
     fn text(&mut self, name: &str) -> Result<&'a str, Problem> {
@@ -127,21 +104,11 @@ impl<'a> Lines<'a> {
     fn number<N: str::FromStr + ToString>(&mut self, name: &str) -> Result<N, Problem> {
         let text = self.text(name)?;
         let number: N = text.parse().map_err(|_| self.wrong())?;
-        if number.to_string() == text {
-            Ok(number)
-        } else {
-            Err(self.wrong())
-        }
+        if number.to_string() == text { Ok(number) } else { Err(self.wrong()) }
     }
 
     fn end(&self) -> Result<(), Problem> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(Problem::NotAKey {
-                line: self.line + 1,
-            })
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(Problem::NotAKey { line: self.line + 1 }) }
     }
 
     const fn wrong(&self) -> Problem {
