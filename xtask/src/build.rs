@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::{process, report::say, setup, toolchain, workspace::Workspace};
+use crate::{
+    process,
+    report::say,
+    toolchain,
+    workspace::{Target, Workspace},
+};
 
 /// Packages whose programs the lab has on its PATH.
 const LAB_PACKAGES: [&str; 3] = ["kubeveil-agent", "kubeveil-cli", "kubeveil-tests"];
@@ -35,9 +40,12 @@ pub(crate) fn ebpf(workspace: &Workspace) -> Result<PathBuf> {
 pub(crate) fn programs(workspace: &Workspace) -> Result<PathBuf> {
     let object = ebpf(workspace)?;
     let mut build = static_build(workspace, &object)?;
-    build.args(["--bins", "--tests"]);
-    for package in LAB_PACKAGES {
-        build.args(["--package", package]);
+    build.arg("--bins");
+    for package in workspace.packages.iter().filter(|p| LAB_PACKAGES.contains(&p.name.as_str())) {
+        build.args(["--package", &package.name]);
+        for test in package.targets.iter().filter(|t| t.is("test")) {
+            build.args(["--test", &test.name]);
+        }
     }
     let programs = workspace.lab_programs()?;
     collect(&mut build, &programs)?;
@@ -50,7 +58,14 @@ pub(crate) fn programs(workspace: &Workspace) -> Result<PathBuf> {
 fn static_build(workspace: &Workspace, object: &Path) -> Result<Command> {
     let triple = host_triple()?;
     let mut build = process::cargo();
-    build.args(["build", "--profile", "lab", "--target", &triple, "--message-format=json-render-diagnostics"]);
+    build.args([
+        "build",
+        "--profile",
+        "lab",
+        "--target",
+        &triple,
+        "--message-format=json-render-diagnostics",
+    ]);
     build
         .current_dir(&workspace.root)
         .env("CARGO_TARGET_DIR", workspace.target.join("lab"))
@@ -61,42 +76,50 @@ fn static_build(workspace: &Workspace, object: &Path) -> Result<Command> {
 
 /// Cargo's words on something it has built.
 #[derive(Deserialize)]
-struct Built {
-    executable: Option<PathBuf>,
-    target: BuiltTarget,
-    profile: BuiltProfile,
+pub(crate) struct Built {
+    /// The file, if it is one to run.
+    pub(crate) executable: Option<PathBuf>,
+    /// The package's Cargo.toml.
+    pub(crate) manifest_path: PathBuf,
+    /// What of the package it is.
+    pub(crate) target: Target,
+    profile: Profile,
 }
 
 #[derive(Deserialize)]
-struct BuiltTarget {
-    name: String,
-    kind: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct BuiltProfile {
+struct Profile {
     test: bool,
 }
 
 impl Built {
+    /// Whether it runs tests: those of a library or program, or an integration test.
+    pub(crate) fn is_test(&self) -> bool {
+        self.profile.test
+    }
+
     /// Programs and integration tests, not the unit tests within a library or a program.
-    fn is_wanted(&self) -> bool {
-        let is = |kind: &str| self.target.kind.iter().any(|k| k == kind);
-        if self.profile.test { is("test") } else { is("bin") }
+    fn is_for_lab(&self) -> bool {
+        if self.is_test() { self.target.is("test") } else { self.target.is("bin") }
     }
 }
 
-/// Runs the build and lays what it makes into `folder`, without what lay there before.
-fn collect(build: &mut Command, folder: &Path) -> Result<()> {
+/// Runs a cargo build that reports in JSON; gives the executables that it made.
+pub(crate) fn executables(build: &mut Command) -> Result<Vec<Built>> {
     let child = build.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start cargo")?;
     let output = child.wait_with_output()?;
     if !output.status.success() {
         bail!("the build failed: {}", process::name_of(build));
     }
+    let messages = output.stdout.split(|b| *b == b'\n');
+    let built = messages.filter_map(|line| serde_json::from_slice::<Built>(line).ok());
+    Ok(built.filter(|b| b.executable.is_some()).collect())
+}
+
+/// Runs the build and lays what it makes into `folder`, without what lay there before.
+fn collect(build: &mut Command, folder: &Path) -> Result<()> {
     let mut names = Vec::new();
-    for line in output.stdout.split(|b| *b == b'\n') {
-        let Ok(built) = serde_json::from_slice::<Built>(line) else { continue };
-        if let (true, Some(executable)) = (built.is_wanted(), &built.executable) {
+    for built in executables(build)?.into_iter().filter(Built::is_for_lab) {
+        if let Some(executable) = &built.executable {
             copy_if_changed(executable, &folder.join(&built.target.name))?;
             names.push(built.target.name);
         }
@@ -157,9 +180,9 @@ mod tests {
     fn unit_tests_are_no_programs() {
         let built = |kind: &str, test: bool| {
             let json = format!(
-                r#"{{"executable":"/x","target":{{"name":"n","kind":["{kind}"]}},"profile":{{"test":{test}}}}}"#
+                r#"{{"executable":"/x","manifest_path":"/m","target":{{"name":"n","kind":["{kind}"]}},"profile":{{"test":{test}}}}}"#
             );
-            serde_json::from_str::<Built>(&json).expect("parsed").is_wanted()
+            serde_json::from_str::<Built>(&json).expect("parsed").is_for_lab()
         };
         assert!(built("bin", false) && built("test", true));
         assert!(!built("bin", true) && !built("lib", true));

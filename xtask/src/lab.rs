@@ -20,6 +20,9 @@ pub(crate) struct Arguments {
     /// What the mesh does; off starts no daemon
     #[arg(long, value_enum, default_value_t = Mode::Require)]
     mode: Mode,
+    /// The address families of the lab
+    #[arg(long, value_enum, default_value_t = Family::Dual)]
+    family: Family,
     #[command(flatten)]
     place: Place,
     /// The command; an interactive shell if none
@@ -67,9 +70,21 @@ enum Mode {
     Require,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Family {
+    Dual,
+    Ipv4,
+    Ipv6,
+}
+
+/// What laying the lab and taking it down may take beyond the command's own time limit.
+const LAB_MARGIN: u64 = 120;
+
 /// Runs a command in the lab.
-pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCode> {
-    let command = lab_command(arguments.nodes, arguments.mode, arguments.command);
+pub(crate) fn run(workspace: &Workspace, mut arguments: Arguments) -> Result<ExitCode> {
+    let command = lab_command(&arguments);
+    // The lab keeps the limit itself, so that it is taken down in order; this is the net below.
+    arguments.place.timeout = arguments.place.timeout.map(|seconds| seconds.saturating_add(LAB_MARGIN));
     arguments.place.run(workspace, None, command)
 }
 
@@ -81,12 +96,21 @@ pub(crate) fn run_vm(workspace: &Workspace, arguments: VmArguments) -> Result<Ex
     arguments.place.run(workspace, Some(default), command)
 }
 
-fn lab_command(nodes: u8, mode: Mode, command: Vec<String>) -> Vec<String> {
-    let mode = mode.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let mut words = vec!["kubeveil-lab".to_owned(), "--nodes".into(), nodes.to_string(), "--mode".into(), mode];
-    if !command.is_empty() {
+/// The words of `kubeveil-lab` (its contract: tests/README.md).
+fn lab_command(arguments: &Arguments) -> Vec<String> {
+    let name_of = |value: Option<clap::builder::PossibleValue>| {
+        value.map(|v| v.get_name().to_owned()).unwrap_or_default()
+    };
+    let mut words = vec!["kubeveil-lab".to_owned()];
+    words.extend(["--nodes".to_owned(), arguments.nodes.to_string()]);
+    words.extend(["--mode".to_owned(), name_of(arguments.mode.to_possible_value())]);
+    words.extend(["--family".to_owned(), name_of(arguments.family.to_possible_value())]);
+    if let Some(seconds) = arguments.place.timeout {
+        words.extend(["--timeout".to_owned(), seconds.to_string()]);
+    }
+    if !arguments.command.is_empty() {
         words.push("--".to_owned());
-        words.extend(command);
+        words.extend(arguments.command.iter().cloned());
     }
     words
 }
@@ -117,12 +141,27 @@ fn split(pair: &str) -> (String, String) {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn words(line: &[&str]) -> String {
+        let line = Line::parse_from(["lab"].iter().chain(line));
+        lab_command(&line.arguments).join(" ")
+    }
 
     #[test]
     fn the_lab_program_gets_what_the_person_said() {
-        let words = lab_command(2, Mode::Off, vec!["ping".into(), "-c1".into()]);
-        assert_eq!(words, ["kubeveil-lab", "--nodes", "2", "--mode", "off", "--", "ping", "-c1"]);
-        assert_eq!(lab_command(3, Mode::Require, vec![]).last().map(String::as_str), Some("require"));
+        assert_eq!(words(&[]), "kubeveil-lab --nodes 3 --mode require --family dual");
+        assert_eq!(
+            words(&["--nodes", "2", "--mode", "off", "--timeout", "9", "--", "ping", "-c1", "--mode"]),
+            "kubeveil-lab --nodes 2 --mode off --family dual --timeout 9 -- ping -c1 --mode"
+        );
     }
 }

@@ -12,8 +12,9 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    process, setup,
+    process,
     report::say,
+    setup,
     vm::{self, Images},
     workspace::Workspace,
 };
@@ -83,24 +84,20 @@ impl Machine {
             Kernel::Guest(version) => Some(vm::ensure_images(workspace, version)?),
         };
         let machine = Self { scripts: workspace.script("vm"), cache: workspace.cache.clone(), guest };
-        say(format!("running on {machine} (this machine's own kernel {host})"));
+        say(format!("running on {machine}; this machine's own kernel is {host}"));
         Ok(machine)
     }
 
-    /// Whether it is the guest.
-    pub(crate) fn is_guest(&self) -> bool {
-        self.guest.is_some()
-    }
-
-    /// The command that runs the request, to be started or to become.
-    pub(crate) fn command(&self, request: &Request) -> Result<Command> {
+    /// The command that runs the request.
+    fn command(&self, request: &Request) -> Result<Command> {
         let mut command = match &self.guest {
             Some(images) => self.in_guest(images, request),
             None => self.on_host()?,
         };
         command.arg("-p").arg(&request.programs);
         if let Some(payload) = &request.payload {
-            let folder = fs::canonicalize(payload).with_context(|| format!("--payload {}", payload.display()))?;
+            let folder =
+                fs::canonicalize(payload).with_context(|| format!("--payload {}", payload.display()))?;
             command.arg("-d").arg(folder);
         }
         if let Some(out) = &request.out {
@@ -114,6 +111,13 @@ impl Machine {
             command.arg("-e").arg(format!("{name}={value}"));
         }
         command.arg("--").args(&request.command);
+        Ok(command)
+    }
+
+    /// The same, to be started by us: a guest ends with us, should we be killed.
+    pub(crate) fn child(&self, request: &Request) -> Result<Command> {
+        let mut command = self.command(request)?;
+        command.env("KUBEVEIL_VM_WATCH", std::process::id().to_string());
         Ok(command)
     }
 
@@ -143,8 +147,8 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.guest {
-            Some(images) => write!(f, "kernel {} in a VM", images.release),
-            None => write!(f, "this machine's kernel"),
+            Some(images) => write!(f, "a VM with kernel {}", images.release),
+            None => write!(f, "this machine itself"),
         }
     }
 }
@@ -174,9 +178,9 @@ impl Facts {
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lacks = match (self.wireguard, self.btf) {
-            (true, true) => "has WireGuard and BTF",
-            (false, _) => "has no WireGuard",
-            (true, false) => "has no BTF",
+            (true, true) => "with WireGuard and BTF",
+            (false, _) => "without WireGuard",
+            (true, false) => "without BTF",
         };
         write!(f, "{} {lacks}", self.release)
     }
@@ -208,4 +212,9 @@ pub(crate) fn is_interactive() -> bool {
 pub(crate) fn terminal_environment() -> Vec<(String, String)> {
     const PASSED: [&str; 6] = ["TERM", "COLORTERM", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR"];
     PASSED.iter().filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?))).collect()
+}
+
+/// Whether what a program prints is shown to a person who has not declined colours.
+pub(crate) fn wants_colors() -> bool {
+    io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none()
 }

@@ -4,11 +4,14 @@
 //! fetched or made outside of the checkout, so that the second call is quick.
 
 mod build;
+mod demo;
 mod lab;
+mod lint;
 mod machine;
 mod process;
 mod report;
 mod setup;
+mod test;
 mod toolchain;
 mod vm;
 mod workspace;
@@ -28,6 +31,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Three nodes encrypt their pods' traffic, before your eyes
+    Demo(demo::Arguments),
+    /// Set up what is missing and run every test
+    Test(test::Arguments),
+    /// Formatting, clippy, dependency rules, licences, paths
+    Lint(lint::Arguments),
     /// Lay the lab, start a daemon a node, run a command in it
     Lab(lab::Arguments),
     /// Run a command with our programs where the lab would run, without laying it
@@ -51,6 +60,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
     match command {
+        Command::Demo(arguments) => demo::run(&workspace, &arguments),
+        Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Lint(arguments) => lint::run(&workspace, &arguments),
         Command::Lab(arguments) => lab::run(&workspace, arguments),
         Command::Vm(arguments) => lab::run_vm(&workspace, arguments),
         Command::Build => build::programs(&workspace).map(|_| ExitCode::SUCCESS),

@@ -105,7 +105,7 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 /// beside the spinner, and in full where it fails. Gives its standard output.
 pub(crate) fn step(what: &str, command: &mut Command) -> Result<String> {
     const KEPT_LINES: usize = 60;
-    let step = Step::begin(what);
+    let mut step = Step::begin(what);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

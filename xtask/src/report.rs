@@ -29,6 +29,7 @@ pub(crate) struct Step {
     what: String,
     started: Instant,
     bar: Option<ProgressBar>,
+    said: bool,
 }
 
 impl Step {
@@ -42,17 +43,18 @@ impl Step {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        if bar.is_none() {
-            say(format!("{what} …"));
-        }
-        Self { what, started: Instant::now(), bar }
+        Self { what, started: Instant::now(), bar, said: false }
     }
 
-    /// What the step is at now: shown where there is a spinner to show it beside.
-    pub(crate) fn detail(&self, line: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(format!("{}: {}", self.what, line.trim()));
+    /// What the step is at now. A step that has nothing to do says nothing, so without a
+    /// spinner its beginning is told here, once.
+    pub(crate) fn detail(&mut self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(format!("{}: {}", self.what, line.trim())),
+            None if !self.said => say(format!("{} …", self.what)),
+            None => {}
         }
+        self.said = true;
     }
 
     /// Says that the step is done, and how long it took where that was felt.

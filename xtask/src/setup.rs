@@ -23,7 +23,8 @@ const fn tool(program: &'static str, package: &'static str, why: &'static str) -
 }
 
 /// Needed to build anything.
-pub(crate) const COMPILER: &[Tool] = &[tool("cc", "gcc", "links the programs"), tool("ld", "binutils", "links the programs")];
+pub(crate) const COMPILER: &[Tool] =
+    &[tool("cc", "gcc", "links the programs"), tool("ld", "binutils", "links the programs")];
 
 /// Needed to boot a guest.
 pub(crate) const EMULATOR: &[Tool] = &[
@@ -94,7 +95,14 @@ fn install(workspace: &Workspace, packages: &[&str]) -> Result<()> {
 fn apt_install(packages: &[&str]) -> Result<()> {
     // wireguard-tools recommends a whole kernel: none of that.
     let mut install = process::as_root("env")?;
-    install.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "install", "-y", "--no-install-recommends"]);
+    install.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "-q",
+        "install",
+        "-y",
+        "--no-install-recommends",
+    ]);
     install.args(["-o", "DPkg::Lock::Timeout=300"]).args(packages);
     process::step(&format!("apt-get install {}", packages.join(" ")), &mut install).map(|_| ())
 }

@@ -11,6 +11,7 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<PathBuf> {
     setup::ensure(workspace, &[setup::COMPILER])?;
     let mut script = process::command(workspace.script("ebpf/toolchain.sh"));
     script.arg(&workspace.cache).env("SUDO", if process::is_root() { "" } else { "sudo" });
-    let path = process::step("eBPF toolchain (a stable rustc has no core and no linker for BPF)", &mut script)?;
+    let path =
+        process::step("eBPF toolchain (a stable rustc has no core and no linker for BPF)", &mut script)?;
     Ok(PathBuf::from(path.trim_end()))
 }

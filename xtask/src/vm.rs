@@ -21,7 +21,10 @@ pub(crate) struct Images {
 
 /// Makes what is missing of a guest with kernel `version`.
 pub(crate) fn ensure_images(workspace: &Workspace, version: &str) -> Result<Images> {
-    ensure!(ARCH == "x86_64", "the VM's kernel is x86_64 and this machine is {ARCH}: use a kernel that has WireGuard, and --kernel host");
+    ensure!(
+        ARCH == "x86_64",
+        "the VM's kernel is x86_64 and this machine is {ARCH}: use a kernel that has WireGuard, and --kernel host"
+    );
     setup::ensure(workspace, &[setup::EMULATOR, setup::LAB])?;
     let kernel = script(workspace, "vm/kernel.sh", &format!("kernel {version} of the VM"), Some(version))?;
     let tools = script(workspace, "vm/tools.sh", "the VM's tools (from this machine)", None)?;

@@ -1,9 +1,6 @@
 //! Where things are: the checkout, its target folder, the cache outside of it.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::{env, path::PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -25,8 +22,8 @@ pub(crate) struct Workspace {
 /// A package of the workspace, as far as cargo's metadata is read here.
 #[derive(Deserialize)]
 pub(crate) struct Package {
-    pub(crate) name: String,
     pub(crate) manifest_path: PathBuf,
+    pub(crate) name: String,
     pub(crate) targets: Vec<Target>,
 }
 
@@ -73,29 +70,20 @@ impl Workspace {
     pub(crate) fn script(&self, path: &str) -> PathBuf {
         self.root.join("xtask").join(path)
     }
-
-    /// Whether the workspace has such a package.
-    pub(crate) fn has(&self, package: &str) -> bool {
-        self.packages.iter().any(|p| p.name == package)
-    }
-
-    /// Whether `package` has a target of that name, of whatever kind.
-    pub(crate) fn has_target(&self, package: &str, target: &str) -> bool {
-        self.packages.iter().any(|p| p.name == package && p.targets.iter().any(|t| t.name == target))
-    }
 }
 
-impl Package {
-    /// The package's folder.
-    pub(crate) fn folder(&self) -> &Path {
-        self.manifest_path.parent().unwrap_or(&self.manifest_path)
+impl Target {
+    /// Whether it is of that kind: `bin`, `lib`, `test` …
+    pub(crate) fn is(&self, kind: &str) -> bool {
+        self.kind.iter().any(|k| k == kind)
     }
 }
 
 fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
         Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
+        None => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
     };
     let cache = base.join("kubeveil");
     std::fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;

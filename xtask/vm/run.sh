@@ -10,17 +10,17 @@
 #   -t        CMD gets a terminal (for an interactive shell)
 #   -c 1      virtual CPUs          -m 2G   memory      -C qemu64   CPU model
 #   -l LOG    keep the kernel's log (else shown only when the guest dies: exit status 125)
-#   -w PID    end when that process is gone
+# KUBEVEIL_VM_WATCH=PID in the environment: end when that process is gone.
 set -euo pipefail
-kernel= tools= programs= payload= out= limit=0 tty= cpus=1 memory=2G cpu=qemu64 keep= watched=
+kernel= tools= programs= payload= out= limit=0 tty= cpus=1 memory=2G cpu=qemu64 keep= watched=${KUBEVEIL_VM_WATCH:-}
 environment=()
 usage() { sed -n '2,14s/^# \?//p' "$0" >&2; exit 2; }
-while getopts k:i:p:d:o:e:T:tc:m:C:l:w: option; do
+while getopts k:i:p:d:o:e:T:tc:m:C:l: option; do
     case $option in
         k) kernel=$OPTARG ;; i) tools=$OPTARG ;; p) programs=$OPTARG ;; d) payload=$OPTARG ;;
         o) out=$OPTARG ;; e) environment+=("$OPTARG") ;; T) limit=$OPTARG ;; t) tty=1 ;;
         c) cpus=$OPTARG ;; m) memory=$OPTARG ;; C) cpu=$OPTARG ;; l) keep=$OPTARG ;;
-        w) watched=$OPTARG ;; *) usage ;;
+        *) usage ;;
     esac
 done
 shift $((OPTIND - 1))

@@ -1,0 +1,174 @@
+//! `cargo xtask test`: every test there is, streamed, and counted into one closing line.
+
+mod skips;
+mod stream;
+mod suites;
+mod tally;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use self::{
+    skips::{Abilities, is_ci},
+    suites::Suite,
+    tally::Tally,
+};
+use crate::{
+    build, lint,
+    machine::{self, Kernel, Machine, Request},
+    process, report,
+    workspace::Workspace,
+};
+
+/// Seconds that one binary of host tests may take, and the scenarios of the lab.
+const HOST_LIMIT: u64 = 900;
+const LAB_LIMIT: u64 = 2700;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Only one part
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// Where the lab runs: host, 6.12 or 6.1; the machine's own where that has WireGuard
+    #[arg(long)]
+    kernel: Option<Kernel>,
+}
+
+/// What a run consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Rules of the repository: dependencies, unsafe, paths
+    Rules,
+    /// Unit and property tests on the host
+    Unit,
+    /// The eBPF programs under BPF_PROG_TEST_RUN, on this machine's kernel
+    Bpf,
+    /// Scenarios on real WireGuard
+    Lab,
+}
+
+/// Runs the tests; success only if some ran and none failed.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    let mut total = Tally::default();
+    let parts = [Part::Rules, Part::Unit, Part::Bpf, Part::Lab];
+    for part in parts.into_iter().filter(|p| arguments.only.is_none_or(|only| only == *p)) {
+        let name = format!("{part:?}").to_lowercase();
+        report::say(format!("tests: {name}"));
+        let tally = part.run(workspace, arguments);
+        let mut tally = tally.unwrap_or_else(|error| Tally::broken(format!("part `{name}`: {error:#}")));
+        if is_ci() {
+            let abilities = part.abilities(arguments)?;
+            tally.refuse_avoidable_skips(&abilities);
+        }
+        total.add(tally);
+    }
+    Ok(close(&total))
+}
+
+/// What failed and what was skipped once more, at the end, where it is seen.
+fn close(total: &Tally) -> ExitCode {
+    for skip in &total.skips {
+        report::print(format!("skipped: {skip}"));
+    }
+    for failure in &total.failures {
+        report::print(format!("failed: {failure}"));
+    }
+    if total.passed == 0 && total.failed == 0 {
+        report::say("no test ran: does the filter name any?");
+    }
+    report::print(total.closing_line());
+    if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Part {
+    fn run(self, workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
+        let filter = arguments.filter.as_deref();
+        match self {
+            Self::Rules => rules(workspace, filter),
+            Self::Unit => unit(workspace, filter),
+            Self::Bpf => bpf(workspace, filter),
+            Self::Lab => lab(workspace, arguments),
+        }
+    }
+
+    /// What the kernel that the part ran on can do.
+    fn abilities(self, arguments: &Arguments) -> Result<Abilities> {
+        let guest = match &arguments.kernel {
+            _ if self != Self::Lab => false,
+            Some(kernel) => *kernel != Kernel::Host,
+            None => !machine::Facts::of_host().can_run_lab(),
+        };
+        Ok(if guest { Abilities::of_guest() } else { Abilities::of_host() })
+    }
+}
+
+fn rules(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for check in lint::checks(workspace)? {
+        let name = format!("rules::{}", check.name);
+        if filter.is_some_and(|f| !name.contains(f)) {
+            continue;
+        }
+        let held = check.findings.is_empty();
+        report::print(format!("test {name} ... {}", if held { "ok" } else { "FAILED" }));
+        check.findings.iter().for_each(|finding| report::print(format!("    {finding}")));
+        if held {
+            tally.passed += 1;
+        } else {
+            tally.failed += 1;
+            tally.failures.push(name);
+        }
+    }
+    Ok(tally)
+}
+
+fn unit(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
+    let object = build::ebpf(workspace)?;
+    let mut tally = Tally::default();
+    for suite in suites::unit(workspace, &object)? {
+        tally.add(run_suite(&suite, process::command("timeout"), filter)?);
+    }
+    let mut doc = process::cargo();
+    doc.args(["test", "--workspace", "--doc"]).current_dir(&workspace.root).env(build::EBPF_OBJECT, &object);
+    doc.args(filter.map(|f| ["--", f]).into_iter().flatten());
+    tally.add(stream::run("documentation tests", &mut doc)?);
+    Ok(tally)
+}
+
+fn bpf(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
+    let object = build::ebpf(workspace)?;
+    let mut tally = Tally::default();
+    for suite in suites::bpf(workspace, &object)? {
+        // As root: programs are loaded. By `env`, since sudo keeps little of ours.
+        let mut root = process::as_root("env")?;
+        root.arg(format!("{}={}", build::EBPF_OBJECT, object.display())).arg("timeout");
+        tally.add(run_suite(&suite, root, filter)?);
+    }
+    Ok(tally)
+}
+
+/// A test binary on the host, by a command that ends it when its time is over.
+fn run_suite(suite: &Suite, mut timeout: Command, filter: Option<&str>) -> Result<Tally> {
+    timeout.args(["-k", "5", &HOST_LIMIT.to_string()]).arg(&suite.executable).args(filter);
+    timeout.current_dir(&suite.folder).env("CARGO_MANIFEST_DIR", &suite.folder);
+    report::say(&suite.name);
+    stream::run(&suite.name, &mut timeout)
+}
+
+fn lab(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
+    const SCENARIOS: &str = "lab-scenarios";
+    let programs = build::programs(workspace)?;
+    if !programs.join(SCENARIOS).exists() {
+        bail!("{} holds no {SCENARIOS}: kubeveil-tests should build it", programs.display());
+    }
+    let machine = Machine::ensure(workspace, arguments.kernel.as_ref())?;
+    let mut command = vec![SCENARIOS.to_owned()];
+    command.extend(arguments.filter.clone());
+    let environment = is_ci().then(|| ("CI".to_owned(), "true".to_owned())).into_iter().collect();
+    let request = Request { command, programs, timeout: Some(LAB_LIMIT), environment, ..Request::default() };
+    stream::run(SCENARIOS, &mut machine.child(&request)?)
+}

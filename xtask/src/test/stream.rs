@@ -1,0 +1,31 @@
+//! A runner's output: passed on line by line as it comes, and read on the way.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use super::tally::{Reader, Tally};
+use crate::{process, report};
+
+/// Runs a runner, and counts what it says.
+pub(crate) fn run(name: &str, command: &mut Command) -> Result<Tally> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {name}: {}", process::name_of(command)))?;
+    let mut reader = Reader::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.with_context(|| format!("read what {name} prints"))?;
+            let line = String::from_utf8_lossy(&line);
+            report::print(&line);
+            reader.line(&line);
+        }
+    }
+    let status = child.wait()?;
+    Ok(reader.end(name, status.success(), &status.to_string()))
+}
