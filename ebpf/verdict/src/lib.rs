@@ -8,6 +8,9 @@
 //! (see [`kubeveil_abi::Address`]).
 #![no_std]
 
+#[cfg(feature = "testing")]
+extern crate std;
+
 mod decision;
 mod deliver;
 mod flow;
@@ -17,6 +20,9 @@ mod steer;
 mod tables;
 mod tcp;
 mod transport;
+
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use decision::Decision;
 pub use deliver::deliver;

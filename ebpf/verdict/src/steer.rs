@@ -78,16 +78,19 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
         self.is_own() && self.config.fwmark != 0 && self.meta.mark == self.config.fwmark
     }
 
-    /// WireGuard's own packet, which has no extension headers. Its port alone would prove nothing: pods
-    /// can send from it.
+    /// WireGuard's own packet, if need be the first of its fragments. Its port alone would prove
+    /// nothing: pods can send from it.
     #[inline(always)]
     fn is_outer(&self) -> bool {
-        if !self.is_marked() || self.packet.next != UDP || self.packet.later_fragment {
+        if !self.is_marked() {
             return false;
         }
-        match self.bytes.words(self.packet.payload) {
-            Some([ports]) => flow::is_tunnel_port(self.config, UDP, u32::from_be(ports) >> 16),
-            None => false,
+        match self.packet.transport(self.bytes) {
+            Some(transport) if transport.protocol == UDP => match transport.ports(self.bytes) {
+                Some(ports) => flow::is_tunnel_port(self.config, UDP, ports >> 16),
+                None => false,
+            },
+            _ => false,
         }
     }
 

@@ -1,0 +1,9 @@
+//! A world to decide in, packets to decide about, and strategies that make up both.
+
+mod packets;
+mod strategies;
+mod world;
+
+pub use packets::{Build, Extension, Transport, address, ip_of};
+pub use strategies::{Place, Scene, Situation, scene, situation};
+pub use world::{Slice, World};

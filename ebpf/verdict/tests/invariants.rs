@@ -1,0 +1,280 @@
+//! What must hold of every packet in every state of the world.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use kubeveil_abi::{Config, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
+use kubeveil_verdict::{
+    Decision, deliver, guard, steer,
+    testing::{Place, Scene, Situation, Slice, Transport, World, address, scene, situation},
+};
+use proptest::prelude::*;
+
+/// Runs a program's decision on the situation.
+fn decide(program: usize, situation: &Situation, world: &World) -> Decision {
+    let bytes = situation.build.network();
+    run(program, situation, &bytes, world)
+}
+
+fn run(program: usize, situation: &Situation, bytes: &[u8], world: &World) -> Decision {
+    let (meta, slice) = (situation.meta(), Slice::new(bytes));
+    match program {
+        0 => steer(&meta, &slice, world, &world.config),
+        1 => guard(&meta, &slice, world, &world.config),
+        _ => deliver(&meta, &slice, world, &world.config),
+    }
+}
+
+fn has_live_bypass(scene: &Scene, place: Place) -> bool {
+    match place {
+        Place::RemotePod(p) | Place::RemoteNode(p) => {
+            let peer = scene.peers[usize::from(p)];
+            peer.state() == PeerState::Bypass && scene.now < peer.bypass_until()
+        }
+        _ => false,
+    }
+}
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 2_000,
+        max_global_rejects: 100_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// One of these places.
+fn at(places: &'static [Place]) -> impl Strategy<Value = Place> {
+    prop::sample::select(places)
+}
+
+const PODS: &[Place] = &[Place::RemotePod(0), Place::RemotePod(1), Place::RemotePod(3), Place::Unowned];
+const NODES: &[Place] =
+    &[Place::RemoteNode(0), Place::RemoteNode(1), Place::RemoteNode(2), Place::RemoteNode(3)];
+const PEERS: &[Place] =
+    &[Place::RemotePod(0), Place::RemotePod(2), Place::RemoteNode(1), Place::RemoteNode(3)];
+const ELSEWHERE: &[Place] = &[Place::Outside, Place::Link, Place::Multicast];
+const HERE: &[Place] = &[Place::LocalPod, Place::LocalNode];
+/// Sources and destinations of a pod's traffic, as it must not come in from the wire.
+const INTO_PODS: &[(Place, Place)] = &[
+    (Place::RemotePod(0), Place::LocalPod),
+    (Place::RemotePod(1), Place::LocalNode),
+    (Place::RemotePod(2), Place::RemotePod(1)),
+    (Place::Unowned, Place::LocalPod),
+    (Place::Unowned, Place::Outside),
+    (Place::LocalPod, Place::LocalNode),
+    (Place::LocalPod, Place::LocalPod),
+    (Place::RemoteNode(0), Place::LocalPod),
+    (Place::RemoteNode(3), Place::LocalPod),
+    (Place::LocalNode, Place::LocalPod),
+];
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// The heart of it: nothing for a pod of another node leaves in plain.
+    #[test]
+    fn under_require_nothing_for_a_remote_pod_passes(scene in scene(), situation in situation(), to in at(PODS)) {
+        let scene = Scene { mode: Mode::Require, ..scene };
+        let from = situation.from;
+        let situation = situation.between(from, to);
+        prop_assume!(!has_live_bypass(&scene, to));
+        let decision = decide(0, &situation, &scene.world());
+        // WireGuard's endpoints are never pods; its packets are named because they are never steered.
+        if decision.reason == Reason::Outer {
+            prop_assert!(situation.is_outer());
+        } else {
+            prop_assert!(decision.verdict() != Verdict::Pass, "{:?}", decision);
+        }
+    }
+
+    /// A pod's packet to another node's own address is a pod's packet, masqueraded or not.
+    #[test]
+    fn under_require_nothing_forwarded_to_a_node_passes(scene in scene(), situation in situation(), to in at(NODES)) {
+        let scene = Scene { mode: Mode::Require, ..scene };
+        let from = situation.from;
+        let situation = situation.between(from, to);
+        prop_assume!(situation.ingress_ifindex != 0 || from == Place::LocalPod);
+        prop_assume!(!has_live_bypass(&scene, to) && !situation.is_outer());
+        let decision = decide(0, &situation, &scene.world());
+        prop_assert!(decision.verdict() != Verdict::Pass, "{:?}", decision);
+    }
+
+    #[test]
+    fn under_require_nothing_from_a_pod_comes_in_plain(
+        scene in scene(), situation in situation(), ends in prop::sample::select(INTO_PODS),
+    ) {
+        let scene = Scene { mode: Mode::Require, ..scene };
+        let situation = situation.between(ends.0, ends.1);
+        prop_assume!(!has_live_bypass(&scene, ends.0));
+        prop_assert_eq!(decide(1, &situation, &scene.world()).verdict(), Verdict::Drop);
+    }
+
+    /// What is tunnelled goes to the device of the peer's own slot, from a source that is ours.
+    #[test]
+    fn tunnels_are_the_right_ones(scene in scene(), situation in situation(), to in at(PEERS)) {
+        let from = situation.from;
+        let situation = situation.between(from, to);
+        let decision = decide(0, &situation, &scene.world());
+        let (Place::RemotePod(p) | Place::RemoteNode(p)) = to else { unreachable!() };
+        let peer = scene.peers[usize::from(p)];
+        if decision.reason == Reason::Tunnelled {
+            prop_assert_eq!(peer.state(), PeerState::Tunnel);
+            prop_assert_eq!(decision.ifindex, scene.slots[usize::from(peer.slot())]);
+            prop_assert!(decision.ifindex != 0);
+            prop_assert!(matches!(from, Place::LocalPod | Place::LocalNode));
+        } else {
+            prop_assert_eq!(decision.ifindex, 0);
+        }
+    }
+
+    /// The underlay's own business: neighbours, routers, DHCP, the internet, this node.
+    #[test]
+    fn what_is_not_the_clusters_is_left_alone(
+        scene in scene(), situation in situation(), elsewhere in at(ELSEWHERE), program in 0_usize..2,
+    ) {
+        let scene = Scene { mode: Mode::Require, ..scene };
+        let (from, to) = (situation.from, situation.to);
+        let mut situation = match program {
+            0 => situation.between(from, elsewhere),
+            _ => situation.between(elsewhere, to),
+        };
+        situation.build.tags %= 3;
+        prop_assert_eq!(decide(program, &situation, &scene.world()).verdict(), Verdict::Pass);
+    }
+
+    /// Encryption can't lock itself out: the host's own traffic to a node that has opened no flow.
+    #[test]
+    fn the_hosts_own_traffic_is_left_alone(scene in scene(), situation in situation(), to in at(NODES)) {
+        let scene = Scene { flows: Vec::new(), ..scene };
+        let mut situation = situation.between(Place::LocalNode, to).by(0);
+        situation.build.tags = 0;
+        situation.build.extensions.truncate(7);
+        // Enough for the ports of every protocol that has some.
+        situation.build.payload += 4;
+        // A later fragment behind an extension header has lost its protocol.
+        if situation.build.fragment.is_some() {
+            situation.build.extensions.clear();
+        }
+        let decision = decide(0, &situation, &scene.world());
+        prop_assert!(matches!(decision.reason, Reason::Host | Reason::Outer), "{:?}", decision);
+    }
+
+    /// Neighbours find each other even while an echo from the same node is remembered as a flow.
+    #[test]
+    fn neighbour_discovery_is_left_alone(scene in scene(), to in at(NODES)) {
+        let Place::RemoteNode(peer) = to else { unreachable!() };
+        let scene = Scene { flows: vec![(peer, true, Transport::Echo(1, false), 0)], ..scene };
+        let situation = Situation::new(Place::LocalNode, to, true, Transport::Neighbour);
+        prop_assert_eq!(decide(0, &situation, &scene.world()).reason, Reason::Host);
+    }
+
+    #[test]
+    fn both_families_are_decided_alike(scene in scene(), mut situation in situation(), program in 0_usize..3) {
+        // What only one family has.
+        situation.build.extensions.clear();
+        prop_assume!(situation.build.transport != Transport::Neighbour);
+        let both = scene.flows.iter().flat_map(|(peer, is_v6, transport, age)| {
+            [*is_v6, !*is_v6].map(|is_v6| (*peer, is_v6, transport.clone(), *age))
+        });
+        let scene = Scene { flows: both.collect(), ..scene.clone() };
+        let twin = situation.clone().other_family();
+        let (one, two) = (decide(program, &situation, &scene.world()), decide(program, &twin, &scene.world()));
+        prop_assert_eq!((one.reason, one.observed, one.ifindex), (two.reason, two.observed, two.ifindex));
+    }
+
+    #[test]
+    fn a_packet_cut_short_never_passes(
+        scene in scene(), situation in situation(), program in 0_usize..3, cut in any::<prop::sample::Index>(),
+    ) {
+        let scene = Scene { mode: Mode::Require, ..scene };
+        let bytes = situation.build.network();
+        let decision = run(program, &situation, &bytes[..cut.index(bytes.len())], &scene.world());
+        prop_assert_eq!((decision.reason, decision.verdict()), (Reason::Unparsable, Verdict::Drop));
+    }
+
+    /// Noise with the EtherType of IP: whatever it decodes to, a pod's address in it does not get out.
+    #[test]
+    fn noise_for_a_remote_pod_never_passes(
+        scene in scene(), situation in situation(), to in at(PODS), noise in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let scene = Scene { mode: Mode::Require, ..scene };
+        prop_assume!(!has_live_bypass(&scene, to));
+        let from = situation.from;
+        let mut situation = situation.between(from, to).marked(0);
+        situation.build.tags = 0;
+        let mut bytes = situation.build.network();
+        let addresses = if situation.build.source.is_ipv6() { 24..40 } else { 16..20 };
+        for (index, byte) in noise {
+            let index = index.index(bytes.len());
+            if !addresses.contains(&index) {
+                bytes[index] = byte;
+            }
+        }
+        let decision = run(0, &situation, &bytes, &scene.world());
+        prop_assert!(decision.verdict() != Verdict::Pass, "{:?}", decision);
+    }
+
+    #[test]
+    fn observe_carries_nothing_out(scene in scene(), situation in situation(), program in 0_usize..3) {
+        let observe = Scene { mode: Mode::Observe, ..scene.clone() };
+        let require = Scene { mode: Mode::Require, ..scene };
+        let observed = decide(program, &situation, &observe.world());
+        prop_assert!(observed.observed);
+        prop_assert_eq!(observed.verdict(), Verdict::Pass);
+        prop_assert_eq!(observed.reason, decide(program, &situation, &require.world()).reason);
+    }
+
+    /// Of what would have travelled without us, `prefer` drops nothing; a proven tunnel it uses.
+    #[test]
+    fn prefer_drops_only_what_a_tunnel_has_carried(scene in scene(), situation in situation(), program in 0_usize..3) {
+        let prefer = Scene { mode: Mode::Prefer, ..scene.clone() };
+        let require = Scene { mode: Mode::Require, ..scene };
+        let decision = decide(program, &situation, &prefer.world());
+        let strict = decide(program, &situation, &require.world());
+        match decision.verdict() {
+            Verdict::Drop => prop_assert_eq!(decision.reason, Reason::TunnelToPlain),
+            verdict => prop_assert_eq!(verdict == Verdict::Tunnel, strict.verdict() == Verdict::Tunnel),
+        }
+        prop_assert_eq!(decision.observed, decision.verdict() != decision.reason.verdict());
+    }
+
+    /// Memory that nobody has written to yet is the strictest there is.
+    #[test]
+    fn zeroed_maps_fail_closed(scene in scene(), situation in situation(), program in 0_usize..3) {
+        let mut world = scene.world();
+        world.config = Config::default();
+        world.peers.values_mut().for_each(|peer| *peer = PeerValue(0));
+        world.prefixes.iter_mut().for_each(|(_, _, value)| {
+            if value.kind != PrefixKind::LocalNode as u32 { value.kind = 0; }
+        });
+        let known = |place: Place| world.prefixes.iter().any(|(prefix, length, value)| {
+            let is_v6 = situation.build.source.is_ipv6();
+            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+            let bits = |a: [u32; 4]| a.iter().fold(0, |b, w| b << 32 | u128::from(u32::from_be(*w)));
+            value.kind == 0 && (bits(*prefix) ^ bits(address(place.ip(is_v6)))) & mask == 0
+        });
+        let must_drop = match program {
+            0 => known(situation.to),
+            1 => known(situation.from),
+            _ => false,
+        };
+        let decision = decide(program, &situation, &world);
+        prop_assert!(decision.reason != Reason::Outer);
+        prop_assert!(!must_drop || decision.verdict() == Verdict::Drop, "{:?}", decision);
+    }
+
+    /// A tunnelled packet's segment size fits, and is not touched where it does.
+    #[test]
+    fn segment_sizes_are_only_ever_lowered(situation in situation(), from in at(HERE), to in at(PEERS)) {
+        let world = Scene::calm(Mode::Require).world();
+        let situation = situation.between(from, to);
+        if let Some(clamp) = decide(0, &situation, &world).clamp {
+            let limit = if situation.build.source.is_ipv6() { world.config.mss_v6 } else { world.config.mss_v4 };
+            prop_assert_eq!(u32::from(clamp.new), limit);
+            prop_assert!(clamp.old > clamp.new);
+            let bytes = situation.build.network();
+            let at = clamp.offset as usize + usize::from(situation.build.tags) * 4;
+            prop_assert_eq!(u16::from_be_bytes(bytes[at..at + 2].try_into().unwrap()), clamp.old);
+        }
+    }
+}
