@@ -61,3 +61,24 @@ pub struct MeshSpec {
     #[serde(rename = "revokedKeys", default, skip_serializing_if = "Vec::is_empty")]
     pub revoked_keys: Vec<PublicKey>,
 }
+
+impl MeshSpec {
+    /// What can't be right whatever the cluster looks like: the field, and why.
+    pub fn check(&self) -> Result<(), (String, &'static str)> {
+        if self.pod_cidrs.is_empty() {
+            return Err((
+                "spec.podCIDRs".to_owned(),
+                "is empty, so no address would be a pod's and nothing encrypted",
+            ));
+        }
+        for (name, ranges) in [("podCIDRs", &self.pod_cidrs), ("nodeCIDRs", &self.node_cidrs)] {
+            if let Some(at) = ranges.iter().position(|range| range.prefix_len() == 0) {
+                return Err((
+                    format!("spec.{name}[{at}]"),
+                    "is the whole address space; name the cluster's own ranges",
+                ));
+            }
+        }
+        Ok(())
+    }
+}

@@ -30,10 +30,10 @@ pub struct Status {
     pub mode: Option<Mode>,
     /// Where the cluster is read from, and whether all of it has been.
     pub source: SourceStatus,
-    /// This node's key.
-    pub key: KeyStatus,
-    /// The WireGuard device.
-    pub device: DeviceStatus,
+    /// This node's key; `None` until there is one.
+    pub key: Option<KeyStatus>,
+    /// The WireGuard device; `None` until there is one.
+    pub device: Option<DeviceStatus>,
     /// Other nodes.
     pub peers: Vec<PeerStatus>,
     /// Where programs should be attached.

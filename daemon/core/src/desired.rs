@@ -35,8 +35,8 @@ const USUAL_MTU: u32 = 1500;
 pub struct Inputs<'a> {
     /// Name of this node.
     pub node: &'a str,
-    /// This node's key.
-    pub key: (Generation, PublicKey),
+    /// This node's key; `None` until the node's UID is known, to which it is bound.
+    pub key: Option<(Generation, PublicKey)>,
     /// The cluster.
     pub knowledge: &'a Knowledge,
     /// Whose prefix is it.
@@ -130,11 +130,16 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
-    let (name, tunnel, keys) = tunnel(inputs, mesh, &mut out.problems);
-    hooks(inputs, &name, &mut out);
-    out.config = config(mesh, &tunnel);
-    travel(inputs, mesh, &indices, (&name, tunnel.key), &keys, &mut out);
-    out.tunnels.insert(name, tunnel);
+    underlay_hooks(inputs, &mut out);
+    let mut mtu = mtu::tunnel_mtu(underlay_mtu(inputs), false);
+    if let Some(key) = inputs.key {
+        let (name, tunnel, keys) = tunnel(inputs, key, mesh, &mut out.problems);
+        mtu = tunnel.mtu;
+        tunnel_hooks(inputs, &name, &mut out);
+        travel(inputs, mesh, &indices, (&name, tunnel.key), &keys, &mut out);
+        out.tunnels.insert(name, tunnel);
+    }
+    out.config = config(mesh, mtu);
     out
 }
 
@@ -191,10 +196,10 @@ fn prefixes(
 /// Our one device and its peers. (A second one comes with the rotation of keys.)
 fn tunnel(
     inputs: &Inputs<'_>,
+    (generation, own_key): (Generation, PublicKey),
     mesh: Option<&MeshSpec>,
     problems: &mut Vec<Problem>,
 ) -> (String, DesiredTunnel, BTreeMap<String, PublicKey>) {
-    let (generation, own_key) = inputs.key;
     let name = DEVICE_NAMES[generation.parity()].to_owned();
     let mut peers: BTreeMap<PublicKey, DesiredPeer> = BTreeMap::new();
     let mut keys = BTreeMap::new();
@@ -241,7 +246,7 @@ fn tunnel(
     let outer_v6 = peers.values().any(|p| p.endpoint.is_some_and(|e| e.is_ipv6()));
     let mtu = mtu::tunnel_mtu(underlay_mtu(inputs), outer_v6);
     let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
-    (name, DesiredTunnel { key: inputs.key, port, mtu, peers }, keys)
+    (name, DesiredTunnel { key: (generation, own_key), port, mtu, peers }, keys)
 }
 
 /// Why a key that was announced is not used: field, message, advice.
@@ -302,11 +307,14 @@ fn underlay_mtu(inputs: &Inputs<'_>) -> u32 {
     links.filter(|link| link.up).map(|link| link.mtu).min().unwrap_or(USUAL_MTU)
 }
 
-fn hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
+fn underlay_hooks(inputs: &Inputs<'_>, out: &mut Desired) {
     for index in underlay_of(inputs) {
         out.devices.insert(index, DeviceKind::Underlay);
         out.hooks.extend([(Program::Steer, index), (Program::Guard, index)]);
     }
+}
+
+fn tunnel_hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
     if let Some(device) = inputs.observed.tunnels.get(tunnel) {
         out.devices.insert(device.ifindex, DeviceKind::Tunnel);
         out.hooks.insert((Program::Deliver, device.ifindex));
@@ -324,8 +332,8 @@ fn hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
     }
 }
 
-fn config(mesh: Option<&MeshSpec>, tunnel: &DesiredTunnel) -> Config {
-    let (mss_v4, mss_v6) = mtu::mss(tunnel.mtu);
+fn config(mesh: Option<&MeshSpec>, mtu: u32) -> Config {
+    let (mss_v4, mss_v6) = mtu::mss(mtu);
     Config {
         mode: match mesh.map(|m| m.mode) {
             None | Some(Mode::Require) => kubeveil_abi::Mode::Require,

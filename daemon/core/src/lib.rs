@@ -15,6 +15,7 @@ pub mod ownership;
 pub mod plan;
 pub use kubeveil_api::problem;
 pub mod snapshot;
+pub mod source;
 pub mod tunnels;
 pub mod underlay;
 

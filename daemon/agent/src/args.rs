@@ -1,0 +1,88 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Encrypts the traffic between this node's pods and those of other nodes, in the kernel.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    /// Where the cluster is read from: `dir:PATH`, a folder of manifests.
+    #[arg(long, global = true, env = "KUBEVEIL_SOURCE")]
+    pub(crate) source: Option<SourceArg>,
+    /// Name of this node, as its Node object is called.
+    #[arg(long, global = true, env = "KUBEVEIL_NODE")]
+    pub(crate) node: Option<String>,
+    /// Keys, and what must be known after a restart. On a disk that survives reboots.
+    #[arg(long, global = true, default_value = "/var/lib/kubeveil")]
+    pub(crate) state_dir: PathBuf,
+    /// Programs and maps are pinned here; on a BPF file system.
+    #[arg(long, global = true, default_value = "/sys/fs/bpf/kubeveil")]
+    pub(crate) bpf_dir: PathBuf,
+    /// `kubeveil status` asks here.
+    #[arg(long, global = true, default_value = "/run/kubeveil/kubeveild.sock")]
+    pub(crate) socket: PathBuf,
+    /// /metrics, /healthz and /readyz answer here.
+    #[arg(long, default_value = "127.0.0.1:9586")]
+    pub(crate) metrics_address: SocketAddr,
+    /// A device that carries frames between nodes; may be given several times. Found by itself if not given.
+    #[arg(long)]
+    pub(crate) underlay: Vec<String>,
+    /// What to log: error, warn, info, debug, trace, or a filter such as `info,kubeveil_linux=debug`.
+    #[arg(long, default_value = "info", env = "KUBEVEIL_LOG")]
+    pub(crate) log: String,
+    /// How to log.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    /// Load this eBPF object instead of the built-in one.
+    #[arg(long, hide_short_help = true)]
+    pub(crate) ebpf_object: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What else it can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Take away all that kubeveil put into this node's kernel: programs, maps, WireGuard devices.
+    Uninstall(Uninstall),
+}
+
+/// Options of `uninstall`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Uninstall {
+    /// Say that pod traffic may travel in plain from now on. Needed where the mesh requires encryption.
+    #[arg(long)]
+    pub(crate) accept_plaintext: bool,
+    /// Remove the node's keys too.
+    #[arg(long)]
+    pub(crate) remove_keys: bool,
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line an event, for people.
+    Text,
+    /// A JSON object an event.
+    Json,
+}
+
+/// The value of `--source`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SourceArg {
+    /// A folder of manifests.
+    Folder(PathBuf),
+}
+
+impl FromStr for SourceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("dir", path)) if !path.is_empty() => Ok(Self::Folder(path.into())),
+            _ => Err("must be dir:PATH".to_owned()),
+        }
+    }
+}

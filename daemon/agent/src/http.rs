@@ -1,0 +1,112 @@
+//! Two doors: /metrics, /healthz and /readyz over TCP; the status document over a UNIX socket for root.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::oneshot,
+};
+
+use crate::{metrics, run::Event, status::View};
+
+/// How long the node's thread may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// How handlers reach the thread that owns the node.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) durations: metrics::SharedDurations,
+}
+
+impl Door {
+    async fn ask(&self) -> Result<Box<View>, Response> {
+        let (answer, view) = oneshot::channel();
+        let late =
+            || (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response();
+        self.events.send(Event::Ask(answer)).map_err(|_| late())?;
+        match tokio::time::timeout(PATIENCE, view).await {
+            Ok(Ok(view)) => Ok(view),
+            _ => Err(late()),
+        }
+    }
+}
+
+/// Serves metrics and probes on `address` until the process ends.
+pub(crate) async fn serve_metrics(address: SocketAddr, door: Door) -> io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    let routes = Router::new()
+        .route("/metrics", get(exposition))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(Arc::new(door));
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    Ok(())
+}
+
+/// Serves the status document on `socket`, which only root may open.
+pub(crate) fn serve_status(socket: &Path, door: Door) -> io::Result<()> {
+    if let Some(dir) = socket.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    // The lock says that no other daemon is alive, so this is what a dead one left.
+    match fs::remove_file(socket) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+    let routes = Router::new().route("/v1/status", get(status)).with_state(Arc::new(door));
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    Ok(())
+}
+
+async fn exposition(State(door): State<Arc<Door>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let openmetrics = accept.contains("application/openmetrics-text");
+    let view = match door.ask().await {
+        Ok(view) => view,
+        Err(late) => return late,
+    };
+    match metrics::expose(&view, &door.durations, openmetrics) {
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, if openmetrics { OPENMETRICS } else { TEXT })], text).into_response()
+        }
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response(),
+    }
+}
+
+async fn healthz(State(door): State<Arc<Door>>) -> Response {
+    door.ask().await.map_or_else(|late| late, |_| "ok\n".into_response())
+}
+
+async fn readyz(State(door): State<Arc<Door>>) -> Response {
+    match door.ask().await {
+        Ok(view) if view.status.ready => "ok\n".into_response(),
+        Ok(view) => {
+            let text = format!("waiting for: {}\n", view.status.waiting_for.join("; "));
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+        Err(late) => late,
+    }
+}
+
+async fn status(State(door): State<Arc<Door>>) -> Response {
+    door.ask().await.map_or_else(|late| late, |view| Json(view.status).into_response())
+}

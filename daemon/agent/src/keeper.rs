@@ -1,0 +1,131 @@
+//! This node's keys and what it says of them.
+
+use std::path::{Path, PathBuf};
+
+use kubeveil_abi::BASE_PORT;
+use kubeveil_api::announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped};
+use kubeveil_core::problem::{Problem, ProblemKind};
+use kubeveil_keys::{Generation, KeyInfo, KeyStore, PrivateKey, StoreError};
+use kubeveil_linux::Secrets;
+
+/// Holds the key, once the node's UID is known.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    dir: PathBuf,
+    node: String,
+    held: Option<Held>,
+    /// What is wrong, or was set aside since the start: shown until the daemon ends.
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug)]
+struct Held {
+    uid: String,
+    private: PrivateKey,
+    info: KeyInfo,
+    announcement: Option<Announcement>,
+}
+
+impl Keeper {
+    /// Keys of `node` below `state_dir`.
+    pub(crate) fn new(state_dir: &Path, node: &str) -> Self {
+        Self { dir: state_dir.join("keys"), node: node.to_owned(), held: None, problems: Vec::new() }
+    }
+
+    /// Public facts of the key in use.
+    pub(crate) fn info(&self) -> Option<&KeyInfo> {
+        self.held.as_ref().map(|held| &held.info)
+    }
+
+    /// What is wrong with the store, and what was set aside.
+    pub(crate) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Loads or makes the key of the node with `uid`: the highest generation that the store has, else
+    /// `wanted`. `epoch` is the time, seconds since 1970.
+    pub(crate) fn unlock(&mut self, uid: &str, wanted: Generation, epoch: u64) {
+        if self.held.as_ref().is_some_and(|held| held.uid == uid) {
+            return;
+        }
+        self.held = None;
+        match load(&self.dir, uid, wanted, epoch) {
+            Ok((private, info, aside)) => {
+                tracing::info!(generation = %info.generation, public_key = %info.public, "key in use");
+                self.problems.retain(|p| p.field.is_empty());
+                if let Some(problem) = aside {
+                    tracing::warn!("{problem}");
+                    self.problems.push(problem);
+                }
+                self.held = Some(Held { uid: uid.to_owned(), private, info, announcement: None });
+            }
+            Err(e) => {
+                let problem = store_problem(&self.dir, &e);
+                if !self.problems.contains(&problem) {
+                    tracing::error!("{problem}");
+                    self.problems.push(problem);
+                }
+            }
+        }
+    }
+
+    /// The announcement to publish: `published`, where it says the right thing already, since each new
+    /// signature is another text.
+    pub(crate) fn announcement(&mut self, published: Option<&Announcement>) -> Option<(String, String)> {
+        let held = self.held.as_mut()?;
+        let port = held.info.generation.port(BASE_PORT).and_then(std::num::NonZeroU16::new)?;
+        let entry = GenerationEntry {
+            generation: held.info.generation,
+            public_key: held.info.public,
+            port,
+            state: GenerationState::Active,
+        };
+        let nobody = NotFlipped::of([]);
+        if held.announcement.is_none() {
+            held.announcement = published.filter(|a| a.says(&[entry], &nobody)).cloned();
+        }
+        if held.announcement.is_none() {
+            match Announcement::sign(&self.node, &held.uid, vec![entry], nobody, &[&held.private]) {
+                Ok(announcement) => held.announcement = Some(announcement),
+                Err(e) => tracing::error!("the announcement can't be signed: {e}"),
+            }
+        }
+        held.announcement.as_ref().map(|a| (held.uid.clone(), a.to_json()))
+    }
+}
+
+impl Secrets for Keeper {
+    fn private_key(&self, generation: Generation) -> Option<&PrivateKey> {
+        self.held.as_ref().filter(|held| held.info.generation == generation).map(|held| &held.private)
+    }
+}
+
+fn load(
+    dir: &Path,
+    uid: &str,
+    wanted: Generation,
+    epoch: u64,
+) -> Result<(PrivateKey, KeyInfo, Option<Problem>), StoreError> {
+    let store = KeyStore::open(dir, uid)?;
+    let highest = store.list()?.iter().map(|listed| listed.generation).max();
+    let loaded = store.load_or_create(highest.unwrap_or(wanted), epoch)?;
+    let aside = loaded.kept_aside.map(|kept| Problem {
+        kind: ProblemKind::KeyStore,
+        object: format!("key file {}", kept.path.display()),
+        field: String::new(),
+        message: format!("{}; moved to {} and a new key made", kept.problem, kept.moved_to.display()),
+        advice: kept.problem.advice().to_owned(),
+    });
+    Ok((loaded.private, loaded.info, aside))
+}
+
+fn store_problem(dir: &Path, error: &StoreError) -> Problem {
+    let cause = std::error::Error::source(error).map(|e| format!(": {e}")).unwrap_or_default();
+    Problem {
+        kind: ProblemKind::KeyStore,
+        object: format!("key store {}", dir.display()),
+        field: "open".to_owned(),
+        message: format!("{error}{cause}"),
+        advice: "Without a key this node has no tunnels; it is tried again".to_owned(),
+    }
+}

@@ -1,0 +1,122 @@
+//! What must be known after a restart, though nobody else is there to tell.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use kubeveil_core::{ownership::Owners, snapshot::Snapshot};
+use serde::{Deserialize, Serialize};
+
+/// Version of the file.
+const VERSION: u32 = 1;
+
+/// The last whole knowledge of the cluster, and who owns which prefix. No secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Kept {
+    /// The cluster.
+    pub(crate) snapshot: Snapshot,
+    /// Recorded owners. A list: a map's key would have to be a string.
+    #[serde(with = "pairs")]
+    pub(crate) owners: Owners,
+}
+
+#[derive(Deserialize, Serialize)]
+struct File<T> {
+    version: u32,
+    #[serde(flatten)]
+    kept: T,
+}
+
+/// Where it is kept, and what was written last.
+#[derive(Debug)]
+pub(crate) struct KeptFile {
+    path: PathBuf,
+    written: Option<Kept>,
+}
+
+impl KeptFile {
+    /// Reads it; nothing is known if there is no file. A file that can't be read is an error that says
+    /// so, and is left alone until it is overwritten by whole knowledge.
+    pub(crate) fn open(state_dir: &Path) -> (Self, Kept, Option<String>) {
+        let path = state_dir.join("known.json");
+        let read = match fs::read(&path) {
+            Ok(bytes) => parse(&bytes).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.to_string()),
+        };
+        match read {
+            Ok(kept) => (Self { path, written: kept.clone() }, kept.unwrap_or_default(), None),
+            Err(e) => {
+                let message = format!("{} can't be read: {e}", path.display());
+                (Self { path, written: None }, Kept::default(), Some(message))
+            }
+        }
+    }
+
+    /// Writes it, by rename, if it differs from what was written last.
+    pub(crate) fn keep(&mut self, kept: &Kept) -> io::Result<()> {
+        if self.written.as_ref() == Some(kept) {
+            return Ok(());
+        }
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(&serde_json::to_vec(&File { version: VERSION, kept })?)?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path).map_err(|e| e.error)?;
+        fs::File::open(dir)?.sync_all()?;
+        self.written = Some(kept.clone());
+        Ok(())
+    }
+
+    /// For error messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Kept, String> {
+    let file: File<Kept> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    if file.version == VERSION {
+        Ok(file.kept)
+    } else {
+        Err(format!("version {} is not known", file.version))
+    }
+}
+
+mod pairs {
+    use ipnet::IpNet;
+    use kubeveil_core::ownership::{Owner, Owners};
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(owners: &Owners, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(owners)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Owners, D::Error> {
+        Ok(Vec::<(IpNet, Owner)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_comes_back() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (mut file, nothing, problem) = KeptFile::open(dir.path());
+        assert_eq!((nothing, problem), (Kept::default(), None));
+        let mut kept = Kept::default();
+        kept.snapshot.nodes.insert("a".to_owned(), Default::default());
+        kept.owners.insert(
+            "10.0.0.0/8".parse().expect("net"),
+            kubeveil_core::ownership::Owner { name: "a".to_owned(), uid: "u".to_owned() },
+        );
+        file.keep(&kept).expect("written");
+        assert_eq!(KeptFile::open(dir.path()).1, kept);
+        fs::write(dir.path().join("known.json"), b"{\"version\":9").expect("written");
+        assert!(KeptFile::open(dir.path()).2.is_some());
+    }
+}

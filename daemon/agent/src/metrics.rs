@@ -1,0 +1,178 @@
+//! The exposition: made from a [`View`] at each scrape, nothing is copied about in between.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use kubeveil_abi::{Direction, Reason, Verdict};
+use kubeveil_core::problem::ProblemKind;
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::status::{View, verdict_label, wireguard_drops};
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Buckets of a way round, seconds.
+const DURATIONS: [f64; 8] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0];
+
+/// What is measured as it happens.
+#[derive(Clone, Debug)]
+pub(crate) struct Durations(Histogram);
+
+impl Durations {
+    pub(crate) fn new() -> Self {
+        Self(Histogram::new(DURATIONS))
+    }
+
+    /// One way round took so long, seconds.
+    pub(crate) fn observe(&self, seconds: f64) {
+        self.0.observe(seconds);
+    }
+}
+
+/// OpenMetrics, or the older text format where the scraper does not ask for it.
+pub(crate) fn expose(
+    view: &View,
+    durations: &Durations,
+    openmetrics: bool,
+) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("kubeveil");
+    about(&mut registry, view);
+    peers(&mut registry, view);
+    packets(&mut registry, view);
+    datapath(&mut registry, view);
+    let help = "One way round: read, decide, act";
+    registry.register("reconcile_duration_seconds", help, durations.0.clone());
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(if openmetrics { text } else { classic(&text) })
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
+    let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).set(value);
+    }
+    registry.register(name, help, family);
+}
+
+/// Values of the same labels add up.
+fn counter(registry: &mut Registry, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, u64)>) {
+    let family = Family::<Labels, Counter>::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).inc_by(value);
+    }
+    registry.register(name, help, family);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point; 2^53 of anything is out of reach")]
+fn float(number: u64) -> f64 {
+    number as f64
+}
+
+fn about(registry: &mut Registry, view: &View) {
+    let status = &view.status;
+    let mode = status.mode.map_or_else(|| "unknown".to_owned(), |m| m.to_string());
+    let labels = vec![("version", status.version.clone()), ("kernel", status.kernel.clone()), ("mode", mode)];
+    gauge(registry, "build_info", "Version of the daemon, kernel and mode", [(labels, 1.0)]);
+    if let Some(key) = &status.key {
+        let help = "Generation of the key in use";
+        gauge(registry, "key_generation", help, [(vec![], float(key.generation.number().into()))]);
+        let help = "When the key in use was made";
+        gauge(registry, "key_created_timestamp_seconds", help, [(vec![], float(key.created))]);
+    }
+    let seen =
+        |kind: &ProblemKind| view.errors.iter().find(|(name, _)| *name == kind.name()).map_or(0, |(_, n)| *n);
+    let kinds = ProblemKind::ALL.iter().map(|kind| (vec![("kind", kind.name().to_owned())], seen(kind)));
+    counter(registry, "reconcile_errors", "Problems met, by kind; `kubeveil status` tells them", kinds);
+    let help = "Privileged steps carried out since the daemon started";
+    counter(registry, "kernel_writes", help, [(vec![], status.kernel_writes)]);
+}
+
+fn peers(registry: &mut Registry, view: &View) {
+    let status = &view.status;
+    let count = |state: &str| status.peers.iter().filter(|p| p.state == state).count() as u64;
+    let states = ["up", "idle", "stale", "never"];
+    let values = states.map(|state| (vec![("state", state.to_owned())], float(count(state))));
+    gauge(registry, "peers", "Other nodes by the state of their tunnel", values);
+    let help = "Other nodes that this node should have a tunnel to";
+    gauge(registry, "peers_desired", help, [(vec![], float(status.peers.len() as u64))]);
+    let help = "Bytes received through tunnels, of all peers there ever were";
+    counter(registry, "wireguard_received_bytes", help, [(vec![], view.totals.received)]);
+    let help = "Bytes sent through tunnels, of all peers there ever were";
+    counter(registry, "wireguard_sent_bytes", help, [(vec![], view.totals.sent)]);
+}
+
+/// Every drop reason of a direction is there from the start, so that a rule on its rate sees the first.
+fn packets(registry: &mut Registry, view: &View) {
+    let labels =
+        |direction: &str, verdict: String| vec![("direction", direction.to_owned()), ("verdict", verdict)];
+    let values = view.counts.iter().map(|c| (labels(c.direction.name(), verdict_label(c)), c.packets));
+    counter(registry, "packets", "Packets that the programs looked at", values);
+
+    let labels = |direction: &str, reason: &str| {
+        vec![("direction", direction.to_owned()), ("reason", reason.to_owned())]
+    };
+    let zeros = Reason::ALL.iter().filter(|r| r.verdict() == Verdict::Drop).flat_map(|reason| {
+        directions(*reason).iter().map(|direction| (labels(direction.name(), reason.name()), 0))
+    });
+    let done = view.counts.iter().filter(|c| !c.observed && c.reason.verdict() == Verdict::Drop);
+    let done = done.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
+    let wireguard =
+        wireguard_drops(&view.totals).map(|(direction, reason, n, _)| (labels(direction, reason), n));
+    counter(
+        registry,
+        "drops",
+        "Packets dropped, by reason; `kubeveil status` says what to do",
+        zeros.chain(done).chain(wireguard),
+    );
+}
+
+/// Where a drop reason can occur.
+fn directions(reason: Reason) -> &'static [Direction] {
+    match reason {
+        Reason::Unparsable => &Direction::ALL,
+        Reason::PlainFromPod | Reason::PlainToPod | Reason::SpoofedLocal => &[Direction::Ingress],
+        Reason::FlowTableFull => &[Direction::Tunnel],
+        _ => &[Direction::Egress],
+    }
+}
+
+fn datapath(registry: &mut Registry, view: &View) {
+    let mut attached: Vec<(Labels, f64)> = Vec::new();
+    for program in &view.status.programs {
+        let labels = vec![("program", program.program.clone()), ("device_kind", program.device_kind.clone())];
+        let one = f64::from(u8::from(program.attached));
+        match attached.iter_mut().find(|(l, _)| *l == labels) {
+            Some((_, n)) => *n += one,
+            None => attached.push((labels, one)),
+        }
+    }
+    gauge(registry, "datapath_attached", "Devices that a program is attached to", attached);
+    let label = |map: &str| vec![("map", map.to_lowercase())];
+    let entries = view.map_entries.iter().map(|(map, n, _)| (label(map), float(*n as u64)));
+    gauge(registry, "map_entries", "Entries in a map of the datapath", entries);
+    let most = view.map_entries.iter().map(|(map, _, max)| (label(map), float(*max as u64)));
+    gauge(registry, "map_max_entries", "Entries that the map has room for", most);
+}
+
+/// OpenMetrics names a counter's family without `_total`; the text format 0.0.4 names it with.
+fn classic(openmetrics: &str) -> String {
+    let counters: Vec<&str> = openmetrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let rename = |line: &str| {
+        let named = ["# TYPE ", "# HELP "].iter().find_map(|start| {
+            let (name, rest) = line.strip_prefix(start)?.split_once(' ')?;
+            counters.contains(&name).then(|| format!("{start}{name}_total {rest}\n"))
+        });
+        named.unwrap_or_else(|| format!("{line}\n"))
+    };
+    openmetrics.lines().filter(|line| *line != "# EOF").map(rename).collect()
+}
+
+/// Shared with the HTTP side.
+pub(crate) type SharedDurations = Arc<Durations>;

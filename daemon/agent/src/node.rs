@@ -1,0 +1,407 @@
+//! The one-way flow, once round: read, decide, act, publish.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::Path,
+    time::Duration,
+};
+
+use kubeveil_core::{
+    action::Action,
+    announced::Announced,
+    desired::{Desired, Inputs, desired},
+    observed::{LinkStatistics, Observed},
+    ownership::{Assignment, assign},
+    plan::{Endpoints, plan},
+    problem::{Problem, ProblemKind},
+    snapshot::Snapshot,
+    source::Source,
+    tunnels::Tunnels,
+};
+use kubeveil_keys::{Generation, PublicKey};
+use kubeveil_linux::{Kernel, KernelError};
+
+use crate::{
+    keeper::Keeper,
+    kept::{Kept, KeptFile},
+};
+
+/// Look at everything this often, whether anything stirred or not.
+const RESYNC: Duration = Duration::from_secs(10);
+/// After a failure, first and longest wait.
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// A plan can depend on what an earlier one made (a device has no index before it exists): four
+/// rounds from nothing, so more mean that somebody undoes what we do.
+const ROUNDS: usize = 8;
+/// How long a peer index rests before it stands for another node: longer than any program runs.
+const REST: Duration = Duration::from_secs(10);
+
+/// Both clocks, read by the caller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    /// Monotonic.
+    pub(crate) monotonic: Duration,
+    /// Since 1970.
+    pub(crate) epoch: Duration,
+}
+
+/// Bytes and refusals that never fall, though peers and devices come and go.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    pub(crate) refused: LinkStatistics,
+    seen_bytes: BTreeMap<(String, PublicKey), (u64, u64)>,
+    seen_links: BTreeMap<u32, LinkStatistics>,
+}
+
+/// What one way round came to.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) observed: Observed,
+    pub(crate) desired: Desired,
+    pub(crate) synced: bool,
+    /// Nothing is left to do.
+    pub(crate) settled: bool,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Everything that this node's daemon is.
+pub(crate) struct Node<K> {
+    pub(crate) name: String,
+    underlay: Vec<String>,
+    build: String,
+    pub(crate) kernel: K,
+    pub(crate) source: Box<dyn Source>,
+    pub(crate) keeper: Keeper,
+    kept: KeptFile,
+    before: Snapshot,
+    owners: kubeveil_core::ownership::Owners,
+    announced: Announced,
+    pub(crate) tunnels: Tunnels,
+    written: Endpoints,
+    indices: BTreeSet<u32>,
+    resting: BTreeMap<u32, Duration>,
+    retry: Duration,
+    standing: Vec<Problem>,
+    pub(crate) last: Outcome,
+    pub(crate) totals: Totals,
+    pub(crate) writes: u64,
+    pub(crate) errors: BTreeMap<&'static str, u64>,
+}
+
+impl<K: Kernel> Node<K> {
+    /// `build` names the programs that `kernel` brings.
+    pub(crate) fn new(
+        name: &str,
+        underlay: &[String],
+        build: &str,
+        kernel: K,
+        source: Box<dyn Source>,
+        state_dir: &Path,
+    ) -> Self {
+        let (kept, Kept { snapshot, owners }, unreadable) = KeptFile::open(state_dir);
+        let standing = unreadable.map(|message| Problem {
+            kind: ProblemKind::State,
+            object: format!("file {}", kept.path().display()),
+            field: String::new(),
+            message,
+            advice: "What it held is learnt anew from the source; until then nothing is removed".to_owned(),
+        });
+        Self {
+            name: name.to_owned(),
+            underlay: underlay.to_vec(),
+            build: build.to_owned(),
+            kernel,
+            source,
+            keeper: Keeper::new(state_dir, name),
+            kept,
+            before: snapshot,
+            owners,
+            announced: Announced::default(),
+            tunnels: Tunnels::default(),
+            written: Endpoints::new(),
+            indices: BTreeSet::new(),
+            resting: BTreeMap::new(),
+            retry: RETRY,
+            standing: standing.into_iter().collect(),
+            last: Outcome::default(),
+            totals: Totals::default(),
+            writes: 0,
+            errors: BTreeMap::new(),
+        }
+    }
+
+    /// The mesh as last known.
+    pub(crate) fn mesh(&self) -> Option<&kubeveil_api::mesh::MeshSpec> {
+        self.before.mesh.as_ref()
+    }
+
+    /// Once round. Returns when to go round again at the latest.
+    pub(crate) fn pass(&mut self, now: Now) -> Duration {
+        let read = self.source.read(now.monotonic);
+        let knowledge = read.knowledge.or_before(&self.before);
+        self.before.clone_from(knowledge.snapshot());
+        self.announced.update(&self.before);
+        if let (Some(own), Some(mesh)) = (self.before.nodes.get(&self.name), &self.before.mesh) {
+            self.keeper.unlock(&own.uid, Generation::new(mesh.key_generation), now.epoch.as_secs());
+        }
+        let assignment = match &self.before.mesh {
+            Some(mesh) => assign(&knowledge, mesh, &self.owners),
+            None => Assignment::default(),
+        };
+        self.owners.clone_from(&assignment.owners);
+
+        let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
+        let mut problems = read.problems;
+        for round in 0.. {
+            match self.round(&knowledge, &assignment, now, &mut outcome) {
+                Ok(0) => outcome.settled = true,
+                Ok(_) if round < ROUNDS => continue,
+                Ok(left) => problems.push(unsettled(left)),
+                Err(errors) => problems.extend(errors.iter().map(kernel_problem)),
+            }
+            break;
+        }
+        self.publish(&outcome, &mut problems);
+        if outcome.synced {
+            self.keep(&mut problems);
+        }
+        problems.extend(assignment.problems);
+        self.conclude(outcome, problems);
+        let wait = [Some(self.wait()), read.look_again, self.tunnels.next_look(now.monotonic)];
+        wait.into_iter().flatten().min().unwrap_or(RESYNC)
+    }
+
+    /// Observes, plans, acts. Returns the number of actions carried out.
+    fn round(
+        &mut self,
+        knowledge: &kubeveil_core::snapshot::Knowledge,
+        assignment: &Assignment,
+        now: Now,
+        outcome: &mut Outcome,
+    ) -> Result<usize, Vec<KernelError>> {
+        outcome.observed = self.observe(now).map_err(|e| vec![e])?;
+        self.resting.retain(|_, until| *until > now.monotonic);
+        let resting = self.resting.keys().copied().collect();
+        outcome.desired = desired(&Inputs {
+            node: &self.name,
+            key: self.keeper.info().map(|info| (info.generation, info.public)),
+            knowledge,
+            assignment,
+            announced: &self.announced,
+            tunnels: &self.tunnels,
+            observed: &outcome.observed,
+            underlay: &self.underlay,
+            build: &self.build,
+            resting: &resting,
+            now: now.monotonic,
+        });
+        self.rest(&outcome.desired, now.monotonic);
+        self.note_endpoints(&outcome.desired, &outcome.observed);
+        let actions = plan(&outcome.desired, &outcome.observed, knowledge.synced(), &self.written);
+        self.execute(&actions)?;
+        Ok(actions.len())
+    }
+
+    /// Looks at the kernel, and keeps count of what it forgets.
+    pub(crate) fn observe(&mut self, now: Now) -> Result<Observed, KernelError> {
+        let observed = self.kernel.observe()?;
+        self.tunnels.observe(&observed, now.monotonic, now.epoch);
+        self.totals.add(&observed);
+        Ok(observed)
+    }
+
+    /// Carries out all of `actions`: one that fails doesn't stop the others, which concern other nodes.
+    fn execute(&mut self, actions: &[Action]) -> Result<(), Vec<KernelError>> {
+        let mut errors = Vec::new();
+        for action in actions {
+            tracing::debug!(%action, "execute");
+            self.writes += 1;
+            match self.kernel.execute(action, &self.keeper) {
+                Ok(()) => self.note_written(action),
+                Err(e) => {
+                    tracing::warn!(%action, "{e}");
+                    errors.push(e);
+                }
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn note_written(&mut self, action: &Action) {
+        if let Action::AddPeer { device, key, endpoint, .. } | Action::SetEndpoint(device, key, endpoint) =
+            action
+        {
+            self.written.insert((device.clone(), *key), *endpoint);
+        }
+    }
+
+    /// A peer that an earlier daemon wrote: taken for written as it is announced now.
+    fn note_endpoints(&mut self, desired: &Desired, observed: &Observed) {
+        let there = |id: &(String, PublicKey)| {
+            observed.tunnels.get(&id.0).is_some_and(|d| d.peers.contains_key(&id.1))
+        };
+        self.written.retain(|id, _| there(id));
+        for (device, tunnel) in &desired.tunnels {
+            for (key, peer) in &tunnel.peers {
+                let id = (device.clone(), *key);
+                if let (true, Some(endpoint)) = (there(&id), peer.endpoint) {
+                    let _: &mut SocketAddr = self.written.entry(id).or_insert(endpoint);
+                }
+            }
+        }
+    }
+
+    fn rest(&mut self, desired: &Desired, now: Duration) {
+        let used: BTreeSet<u32> = desired.remotes.values().map(|r| r.index).collect();
+        for index in self.indices.difference(&used) {
+            self.resting.insert(*index, now + REST);
+        }
+        self.indices = used;
+    }
+
+    /// Tells the others, once the device that we speak of stands.
+    fn publish(&mut self, outcome: &Outcome, problems: &mut Vec<Problem>) {
+        let Some(public) = self.keeper.info().map(|info| info.public) else { return };
+        let stands = outcome.observed.tunnels.values().any(|device| device.public_key == Some(public));
+        if !stands {
+            return;
+        }
+        if let Some((uid, json)) = self.keeper.announcement(self.announced.of(&self.name)) {
+            problems.extend(self.source.announce(&self.name, &uid, &json).err());
+        }
+    }
+
+    fn keep(&mut self, problems: &mut Vec<Problem>) {
+        let kept = Kept { snapshot: self.before.clone(), owners: self.owners.clone() };
+        match self.kept.keep(&kept) {
+            Ok(()) => self.standing.retain(|p| p.kind != ProblemKind::State),
+            Err(e) => problems.push(Problem {
+                kind: ProblemKind::State,
+                object: format!("file {}", self.kept.path().display()),
+                field: String::new(),
+                message: format!("can't be written: {e}"),
+                advice: "After a reboot without its source this node would know less; make room on the disk"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    fn conclude(&mut self, mut outcome: Outcome, mut problems: Vec<Problem>) {
+        problems.append(&mut outcome.desired.problems.clone());
+        problems.extend(self.announced.problems().cloned());
+        problems.extend(self.keeper.problems().iter().cloned());
+        problems.extend(self.standing.iter().cloned());
+        problems.extend(ahead(&outcome.observed));
+        problems.extend(self.other_generation());
+        problems.sort();
+        problems.dedup();
+        for problem in problems.iter().filter(|p| !self.last.problems.contains(p)) {
+            tracing::warn!(kind = problem.kind.name(), "{problem}");
+            *self.errors.entry(problem.kind.name()).or_default() += 1;
+        }
+        for problem in self.last.problems.iter().filter(|p| !problems.contains(p)) {
+            tracing::info!(kind = problem.kind.name(), "over: {problem}");
+        }
+        outcome.problems = problems;
+        self.last = outcome;
+    }
+
+    fn other_generation(&self) -> Option<Problem> {
+        let ours = self.keeper.info()?.generation.number();
+        let wanted = self.before.mesh.as_ref()?.key_generation;
+        (ours != wanted).then(|| Problem {
+            kind: ProblemKind::KeyStore,
+            object: "EncryptionMesh default".to_owned(),
+            field: "spec.keyGeneration".to_owned(),
+            message: format!("is {wanted}, but this node's key is of generation {ours}"),
+            advice: "This version does not rotate keys; set it back".to_owned(),
+        })
+    }
+
+    fn wait(&mut self) -> Duration {
+        if self.last.settled {
+            self.retry = RETRY;
+            return RESYNC;
+        }
+        let wait = self.retry;
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+        wait
+    }
+}
+
+impl Totals {
+    fn add(&mut self, observed: &Observed) {
+        let mut bytes = BTreeMap::new();
+        for (device, tunnel) in &observed.tunnels {
+            for (key, peer) in &tunnel.peers {
+                let id = (device.clone(), *key);
+                let (received, sent) = self.seen_bytes.get(&id).copied().unwrap_or_default();
+                self.received += grown(received, peer.received);
+                self.sent += grown(sent, peer.sent);
+                bytes.insert(id, (peer.received, peer.sent));
+            }
+            if let Some(link) = observed.links.get(&tunnel.ifindex) {
+                let before = self.seen_links.get(&tunnel.ifindex).copied().unwrap_or_default();
+                let now = link.statistics;
+                self.refused.tx_dropped += grown(before.tx_dropped, now.tx_dropped);
+                self.refused.tx_errors += grown(before.tx_errors, now.tx_errors);
+                self.refused.rx_dropped += grown(before.rx_dropped, now.rx_dropped);
+                self.refused.rx_errors += grown(before.rx_errors, now.rx_errors);
+                self.refused.rx_frame_errors += grown(before.rx_frame_errors, now.rx_frame_errors);
+                self.seen_links.insert(tunnel.ifindex, now);
+            }
+        }
+        self.seen_bytes = bytes;
+    }
+}
+
+/// What a counter grew by; one that fell has begun anew.
+fn grown(before: u64, now: u64) -> u64 {
+    if now < before { now } else { now - before }
+}
+
+fn kernel_problem(error: &KernelError) -> Problem {
+    Problem {
+        kind: ProblemKind::Kernel,
+        object: error.object.clone(),
+        field: String::new(),
+        message: format!("{} failed: {}", error.operation, error.source),
+        advice: error.advice.unwrap_or("It is tried again; see the log of kubeveild").to_owned(),
+    }
+}
+
+fn unsettled(left: usize) -> Problem {
+    Problem {
+        kind: ProblemKind::Kernel,
+        object: "this node".to_owned(),
+        field: String::new(),
+        message: format!("the kernel is not as it should be after {ROUNDS} rounds; {left} steps were planned in the last"),
+        advice: "Somebody undoes what kubeveild does: look for another network agent that changes WireGuard devices or tc programs".to_owned(),
+    }
+}
+
+fn ahead(observed: &Observed) -> Vec<Problem> {
+    let Some(datapath) = &observed.datapath else { return Vec::new() };
+    let name = |index: &u32| observed.links.get(index).map_or("?", |l| l.name.as_str());
+    datapath
+        .attached
+        .iter()
+        .filter(|(_, ahead)| **ahead > 0)
+        .map(|((program, index), ahead)| Problem {
+            kind: ProblemKind::Position,
+            object: format!("device {}", name(index)),
+            field: program.name().to_owned(),
+            message: format!(
+                "{ahead} program(s) of others run before ours and may take packets away from it"
+            ),
+            advice: format!(
+                "`bpftool net show dev {}` names them; load kubeveil after them or make them come later",
+                name(index)
+            ),
+        })
+        .collect()
+}

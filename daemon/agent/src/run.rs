@@ -1,0 +1,197 @@
+//! Puts the daemon together and runs it: one thread owns the node and goes round; the async side only
+//! listens and answers.
+
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, bail};
+use kubeveil_linux::{Kernel, RealKernel, harden, link, preflight};
+use kubeveil_manifests::Folder;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Args, LogFormat, SourceArg},
+    http::{self, Door},
+    metrics::{Durations, SharedDurations},
+    node::{Node, Now},
+    status::{self, View},
+};
+
+/// The eBPF object that this build embeds.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kubeveil.bpf.o"));
+/// Changes come in bursts; wait for the rest of one.
+const BURST: Duration = Duration::from_millis(20);
+/// How often flows that are over are forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// What the node's thread is woken by.
+pub(crate) enum Event {
+    /// Something may have changed.
+    Stir,
+    /// Somebody wants to know.
+    Ask(oneshot::Sender<Box<View>>),
+    /// The process is to end; the kernel keeps everything.
+    Stop,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    log(args)?;
+    harden::harden()?;
+    let node = args.node.as_deref().context("--node is missing: the name of this node's Node object")?;
+    let source =
+        args.source.as_ref().context("--source is missing, for example --source dir:/etc/kubeveil")?;
+    let missing = preflight::preflight(&args.bpf_dir);
+    if !missing.is_empty() {
+        let lines: Vec<String> = missing.iter().map(|p| format!("\n  {p}")).collect();
+        bail!("this node lacks what kubeveild needs:{}", lines.concat());
+    }
+    let _lock = lock(&args.state_dir)?;
+
+    let runtime = Runtime::new().context("start the async runtime")?;
+    let _guard = runtime.enter();
+    let (events, inbox) = mpsc::channel();
+    let SourceArg::Folder(folder) = source;
+    let wake = events.clone();
+    let folder = Folder::open(folder, move || drop(wake.send(Event::Stir)))?;
+    let kernel = RealKernel::new(&args.bpf_dir, object(args)?)?;
+    let build = kernel.build().to_owned();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node,
+        build,
+        kernel = preflight::kernel_release(),
+        "kubeveild starts"
+    );
+    let mut node = Node::new(node, &args.underlay, &build, kernel, Box::new(folder), &args.state_dir);
+
+    let durations: SharedDurations = Arc::new(Durations::new());
+    let door = Door { events: events.clone(), durations: durations.clone() };
+    http::serve_status(&args.socket, door.clone())
+        .with_context(|| format!("listen on {}", args.socket.display()))?;
+    runtime
+        .block_on(http::serve_metrics(args.metrics_address, door))
+        .with_context(|| format!("listen on {} (--metrics-address)", args.metrics_address))?;
+    listen(&runtime, &events)?;
+
+    let node_thread = thread::Builder::new().name("node".to_owned());
+    let round = node_thread
+        .spawn(move || go_round(&mut node, &inbox, &durations))
+        .context("start the node's thread")?;
+    round.join().map_err(|_| {
+        anyhow::anyhow!("the node's thread panicked; the programs in the kernel go on enforcing")
+    })?;
+    tracing::info!("kubeveild ends; the kernel goes on enforcing what it has been told");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The loop.
+fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durations: &Durations) {
+    let start = Instant::now();
+    let mut swept = start;
+    loop {
+        let began = Instant::now();
+        let next = began + node.pass(now());
+        durations.observe(began.elapsed().as_secs_f64());
+        if swept.elapsed() >= SWEEP {
+            swept = Instant::now();
+            if let Err(e) = node.kernel.sweep_flows() {
+                tracing::warn!("{e}");
+            }
+        }
+        loop {
+            match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Event::Ask(answer)) => drop(answer.send(Box::new(status::view(node, now())))),
+                Ok(Event::Stir) => {
+                    thread::sleep(BURST);
+                    break;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => break,
+                Ok(Event::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+        // The rest of the burst.
+        for event in inbox.try_iter() {
+            match event {
+                Event::Ask(answer) => drop(answer.send(Box::new(status::view(node, now())))),
+                Event::Stop => return,
+                Event::Stir => {}
+            }
+        }
+    }
+}
+
+/// The one place where clocks are read. The monotonic one counts through suspend, as keys age then too.
+fn now() -> Now {
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let monotonic =
+        Duration::new(u64::try_from(boot.tv_sec).unwrap_or(0), u32::try_from(boot.tv_nsec).unwrap_or(0));
+    Now { monotonic, epoch: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
+}
+
+/// Signals and changes of links become events.
+fn listen(runtime: &Runtime, events: &mpsc::Sender<Event>) -> Result<()> {
+    let mut changes = link::watch_changes()?;
+    let stir = events.clone();
+    runtime.spawn(async move { while changes.changed().await.is_ok() && stir.send(Event::Stir).is_ok() {} });
+    let mut term = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let stop = events.clone();
+    runtime.spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        drop(stop.send(Event::Stop));
+    });
+    Ok(())
+}
+
+fn object(args: &Args) -> Result<Vec<u8>> {
+    match &args.ebpf_object {
+        Some(path) => fs::read(path).with_context(|| format!("read {} (--ebpf-object)", path.display())),
+        None if OBJECT.is_empty() => {
+            bail!("this kubeveild was built without its eBPF programs: build it by `cargo xtask build`")
+        }
+        None => Ok(OBJECT.to_vec()),
+    }
+}
+
+/// One daemon a node: held as long as the process lives.
+pub(crate) fn lock(state_dir: &Path) -> Result<fs::File> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .with_context(|| format!("make {} (--state-dir)", state_dir.display()))?;
+    let path = state_dir.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    match fs4::FileExt::try_lock(&file) {
+        Ok(()) => Ok(file),
+        Err(fs4::TryLockError::WouldBlock) => bail!(
+            "another kubeveild runs on this node: it holds {}. Two would undo each other's work; stop one of them",
+            path.display()
+        ),
+        Err(fs4::TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+fn log(args: &Args) -> Result<()> {
+    let filter =
+        EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is no filter", args.log))?;
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => base.with_ansi(false).init(),
+        LogFormat::Json => base.json().init(),
+    }
+    Ok(())
+}

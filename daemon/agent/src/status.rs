@@ -1,0 +1,248 @@
+//! The status document, from the last way round and a fresh look at the kernel.
+
+use kubeveil_abi::{DeviceKind, Verdict};
+use kubeveil_api::status::{
+    DeviceStatus, DropCount, KeyStatus, PacketCount, PeerStatus, ProgramStatus, STATUS_VERSION, SourceStatus,
+    Status, WireguardRefusals,
+};
+use kubeveil_core::{desired::Remote, tunnels::Health};
+use kubeveil_keys::Generation;
+use kubeveil_linux::{Count, Kernel, preflight::kernel_release};
+
+use crate::node::{Node, Now, Totals};
+
+/// What the HTTP side is given: plain data, made by the thread that owns the node.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) status: Status,
+    pub(crate) counts: Vec<Count>,
+    pub(crate) totals: Totals,
+    pub(crate) errors: Vec<(&'static str, u64)>,
+    pub(crate) map_entries: Vec<(&'static str, usize, usize)>,
+}
+
+/// Looks at the kernel and tells.
+pub(crate) fn view<K: Kernel>(node: &mut Node<K>, now: Now) -> View {
+    // A look that fails leaves the last one; the next way round says why.
+    if let Ok(observed) = node.observe(now) {
+        node.last.observed = observed;
+    }
+    let counts = node.kernel.counters().unwrap_or_default();
+    View {
+        status: status(node, &counts, now),
+        totals: node.totals.clone(),
+        errors: node.errors.iter().map(|(kind, n)| (*kind, *n)).collect(),
+        map_entries: map_entries(node),
+        counts,
+    }
+}
+
+fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
+    let waiting_for = waiting_for(node);
+    let peers =
+        node.last.desired.remotes.iter().map(|(name, remote)| peer(node, name, remote, now)).collect();
+    Status {
+        schema_version: STATUS_VERSION,
+        node: node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: kernel_release(),
+        ready: waiting_for.is_empty(),
+        waiting_for,
+        mode: node.mesh().map(|mesh| mesh.mode),
+        source: SourceStatus { name: node.source.name(), synced: node.last.synced },
+        key: key(node, now),
+        device: device(node),
+        peers,
+        programs: programs(node),
+        packets: packets(counts),
+        drops: drops(counts, &node.totals),
+        problems: node.last.problems.clone(),
+        kernel_writes: node.writes,
+        kernel_errors: node.errors.values().sum(),
+    }
+}
+
+/// What stands between this node and readiness: that policy is enforced on all it knows.
+fn waiting_for<K: Kernel>(node: &Node<K>) -> Vec<String> {
+    let last = &node.last;
+    let attached = last.observed.datapath.as_ref().map(|d| &d.attached);
+    let steered = !last.desired.hooks.is_empty()
+        && last.desired.hooks.iter().all(|hook| attached.is_some_and(|a| a.contains_key(hook)));
+    let conditions = [
+        (node.mesh().is_some(), "EncryptionMesh default"),
+        (node.keeper.info().is_some(), "this node's Node object, to whose UID its key is bound"),
+        (steered, "programs attached to every underlay device"),
+        (last.settled, "the kernel to be as desired (see problems)"),
+    ];
+    conditions.into_iter().filter(|(met, _)| !met).map(|(_, what)| what.to_owned()).collect()
+}
+
+fn key<K: Kernel>(node: &Node<K>, now: Now) -> Option<KeyStatus> {
+    let info = node.keeper.info()?;
+    Some(KeyStatus {
+        generation: info.generation,
+        desired_generation: Generation::new(
+            node.mesh().map_or(info.generation.number(), |m| m.key_generation),
+        ),
+        public_key: info.public,
+        created: info.created,
+        age: now.epoch.as_secs().saturating_sub(info.created),
+    })
+}
+
+fn device<K: Kernel>(node: &Node<K>) -> Option<DeviceStatus> {
+    let (name, _) = node.last.desired.tunnels.first_key_value()?;
+    let tunnel = node.last.observed.tunnels.get(name)?;
+    let link = node.last.observed.links.get(&tunnel.ifindex)?;
+    let refused = WireguardRefusals {
+        tx_dropped: link.statistics.tx_dropped,
+        tx_errors: link.statistics.tx_errors,
+        rx_errors: link.statistics.rx_errors,
+        rx_frame_errors: link.statistics.rx_frame_errors,
+    };
+    Some(DeviceStatus { name: name.clone(), up: link.up, port: tunnel.port, mtu: link.mtu, refused })
+}
+
+fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> PeerStatus {
+    let tunnel = node.last.observed.tunnels.get(&remote.device);
+    let peer = remote.key.and_then(|key| tunnel?.peers.get(&key));
+    let health =
+        remote.key.map_or(remote.health, |key| node.tunnels.health(&remote.device, &key, now.monotonic));
+    let link = tunnel.and_then(|t| node.last.observed.links.get(&t.ifindex));
+    let index = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
+    PeerStatus {
+        node: name.to_owned(),
+        state: health.name().to_owned(),
+        tunnelled: index.is_some_and(|value| value.state() == kubeveil_abi::PeerState::Tunnel),
+        public_key: remote.key,
+        endpoint: peer.and_then(|p| p.endpoint),
+        last_handshake: match health {
+            Health::Never(_) => None,
+            Health::Up(age) | Health::Idle(age) | Health::Stale(age) => Some(age.as_secs()),
+        },
+        received: peer.map_or(0, |p| p.received),
+        sent: peer.map_or(0, |p| p.sent),
+        path_mtu: link.map_or(0, |l| l.mtu),
+    }
+}
+
+fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
+    let observed = &node.last.observed;
+    let attached = observed.datapath.as_ref().map(|d| &d.attached);
+    node.last
+        .desired
+        .hooks
+        .iter()
+        .map(|hook| {
+            let kind = node.last.desired.devices.get(&hook.1);
+            ProgramStatus {
+                program: hook.0.name().to_owned(),
+                device: observed
+                    .links
+                    .get(&hook.1)
+                    .map_or_else(|| format!("#{}", hook.1), |l| l.name.clone()),
+                device_kind: if kind == Some(&DeviceKind::Tunnel) { "tunnel" } else { "underlay" }.to_owned(),
+                attached: attached.is_some_and(|a| a.contains_key(hook)),
+                ahead: attached.and_then(|a| a.get(hook)).copied().unwrap_or(0),
+            }
+        })
+        .collect()
+}
+
+/// The label of a verdict; in mode observe, what would have been done.
+pub(crate) fn verdict_label(count: &Count) -> String {
+    let name = count.reason.verdict().name();
+    if count.observed && count.reason.verdict() != Verdict::Pass {
+        format!("would_{name}")
+    } else {
+        name.to_owned()
+    }
+}
+
+fn packets(counts: &[Count]) -> Vec<PacketCount> {
+    let mut out: Vec<PacketCount> = Vec::new();
+    for count in counts {
+        let (direction, verdict) = (count.direction.name(), verdict_label(count));
+        match out.iter_mut().find(|p| p.direction == direction && p.verdict == verdict) {
+            Some(sum) => {
+                sum.packets += count.packets;
+                sum.bytes += count.bytes;
+            }
+            None => out.push(PacketCount {
+                direction: direction.to_owned(),
+                verdict,
+                packets: count.packets,
+                bytes: count.bytes,
+            }),
+        }
+    }
+    out
+}
+
+/// The datapath's drops, and those that WireGuard itself makes without a word.
+fn drops(counts: &[Count], totals: &Totals) -> Vec<DropCount> {
+    let ours = counts.iter().filter(|c| c.reason.verdict() == Verdict::Drop).map(|count| DropCount {
+        direction: count.direction.name().to_owned(),
+        reason: count.reason.name().to_owned(),
+        packets: count.packets,
+        observed: count.observed,
+        advice: count.reason.advice().to_owned(),
+    });
+    let wireguard = wireguard_drops(totals).into_iter().filter(|(_, _, packets, _)| *packets > 0).map(
+        |(direction, reason, packets, advice)| DropCount {
+            direction: direction.to_owned(),
+            reason: reason.to_owned(),
+            packets,
+            observed: false,
+            advice: advice.to_owned(),
+        },
+    );
+    ours.chain(wireguard).collect()
+}
+
+/// Direction, reason, packets and advice of what the WireGuard devices dropped.
+pub(crate) fn wireguard_drops(totals: &Totals) -> [(&'static str, &'static str, u64, &'static str); 5] {
+    let refused = &totals.refused;
+    [
+        (
+            "egress",
+            "wireguard_tx_dropped",
+            refused.tx_dropped,
+            "WireGuard had no room to keep packets while a handshake was outstanding. Is the peer up, and UDP 51871 and 51872 open both ways?",
+        ),
+        (
+            "egress",
+            "wireguard_tx_errors",
+            refused.tx_errors,
+            "WireGuard had no peer or no endpoint for a packet: somebody removed a peer from the device. The daemon adds it again; is it running?",
+        ),
+        (
+            "tunnel",
+            "wireguard_rx_dropped",
+            refused.rx_dropped,
+            "Decrypted packets were dropped for want of room: this node can't keep up.",
+        ),
+        (
+            "tunnel",
+            "wireguard_rx_errors",
+            refused.rx_errors,
+            "WireGuard refused packets: not authentic, replayed, or from a source that the peer does not own.",
+        ),
+        (
+            "tunnel",
+            "wireguard_rx_frame_errors",
+            refused.rx_frame_errors,
+            "Decrypted packets were malformed or came from an address that the peer does not own: compare podCIDRs and InternalIPs of both nodes.",
+        ),
+    ]
+}
+
+fn map_entries<K: Kernel>(node: &Node<K>) -> Vec<(&'static str, usize, usize)> {
+    use kubeveil_abi::{MAX_DEVICES, MAX_PEERS, MAX_PREFIXES, names};
+    let Some(datapath) = &node.last.observed.datapath else { return Vec::new() };
+    vec![
+        (names::PREFIXES, datapath.prefixes.len(), MAX_PREFIXES),
+        (names::PEERS, node.last.desired.remotes.len(), MAX_PEERS),
+        (names::DEVICES, datapath.devices.len(), MAX_DEVICES),
+    ]
+}

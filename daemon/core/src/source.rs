@@ -1,0 +1,28 @@
+//! Where the cluster is read from: an API server or a folder, behind one trait.
+
+use std::time::Duration;
+
+use crate::{problem::Problem, snapshot::Knowledge};
+
+/// What a source knows now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceState {
+    /// The cluster.
+    pub knowledge: Knowledge,
+    /// What of it could not be read; its last good state stands in `knowledge`.
+    pub problems: Vec<Problem>,
+    /// Read again after this time, even if nothing wakes us.
+    pub look_again: Option<Duration>,
+}
+
+/// A source. It wakes its reader by a callback given when it was made; its calls may block.
+pub trait Source: Send {
+    /// As given on the command line, for people.
+    fn name(&self) -> String;
+
+    /// What is known at `now` (monotonic).
+    fn read(&mut self, now: Duration) -> SourceState;
+
+    /// Publishes the announcement of `node`; writes nothing if it stands there already.
+    fn announce(&mut self, node: &str, uid: &str, announcement: &str) -> Result<(), Problem>;
+}

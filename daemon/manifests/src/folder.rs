@@ -1,0 +1,143 @@
+//! Reading and watching the folder.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kubeveil_api::{
+    names,
+    node::Node,
+    object::{Metadata, TypeMeta},
+};
+use kubeveil_core::{
+    problem::{Problem, ProblemKind},
+    source::{Source, SourceState},
+};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+
+use crate::index::{Content, Index};
+
+/// The folder can't be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("watch {folder}: {source}")]
+pub struct WatchError {
+    folder: String,
+    source: notify::Error,
+}
+
+/// A folder of manifests.
+pub struct Folder {
+    path: PathBuf,
+    index: Index,
+    _watcher: RecommendedWatcher,
+}
+
+impl Folder {
+    /// Reads `path` and calls `wake` whenever something in it changes.
+    pub fn open(path: &Path, wake: impl Fn() + Send + 'static) -> Result<Self, WatchError> {
+        let failed = |source| WatchError { folder: path.display().to_string(), source };
+        let announcements = path.join(names::ANNOUNCEMENTS_DIR);
+        fs::create_dir_all(&announcements).map_err(|e| failed(notify::Error::io(e)))?;
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Our own reading must not wake us.
+            if !event.is_ok_and(|e| e.kind.is_access()) {
+                wake();
+            }
+        })
+        .map_err(failed)?;
+        for dir in [path, &announcements] {
+            watcher.watch(dir, RecursiveMode::NonRecursive).map_err(failed)?;
+        }
+        Ok(Self { path: path.to_owned(), index: Index::default(), _watcher: watcher })
+    }
+
+    fn contents(&self) -> Result<BTreeMap<String, Content>, Problem> {
+        let mut out = BTreeMap::new();
+        for folder in ["", names::ANNOUNCEMENTS_DIR] {
+            let dir = self.path.join(folder);
+            let entries = fs::read_dir(&dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+            for entry in entries.map_err(|e| unreadable(&dir, &e))? {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if is_manifest(&name) {
+                    let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+                    match fs::read_to_string(entry.path()) {
+                        Ok(text) => out.insert(key, Ok(text)),
+                        // Renamed away between the listing and now.
+                        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                        Err(e) => out.insert(key, Err(e.to_string())),
+                    };
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn unreadable(dir: &Path, error: &io::Error) -> Problem {
+    Problem {
+        kind: ProblemKind::Manifest,
+        object: format!("folder {}", dir.display()),
+        field: String::new(),
+        message: format!("can't be read: {error}"),
+        advice: "What was known stands, and nothing is removed; make the folder readable again".to_owned(),
+    }
+}
+
+/// Not what editors and renames leave lying about.
+fn is_manifest(name: &str) -> bool {
+    let known = [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end));
+    known && !name.starts_with('.')
+}
+
+impl Source for Folder {
+    fn name(&self) -> String {
+        format!("dir:{}", self.path.display())
+    }
+
+    fn read(&mut self, now: Duration) -> SourceState {
+        let contents = self.contents();
+        self.index.update(contents, now)
+    }
+
+    fn announce(&mut self, node: &str, uid: &str, announcement: &str) -> Result<(), Problem> {
+        let object = Node {
+            types: TypeMeta { api_version: "v1".to_owned(), kind: "Node".to_owned() },
+            metadata: Metadata {
+                name: node.to_owned(),
+                uid: uid.to_owned(),
+                annotations: [(names::ANNOUNCEMENT.to_owned(), announcement.to_owned())].into(),
+            },
+            spec: Default::default(),
+            status: Default::default(),
+        };
+        let path = self.path.join(names::ANNOUNCEMENTS_DIR).join(format!("{node}.yaml"));
+        let written =
+            serde_norway::to_string(&object).map_err(io::Error::other).and_then(|text| write(&path, &text));
+        written.map_err(|e| Problem {
+            kind: ProblemKind::State,
+            object: format!("file {}", path.display()),
+            field: String::new(),
+            message: format!("the announcement can't be written: {e}"),
+            advice: "Other nodes can't learn this node's key until it can; it is tried again".to_owned(),
+        })
+    }
+}
+
+/// By rename, so that nobody reads half of it; not at all if it stands there already.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|now| now == text) {
+        return Ok(());
+    }
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}

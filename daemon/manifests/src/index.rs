@@ -1,0 +1,259 @@
+//! The last good state of every file, and what all of them say together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use kubeveil_api::names;
+use kubeveil_core::{
+    problem::Problem,
+    snapshot::{Knowledge, NodeFacts, Snapshot},
+    source::SourceState,
+};
+
+use crate::parse::{Object, parse, problem};
+
+/// How long an object must be gone before it counts as removed: editors write anew what they edit.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What reading one file gave.
+pub(crate) type Content = Result<String, String>;
+
+#[derive(Debug, Default)]
+struct File {
+    text: Option<String>,
+    good: Option<Vec<Object>>,
+    problem: Option<Problem>,
+}
+
+/// Remembers files and nodes from one reading to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    files: BTreeMap<String, File>,
+    /// Nodes as of the last reading, and since when those are gone that are.
+    nodes: BTreeMap<String, NodeFacts>,
+    gone: BTreeMap<String, Duration>,
+}
+
+impl Index {
+    /// Takes in a reading of the whole folder: every file's name and content, or why there is none.
+    pub(crate) fn update(
+        &mut self,
+        reading: Result<BTreeMap<String, Content>, Problem>,
+        now: Duration,
+    ) -> SourceState {
+        let mut problems = Vec::new();
+        match reading {
+            Ok(contents) => self.take(contents),
+            Err(e) => problems.push(e),
+        }
+        problems.extend(self.files.values().filter_map(|f| f.problem.clone()));
+        let mut snapshot = self.merge(&mut problems);
+        let waiting = self.keep_for_a_while(&mut snapshot, now);
+        let whole = problems.is_empty() && !waiting;
+        self.nodes.clone_from(&snapshot.nodes);
+        let knowledge =
+            if whole { Knowledge::Whole(snapshot.attest_whole()) } else { Knowledge::Partial(snapshot) };
+        SourceState { knowledge, problems, look_again: waiting.then_some(SETTLE) }
+    }
+
+    fn take(&mut self, contents: BTreeMap<String, Content>) {
+        self.files.retain(|name, _| contents.contains_key(name));
+        for (name, content) in contents {
+            let file = self.files.entry(name.clone()).or_default();
+            match content {
+                Ok(text) if file.text.as_deref() == Some(&text) => {}
+                Ok(text) => {
+                    match parse(&name, &text) {
+                        Ok(objects) => (file.good, file.problem) = (Some(objects), None),
+                        Err(e) => file.problem = Some(e),
+                    }
+                    file.text = Some(text);
+                }
+                Err(e) => {
+                    file.problem = Some(problem(&name, "", "", format!("can't be read: {e}")));
+                    file.text = None;
+                }
+            }
+        }
+    }
+
+    fn merge(&self, problems: &mut Vec<Problem>) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let (announced, plain): (Vec<_>, Vec<_>) =
+            self.files.iter().partition(|(name, _)| is_announcement(name));
+        for (name, file) in plain {
+            for object in file.good.iter().flatten() {
+                match object {
+                    Object::Mesh(_) if snapshot.mesh.is_some() => {
+                        problems.push(problem(
+                            name,
+                            "EncryptionMesh default",
+                            "",
+                            "another file has one too; that one counts",
+                        ));
+                    }
+                    Object::Mesh(spec) => snapshot.mesh = Some((**spec).clone()),
+                    Object::Node(node) => {
+                        let facts = NodeFacts {
+                            uid: node.metadata.uid.clone(),
+                            pod_cidrs: node.pod_cidrs(),
+                            internal_ips: node.internal_ips().0,
+                            announcement: node.metadata.annotations.get(names::ANNOUNCEMENT).cloned(),
+                        };
+                        let facts = self.not_less(name, &node.metadata.name, facts, problems);
+                        if snapshot.nodes.insert(node.metadata.name.clone(), facts).is_some() {
+                            let object = format!("Node {}", node.metadata.name);
+                            problems.push(problem(
+                                name,
+                                &object,
+                                "",
+                                "another file has it too; this one counts",
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        for object in announced.into_iter().flat_map(|(_, file)| file.good.iter().flatten()) {
+            let Object::Node(node) = object else { continue };
+            let known = snapshot.nodes.get_mut(&node.metadata.name).filter(|n| n.uid == node.metadata.uid);
+            if let (Some(known), Some(json)) = (known, node.metadata.annotations.get(names::ANNOUNCEMENT)) {
+                known.announcement = Some(json.clone());
+            }
+        }
+        snapshot
+    }
+
+    /// A Node never loses its prefixes or its addresses while it lives: a manifest without them is
+    /// half of one, and what it had stands.
+    fn not_less(&self, file: &str, name: &str, mut now: NodeFacts, problems: &mut Vec<Problem>) -> NodeFacts {
+        let Some(before) = self.nodes.get(name).filter(|before| before.uid == now.uid) else { return now };
+        let object = format!("Node {name}");
+        if now.pod_cidrs.is_empty() && !before.pod_cidrs.is_empty() {
+            now.pod_cidrs.clone_from(&before.pod_cidrs);
+            problems.push(problem(
+                file,
+                &object,
+                "spec.podCIDRs",
+                "has vanished, though the node is the same",
+            ));
+        }
+        if now.internal_ips.is_empty() && !before.internal_ips.is_empty() {
+            now.internal_ips.clone_from(&before.internal_ips);
+            problems.push(problem(
+                file,
+                &object,
+                "status.addresses",
+                "has no InternalIP any more, though the node is the same",
+            ));
+        }
+        now
+    }
+
+    /// Nodes that vanished a moment ago are still there. True if there are any.
+    fn keep_for_a_while(&mut self, snapshot: &mut Snapshot, now: Duration) -> bool {
+        let gone: BTreeSet<String> =
+            self.nodes.keys().filter(|n| !snapshot.nodes.contains_key(*n)).cloned().collect();
+        self.gone.retain(|name, _| gone.contains(name));
+        let mut waiting = false;
+        for name in gone {
+            let since = *self.gone.entry(name.clone()).or_insert(now);
+            if now.saturating_sub(since) < SETTLE {
+                waiting = true;
+                if let Some(facts) = self.nodes.get(&name) {
+                    snapshot.nodes.insert(name, facts.clone());
+                }
+            }
+        }
+        waiting
+    }
+}
+
+fn is_announcement(file: &str) -> bool {
+    file.strip_prefix(names::ANNOUNCEMENTS_DIR).is_some_and(|rest| rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESH: &str = "apiVersion: kubeveil.io/v1alpha1\nkind: EncryptionMesh\nmetadata: {name: default}\nspec: {mode: require, podCIDRs: [10.244.0.0/16], nodeCIDRs: [192.0.2.0/24]}\n";
+
+    fn node(n: u8) -> String {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{n}, uid: u{n}}}\nspec: {{podCIDRs: [10.244.{n}.0/24]}}\nstatus: {{addresses: [{{type: InternalIP, address: 192.0.2.{n}}}]}}\n"
+        )
+    }
+
+    fn folder(files: &[(&str, &str)]) -> Result<BTreeMap<String, Content>, Problem> {
+        Ok(files.iter().map(|(name, text)| ((*name).to_owned(), Ok((*text).to_owned()))).collect())
+    }
+
+    fn seconds(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    fn names_of(state: &SourceState) -> Vec<&str> {
+        state.knowledge.snapshot().nodes.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_broken_file_removes_nobody() {
+        let mut index = Index::default();
+        let good = folder(&[("mesh.yaml", MESH), ("1.yaml", &node(1)), ("2.yaml", &node(2))]);
+        assert!(index.update(good, seconds(0)).knowledge.synced().is_some());
+        for half in [
+            "",
+            "apiVersion: v1\nkind: Node\nmetad",
+            "apiVersion: v1\nkind: Node\nmetadata: {name: node-2, uid: u2}\nspec:\n",
+        ] {
+            let broken = folder(&[("mesh.yaml", MESH), ("1.yaml", &node(1)), ("2.yaml", half)]);
+            let state = index.update(broken, seconds(100));
+            assert_eq!(names_of(&state), ["node-1", "node-2"], "{half:?}");
+            assert_eq!(state.knowledge.snapshot().nodes["node-2"].pod_cidrs.len(), 1, "{half:?}");
+            assert!(state.knowledge.synced().is_none(), "{half:?}");
+            assert!(!state.problems.is_empty(), "{half:?}");
+        }
+        let unreadable = Err(problem("the folder", "", "", "can't be read"));
+        let state = index.update(unreadable, seconds(200));
+        assert_eq!(names_of(&state), ["node-1", "node-2"]);
+        assert!(state.knowledge.synced().is_none());
+    }
+
+    #[test]
+    fn a_node_is_gone_after_a_while_only() {
+        let mut index = Index::default();
+        let both = folder(&[("mesh.yaml", MESH), ("1.yaml", &node(1)), ("2.yaml", &node(2))]);
+        let one = || folder(&[("mesh.yaml", MESH), ("1.yaml", &node(1))]);
+        index.update(both, seconds(0));
+        let state = index.update(one(), seconds(10));
+        assert_eq!(names_of(&state), ["node-1", "node-2"]);
+        assert!(state.knowledge.synced().is_none());
+        assert_eq!(state.look_again, Some(SETTLE));
+        let state = index.update(one(), seconds(11));
+        assert_eq!(names_of(&state), ["node-1"]);
+        assert!(state.knowledge.synced().is_some());
+    }
+
+    #[test]
+    fn an_announcement_counts_from_either_place() {
+        let mut index = Index::default();
+        let say = |uid: &str, text: &str| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: node-1, uid: {uid}, annotations: {{kubeveil.io/announcement: {text}}}}}\n"
+            )
+        };
+        let annotated = say("u1", "first");
+        let state = index.update(folder(&[("1.yaml", &annotated)]), seconds(0));
+        assert_eq!(state.knowledge.snapshot().nodes["node-1"].announcement.as_deref(), Some("first"));
+        let (own, other) = (say("u1", "second"), say("other", "third"));
+        let state =
+            index.update(folder(&[("1.yaml", &annotated), ("announcements/node-1.yaml", &own)]), seconds(1));
+        assert_eq!(state.knowledge.snapshot().nodes["node-1"].announcement.as_deref(), Some("second"));
+        let state = index
+            .update(folder(&[("1.yaml", &annotated), ("announcements/node-1.yaml", &other)]), seconds(2));
+        assert_eq!(state.knowledge.snapshot().nodes["node-1"].announcement.as_deref(), Some("first"));
+    }
+}

@@ -1,0 +1,151 @@
+//! A file's text to objects.
+
+use kubeveil_api::{
+    mesh::{EncryptionMesh, MeshSpec},
+    names,
+    node::Node,
+    object::TypeMeta,
+};
+use kubeveil_core::problem::{Problem, ProblemKind};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_norway::Value;
+
+/// What a file can hold that matters to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Object {
+    Node(Box<Node>),
+    Mesh(Box<MeshSpec>),
+}
+
+const ADVICE: &str = "Correct the file; its last good state stands until then";
+
+pub(crate) fn problem(
+    file: &str,
+    object: &str,
+    field: impl Into<String>,
+    message: impl Into<String>,
+) -> Problem {
+    Problem {
+        kind: ProblemKind::Manifest,
+        object: if object.is_empty() { format!("file {file}") } else { format!("file {file}, {object}") },
+        field: field.into(),
+        message: message.into(),
+        advice: ADVICE.to_owned(),
+    }
+}
+
+/// All objects of `text`, or the first thing that is wrong with it: a file counts as a whole.
+pub(crate) fn parse(file: &str, text: &str) -> Result<Vec<Object>, Problem> {
+    let mut objects = Vec::new();
+    let mut documents = 0;
+    for document in serde_norway::Deserializer::from_str(text) {
+        let value =
+            Value::deserialize(document).map_err(|e| problem(file, "", "", format!("is not YAML: {e}")))?;
+        if !value.is_null() {
+            documents += 1;
+            object(file, value, &mut objects)?;
+        }
+    }
+    if documents == 0 {
+        // Emptied by somebody who is about to write it anew, as likely as not.
+        return Err(problem(file, "", "", "holds no object; delete the file to remove what it held"));
+    }
+    Ok(objects)
+}
+
+fn object(file: &str, value: Value, objects: &mut Vec<Object>) -> Result<(), Problem> {
+    let types: TypeMeta = typed(file, "", value.clone())?;
+    let name =
+        value.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or("without a name");
+    let label = format!("{} {name}", types.kind);
+    match (types.api_version.as_str(), types.kind.as_str()) {
+        ("v1", "List" | "NodeList") => {
+            let items = value.get("items").and_then(Value::as_sequence).cloned();
+            let items = items.ok_or_else(|| problem(file, &types.kind, "items", "is missing or no list"))?;
+            items.into_iter().try_for_each(|item| object(file, item, objects))
+        }
+        ("v1", "Node") => {
+            let node: Node = typed(file, &label, value)?;
+            check_node(file, &label, &node)?;
+            objects.push(Object::Node(Box::new(node)));
+            Ok(())
+        }
+        (names::API_VERSION, "EncryptionMesh") => {
+            let mesh: EncryptionMesh = typed(file, &label, value)?;
+            check_mesh(file, &label, &mesh)?;
+            objects.push(Object::Mesh(Box::new(mesh.spec)));
+            Ok(())
+        }
+        (version, kind) if version.split('/').next() == Some(names::GROUP) => {
+            let message = format!("{version} {kind} is not known to this version of kubeveil");
+            Err(problem(file, &label, "kind", message))
+        }
+        // Pods, Namespaces and whatever else lies there: nothing that this daemon acts upon.
+        _ => Ok(()),
+    }
+}
+
+fn typed<T: DeserializeOwned>(file: &str, object: &str, value: Value) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let field = e.path().to_string();
+        problem(file, object, if field == "." { String::new() } else { field }, e.into_inner().to_string())
+    })
+}
+
+fn check_node(file: &str, label: &str, node: &Node) -> Result<(), Problem> {
+    if node.metadata.uid.is_empty() {
+        return Err(problem(file, label, "metadata.uid", "is missing; the node's key is bound to it"));
+    }
+    if let Some(bad) = node.internal_ips().1.first() {
+        return Err(problem(file, label, "status.addresses", format!("InternalIP {bad:?} is no IP address")));
+    }
+    Ok(())
+}
+
+fn check_mesh(file: &str, label: &str, mesh: &EncryptionMesh) -> Result<(), Problem> {
+    if mesh.metadata.name != names::MESH {
+        return Err(problem(file, label, "metadata.name", "there is one mesh and it is called default"));
+    }
+    mesh.spec.check().map_err(|(field, why)| problem(file, label, field, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str =
+        "apiVersion: v1\nkind: Node\nmetadata: {name: a, uid: u}\nspec: {podCIDRs: [10.244.1.0/24]}\n";
+
+    fn fails(text: &str) -> String {
+        parse("x.yaml", text).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn documents_lists_and_strangers() {
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n";
+        let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Node, metadata: {name: b, uid: v}}\n";
+        let all = parse("x.yaml", &format!("---\n{NODE}---\n{pod}---\n{list}")).expect("good");
+        assert_eq!(all.len(), 2);
+    }
+
+    #[test]
+    fn an_error_names_file_object_and_field() {
+        let text = fails(&NODE.replace("10.244.1.0/24", "10.244.1.0/24, nonsense"));
+        assert!(text.contains("file x.yaml, Node a spec.podCIDRs[1]: "), "{text}");
+        let text = fails(&NODE.replace(", uid: u", ""));
+        assert!(text.contains("metadata.uid"), "{text}");
+        let mesh = "apiVersion: kubeveil.io/v1alpha1\nkind: EncryptionMesh\nmetadata: {name: default}\nspec: {mode: requires, podCIDRs: [10.0.0.0/8], nodeCIDRs: []}\n";
+        assert!(fails(mesh).contains("spec.mode: unknown variant `requires`"), "{}", fails(mesh));
+        let open = mesh.replace("requires", "require").replace("10.0.0.0/8", "0.0.0.0/0");
+        assert!(fails(&open).contains("spec.podCIDRs[0]"), "{}", fails(&open));
+        let typo = mesh.replace("mode: requires", "mode: require, mod: x");
+        assert!(fails(&typo).contains("mod"), "{}", fails(&typo));
+    }
+
+    #[test]
+    fn half_a_file_is_no_file() {
+        assert!(fails("").contains("holds no object"));
+        assert!(fails("apiVersion: v1\n").contains("kind"));
+        assert!(fails("apiVersion: v1\nkind: Node\nmetadata: {name: a").contains("is not YAML"));
+    }
+}
