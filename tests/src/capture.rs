@@ -24,6 +24,10 @@ use crate::process::{Handle, wait_until};
 
 /// The kernel's buffer, in KiB: a busy, emulated machine may not read it for a second.
 const BUFFER: u32 = 32 * 1024;
+/// Bytes that are kept of a frame. A wire carries no larger ones; and of one that some offload left
+/// large, all headers and a marker are in these. In immediate mode each frame takes a slot of this size,
+/// so with tcpdump's own 256 KiB the buffer would hold eight.
+const SNAPLEN: &str = "2048";
 /// Where nobody listens; the probe counts once it is on the wire.
 const PROBE_PORT: u16 = 9;
 const PROBE: &str = "kubeveil-probe";
@@ -50,7 +54,7 @@ impl Capture {
         // -Z root: it would become a user whom a bare machine lacks, and end. -U: each packet to the
         // file at once.
         command
-            .args(["-Z", "root", "-n", "-i", BRIDGE, "--immediate-mode", "-U", "-s", "0", "-B"])
+            .args(["-Z", "root", "-n", "-i", BRIDGE, "--immediate-mode", "-U", "-s", SNAPLEN, "-B"])
             .arg(BUFFER.to_string())
             .arg("-w")
             .arg(file)
@@ -143,27 +147,27 @@ impl Capture {
         Ok(Some(frame))
     }
 
-    /// Ends the capture; how many frames the kernel could not give to it. If any, what it saw can't
+    /// How many frames the kernel could not give to the capture so far. If any, what it saw can't
     /// acquit anybody.
-    pub fn stop(mut self) -> Result<u64> {
+    pub fn missed(&mut self) -> Result<u64> {
         let process = Handle::open(self.tcpdump.id().cast_signed())?.context("tcpdump is gone")?;
-        process.signal(Signal::INT)?;
-        let mut text = String::new();
-        self.said.read_to_string(&mut text).context("read what tcpdump says")?;
-        self.tcpdump.wait().context("wait for tcpdump")?;
-        let _ = fs::remove_file(&self.file);
-        let Some(dropped) = text.lines().find_map(dropped) else {
-            bail!("tcpdump does not say what it missed: {}", text.trim());
-        };
-        Ok(dropped)
+        process.signal(Signal::USR1)?;
+        let mut line = String::new();
+        while self.said.read_line(&mut line).context("read what tcpdump says")? != 0 {
+            if let Some(missed) = dropped(&line) {
+                return Ok(missed);
+            }
+        }
+        bail!("tcpdump ended, and says: {}", line.trim())
     }
 }
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        // After `stop` there is nobody to end any more, and both fail.
+        // It is a child that nobody else waits for, so neither can fail, save after it ended.
         let _ = self.tcpdump.kill();
         let _ = self.tcpdump.wait();
+        let _ = fs::remove_file(&self.file);
     }
 }
 
@@ -187,9 +191,10 @@ fn wait_for_header(file: &Path) -> Result<[u8; 24]> {
     Ok(header)
 }
 
-/// Of `12 packets dropped by kernel`, 12.
+/// Of `…, 12 packets dropped by kernel`, 12.
 fn dropped(line: &str) -> Option<u64> {
-    line.trim().strip_suffix(" dropped by kernel")?.split_whitespace().next()?.parse().ok()
+    let (head, _) = line.split_once(" dropped by kernel")?;
+    head.split_whitespace().rev().nth(1)?.parse().ok()
 }
 
 fn holds(frame: &[u8], text: &[u8]) -> bool {
@@ -207,7 +212,7 @@ mod tests {
     #[test]
     fn what_tcpdump_says() {
         assert_eq!(dropped("0 packets dropped by kernel"), Some(0));
-        assert_eq!(dropped("1 packet dropped by kernel"), Some(1));
+        assert_eq!(dropped("9 packets captured, 1 packet dropped by kernel"), Some(1));
         assert_eq!(dropped("12 packets captured"), None);
         assert!(listening(&mut &b"tcpdump: listening on wire0, link-type"[..]).is_ok());
         assert!(listening(&mut &b"tcpdump: wire0: No such device"[..]).is_err());

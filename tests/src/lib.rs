@@ -9,4 +9,6 @@ pub mod lab;
 pub mod metrics;
 pub mod namespace;
 pub mod process;
+pub mod stage;
+pub mod status;
 pub mod traffic;

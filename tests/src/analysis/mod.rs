@@ -135,6 +135,18 @@ impl Census {
         }
     }
 
+    /// Counts what another counted, too.
+    pub fn merge(&mut self, other: &Self) {
+        self.frames += other.frames;
+        self.ciphertext += other.ciphertext;
+        self.plaintext += other.plaintext;
+        self.addresses[0] += other.addresses[0];
+        self.addresses[1] += other.addresses[1];
+        self.markers += other.markers;
+        let room = Self::EXAMPLES.saturating_sub(self.examples.len());
+        self.examples.extend(other.examples.iter().take(room).cloned());
+    }
+
     /// Frames with an address of this family.
     pub fn addresses_of(&self, family: Family) -> u64 {
         self.addresses[usize::from(family == Family::V6)]

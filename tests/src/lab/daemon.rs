@@ -41,7 +41,7 @@ impl Daemon {
         self.lab.join(self.node.name()).join(name)
     }
 
-    /// Its arguments, without those of a test.
+    /// Its arguments, without the log's level and those of a test.
     pub fn arguments(&self) -> Vec<String> {
         let path = |path: PathBuf| path.display().to_string();
         vec![
@@ -57,8 +57,6 @@ impl Daemon {
             path(self.file("kubeveild.sock")),
             "--metrics-address".to_owned(),
             http::METRICS.to_string(),
-            "--log".to_owned(),
-            "debug".to_owned(),
         ]
     }
 
@@ -71,11 +69,13 @@ impl Daemon {
             .open(&path)
             .with_context(|| format!("open {}", path.display()))?;
         let extra = std::env::var(EXTRA).unwrap_or_default();
+        let extra: Vec<_> = more.iter().map(String::as_str).chain(extra.split_whitespace()).collect();
+        let level: &[&str] = if extra.contains(&"--log") { &[] } else { &["--log", "debug"] };
         let mut command = Command::new("kubeveild");
         command
             .args(self.arguments())
-            .args(more)
-            .args(extra.split_whitespace())
+            .args(level)
+            .args(extra)
             .env("PATH", super::program_path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

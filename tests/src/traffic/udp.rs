@@ -1,8 +1,8 @@
 //! UDP with numbered packets.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -31,12 +31,20 @@ pub struct Load {
     pub rate: u32,
     /// Bytes of a packet's payload.
     pub size: usize,
+    /// Who sends in the pods' stead: a namespace that has their addresses too.
+    pub stranger: Option<&'static str>,
 }
 
 impl Load {
     /// So many packets a second over these flows, of a middling size.
     pub fn new(flows: Vec<Flow>, rate: u32) -> Self {
-        Self { flows, rate, size: 200 }
+        Self { flows, rate, size: 200, stranger: None }
+    }
+
+    /// Sent from another namespace than the pods'.
+    pub fn by(mut self, namespace: &'static str) -> Self {
+        self.stranger = Some(namespace);
+        self
     }
 
     /// Sends so many packets, and waits for them.
@@ -53,14 +61,17 @@ impl Load {
     pub fn start(self) -> Result<Running> {
         ensure!(!self.flows.is_empty() && self.size >= HEAD, "a load without flows, or too small a packet");
         let run = rand()?;
-        let stop = Arc::new(AtomicBool::new(false));
+        let expected = Arc::new(Expected::default());
         let mut ends = Vec::new();
         let mut receivers = Vec::new();
         for &flow in &self.flows {
             let receiver = Receiver::open(flow)?;
-            ends.push(Sender::open(flow, receiver.address)?);
-            let stop = Arc::clone(&stop);
-            receivers.push(std::thread::spawn(move || receiver.receive(run, &stop)));
+            let namespace = self.stranger.map_or_else(|| flow.from.name(), str::to_owned);
+            // Not connected: an ICMP error on one packet must not stop the next.
+            let socket = socket(&namespace, flow.from.address(flow.family))?;
+            ends.push(Sender { socket, to: receiver.address });
+            let expected = Arc::clone(&expected);
+            receivers.push(std::thread::spawn(move || receiver.receive(run, &expected)));
         }
         let before = own_loss(&self.flows)?;
         let halt = Arc::new(AtomicBool::new(false));
@@ -69,7 +80,7 @@ impl Load {
             let (load, halt, sent) = (self.clone(), Arc::clone(&halt), Arc::clone(&sent));
             std::thread::spawn(move || load.send(&ends, run, &halt, &sent))
         };
-        Ok(Running { flows: self.flows, sender, receivers, halt, stop, sent, before })
+        Ok(Running { flows: self.flows, sender, receivers, halt, expected, sent, before })
     }
 
     /// Sends until told to halt.
@@ -98,6 +109,30 @@ impl Load {
     }
 }
 
+/// How many packets all receivers together may await, once it is known.
+#[derive(Default)]
+struct Expected {
+    sent: OnceLock<u64>,
+    arrived: AtomicU64,
+}
+
+impl Expected {
+    fn say(&self, sent: u64) {
+        let _ = self.sent.set(sent);
+    }
+
+    fn arrived(&self) {
+        self.arrived.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Nothing more will come: all is there, or nothing came for a while.
+    fn is_over(&self, last: Instant) -> bool {
+        self.sent
+            .get()
+            .is_some_and(|&sent| self.arrived.load(Ordering::Relaxed) >= sent || last.elapsed() >= QUIET)
+    }
+}
+
 struct Sent {
     taken: u64,
     refused: u64,
@@ -110,7 +145,7 @@ pub struct Running {
     sender: JoinHandle<Sent>,
     receivers: Vec<JoinHandle<Result<Ledger>>>,
     halt: Arc<AtomicBool>,
-    stop: Arc<AtomicBool>,
+    expected: Arc<Expected>,
     sent: Arc<AtomicU64>,
     before: u64,
 }
@@ -137,7 +172,7 @@ impl Running {
     pub fn finish(self) -> Result<Tally> {
         self.halt.store(true, Ordering::Relaxed);
         let sent = self.sender.join().map_err(|_| anyhow!("the sender panicked"))?;
-        self.stop.store(true, Ordering::Relaxed);
+        self.expected.say(sent.taken);
         let mut tally = Tally {
             sent: sent.taken,
             refused: sent.refused,
@@ -161,14 +196,6 @@ struct Sender {
     to: SocketAddr,
 }
 
-impl Sender {
-    fn open(flow: Flow, to: SocketAddr) -> Result<Self> {
-        let socket = socket(&flow.from.name(), flow.from.address(flow.family))?;
-        // Not connected: an ICMP error on one packet must not stop the next.
-        Ok(Self { socket, to })
-    }
-}
-
 struct Receiver {
     socket: UdpSocket,
     address: SocketAddr,
@@ -185,8 +212,8 @@ impl Receiver {
         Ok(Self { socket, address })
     }
 
-    /// Receives until `stop` was said and nothing came for a while.
-    fn receive(&self, run: u64, stop: &AtomicBool) -> Result<Ledger> {
+    /// Receives until nothing more is expected.
+    fn receive(&self, run: u64, expected: &Expected) -> Result<Ledger> {
         let mut ledger = Ledger::default();
         let mut packet = [0; 65536];
         let mut last = Instant::now();
@@ -195,11 +222,12 @@ impl Receiver {
                 Ok(length) => {
                     if let Some(number) = number(&packet[..length], run) {
                         ledger.enter(number);
+                        expected.arrived();
                         last = Instant::now();
                     }
                 }
                 Err(error) if is_time_out(&error) => {
-                    if stop.load(Ordering::Relaxed) && last.elapsed() >= QUIET {
+                    if expected.is_over(last) {
                         return Ok(ledger);
                     }
                 }

@@ -1,0 +1,228 @@
+//! The programs in the kernel, with the maps of a [`World`].
+
+use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun, TestRunOptions,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
+    programs::SchedClassifier,
+};
+use kubeveil_abi::{COUNTERS, Counter, Direction, FlowKey, names};
+use kubeveil_verdict::testing::{Situation, World};
+use rustix::time::{ClockId, clock_gettime};
+
+/// `struct __sk_buff` (`include/uapi/linux/bpf.h`): its size, and where the fields that we set lie.
+const CONTEXT: usize = 192;
+const MARK: usize = 8;
+const INGRESS_IFINDEX: usize = 36;
+const GSO_SEGS: usize = 164;
+const GSO_SIZE: usize = 176;
+
+/// What the kernel is told to do with a packet (`include/uapi/linux/pkt_cls.h`).
+pub(crate) const NEXT: u32 = u32::MAX;
+pub(crate) const SHOT: u32 = 2;
+pub(crate) const REDIRECT: u32 = 7;
+
+/// Names of the programs by direction.
+const fn program(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Egress => names::STEER,
+        Direction::Ingress => names::GUARD,
+        Direction::Tunnel => names::DELIVER,
+    }
+}
+
+/// Why programs can't be loaded here, if they can't; in the words that the runner of all tests knows.
+pub(crate) fn missing_privilege() -> Option<&'static str> {
+    (!rustix::process::geteuid().is_root())
+        .then_some("needs root: CAP_BPF and CAP_NET_ADMIN to load programs")
+}
+
+/// Seconds since boot, as the programs see them.
+pub(crate) fn boot_seconds() -> u32 {
+    u32::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(u32::MAX)
+}
+
+/// The object under test.
+pub(crate) fn object() -> Result<PathBuf> {
+    let path = match (env::var_os("KUBEVEIL_EBPF_OBJECT"), option_env!("KUBEVEIL_EBPF_OBJECT")) {
+        (Some(path), _) => PathBuf::from(path),
+        (None, Some(path)) => PathBuf::from(path),
+        (None, None) => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/ebpf/kubeveil")),
+    };
+    ensure!(path.exists(), "no eBPF object at {}: run `cargo xtask build-ebpf`", path.display());
+    Ok(path)
+}
+
+/// What became of a packet.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) action: u32,
+    pub(crate) frame: Vec<u8>,
+    pub(crate) duration: Duration,
+}
+
+/// The loaded programs.
+pub(crate) struct Kernel {
+    ebpf: Ebpf,
+}
+
+impl Kernel {
+    /// Loads the object and fills its maps from the world.
+    pub(crate) fn with(world: &World) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        let room = u32::try_from(world.room)?;
+        let mut ebpf = loader.map_max_entries(names::FLOWS, room).load_file(object()?)?;
+        for name in names::PROGRAMS {
+            let classifier: &mut SchedClassifier =
+                ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+            classifier.load().with_context(|| format!("the verifier refuses {name}"))?;
+        }
+        let mut kernel = Self { ebpf };
+        kernel.install(world)?;
+        Ok(kernel)
+    }
+
+    /// Brings the maps to the state of the world, whatever was in them.
+    pub(crate) fn install(&mut self, world: &World) -> Result<()> {
+        let c = &world.config;
+        let config = [
+            c.mode,
+            c.fwmark,
+            c.ports[0],
+            c.ports[1],
+            c.mss_v4,
+            c.mss_v6,
+            c.flow_tcp_seconds,
+            c.flow_other_seconds,
+        ];
+        Array::<_, [u32; 8]>::try_from(self.map(names::CONFIG)?)?.set(0, config, 0)?;
+        let mut prefixes: LpmTrie<_, [u32; 4], [u32; 2]> = self.map(names::PREFIXES)?.try_into()?;
+        let old: Vec<_> = prefixes.keys().collect::<Result<_, _>>()?;
+        old.iter().try_for_each(|key| prefixes.remove(key))?;
+        for (address, length, value) in &world.prefixes {
+            prefixes.insert(&Key::new(*length, *address), [value.kind, value.peer], 0)?;
+        }
+        let mut peers: Array<_, u64> = self.map(names::PEERS)?.try_into()?;
+        for (index, value) in &world.peers {
+            peers.set(*index, value.0, 0)?;
+        }
+        let mut slots: Array<_, u32> = self.map(names::SLOTS)?.try_into()?;
+        for (index, ifindex) in (0..).zip(world.slots) {
+            slots.set(index, ifindex, 0)?;
+        }
+        let mut devices: HashMap<_, u32, u32> = self.map(names::DEVICES)?.try_into()?;
+        for (ifindex, kind) in &world.devices {
+            devices.insert(ifindex, *kind as u32, 0)?;
+        }
+        let mut flows = self.flow_map()?;
+        let old: Vec<_> = flows.keys().collect::<Result<_, _>>()?;
+        old.iter().try_for_each(|key| flows.remove(key))?;
+        for (key, value) in world.flows.borrow().iter() {
+            flows.insert(words(key), [value.seen, 0], 0)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the program of a direction on a packet.
+    pub(crate) fn run(&mut self, direction: Direction, situation: &Situation) -> Result<Ran> {
+        self.run_frame(direction, situation, &situation.build.frame(), 0)
+    }
+
+    /// The same with these bytes, `segments` of them.
+    pub(crate) fn run_frame(
+        &mut self,
+        direction: Direction,
+        situation: &Situation,
+        frame: &[u8],
+        segments: u32,
+    ) -> Result<Ran> {
+        self.run_often(direction, situation, frame, segments, 1)
+    }
+
+    pub(crate) fn run_often(
+        &mut self,
+        direction: Direction,
+        situation: &Situation,
+        frame: &[u8],
+        segments: u32,
+        repeat: u32,
+    ) -> Result<Ran> {
+        let mut context = [0; CONTEXT];
+        let mut set = |at: usize, value: u32| context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        set(MARK, situation.mark);
+        set(INGRESS_IFINDEX, situation.ingress_ifindex);
+        set(GSO_SEGS, segments);
+        set(GSO_SIZE, if segments == 0 { 0 } else { 1_400 });
+        let name = program(direction);
+        let classifier: &mut SchedClassifier = self.ebpf.program_mut(name).context(name)?.try_into()?;
+        test_run(classifier, frame, Some(&context), repeat)
+            .with_context(|| format!("run {name} on {frame:02x?}"))
+    }
+
+    /// One counter, summed over the CPUs.
+    pub(crate) fn counter(&self, index: u32) -> Result<Counter> {
+        let map = self.ebpf.map(names::COUNTERS).context(names::COUNTERS)?;
+        let counters: PerCpuArray<_, [u64; 2]> = map.try_into()?;
+        let values = counters.get(&index, 0)?;
+        let [packets, bytes] = values.iter().fold([0, 0], |sum, v| [sum[0] + v[0], sum[1] + v[1]]);
+        Ok(Counter { packets, bytes })
+    }
+
+    /// Every counter that is not zero.
+    pub(crate) fn counters(&self) -> Result<BTreeMap<u32, Counter>> {
+        let mut counters = BTreeMap::new();
+        for index in 0..u32::try_from(COUNTERS)? {
+            let counter = self.counter(index)?;
+            if counter != Counter::default() {
+                counters.insert(index, counter);
+            }
+        }
+        Ok(counters)
+    }
+
+    /// The flows, and when each was last seen.
+    pub(crate) fn flows(&mut self) -> Result<BTreeMap<[u32; 10], u32>> {
+        let flows = self.flow_map()?;
+        flows.iter().map(|entry| entry.map(|(key, [seen, _])| (key, seen)).map_err(Into::into)).collect()
+    }
+
+    fn flow_map(&mut self) -> Result<HashMap<&mut MapData, [u32; 10], [u32; 2]>> {
+        Ok(self.map(names::FLOWS)?.try_into()?)
+    }
+
+    /// One of the maps.
+    pub(crate) fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+    }
+}
+
+/// One call of BPF_PROG_TEST_RUN.
+pub(crate) fn test_run(
+    classifier: &SchedClassifier,
+    frame: &[u8],
+    context: Option<&[u8]>,
+    repeat: u32,
+) -> Result<Ran> {
+    let mut out = vec![0; frame.len() + 256];
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: context,
+        repeat,
+        ..TestRunOptions::default()
+    };
+    let ran = classifier.test_run(options)?;
+    out.truncate(usize::try_from(ran.data_size_out)?);
+    Ok(Ran { action: ran.return_value, frame: out, duration: ran.duration })
+}
+
+/// A key as the map holds it.
+pub(crate) fn words(key: &FlowKey) -> [u32; 10] {
+    let mut words = [0; 10];
+    words[..4].copy_from_slice(&key.remote);
+    words[4..8].copy_from_slice(&key.local);
+    words[8..].copy_from_slice(&[key.protocol, key.ports]);
+    words
+}

@@ -1,0 +1,51 @@
+//! Drives `steer`, `guard` and `deliver` by BPF_PROG_TEST_RUN: every reason by a case of its own, and
+//! any packet in any state of the world against the decision on the host.
+//!
+//! Needs root (CAP_BPF, CAP_NET_ADMIN and, for the map in the daemon's memory, no more), and the
+//! object that `cargo xtask build-ebpf` makes.
+#![expect(clippy::print_stdout, reason = "a test runner's output is the point of it")]
+
+mod cases;
+mod clamp;
+mod differential;
+mod kernel;
+mod maps;
+mod reasons;
+mod speed;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Completion, Trial};
+
+fn main() -> ExitCode {
+    let mut trials = vec![trial("every_reason_has_a_case", reasons::every_reason_has_a_case)];
+    for case in reasons::cases() {
+        trials.push(trial(&case.name(), move || case.run()));
+    }
+    trials.extend([
+        trial("a_short_segment_size_is_left_alone", clamp::short_is_left_alone),
+        trial("a_long_segment_size_is_lowered", clamp::long_is_lowered),
+        trial("only_a_syn_is_clamped", clamp::only_a_syn),
+        trial("tags_are_popped", clamp::tags_are_popped),
+        trial("flows_are_remembered", cases::flows_are_remembered),
+        trial("a_reply_keeps_its_flow_alive", cases::a_reply_keeps_its_flow_alive),
+        trial("big_tcp_is_counted_whole", cases::big_tcp_is_counted_whole),
+        trial("maps_are_as_the_abi_says", maps::are_as_the_abi_says),
+        trial("the_kernel_decides_as_the_host_does", differential::kernel_and_host_agree),
+        trial("speed", speed::report),
+    ]);
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// A test that is skipped, visibly, where the kernel does not let us load programs.
+fn trial(name: &str, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    let told = name.to_owned();
+    Trial::ignorable_test(name, move || {
+        if let Some(reason) = kernel::missing_privilege() {
+            println!("skipped: {told} ({reason})");
+            return Ok(Completion::ignored_with(reason));
+        }
+        run().map(|()| Completion::Completed).map_err(|error| format!("{error:#}").into())
+    })
+}

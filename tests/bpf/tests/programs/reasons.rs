@@ -1,0 +1,291 @@
+//! A case for every reason, in both families: what the kernel does, what it counts, and that the
+//! decision on the host is the same.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use kubeveil_abi::{
+    BASE_PORT, Direction, FWMARK, FlowKey, FlowValue, Mode, PeerValue, Reason, Verdict, counter_index,
+};
+use kubeveil_verdict::{
+    Decision, deliver, guard, steer,
+    testing::{Place, Scene, Situation, Slice, Transport, World, address},
+};
+
+use crate::kernel::{Kernel, NEXT, REDIRECT, SHOT, boot_seconds};
+
+use Direction::{Egress, Ingress, Tunnel};
+use Place::{LocalNode, LocalPod, Outside, RemoteNode, RemotePod, Unowned};
+
+const POD: u32 = Scene::POD_DEVICE;
+const WIRE: u32 = Scene::UNDERLAY;
+const TUNNEL: u32 = Scene::TUNNELS[0];
+
+/// Changes the state of the world, or the packet.
+type Change = fn(&mut Scene, &mut World, &mut Situation);
+
+/// One packet, and what is to become of it.
+pub(crate) struct Case {
+    what: &'static str,
+    direction: Direction,
+    mode: Mode,
+    ends: (Place, Place),
+    ingress: u32,
+    change: Change,
+    expected: Reason,
+}
+
+/// The link header, which the kernel counts in its length.
+const LINK: u32 = 14;
+
+impl Case {
+    pub(crate) fn name(&self) -> String {
+        let mode = match self.mode {
+            Mode::Require => "require",
+            Mode::Prefer => "prefer",
+            Mode::Observe => "observe",
+        };
+        format!("{}/{}/{mode}/{}", self.direction.name(), self.expected.name(), self.what)
+    }
+
+    pub(crate) fn run(&self) -> Result<()> {
+        for is_v6 in [false, true] {
+            let (world, situation) = self.situation(is_v6);
+            let mut kernel = Kernel::with(&world)?;
+            let decision = on_host(self.direction, &situation, &world);
+            ensure!(decision.reason == self.expected, "on the host: {decision:?} (IPv6: {is_v6})");
+            let ran = kernel.run(self.direction, &situation)?;
+            let counters = kernel.counters()?;
+            let index = counter_index(self.direction, decision.observed, self.expected);
+            ensure!(
+                counters.len() == 1 && counters.get(&index).is_some_and(|c| c.packets == 1),
+                "counted {counters:?} instead of {index} (IPv6: {is_v6})"
+            );
+            let bytes = counters.get(&index).map(|c| c.bytes);
+            ensure!(bytes == Some(decision.length.into()), "{bytes:?} bytes for {decision:?}");
+            ensure!(ran.action == action(&decision), "answered {} for {decision:?}", ran.action);
+            let should = if self.mode == Mode::Observe { Verdict::Pass } else { self.verdict() };
+            ensure!(decision.verdict() == should, "{decision:?} is carried out otherwise");
+        }
+        Ok(())
+    }
+
+    /// `prefer` drops nothing but what came out of a tunnel.
+    fn verdict(&self) -> Verdict {
+        match (self.mode, self.expected.verdict()) {
+            (Mode::Prefer, Verdict::Drop) if self.expected != Reason::TunnelToPlain => Verdict::Pass,
+            (_, verdict) => verdict,
+        }
+    }
+
+    fn situation(&self, is_v6: bool) -> (World, Situation) {
+        let mut scene = Scene { now: boot_seconds(), ..Scene::calm(self.mode) };
+        let transport = Transport::Udp(40_000, 53);
+        let mut situation = Situation::new(self.ends.0, self.ends.1, is_v6, transport).by(self.ingress);
+        // Twice: a change of the scene has to come before its world is made, one of the world after.
+        (self.change)(&mut scene, &mut World::default(), &mut situation.clone());
+        let mut world = scene.world();
+        (self.change)(&mut scene, &mut world, &mut situation);
+        (world, situation)
+    }
+}
+
+/// What the decision says on the host.
+pub(crate) fn on_host(direction: Direction, situation: &Situation, world: &World) -> Decision {
+    let bytes = situation.build.network();
+    let slice = Slice { link: LINK, ..Slice::new(&bytes) };
+    let meta = situation.meta();
+    match direction {
+        Egress => steer(&meta, &slice, world, &world.config),
+        Ingress => guard(&meta, &slice, world, &world.config),
+        Tunnel => deliver(&meta, &slice, world, &world.config),
+    }
+}
+
+/// What the kernel is to be told.
+pub(crate) const fn action(decision: &Decision) -> u32 {
+    match decision.verdict() {
+        Verdict::Pass => NEXT,
+        Verdict::Drop => SHOT,
+        Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => REDIRECT,
+    }
+}
+
+/// No reason may be added without a test that produces it.
+pub(crate) fn every_reason_has_a_case() -> Result<()> {
+    let tested: BTreeSet<Reason> = cases().iter().map(|case| case.expected).collect();
+    let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !tested.contains(reason)).collect();
+    ensure!(missing.is_empty(), "no case for {missing:?}");
+    Ok(())
+}
+
+fn no_change(_: &mut Scene, _: &mut World, _: &mut Situation) {}
+
+fn no_tunnel(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers = [PeerValue::NO_TUNNEL; Scene::PEERS as usize];
+}
+
+fn bypass(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::bypass(scene.now + 600);
+}
+
+fn expired_bypass(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::bypass(scene.now);
+}
+
+fn no_device(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.slots = [0; 2];
+}
+
+fn outer(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    situation.build.transport = Transport::Udp(BASE_PORT, BASE_PORT);
+    situation.mark = FWMARK;
+}
+
+fn pods_fake_outer(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    outer(scene, world, situation);
+    no_tunnel(scene, world, situation);
+}
+
+fn to_tunnel_port(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    situation.build.transport = Transport::Udp(BASE_PORT, BASE_PORT);
+}
+
+fn too_many_tags(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    situation.build.tags = 3;
+}
+
+fn reply(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.flows = [false, true].map(|is_v6| (0, is_v6, Transport::Udp(53, 40_000), 5)).into();
+}
+
+fn old_reply(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.flows = [false, true].map(|is_v6| (0, is_v6, Transport::Udp(53, 40_000), 121)).into();
+}
+
+fn later_fragment_of_reply(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    reply(scene, world, situation);
+    situation.build.fragment = Some((20, false));
+}
+
+/// A port is closed: the error carries the pod's bytes.
+fn error_about_flow(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    reply(scene, world, situation);
+    let is_v6 = situation.build.source.is_ipv6();
+    let sent = Situation::new(RemoteNode(0), LocalNode, is_v6, Transport::Udp(53, 40_000));
+    situation.build.transport = Transport::Unreachable(Box::new(sent.build));
+}
+
+fn full_table(_: &mut Scene, world: &mut World, _: &mut Situation) {
+    world.room = 8;
+    let entry = |ports| {
+        let key = FlowKey { remote: address(Outside.ip(false)), protocol: 17, ports, ..FlowKey::default() };
+        (key, FlowValue::default())
+    };
+    world.flows = (0..8).map(entry).collect::<Vec<_>>().into();
+}
+
+/// An ARP packet, as far as anybody can see.
+fn not_ip(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    situation.build.false_type = Some(0x0806);
+}
+
+/// The other family's EtherType: the version in the header is not what it has to be.
+fn other_version(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    let is_v6 = situation.build.source.is_ipv6();
+    situation.build.false_type = Some(if is_v6 { 0x0800 } else { 0x86dd });
+}
+
+/// All of them.
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |what, direction, mode, ends, ingress, change: Change, expected| {
+        cases.push(Case { what, direction, mode, ends, ingress, change, expected });
+    };
+    let (require, prefer, observe) = (Mode::Require, Mode::Prefer, Mode::Observe);
+    let pods = (LocalPod, RemotePod(0));
+    let masqueraded = (LocalNode, RemoteNode(0));
+
+    add("pod to pod", Egress, require, pods, POD, no_change, Reason::Tunnelled);
+    add("pod to pod", Egress, prefer, pods, POD, no_change, Reason::Tunnelled);
+    add("pod to pod", Egress, observe, pods, POD, no_change, Reason::Tunnelled);
+    add("host to pod", Egress, require, (LocalNode, RemotePod(0)), 0, no_change, Reason::Tunnelled);
+    add("masqueraded pod to node", Egress, require, masqueraded, POD, no_change, Reason::Tunnelled);
+    add("macvlan pod to node", Egress, require, (LocalPod, RemoteNode(0)), 0, no_change, Reason::Tunnelled);
+    add(
+        "service between tunnels",
+        Egress,
+        require,
+        (LocalNode, RemotePod(1)),
+        TUNNEL,
+        no_change,
+        Reason::Tunnelled,
+    );
+    add("answer to a flow", Egress, require, masqueraded, 0, reply, Reason::Tunnelled);
+    add("its later fragments", Egress, require, masqueraded, 0, later_fragment_of_reply, Reason::Tunnelled);
+    add("an error about a flow", Egress, require, masqueraded, 0, error_about_flow, Reason::Tunnelled);
+    add("answer to a flow that is over", Egress, require, masqueraded, 0, old_reply, Reason::Host);
+    add("host to node", Egress, require, masqueraded, 0, no_tunnel, Reason::Host);
+    add("to the internet", Egress, require, (LocalPod, Outside), POD, no_change, Reason::Other);
+    add("not IP", Egress, require, pods, POD, not_ip, Reason::NonIp);
+    add("too many tags", Egress, require, pods, POD, too_many_tags, Reason::Unparsable);
+    add("too many tags", Egress, prefer, pods, POD, too_many_tags, Reason::Unparsable);
+    add("wrong version", Egress, require, pods, POD, other_version, Reason::Unparsable);
+    add("to a node", Egress, require, masqueraded, 0, outer, Reason::Outer);
+    add("a pod with its mark and port", Egress, require, pods, POD, pods_fake_outer, Reason::NoTunnel);
+    add("no tunnel", Egress, require, pods, POD, no_tunnel, Reason::NoTunnel);
+    add("no tunnel", Egress, observe, pods, POD, no_tunnel, Reason::NoTunnel);
+    add("no tunnel", Egress, prefer, pods, POD, no_tunnel, Reason::Preferred);
+    add("masqueraded pod", Egress, require, masqueraded, POD, no_tunnel, Reason::NoTunnel);
+    add("bypass", Egress, require, pods, POD, bypass, Reason::Bypassed);
+    add("bypass that is over", Egress, require, pods, POD, expired_bypass, Reason::NoTunnel);
+    add("no device", Egress, require, pods, POD, no_device, Reason::DeviceGone);
+    add("no device", Egress, prefer, pods, POD, no_device, Reason::Preferred);
+    add("no owner", Egress, require, (LocalPod, Unowned), POD, no_change, Reason::NoOwner);
+    add("no owner", Egress, prefer, (LocalPod, Unowned), POD, no_change, Reason::NoOwner);
+    add("a stranger's", Egress, require, (Outside, RemotePod(0)), POD, no_change, Reason::SourceNotOurs);
+    add("a stranger's", Egress, prefer, (Outside, RemotePod(0)), POD, no_change, Reason::SourceNotOurs);
+    add("routed on", Egress, require, (RemotePod(1), RemotePod(0)), TUNNEL, no_change, Reason::TunnelToPlain);
+    add("routed on", Egress, prefer, (RemotePod(1), RemotePod(0)), TUNNEL, no_tunnel, Reason::TunnelToPlain);
+    add("pod is gone", Egress, prefer, (RemotePod(1), LocalPod), TUNNEL, no_change, Reason::TunnelToPlain);
+    add("pod is gone", Egress, require, (Outside, LocalPod), WIRE, no_change, Reason::LocalPodOutward);
+
+    add("pod to pod", Ingress, require, (RemotePod(0), LocalPod), WIRE, no_change, Reason::PlainFromPod);
+    add("pod to pod", Ingress, observe, (RemotePod(0), LocalPod), WIRE, no_change, Reason::PlainFromPod);
+    add("pod to pod", Ingress, prefer, (RemotePod(0), LocalPod), WIRE, no_tunnel, Reason::Preferred);
+    add("pod to pod", Ingress, require, (RemotePod(0), LocalPod), WIRE, bypass, Reason::Bypassed);
+    add("a stray pod's", Ingress, require, (Unowned, LocalPod), WIRE, no_change, Reason::PlainFromPod);
+    add(
+        "forged for WireGuard",
+        Ingress,
+        require,
+        (RemotePod(0), LocalNode),
+        WIRE,
+        to_tunnel_port,
+        Reason::PlainFromPod,
+    );
+    add("node to pod", Ingress, require, (RemoteNode(0), LocalPod), WIRE, no_change, Reason::PlainToPod);
+    add("our own pod's", Ingress, require, (LocalPod, LocalNode), WIRE, no_change, Reason::SpoofedLocal);
+    add("our own to a pod", Ingress, require, (LocalNode, LocalPod), WIRE, no_change, Reason::SpoofedLocal);
+    add("node to node", Ingress, require, (RemoteNode(0), LocalNode), WIRE, no_change, Reason::Host);
+    add("WireGuard's", Ingress, require, (RemoteNode(0), LocalNode), WIRE, to_tunnel_port, Reason::Outer);
+    add("from the internet", Ingress, require, (Outside, LocalPod), WIRE, no_change, Reason::Other);
+    add("not IP", Ingress, require, (Outside, LocalPod), WIRE, not_ip, Reason::NonIp);
+    add("too many tags", Ingress, require, (Outside, LocalPod), WIRE, too_many_tags, Reason::Unparsable);
+
+    add("pod to pod", Tunnel, require, (RemotePod(0), LocalPod), TUNNEL, no_change, Reason::Delivered);
+    add("node to node", Tunnel, require, (RemoteNode(0), LocalNode), TUNNEL, no_change, Reason::Delivered);
+    add(
+        "wrong version",
+        Tunnel,
+        require,
+        (RemotePod(0), LocalPod),
+        TUNNEL,
+        other_version,
+        Reason::Unparsable,
+    );
+    add("not IP", Tunnel, require, (RemotePod(0), LocalPod), TUNNEL, not_ip, Reason::NonIp);
+    add("no room", Tunnel, require, (RemoteNode(0), LocalNode), TUNNEL, full_table, Reason::FlowTableFull);
+    add("no room", Tunnel, prefer, (RemoteNode(0), LocalNode), TUNNEL, full_table, Reason::FlowTableFull);
+    cases
+}

@@ -1,0 +1,161 @@
+//! `lab-scenarios [FILTER] [--list]`: the leak tests, on the real kernel.
+//!
+//! Each plays on a stage that showed first, in the same capture, that it would see a leak. Scenarios
+//! that leave the cluster as they found it share one stage, the others lay their own.
+
+mod control;
+mod crashes;
+mod membership;
+mod modes;
+mod operations;
+mod support;
+mod wire;
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use kubeveil_tests::address::Families;
+use kubeveil_tests::lab::{self, Mode, Spec};
+use kubeveil_tests::stage::{Inconclusive, Stage};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use support::Missing;
+
+/// One scenario.
+struct Scenario {
+    name: &'static str,
+    spec: Spec,
+    /// It leaves all tunnels proven and everything as it was.
+    shares: bool,
+    /// It needs neither WireGuard nor a daemon.
+    bare: bool,
+    act: fn(&mut Stage) -> Result<()>,
+}
+
+impl Scenario {
+    /// Three nodes of both families, that encrypt or drop.
+    const fn new(name: &'static str, act: fn(&mut Stage) -> Result<()>) -> Self {
+        let spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dual };
+        Self { name, spec, shares: false, bare: false, act }
+    }
+
+    /// On the stage that others use too, with all daemons started and all tunnels proven.
+    const fn shared(mut self) -> Self {
+        self.shares = true;
+        self
+    }
+
+    const fn bare(mut self) -> Self {
+        self.bare = true;
+        self
+    }
+
+    const fn mode(mut self, mode: Mode) -> Self {
+        self.spec.mode = mode;
+        self
+    }
+
+    const fn families(mut self, families: Families) -> Self {
+        self.spec.families = families;
+        self
+    }
+
+    const fn nodes(mut self, nodes: u8) -> Self {
+        self.spec.nodes = nodes;
+        self
+    }
+}
+
+/// The stage of those that share one.
+type Standing = Arc<Mutex<Option<Stage>>>;
+
+/// A scenario whose machine lost packets itself is played this often before it counts as failed.
+const TRIES: u32 = 3;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One after the other: each has the one CPU for itself, and the names of namespaces.
+    arguments.test_threads = Some(1);
+    let missing = if arguments.list { Missing::default() } else { Missing::look() };
+    if !arguments.list
+        && missing.root.is_none()
+        && let Err(error) = lab::make_private()
+    {
+        eprintln!("lab-scenarios: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let standing = Standing::default();
+    let all = [control::ALL, wire::ALL, membership::ALL, crashes::ALL, operations::ALL, modes::ALL];
+    let trials =
+        all.into_iter().flatten().map(|scenario| trial(scenario, &standing, missing.of(scenario.bare)));
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let left = take(&standing).map_or(Ok(()), Stage::strike);
+    if let Err(error) = &left {
+        eprintln!("lab-scenarios: {error:#}");
+    }
+    if left.is_err() || conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn trial(scenario: &'static Scenario, standing: &Standing, missing: Option<String>) -> Trial {
+    let standing = Arc::clone(standing);
+    Trial::ignorable_test(scenario.name, move || {
+        if let Some(reason) = missing {
+            eprintln!("skipped: {} ({reason})", scenario.name);
+            return Ok(Completion::ignored_with(reason));
+        }
+        play(scenario, &standing)
+            .map(|()| Completion::Completed)
+            .map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
+fn play(scenario: &Scenario, standing: &Standing) -> Result<()> {
+    let mut tries = 1;
+    loop {
+        let outcome =
+            if scenario.shares { on_standing(scenario, standing) } else { on_own(scenario, standing) };
+        let Err(error) = outcome else { return Ok(()) };
+        let again = tries < TRIES && error.chain().any(|cause| cause.is::<Inconclusive>());
+        if !again {
+            return Err(error);
+        }
+        eprintln!("{}: {error:#}; once more", scenario.name);
+        tries += 1;
+    }
+}
+
+fn on_own(scenario: &Scenario, standing: &Standing) -> Result<()> {
+    // The names are taken while another lab stands.
+    take(standing).map_or(Ok(()), Stage::strike)?;
+    let mut stage = Stage::set(scenario.spec)?;
+    let outcome = (scenario.act)(&mut stage).and_then(|()| stage.verdict());
+    if outcome.is_err() {
+        support::show_logs(&stage);
+    }
+    let struck = stage.strike();
+    outcome.and(struck)
+}
+
+fn on_standing(scenario: &Scenario, standing: &Standing) -> Result<()> {
+    let mut stage = match take(standing) {
+        Some(stage) => stage,
+        None => {
+            let mut stage = Stage::set(scenario.spec)?;
+            stage.start().inspect_err(|_| support::show_logs(&stage))?;
+            stage
+        }
+    };
+    let outcome = (scenario.act)(&mut stage).and_then(|()| stage.verdict());
+    if outcome.is_ok() {
+        *standing.lock().unwrap_or_else(PoisonError::into_inner) = Some(stage);
+        return outcome;
+    }
+    // What it left is nobody's ground.
+    support::show_logs(&stage);
+    outcome.and(stage.strike())
+}
+
+fn take(standing: &Standing) -> Option<Stage> {
+    standing.lock().unwrap_or_else(PoisonError::into_inner).take()
+}

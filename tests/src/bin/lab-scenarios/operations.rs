@@ -1,0 +1,210 @@
+//! What a person does to a daemon, and what it must not do unasked.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kubeveil_tests::address::Node;
+use kubeveil_tests::namespace;
+use kubeveil_tests::process;
+use kubeveil_tests::stage::{Stage, encrypted};
+use kubeveil_tests::status::{said_in, wireguard_devices};
+
+use crate::Scenario;
+use crate::support::{files_with, kernel_writes};
+
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario::new("an_unchanged_cluster_costs_no_kernel_write", unchanged).shared(),
+    Scenario::new("a_second_daemon_is_refused", second_daemon).shared(),
+    Scenario::new("metrics_stay_within_their_budget", budget).shared(),
+    Scenario::new("no_private_key_is_ever_written_elsewhere", secrecy),
+    Scenario::new("uninstall_takes_all_away", uninstall),
+];
+
+fn unchanged(stage: &mut Stage) -> Result<()> {
+    let nodes: Vec<_> = stage.lab.nodes().collect();
+    let before: Vec<_> = nodes.iter().map(|&node| kernel_writes(stage, node)).collect::<Result<_>>()?;
+    // The same objects again, seen as a change by whoever watches the folder.
+    for node in &nodes {
+        let path = stage.manifest(&format!("{}.yaml", node.name()));
+        let text = fs::read(&path)?;
+        fs::write(&path, &text)?;
+    }
+    let (tally, census) = stage.send(stage.load("1a", "2a", 100), 400)?;
+    encrypted(&tally, &census)?;
+    let after: Vec<_> = nodes.iter().map(|&node| kernel_writes(stage, node)).collect::<Result<_>>()?;
+    ensure!(before == after, "kernel writes went from {before:?} to {after:?}");
+    Ok(())
+}
+
+fn second_daemon(stage: &mut Stage) -> Result<()> {
+    let node = Node(1);
+    let daemon = stage.lab.daemon(node);
+    let log = daemon.log().len();
+    let start = Instant::now();
+    let mut second = namespace::spawn(&node.name(), &mut daemon.command(&[])?)?;
+    let ended = process::wait_until(Duration::from_secs(10), Duration::from_millis(50), || {
+        Ok(second.try_wait()?.is_some())
+    })?;
+    if !ended {
+        second.kill()?;
+    }
+    let status = second.wait()?;
+    ensure!(ended, "the second daemon runs on");
+    ensure!(!status.success(), "the second daemon says that all is well");
+    let said = daemon.log()[log..].to_lowercase();
+    ensure!(said.contains("another"), "it does not say why: {said}");
+    eprintln!("  refused after {} ms", start.elapsed().as_millis());
+    ensure!(daemon.get("/readyz")?.status == 200, "the first daemon is not ready any more");
+    let (tally, census) = stage.send(stage.load("1a", "2a", 100), 40)?;
+    encrypted(&tally, &census)
+}
+
+fn budget(stage: &mut Stage) -> Result<()> {
+    let metrics = stage.metrics(Node(1))?;
+    let series = metrics.len();
+    ensure!((20..=150).contains(&series), "{series} series");
+    ensure!(metrics.count("kubeveil_build_info", &[]) == 1, "no kubeveil_build_info");
+    Ok(())
+}
+
+/// Everything that a daemon writes, at its most talkative, against the key in every usual spelling.
+fn secrecy(stage: &mut Stage) -> Result<()> {
+    let node = Node(1);
+    for node in stage.lab.nodes() {
+        stage.lab.daemon(node).spawn(&["--log".to_owned(), "trace".to_owned()])?;
+    }
+    stage.settle()?;
+    let (tally, census) = stage.send(stage.load("1a", "2a", 200), 100)?;
+    encrypted(&tally, &census)?;
+    let said = [
+        stage.lab.daemon(node).get("/metrics")?.body,
+        stage.status(node)?.to_string(),
+        said_in(node, "kubeveil", &["status", "--socket", &socket(stage, node)])?,
+    ]
+    .concat();
+    // Again with a file that is no key, and one that was cut: what is complained of must not be quoted.
+    let keys = key_files(stage, node)?;
+    ensure!(!keys.is_empty(), "no key file in {}", stage.lab.daemon(node).file("state").display());
+    let secrets: Vec<_> = keys.iter().map(|path| private_key(path)).collect::<Result<_>>()?;
+    stage.lab.daemon(node).stop()?;
+    let text = fs::read_to_string(&keys[0])?;
+    fs::write(&keys[0], text.replacen("kubeveil key", "kubeveil  key", 1))?;
+    stage.lab.daemon(node).start()?;
+    for secret in secrets {
+        for spelling in spellings(&secret) {
+            let found = files_with(&stage.lab.manifests(), &spelling)?;
+            ensure!(found.is_empty(), "the private key is in {found:?}");
+            let log = fs::read(stage.lab.daemon(node).file("kubeveild.log"))?;
+            ensure!(!holds(&log, &spelling), "the private key is in the log");
+            ensure!(!holds(said.as_bytes(), &spelling), "the private key is in metrics or status");
+        }
+        // The search itself finds what is there.
+        let state = stage.lab.daemon(node).file("state");
+        let found =
+            spellings(&secret).iter().try_fold(0, |n, s| files_with(&state, s).map(|f| n + f.len()))?;
+        ensure!(found > 0, "the search does not find the key in its own file");
+    }
+    Ok(())
+}
+
+fn socket(stage: &Stage, node: Node) -> String {
+    stage.lab.daemon(node).file("kubeveild.sock").display().to_string()
+}
+
+fn key_files(stage: &Stage, node: Node) -> Result<Vec<std::path::PathBuf>> {
+    let state = stage.lab.daemon(node).file("state");
+    Ok(files_with(&state, b"private-key: ")?.into_iter().map(Into::into).collect())
+}
+
+fn private_key(path: &std::path::Path) -> Result<Vec<u8>> {
+    let text = fs::read_to_string(path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("private-key: ")).context("a key file")?;
+    unbase64(line.trim()).with_context(|| format!("{} holds no base64", path.display()))
+}
+
+/// Raw, hexadecimal in both cases, as a list of numbers, and base64: with and without the last two
+/// characters, which hold the padding, and with the URL's alphabet.
+fn spellings(secret: &[u8]) -> Vec<Vec<u8>> {
+    let hex = |upper: bool| -> String {
+        let digit = |byte: &u8| if upper { format!("{byte:02X}") } else { format!("{byte:02x}") };
+        secret.iter().map(digit).collect()
+    };
+    let list = secret.iter().map(u8::to_string).collect::<Vec<_>>();
+    let reversed: Vec<u8> = secret.iter().rev().copied().collect();
+    let base64 = base64(secret);
+    let url = base64.replace('+', "-").replace('/', "_");
+    vec![
+        secret.to_vec(),
+        reversed,
+        hex(false).into_bytes(),
+        hex(true).into_bytes(),
+        list.join(", ").into_bytes(),
+        list.join(",").into_bytes(),
+        base64.as_bytes()[..42].to_vec(),
+        url.as_bytes()[..42].to_vec(),
+    ]
+}
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+fn base64(bytes: &[u8]) -> String {
+    let sextet = |value: u32, at: u32| char::from(ALPHABET[(value >> (18 - 6 * at) & 63) as usize]);
+    let triple = |chunk: &[u8]| {
+        let value = (0..3).fold(0, |value, i| value << 8 | u32::from(*chunk.get(i).unwrap_or(&0)));
+        (0..=chunk.len()).map(move |at| sextet(value, u32::try_from(at).unwrap_or(0))).collect::<String>()
+    };
+    bytes.chunks(3).map(triple).collect()
+}
+
+fn unbase64(text: &str) -> Option<Vec<u8>> {
+    let mut bits = (0_u32, 0);
+    let mut bytes = Vec::new();
+    for character in text.trim_end_matches('=').bytes() {
+        let value = ALPHABET.iter().position(|&known| known == character)?;
+        bits = (bits.0 << 6 | u32::try_from(value).ok()?, bits.1 + 6);
+        if bits.1 >= 8 {
+            bits.1 -= 8;
+            bytes.push(u8::try_from(bits.0 >> bits.1 & 0xff).ok()?);
+        }
+    }
+    Some(bytes)
+}
+
+fn holds(text: &[u8], wanted: &[u8]) -> bool {
+    text.windows(wanted.len()).any(|window| window == wanted)
+}
+
+fn uninstall(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let (tally, census) = stage.send(stage.load("1a", "2a", 100), 40)?;
+    encrypted(&tally, &census)?;
+    stage.open()?;
+    for node in stage.lab.nodes() {
+        let daemon = stage.lab.daemon(node);
+        daemon.stop()?;
+        let said = said_in(node, "kubeveild", &uninstall_arguments(stage, node))?;
+        ensure!(said.contains("kubeveil0"), "it does not report: {said}");
+        ensure!(wireguard_devices(node)?.is_empty(), "a WireGuard device is left");
+        let filters = said_in(node, "bpftool", &["net", "show"])?;
+        ensure!(!filters.contains("tcx") && !filters.contains("kubeveil"), "programs are left: {filters}");
+        ensure!(!daemon.file("bpf/kubeveil").exists(), "pins are left");
+    }
+    // As the operator asked: plain again.
+    let (tally, census) = stage.send(stage.load("1a", "2a", 100), 40)?;
+    kubeveil_tests::stage::none_lost(&tally)?;
+    ensure!(census.plaintext >= tally.sent, "{census}");
+    Ok(())
+}
+
+fn uninstall_arguments(stage: &Stage, node: Node) -> Vec<String> {
+    let daemon = stage.lab.daemon(node);
+    let path = |name: &str| daemon.file(name).display().to_string();
+    vec![
+        "uninstall".to_owned(),
+        "--state-dir".to_owned(),
+        path("state"),
+        "--bpf-dir".to_owned(),
+        path("bpf/kubeveil"),
+    ]
+}

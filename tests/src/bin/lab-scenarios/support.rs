@@ -1,0 +1,152 @@
+//! What scenarios share.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use kubeveil_tests::address::Node;
+use kubeveil_tests::lab::{batch, program_path};
+use kubeveil_tests::stage::Stage;
+
+/// How many lines of each daemon's log a failure shows.
+const TAIL: usize = 12;
+
+/// What this machine lacks, in the words that `cargo xtask test` knows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Missing {
+    /// For every scenario.
+    pub(crate) root: Option<String>,
+    /// For those that need a daemon.
+    daemon: Option<String>,
+}
+
+impl Missing {
+    /// Looks.
+    pub(crate) fn look() -> Self {
+        let root = !rustix::process::geteuid().is_root();
+        Self { root: root.then(|| "needs root".to_owned()), daemon: without_daemon() }
+    }
+
+    /// Why a scenario can't be played.
+    pub(crate) fn of(&self, bare: bool) -> Option<String> {
+        self.root.clone().or_else(|| self.daemon.clone().filter(|_| !bare))
+    }
+}
+
+fn without_daemon() -> Option<String> {
+    // Made and taken away again: the kernel may have to load a module for it.
+    let device = "kubeveil-try";
+    let made = Command::new("ip").args(["link", "add", "name", device, "type", "wireguard"]).output();
+    if !made.is_ok_and(|output| output.status.success()) {
+        return Some("needs wireguard in the kernel".to_owned());
+    }
+    let _ = Command::new("ip").args(["link", "del", "dev", device]).output();
+    let there = std::env::split_paths(&program_path()).any(|folder| folder.join("kubeveild").exists());
+    (!there).then(|| "needs kubeveild on PATH".to_owned())
+}
+
+/// Shows the ends of the daemons' logs to the one who reads of a failure.
+pub(crate) fn show_logs(stage: &Stage) {
+    for node in stage.lab.nodes() {
+        let log = stage.lab.daemon(node).log();
+        let lines: Vec<_> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(TAIL)..];
+        if !last.is_empty() {
+            eprintln!("{}:\n  {}", node.name(), last.join("\n  "));
+        }
+    }
+}
+
+/// The device of a node's generation 0.
+pub(crate) const DEVICE: &str = "kubeveil0";
+
+/// Deletes a node's WireGuard device, as somebody's hand would.
+pub(crate) fn delete_device(node: Node) -> Result<()> {
+    batch(Some(&node.name()), &[format!("link del dev {DEVICE}")])
+}
+
+/// The key that a node uses, by its public half.
+pub(crate) fn public_key(stage: &Stage, node: Node) -> Result<String> {
+    let status = stage.status(node)?;
+    let key = status["key"]["publicKey"].as_str().context("status.key.publicKey")?;
+    Ok(key.to_owned())
+}
+
+/// Privileged steps that a node's daemon has carried out.
+pub(crate) fn kernel_writes(stage: &Stage, node: Node) -> Result<u64> {
+    stage.status(node)?["kernelWrites"].as_u64().context("status.kernelWrites")
+}
+
+/// The eBPF object that `kubeveild` brings, cut out of the program: an ELF file within an ELF file.
+pub(crate) fn embedded_object() -> Result<Vec<u8>> {
+    let path = std::env::split_paths(&program_path())
+        .map(|folder| folder.join("kubeveild"))
+        .find(|path| path.exists())
+        .context("kubeveild is not on PATH")?;
+    let program = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    cut_out(&program).with_context(|| format!("{} holds no eBPF object", path.display()))
+}
+
+/// From an ELF header for eBPF to the end of its section headers, which are its last part (gABI: machine
+/// 247; offsets 18, 40, 58 and 60 of the header).
+fn cut_out(program: &[u8]) -> Option<Vec<u8>> {
+    const MAGIC: &[u8] = b"\x7fELF\x02\x01\x01";
+    const EM_BPF: u16 = 247;
+    let short = |bytes: &[u8], at: usize| Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let starts = program.windows(MAGIC.len()).enumerate().filter(|(_, window)| *window == MAGIC);
+    starts.map(|(start, _)| &program[start..]).find_map(|object| {
+        let sections = u64::from_le_bytes(*object.get(40..)?.first_chunk()?);
+        let size = usize::from(short(object, 58)?) * usize::from(short(object, 60)?);
+        let end = usize::try_from(sections).ok()?.checked_add(size)?;
+        (short(object, 18)? == EM_BPF).then(|| object.get(..end).map(<[u8]>::to_vec))?
+    })
+}
+
+/// An object that is another build of the same programs, as a file in the lab's folder.
+pub(crate) fn other_build(stage: &Stage) -> Result<String> {
+    let mut object = embedded_object()?;
+    // After the section headers nobody reads on; but it is another file.
+    object.extend_from_slice(b"another build");
+    let path = stage.lab.folder().join("other-build.o");
+    std::fs::write(&path, object).with_context(|| format!("write {}", path.display()))?;
+    Ok(path.display().to_string())
+}
+
+/// Whether any of the files below `folder` holds `wanted`; their paths.
+pub(crate) fn files_with(folder: &Path, wanted: &[u8]) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    if !folder.is_dir() {
+        return Ok(found);
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files_with(&path, wanted)?);
+        } else if path.is_file() {
+            let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            if content.windows(wanted.len()).any(|window| window == wanted) {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// An error unless a node has dropped at least so many packets for this reason since `before`.
+pub(crate) fn dropped_since(
+    stage: &Stage,
+    node: Node,
+    reason: &str,
+    before: u64,
+    at_least: u64,
+) -> Result<()> {
+    let metrics = stage.metrics(node)?;
+    let now = metrics.drops(reason) - before;
+    ensure!(
+        now >= at_least,
+        "{} counts {now} drops for {reason}, not {at_least}; all: {:?}",
+        node.name(),
+        metrics.all_drops()
+    );
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! What tools say of a node.
+
+use std::ffi::OsStr;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::address::Node;
+use crate::lab::{Daemon, program_path};
+use crate::{namespace, process};
+
+/// `kubeveil status -o json` of a daemon.
+pub fn of(daemon: &Daemon) -> Result<Value> {
+    let mut command = Command::new("kubeveil");
+    command.env("PATH", program_path()).args(["status", "-o", "json", "--socket"]);
+    let text = process::run(command.arg(daemon.file("kubeveild.sock")), "")?;
+    serde_json::from_str(&text).context("what `kubeveil status -o json` says")
+}
+
+/// What a program says on its standard output, run in a node's namespace.
+pub fn said_in(node: Node, program: &str, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.env("PATH", program_path()).args(arguments);
+    namespace::within(&node.name(), || process::run(&mut command, ""))
+}
+
+/// A peer of a WireGuard device, by `wg show DEVICE dump`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireguardPeer {
+    /// Its public key.
+    pub key: String,
+    /// Seconds since the epoch, 0 for never.
+    pub handshake: u64,
+    /// Bytes received and sent.
+    pub bytes: [u64; 2],
+}
+
+/// The peers of a device; the device's own line, which has the private key, is left out.
+pub fn wireguard_peers(node: Node, device: &str) -> Result<Vec<WireguardPeer>> {
+    let text = said_in(node, "wg", &["show", device, "dump"])?;
+    let peer = |line: &str| {
+        let fields: Vec<_> = line.split('\t').collect();
+        Some(WireguardPeer {
+            key: (*fields.first()?).to_owned(),
+            handshake: fields.get(4)?.parse().ok()?,
+            bytes: [fields.get(5)?.parse().ok()?, fields.get(6)?.parse().ok()?],
+        })
+    };
+    text.lines().skip(1).map(|line| peer(line).context("what `wg show dump` says")).collect()
+}
+
+/// The WireGuard devices of a node.
+pub fn wireguard_devices(node: Node) -> Result<Vec<String>> {
+    let text = said_in(node, "wg", &["show", "interfaces"])?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
