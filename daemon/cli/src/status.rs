@@ -1,0 +1,163 @@
+//! The status document as a person reads it.
+
+use std::fmt::Write as _;
+
+use comfy_table::{ContentArrangement, Table, TableStyle};
+use kubeveil_api::status::{PeerStatus, Status};
+
+/// The whole, ending in a newline.
+pub(crate) fn table(status: &Status) -> String {
+    let mut out = String::new();
+    head(status, &mut out);
+    peers(status, &mut out);
+    programs(status, &mut out);
+    drops(status, &mut out);
+    problems(status, &mut out);
+    out
+}
+
+fn head(status: &Status, out: &mut String) {
+    let ready = if status.ready {
+        "ready".to_owned()
+    } else {
+        format!("NOT READY, waits for {}", status.waiting_for.join("; "))
+    };
+    let mode = status.mode.map_or_else(|| "unknown (no mesh seen)".to_owned(), |mode| mode.to_string());
+    let tunnelled = status.peers.iter().filter(|p| p.tunnelled).count();
+    let mut rows = vec![
+        ("Node", format!("{}, {ready}", status.node)),
+        ("Mode", mode),
+        ("Encrypted", format!("to {tunnelled} of {} other nodes", status.peers.len())),
+    ];
+    if let Some(key) = &status.key {
+        let rotating = if key.generation == key.desired_generation {
+            String::new()
+        } else {
+            format!(" (wanted: {})", key.desired_generation)
+        };
+        rows.push((
+            "Key",
+            format!("{}  generation {}{rotating}, {} old", key.public_key, key.generation, age(key.age)),
+        ));
+    }
+    if let Some(device) = &status.device {
+        let up = if device.up { "up" } else { "DOWN" };
+        rows.push((
+            "Device",
+            format!(
+                "{} {up}, UDP port {}, inner packets up to {} bytes",
+                device.name, device.port, device.mtu
+            ),
+        ));
+    }
+    let synced = if status.source.synced { "in sync" } else { "NOT in sync: nothing is removed" };
+    rows.push(("Source", format!("{}, {synced}", status.source.name)));
+    rows.push(("Version", format!("kubeveil {}, Linux {}", status.version, status.kernel)));
+    for (name, value) in rows {
+        // Writing to a String can't fail.
+        let _ = writeln!(out, "{name:<10} {value}");
+    }
+}
+
+fn grid(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().copied());
+    rows.for_each(|row| {
+        table.add_row(row);
+    });
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+fn peers(status: &Status, out: &mut String) {
+    if status.peers.is_empty() {
+        let _ = writeln!(out, "\nNo other nodes are known.");
+        return;
+    }
+    let row = |p: &PeerStatus| {
+        vec![
+            p.node.clone(),
+            p.state.clone(),
+            if p.tunnelled { "tunnel" } else { "-" }.to_owned(),
+            p.last_handshake.map_or_else(|| "never".to_owned(), |s| format!("{} ago", age(s))),
+            bytes(p.received),
+            bytes(p.sent),
+            p.path_mtu.to_string(),
+            p.endpoint.map_or_else(|| "-".to_owned(), |e| e.to_string()),
+            p.public_key.map_or_else(|| "not announced".to_owned(), |k| k.to_string()),
+        ]
+    };
+    let header =
+        ["NODE", "STATE", "PACKETS GO BY", "HANDSHAKE", "RECEIVED", "SENT", "MTU", "ENDPOINT", "KEY"];
+    let _ = write!(out, "\n{}", grid(&header, status.peers.iter().map(row)));
+}
+
+fn programs(status: &Status, out: &mut String) {
+    let rows = status.programs.iter().map(|p| {
+        let place = match (p.attached, p.ahead) {
+            (false, _) => "NOT ATTACHED".to_owned(),
+            (true, 0) => "first".to_owned(),
+            (true, n) => format!("after {n} of others"),
+        };
+        vec![p.program.clone(), p.device.clone(), p.device_kind.clone(), place]
+    });
+    let _ = write!(out, "\n{}", grid(&["PROGRAM", "DEVICE", "KIND", "POSITION"], rows));
+}
+
+fn drops(status: &Status, out: &mut String) {
+    if status.drops.is_empty() {
+        let _ = writeln!(out, "\nNo packet was dropped.");
+        return;
+    }
+    let _ = writeln!(out, "\nDropped packets:");
+    for drop in &status.drops {
+        let would = if drop.observed { " (would have been)" } else { "" };
+        let _ = writeln!(
+            out,
+            "  {:>10}  {} {}{would}\n              {}",
+            drop.packets, drop.direction, drop.reason, drop.advice
+        );
+    }
+}
+
+fn problems(status: &Status, out: &mut String) {
+    if status.problems.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\nProblems:");
+    for problem in &status.problems {
+        let field = if problem.field.is_empty() { String::new() } else { format!(" {}", problem.field) };
+        let _ = writeln!(
+            out,
+            "  {}{field}: {}\n              {}",
+            problem.object, problem.message, problem.advice
+        );
+    }
+}
+
+/// Seconds, in the two largest units.
+fn age(seconds: u64) -> String {
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    match (d, h, m) {
+        (0, 0, 0) => format!("{s} s"),
+        (0, 0, m) => format!("{m} min {s} s"),
+        (0, h, m) => format!("{h} h {m} min"),
+        (d, h, _) => format!("{d} d {h} h"),
+    }
+}
+
+/// Bytes, in binary units.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests;

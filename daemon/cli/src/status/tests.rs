@@ -1,0 +1,112 @@
+//! Goldens: what people and programs rely on changes on purpose only.
+
+use kubeveil_api::{
+    mesh::Mode,
+    problem::{Problem, ProblemKind},
+    status::{
+        DeviceStatus, DropCount, KeyStatus, PacketCount, ProgramStatus, STATUS_VERSION, SourceStatus,
+        WireguardRefusals,
+    },
+};
+use kubeveil_keys::{Generation, PublicKey};
+
+use super::*;
+
+fn peer(node: &str, state: &str, handshake: Option<u64>) -> PeerStatus {
+    PeerStatus {
+        node: node.to_owned(),
+        state: state.to_owned(),
+        tunnelled: handshake.is_some(),
+        public_key: handshake.map(|_| PublicKey::from_bytes([9; 32])),
+        endpoint: handshake.map(|_| "192.0.2.2:51871".parse().expect("endpoint")),
+        last_handshake: handshake,
+        received: 148,
+        sent: 5_000_000,
+        path_mtu: 1440,
+    }
+}
+
+fn example() -> Status {
+    Status {
+        schema_version: STATUS_VERSION,
+        node: "node-1".to_owned(),
+        version: "0.1.0".to_owned(),
+        kernel: "6.12.0".to_owned(),
+        ready: true,
+        waiting_for: vec![],
+        mode: Some(Mode::Require),
+        source: SourceStatus { name: "dir:/etc/kubeveil".to_owned(), synced: true },
+        key: Some(KeyStatus {
+            generation: Generation::new(0),
+            desired_generation: Generation::new(0),
+            public_key: PublicKey::from_bytes([7; 32]),
+            created: 1_700_000_000,
+            age: 90_061,
+        }),
+        device: Some(DeviceStatus {
+            name: "kubeveil0".to_owned(),
+            up: true,
+            port: 51871,
+            mtu: 1440,
+            refused: WireguardRefusals::default(),
+        }),
+        peers: vec![peer("node-2", "up", Some(75)), peer("node-3", "never", None)],
+        programs: vec![
+            ProgramStatus {
+                program: "steer".to_owned(),
+                device: "eth0".to_owned(),
+                device_kind: "underlay".to_owned(),
+                attached: true,
+                ahead: 0,
+            },
+            ProgramStatus {
+                program: "guard".to_owned(),
+                device: "eth0".to_owned(),
+                device_kind: "underlay".to_owned(),
+                attached: true,
+                ahead: 1,
+            },
+        ],
+        packets: vec![PacketCount {
+            direction: "egress".to_owned(),
+            verdict: "tunnel".to_owned(),
+            packets: 3,
+            bytes: 252,
+        }],
+        drops: vec![DropCount {
+            direction: "egress".to_owned(),
+            reason: "no_tunnel".to_owned(),
+            packets: 12,
+            observed: false,
+            advice: "The peer has no proven tunnel.".to_owned(),
+        }],
+        problems: vec![Problem {
+            kind: ProblemKind::Prefix,
+            object: "Node node-3".to_owned(),
+            field: "spec.podCIDRs[0]".to_owned(),
+            message: "172.16.0.0/24 lies outside the mesh's podCIDRs".to_owned(),
+            advice: "Add its range to spec.podCIDRs of EncryptionMesh default, if it is right".to_owned(),
+        }],
+        kernel_writes: 21,
+        kernel_errors: 1,
+    }
+}
+
+#[test]
+fn the_table() {
+    insta::assert_snapshot!(table(&example()));
+}
+
+#[test]
+fn the_document() {
+    insta::assert_json_snapshot!(example());
+}
+
+#[test]
+fn units() {
+    assert_eq!(
+        (age(5), age(75), age(90_061)),
+        ("5 s".to_owned(), "1 min 15 s".to_owned(), "1 d 1 h".to_owned())
+    );
+    assert_eq!((bytes(1023), bytes(1536)), ("1023 B".to_owned(), "1.5 KiB".to_owned()));
+}
