@@ -47,6 +47,8 @@ fn at(places: &'static [Place]) -> impl Strategy<Value = Place> {
     prop::sample::select(places)
 }
 
+const NOW: u32 = 10_000;
+
 const PODS: &[Place] = &[Place::RemotePod(0), Place::RemotePod(1), Place::RemotePod(3), Place::Unowned];
 const NODES: &[Place] =
     &[Place::RemoteNode(0), Place::RemoteNode(1), Place::RemoteNode(2), Place::RemoteNode(3)];
@@ -73,7 +75,7 @@ proptest! {
 
     /// The heart of it: nothing for a pod of another node leaves in plain.
     #[test]
-    fn under_require_nothing_for_a_remote_pod_passes(scene in scene(), situation in situation(), to in at(PODS)) {
+    fn under_require_nothing_for_a_remote_pod_passes(scene in scene(NOW), situation in situation(), to in at(PODS)) {
         let scene = Scene { mode: Mode::Require, ..scene };
         let from = situation.from;
         let situation = situation.between(from, to);
@@ -89,7 +91,7 @@ proptest! {
 
     /// A pod's packet to another node's own address is a pod's packet, masqueraded or not.
     #[test]
-    fn under_require_nothing_forwarded_to_a_node_passes(scene in scene(), situation in situation(), to in at(NODES)) {
+    fn under_require_nothing_forwarded_to_a_node_passes(scene in scene(NOW), situation in situation(), to in at(NODES)) {
         let scene = Scene { mode: Mode::Require, ..scene };
         let from = situation.from;
         let situation = situation.between(from, to);
@@ -101,7 +103,7 @@ proptest! {
 
     #[test]
     fn under_require_nothing_from_a_pod_comes_in_plain(
-        scene in scene(), situation in situation(), ends in prop::sample::select(INTO_PODS),
+        scene in scene(NOW), situation in situation(), ends in prop::sample::select(INTO_PODS),
     ) {
         let scene = Scene { mode: Mode::Require, ..scene };
         let situation = situation.between(ends.0, ends.1);
@@ -111,7 +113,7 @@ proptest! {
 
     /// What is tunnelled goes to the device of the peer's own slot, from a source that is ours.
     #[test]
-    fn tunnels_are_the_right_ones(scene in scene(), situation in situation(), to in at(PEERS)) {
+    fn tunnels_are_the_right_ones(scene in scene(NOW), situation in situation(), to in at(PEERS)) {
         let from = situation.from;
         let situation = situation.between(from, to);
         let decision = decide(0, &situation, &scene.world());
@@ -130,7 +132,7 @@ proptest! {
     /// The underlay's own business: neighbours, routers, DHCP, the internet, this node.
     #[test]
     fn what_is_not_the_clusters_is_left_alone(
-        scene in scene(), situation in situation(), elsewhere in at(ELSEWHERE), program in 0_usize..2,
+        scene in scene(NOW), situation in situation(), elsewhere in at(ELSEWHERE), program in 0_usize..2,
     ) {
         let scene = Scene { mode: Mode::Require, ..scene };
         let (from, to) = (situation.from, situation.to);
@@ -144,7 +146,7 @@ proptest! {
 
     /// Encryption can't lock itself out: the host's own traffic to a node that has opened no flow.
     #[test]
-    fn the_hosts_own_traffic_is_left_alone(scene in scene(), situation in situation(), to in at(NODES)) {
+    fn the_hosts_own_traffic_is_left_alone(scene in scene(NOW), situation in situation(), to in at(NODES)) {
         let scene = Scene { flows: Vec::new(), ..scene };
         let mut situation = situation.between(Place::LocalNode, to).by(0);
         situation.build.tags = 0;
@@ -161,7 +163,7 @@ proptest! {
 
     /// Neighbours find each other even while an echo from the same node is remembered as a flow.
     #[test]
-    fn neighbour_discovery_is_left_alone(scene in scene(), to in at(NODES)) {
+    fn neighbour_discovery_is_left_alone(scene in scene(NOW), to in at(NODES)) {
         let Place::RemoteNode(peer) = to else { unreachable!() };
         let scene = Scene { flows: vec![(peer, true, Transport::Echo(1, false), 0)], ..scene };
         let situation = Situation::new(Place::LocalNode, to, true, Transport::Neighbour);
@@ -169,7 +171,7 @@ proptest! {
     }
 
     #[test]
-    fn both_families_are_decided_alike(scene in scene(), mut situation in situation(), program in 0_usize..3) {
+    fn both_families_are_decided_alike(scene in scene(NOW), mut situation in situation(), program in 0_usize..3) {
         // What only one family has.
         situation.build.extensions.clear();
         prop_assume!(situation.build.transport != Transport::Neighbour);
@@ -184,7 +186,7 @@ proptest! {
 
     #[test]
     fn a_packet_cut_short_never_passes(
-        scene in scene(), situation in situation(), program in 0_usize..3, cut in any::<prop::sample::Index>(),
+        scene in scene(NOW), situation in situation(), program in 0_usize..3, cut in any::<prop::sample::Index>(),
     ) {
         let scene = Scene { mode: Mode::Require, ..scene };
         let bytes = situation.build.network();
@@ -195,7 +197,7 @@ proptest! {
     /// Noise with the EtherType of IP: whatever it decodes to, a pod's address in it does not get out.
     #[test]
     fn noise_for_a_remote_pod_never_passes(
-        scene in scene(), situation in situation(), to in at(PODS), noise in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        scene in scene(NOW), situation in situation(), to in at(PODS), noise in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
         let scene = Scene { mode: Mode::Require, ..scene };
         prop_assume!(!has_live_bypass(&scene, to));
@@ -215,7 +217,7 @@ proptest! {
     }
 
     #[test]
-    fn observe_carries_nothing_out(scene in scene(), situation in situation(), program in 0_usize..3) {
+    fn observe_carries_nothing_out(scene in scene(NOW), situation in situation(), program in 0_usize..3) {
         let observe = Scene { mode: Mode::Observe, ..scene.clone() };
         let require = Scene { mode: Mode::Require, ..scene };
         let observed = decide(program, &situation, &observe.world());
@@ -226,7 +228,7 @@ proptest! {
 
     /// Of what would have travelled without us, `prefer` drops nothing; a proven tunnel it uses.
     #[test]
-    fn prefer_drops_only_what_a_tunnel_has_carried(scene in scene(), situation in situation(), program in 0_usize..3) {
+    fn prefer_drops_only_what_a_tunnel_has_carried(scene in scene(NOW), situation in situation(), program in 0_usize..3) {
         let prefer = Scene { mode: Mode::Prefer, ..scene.clone() };
         let require = Scene { mode: Mode::Require, ..scene };
         let decision = decide(program, &situation, &prefer.world());
@@ -240,7 +242,7 @@ proptest! {
 
     /// Memory that nobody has written to yet is the strictest there is.
     #[test]
-    fn zeroed_maps_fail_closed(scene in scene(), situation in situation(), program in 0_usize..3) {
+    fn zeroed_maps_fail_closed(scene in scene(NOW), situation in situation(), program in 0_usize..3) {
         let mut world = scene.world();
         world.config = Config::default();
         world.peers.values_mut().for_each(|peer| *peer = PeerValue(0));

@@ -72,6 +72,8 @@ pub struct Build {
     pub fragment: Option<(u16, bool)>,
     /// VLAN tags in front.
     pub tags: u8,
+    /// An EtherType that is not that of the packet.
+    pub false_type: Option<u16>,
     /// Bytes behind the transport header.
     pub payload: usize,
 }
@@ -79,7 +81,16 @@ pub struct Build {
 impl Build {
     /// A packet without anything special about it.
     pub fn new(source: IpAddr, destination: IpAddr, transport: Transport) -> Self {
-        Self { source, destination, transport, extensions: Vec::new(), fragment: None, tags: 0, payload: 16 }
+        Self {
+            source,
+            destination,
+            transport,
+            extensions: Vec::new(),
+            fragment: None,
+            tags: 0,
+            false_type: None,
+            payload: 16,
+        }
     }
 
     /// EtherType of what follows the Ethernet header.
@@ -88,7 +99,8 @@ impl Build {
     }
 
     fn ip_type(&self) -> u16 {
-        if self.source.is_ipv4() { 0x0800 } else { 0x86dd }
+        let own = if self.source.is_ipv4() { 0x0800 } else { 0x86dd };
+        self.false_type.unwrap_or(own)
     }
 
     /// From the network header on (VLAN tags lie behind it, as in the kernel).

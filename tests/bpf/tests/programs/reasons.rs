@@ -103,7 +103,7 @@ pub(crate) fn on_host(direction: Direction, situation: &Situation, world: &World
 }
 
 /// What the kernel is to be told.
-pub(crate) const fn action(decision: &Decision) -> u32 {
+pub(crate) fn action(decision: &Decision) -> u32 {
     match decision.verdict() {
         Verdict::Pass => NEXT,
         Verdict::Drop => SHOT,
