@@ -67,7 +67,8 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
 
 /// How a command is named in messages.
 pub(crate) fn name_of(command: &Command) -> String {
-    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
+    let program = Path::new(command.get_program());
+    let mut words = vec![program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
     words.join(" ")
 }
