@@ -146,9 +146,12 @@ fn with_another_state_it_is_refused() {
 #[test]
 fn with_others_not_flipped_it_is_refused() {
     let json = two_generations().to_json();
-    for (from, to) in
-        [(r#"["node-2","node-3"]"#, "[]"), (r#","node-3""#, ""), (r#"["node-2","node-3"]"#, r#""many""#)]
-    {
+    for (from, to) in [
+        (r#"["node-2","node-3"]"#, "[]"),
+        (r#","node-3""#, ""),
+        ("node-3", "node-4"),
+        (r#"["node-2","node-3"]"#, r#""many""#),
+    ] {
         assert_eq!(refused(&altered(&json, from, to)), signature(0));
     }
 }
