@@ -14,8 +14,10 @@ pub const DEVICES: &str = "DEVICES";
 pub const FLOWS: &str = "FLOWS";
 /// Per-CPU array of [`Counter`](crate::Counter), see [`counter_index`](crate::counter_index).
 pub const COUNTERS: &str = "COUNTERS";
+/// Array of one word: which state of [`PREFIXES`] this is, see [`is_settled`](crate::is_settled).
+pub const EPOCH: &str = "EPOCH";
 /// Every map, in the order in which they are opened.
-pub const MAPS: [&str; 7] = [CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, FLOWS, COUNTERS];
+pub const MAPS: [&str; 8] = [CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, FLOWS, COUNTERS, EPOCH];
 
 /// Egress of underlay devices.
 pub const STEER: &str = "steer";

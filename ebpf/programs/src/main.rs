@@ -7,6 +7,7 @@
 
 mod act;
 mod maps;
+mod prefixes;
 mod skb;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};

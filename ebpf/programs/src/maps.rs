@@ -1,22 +1,21 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, PerCpuArray},
     helpers::bpf_ktime_get_boot_ns,
     macros::btf_map,
 };
 use kubeveil_abi::{
     Address, COUNTERS as COUNTERS_LEN, Config, Counter, DeviceKind, FlowKey, FlowValue, MAX_DEVICES,
-    MAX_FLOWS, MAX_PEERS, MAX_PREFIXES, MAX_SLOTS, PeerValue, PrefixValue,
+    MAX_FLOWS, MAX_PEERS, MAX_SLOTS, PeerValue, PrefixValue,
 };
 use kubeveil_verdict::Tables;
+
+use crate::prefixes;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
 #[btf_map]
 static CONFIG: Array<Config, 1> = Array::new();
-
-#[btf_map]
-static PREFIXES: LpmTrie<Address, PrefixValue, MAX_PREFIXES> = LpmTrie::new();
 
 /// In the daemon's memory too, so that it can change a peer by one atomic store.
 #[btf_map]
@@ -61,7 +60,7 @@ pub struct Maps;
 impl Tables for Maps {
     #[inline(always)]
     fn prefix(&self, address: &Address) -> Option<PrefixValue> {
-        PREFIXES.get(&Key::new(128, *address)).copied()
+        prefixes::owner_of(address)
     }
 
     #[inline(always)]

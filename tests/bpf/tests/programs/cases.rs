@@ -1,10 +1,10 @@
 //! What a single answer does not show: what is left in the maps.
 
 use anyhow::{Result, ensure};
-use kubeveil_abi::{BASE_PORT, Direction, FlowKey, Mode, Reason, counter_index};
+use kubeveil_abi::{BASE_PORT, Direction, FlowKey, Mode, PrefixKind, Reason, counter_index};
 use kubeveil_verdict::testing::{Place, Scene, Situation, Transport, address};
 
-use crate::kernel::{Kernel, NEXT, REDIRECT, boot_seconds, words};
+use crate::kernel::{Kernel, NEXT, REDIRECT, SHOT, boot_seconds, words};
 
 use Place::{LocalNode, Outside, RemoteNode};
 
@@ -89,6 +89,31 @@ pub(crate) fn big_tcp_is_counted_whole() -> Result<()> {
             let index = counter_index(Direction::Egress, false, Reason::Unparsable);
             ensure!(kernel.counter(index)?.packets == 1, "one segment without a length passes");
         }
+    }
+    Ok(())
+}
+
+/// What the programs keep of their look-ups is in force for its own epoch only.
+pub(crate) fn prefixes_are_kept_for_an_epoch() -> Result<()> {
+    for is_v6 in [false, true] {
+        let pod = Situation::new(Place::LocalPod, Place::RemotePod(0), is_v6, Transport::Udp(1, 2));
+        let pod = pod.by(Scene::POD_DEVICE);
+        let (known, mut unknown) = (calm().world(), calm().world());
+        let is_remote = |kind| kind == PrefixKind::RemotePods as u32;
+        unknown.prefixes.retain(|(_, _, value)| !is_remote(value.kind));
+        let mut kernel = Kernel::with(&known)?;
+        let ask = |kernel: &mut Kernel| kernel.run(Direction::Egress, &pod).map(|ran| ran.action);
+        ensure!(ask(&mut kernel)? == REDIRECT, "not tunnelled");
+        // Behind the programs' back, to see that they do keep it.
+        kernel.replace_prefixes(&unknown)?;
+        ensure!(ask(&mut kernel)? == REDIRECT, "looked up again in the same epoch");
+        kernel.unsettle()?;
+        ensure!(ask(&mut kernel)? == SHOT, "kept in an epoch that is not settled");
+        kernel.settle()?;
+        ensure!(ask(&mut kernel)? == SHOT, "kept from another epoch");
+        kernel.replace_prefixes(&known)?;
+        kernel.set_epoch(0)?;
+        ensure!(ask(&mut kernel)? == REDIRECT, "kept before there is an epoch");
     }
     Ok(())
 }

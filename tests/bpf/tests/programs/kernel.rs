@@ -66,6 +66,7 @@ pub(crate) struct Ran {
 /// The loaded programs.
 pub(crate) struct Kernel {
     ebpf: Ebpf,
+    epoch: u32,
 }
 
 impl Kernel {
@@ -79,7 +80,7 @@ impl Kernel {
                 ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
             classifier.load().with_context(|| format!("the verifier refuses {name}"))?;
         }
-        let mut kernel = Self { ebpf };
+        let mut kernel = Self { ebpf, epoch: 0 };
         kernel.install(world)?;
         Ok(kernel)
     }
@@ -98,12 +99,9 @@ impl Kernel {
             c.flow_other_seconds,
         ];
         Array::<_, [u32; 8]>::try_from(self.map(names::CONFIG)?)?.set(0, config, 0)?;
-        let mut prefixes: LpmTrie<_, [u32; 4], [u32; 2]> = self.map(names::PREFIXES)?.try_into()?;
-        let old: Vec<_> = prefixes.keys().collect::<Result<_, _>>()?;
-        old.iter().try_for_each(|key| prefixes.remove(key))?;
-        for (address, length, value) in &world.prefixes {
-            prefixes.insert(&Key::new(*length, *address), [value.kind, value.peer], 0)?;
-        }
+        self.unsettle()?;
+        self.replace_prefixes(world)?;
+        self.settle()?;
         let mut peers: Array<_, u64> = self.map(names::PEERS)?.try_into()?;
         for (index, value) in &world.peers {
             peers.set(*index, value.0, 0)?;
@@ -122,6 +120,34 @@ impl Kernel {
         for (key, value) in world.flows.borrow().iter() {
             flows.insert(words(key), [value.seen, 0], 0)?;
         }
+        Ok(())
+    }
+
+    /// Brings the prefixes to the state of the world. The epoch is the caller's.
+    pub(crate) fn replace_prefixes(&mut self, world: &World) -> Result<()> {
+        let mut prefixes: LpmTrie<_, [u32; 4], [u32; 2]> = self.map(names::PREFIXES)?.try_into()?;
+        let old: Vec<_> = prefixes.keys().collect::<Result<_, _>>()?;
+        old.iter().try_for_each(|key| prefixes.remove(key))?;
+        for (address, length, value) in &world.prefixes {
+            prefixes.insert(&Key::new(*length, *address), [value.kind, value.peer], 0)?;
+        }
+        Ok(())
+    }
+
+    /// From now on the programs look every address up.
+    pub(crate) fn unsettle(&mut self) -> Result<()> {
+        self.set_epoch(self.epoch | 1)
+    }
+
+    /// From now on the programs keep what they have looked up.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        self.set_epoch((self.epoch | 1) + 1)
+    }
+
+    /// Sets the epoch as it is.
+    pub(crate) fn set_epoch(&mut self, epoch: u32) -> Result<()> {
+        self.epoch = epoch;
+        Array::<_, u32>::try_from(self.map(names::EPOCH)?)?.set(0, epoch, 0)?;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Type, sizes of key and value, entries and flags of every map.
-fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 7] {
+fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 8] {
     let address = size_of::<abi::Address>();
     [
         (abi::names::CONFIG, MapType::Array, 4, size_of::<abi::Config>(), 1, 0),
@@ -37,6 +37,7 @@ fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 7] {
             0,
         ),
         (abi::names::COUNTERS, MapType::PerCpuArray, 4, size_of::<abi::Counter>(), abi::COUNTERS, 0),
+        (abi::names::EPOCH, MapType::Array, 4, 4, 1, 0),
     ]
 }
 

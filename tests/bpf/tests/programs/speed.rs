@@ -23,9 +23,16 @@ pub(crate) fn report() -> Result<()> {
         let mut kernel = Kernel::with(&cluster(nodes))?;
         for (what, direction, situation) in situations(nodes) {
             let frame = situation.build.frame();
-            let ran = kernel.run_often(direction, &situation, &frame, 0, REPEAT)?;
-            let net = ran.duration.as_nanos().saturating_sub(empty);
-            println!("speed: {nodes} nodes, {}, {what}: {net} ns", direction.name());
+            let time = |kernel: &mut Kernel| {
+                let ran = kernel.run_often(direction, &situation, &frame, 0, REPEAT)?;
+                anyhow::Ok(ran.duration.as_nanos().saturating_sub(empty))
+            };
+            kernel.settle()?;
+            let kept = time(&mut kernel)?;
+            kernel.unsettle()?;
+            let looked_up = time(&mut kernel)?;
+            let direction = direction.name();
+            println!("speed: {nodes} nodes, {direction}, {what}: {kept} ns; looked up anew: {looked_up} ns");
         }
     }
     Ok(())
