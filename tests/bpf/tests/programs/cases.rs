@@ -112,7 +112,7 @@ pub(crate) fn prefixes_are_kept_for_an_epoch() -> Result<()> {
         kernel.settle()?;
         ensure!(ask(&mut kernel)? == SHOT, "kept from another epoch");
         kernel.replace_prefixes(&known)?;
-        kernel.set_epoch(0)?;
+        kernel.clear_epoch()?;
         ensure!(ask(&mut kernel)? == REDIRECT, "kept before there is an epoch");
     }
     Ok(())

@@ -1,6 +1,14 @@
 //! The programs in the kernel, with the maps of a [`World`].
 
-use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, mem,
+    ops::{Deref, DerefMut},
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
@@ -8,7 +16,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
     programs::SchedClassifier,
 };
-use kubeveil_abi::{COUNTERS, Counter, Direction, FlowKey, names};
+use kubeveil_abi::{COUNTERS, Counter, Direction, FlowKey, MAX_FLOWS, names};
 use kubeveil_verdict::testing::{Situation, World};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -63,29 +71,68 @@ pub(crate) struct Ran {
     pub(crate) duration: Duration,
 }
 
+/// Loaded programs that no test uses at the moment. Loading is what takes the time.
+static IDLE: Mutex<Vec<Kernel>> = Mutex::new(Vec::new());
+
+/// Loaded programs, for as long as a test needs them.
+pub(crate) struct Loan(Option<Kernel>);
+
+impl Deref for Loan {
+    type Target = Kernel;
+
+    fn deref(&self) -> &Kernel {
+        self.0.as_ref().expect("held until dropped")
+    }
+}
+
+impl DerefMut for Loan {
+    fn deref_mut(&mut self) -> &mut Kernel {
+        self.0.as_mut().expect("held until dropped")
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        // A test that failed may have left anything behind.
+        if let Some(kernel) = self.0.take_if(|kernel| kernel.room == MAX_FLOWS && !thread::panicking()) {
+            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(kernel);
+        }
+    }
+}
+
 /// The loaded programs.
 pub(crate) struct Kernel {
     ebpf: Ebpf,
     epoch: u32,
+    room: usize,
+    peers: BTreeSet<u32>,
+    /// What had been counted when the maps were last filled.
+    counted: BTreeMap<u32, Counter>,
 }
 
 impl Kernel {
-    /// Loads the object and fills its maps from the world.
-    pub(crate) fn with(world: &World) -> Result<Self> {
+    /// The programs with the maps of the world.
+    pub(crate) fn with(world: &World) -> Result<Loan> {
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = if world.room == MAX_FLOWS { idle.pop() } else { None };
+        drop(idle);
+        let mut kernel = used.map_or_else(|| Self::load(world.room), Ok)?;
+        kernel.install(world)?;
+        Ok(Loan(Some(kernel)))
+    }
+
+    fn load(room: usize) -> Result<Self> {
         let mut loader = EbpfLoader::new();
-        let room = u32::try_from(world.room)?;
-        let mut ebpf = loader.map_max_entries(names::FLOWS, room).load_file(object()?)?;
+        let mut ebpf = loader.map_max_entries(names::FLOWS, u32::try_from(room)?).load_file(object()?)?;
         for name in names::PROGRAMS {
             let classifier: &mut SchedClassifier =
                 ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
             classifier.load().with_context(|| format!("the verifier refuses {name}"))?;
         }
-        let mut kernel = Self { ebpf, epoch: 0 };
-        kernel.install(world)?;
-        Ok(kernel)
+        Ok(Self { ebpf, epoch: 0, room, peers: BTreeSet::new(), counted: BTreeMap::new() })
     }
 
-    /// Brings the maps to the state of the world, whatever was in them.
+    /// Brings the maps to the state of the world, whatever was in them; counters begin anew.
     pub(crate) fn install(&mut self, world: &World) -> Result<()> {
         let c = &world.config;
         let config = [
@@ -102,15 +149,10 @@ impl Kernel {
         self.unsettle()?;
         self.replace_prefixes(world)?;
         self.settle()?;
-        let mut peers: Array<_, u64> = self.map(names::PEERS)?.try_into()?;
-        for (index, value) in &world.peers {
-            peers.set(*index, value.0, 0)?;
-        }
-        let mut slots: Array<_, u32> = self.map(names::SLOTS)?.try_into()?;
-        for (index, ifindex) in (0..).zip(world.slots) {
-            slots.set(index, ifindex, 0)?;
-        }
+        self.install_peers(world)?;
         let mut devices: HashMap<_, u32, u32> = self.map(names::DEVICES)?.try_into()?;
+        let old: Vec<_> = devices.keys().collect::<Result<_, _>>()?;
+        old.iter().try_for_each(|key| devices.remove(key))?;
         for (ifindex, kind) in &world.devices {
             devices.insert(ifindex, *kind as u32, 0)?;
         }
@@ -119,6 +161,23 @@ impl Kernel {
         old.iter().try_for_each(|key| flows.remove(key))?;
         for (key, value) in world.flows.borrow().iter() {
             flows.insert(words(key), [value.seen, 0], 0)?;
+        }
+        self.counted = self.all_counters()?;
+        Ok(())
+    }
+
+    fn install_peers(&mut self, world: &World) -> Result<()> {
+        let old = mem::replace(&mut self.peers, world.peers.keys().copied().collect());
+        let mut peers: Array<_, u64> = self.map(names::PEERS)?.try_into()?;
+        for index in old {
+            peers.set(index, 0, 0)?;
+        }
+        for (index, value) in &world.peers {
+            peers.set(*index, value.0, 0)?;
+        }
+        let mut slots: Array<_, u32> = self.map(names::SLOTS)?.try_into()?;
+        for (index, ifindex) in (0..).zip(world.slots) {
+            slots.set(index, ifindex, 0)?;
         }
         Ok(())
     }
@@ -136,17 +195,22 @@ impl Kernel {
 
     /// From now on the programs look every address up.
     pub(crate) fn unsettle(&mut self) -> Result<()> {
-        self.set_epoch(self.epoch | 1)
+        self.epoch |= 1;
+        self.store_epoch(self.epoch)
     }
 
-    /// From now on the programs keep what they have looked up.
+    /// From now on the programs keep what they have looked up. No epoch comes twice.
     pub(crate) fn settle(&mut self) -> Result<()> {
-        self.set_epoch((self.epoch | 1) + 1)
+        self.epoch = (self.epoch | 1) + 1;
+        self.store_epoch(self.epoch)
     }
 
-    /// Sets the epoch as it is.
-    pub(crate) fn set_epoch(&mut self, epoch: u32) -> Result<()> {
-        self.epoch = epoch;
+    /// As it is before anybody has written to the map.
+    pub(crate) fn clear_epoch(&mut self) -> Result<()> {
+        self.store_epoch(0)
+    }
+
+    fn store_epoch(&mut self, epoch: u32) -> Result<()> {
         Array::<_, u32>::try_from(self.map(names::EPOCH)?)?.set(0, epoch, 0)?;
         Ok(())
     }
@@ -189,20 +253,30 @@ impl Kernel {
 
     /// One counter, summed over the CPUs.
     pub(crate) fn counter(&self, index: u32) -> Result<Counter> {
-        let map = self.ebpf.map(names::COUNTERS).context(names::COUNTERS)?;
-        let counters: PerCpuArray<_, [u64; 2]> = map.try_into()?;
-        let values = counters.get(&index, 0)?;
-        let [packets, bytes] = values.iter().fold([0, 0], |sum, v| [sum[0] + v[0], sum[1] + v[1]]);
-        Ok(Counter { packets, bytes })
+        Ok(self.counters()?.get(&index).copied().unwrap_or_default())
     }
 
-    /// Every counter that is not zero.
+    /// Every counter that has moved since the maps were filled, and by how much.
     pub(crate) fn counters(&self) -> Result<BTreeMap<u32, Counter>> {
+        let mut counters = self.all_counters()?;
+        counters.retain(|index, counter| {
+            let before = self.counted.get(index).copied().unwrap_or_default();
+            counter.packets -= before.packets;
+            counter.bytes -= before.bytes;
+            *counter != Counter::default()
+        });
+        Ok(counters)
+    }
+
+    fn all_counters(&self) -> Result<BTreeMap<u32, Counter>> {
+        let map = self.ebpf.map(names::COUNTERS).context(names::COUNTERS)?;
+        let map: PerCpuArray<_, [u64; 2]> = map.try_into()?;
         let mut counters = BTreeMap::new();
         for index in 0..u32::try_from(COUNTERS)? {
-            let counter = self.counter(index)?;
-            if counter != Counter::default() {
-                counters.insert(index, counter);
+            let values = map.get(&index, 0)?;
+            let [packets, bytes] = values.iter().fold([0, 0], |sum, v| [sum[0] + v[0], sum[1] + v[1]]);
+            if packets != 0 {
+                counters.insert(index, Counter { packets, bytes });
             }
         }
         Ok(counters)
