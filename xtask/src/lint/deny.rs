@@ -76,15 +76,18 @@ fn advisories(deny: &Path, workspace: &Workspace) -> Option<String> {
     let mut fetch = with_rules(deny, workspace, "Cargo.toml");
     fetch.env("GIT_TERMINAL_PROMPT", "0");
     if let Err(error) = process::output(fetch.args(["fetch", "db"])) {
-        let error = format!("{error:#}");
-        let reason = error.lines().find(|line| line.contains("fail")).unwrap_or(&error);
-        say(format!(
-            "cargo-deny: advisories are NOT checked, their database is not to be had here: {}",
-            reason.trim()
-        ));
+        say("cargo-deny: advisories are NOT checked: their database is not to be had here");
+        say(format!("cargo-deny: ({})", last_words(&error)));
         return None;
     }
     say("cargo-deny: advisories");
     let mut check = check(deny, workspace, "Cargo.toml", &["advisories"]);
     process::run(&mut check).is_err().then(|| "advisories".to_owned())
+}
+
+/// The last clause of an error's last line: what it came down to.
+fn last_words(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let line = text.lines().last().unwrap_or_default();
+    line.rsplit_once("ERROR] ").map_or(line, |(_, words)| words).to_owned()
 }

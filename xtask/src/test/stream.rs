@@ -22,10 +22,20 @@ pub(crate) fn run(name: &str, command: &mut Command) -> Result<Tally> {
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.with_context(|| format!("read what {name} prints"))?;
             let line = String::from_utf8_lossy(&line);
-            report::print(&line);
+            if !is_of_nothing(&line) {
+                report::print(&line);
+            }
             reader.line(&line);
         }
     }
     let status = child.wait()?;
     Ok(reader.end(name, status.success(), &status.to_string()))
+}
+
+/// Whether a line only tells that there was nothing to run: many binaries hold no test.
+fn is_of_nothing(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty()
+        || line == "running 0 tests"
+        || line.starts_with("test result: ok. 0 passed; 0 failed; 0 ignored")
 }
