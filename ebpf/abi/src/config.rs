@@ -28,15 +28,15 @@ impl Mode {
 pub struct Config {
     /// A [`Mode`].
     pub mode: u32,
-    /// Firewall mark of WireGuard's own packets ([`crate::FWMARK`]).
+    /// Firewall mark of WireGuard's own packets ([`crate::FWMARK`]); 0 marks none.
     pub fwmark: u32,
-    /// UDP ports of WireGuard's own packets, host order: those of even and of odd generations.
+    /// UDP ports of WireGuard's own packets, host order: those of even and of odd generations; 0 is none.
     pub ports: [u32; 2],
     /// Largest TCP MSS over the tunnel, IPv4; 0 leaves it alone.
     pub mss_v4: u32,
     /// Largest TCP MSS over the tunnel, IPv6; 0 leaves it alone.
     pub mss_v6: u32,
-    /// Seconds after which a silent flow of [`names::FLOWS`](crate::names::FLOWS) is over: TCP.
+    /// Seconds after which a silent flow of [`names::FLOWS`](crate::names::FLOWS) is over: TCP. 0: never.
     pub flow_tcp_seconds: u32,
     /// The same for all other protocols.
     pub flow_other_seconds: u32,

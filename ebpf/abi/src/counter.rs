@@ -32,7 +32,7 @@ impl Direction {
 pub struct Counter {
     /// Packets.
     pub packets: u64,
-    /// Bytes from the network header on.
+    /// Bytes from the IP header on, as it states them; of what is not IP or can't be read, the whole frame.
     pub bytes: u64,
 }
 
@@ -43,7 +43,9 @@ pub(crate) const ROOM: u32 = 64;
 /// Entries of [`names::COUNTERS`](crate::names::COUNTERS): three directions, done and only observed.
 pub const COUNTERS: usize = 3 * 2 * ROOM as usize;
 
-/// Where a packet is counted. `observed`: the mode is observe, so the verdict was not carried out.
+/// Where a packet is counted. `observed`: the verdict was not carried out, and the packet passed. In the
+/// mode observe that is every packet; in prefer it is one that require would have dropped, where
+/// [`Reason::Preferred`] does not say so by itself.
 #[inline(always)]
 pub const fn counter_index(direction: Direction, observed: bool, reason: Reason) -> u32 {
     (direction as u32 * 2 + observed as u32) * ROOM + reason as u32

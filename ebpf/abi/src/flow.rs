@@ -3,13 +3,14 @@ use crate::Address;
 /// A flow that reached this node's own address through a tunnel from a remote node's address (a pod
 /// behind masquerading, or a Service's SNAT), seen from here: its replies go back through the tunnel.
 ///
-/// The entry with both ports zero stands for every fragment but the first, which has no ports.
+/// The entry with both ports zero stands for every fragment but the first, which has no ports. Whatever
+/// goes in either direction refreshes a flow: a stream that only goes out does not fall out of the tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowKey {
     /// The remote node's address.
     pub remote: Address,
-    /// This node's address.
+    /// This node's address, or a Service's that may end at this node.
     pub local: Address,
     /// IP protocol number.
     pub protocol: u32,

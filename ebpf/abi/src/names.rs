@@ -2,7 +2,7 @@
 
 /// Array of one [`Config`](crate::Config).
 pub const CONFIG: &str = "CONFIG";
-/// LPM trie: mapped address -> [`PrefixValue`](crate::PrefixValue).
+/// LPM trie: mapped address -> [`PrefixValue`](crate::PrefixValue). Whoever changes it moves [`EPOCH`].
 pub const PREFIXES: &str = "PREFIXES";
 /// Array, mapped into the daemon's memory: peer index -> [`PeerValue`](crate::PeerValue).
 pub const PEERS: &str = "PEERS";

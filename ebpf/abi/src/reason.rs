@@ -96,7 +96,8 @@ reasons! {
     /// The source is neither a pod nor an address of this node.
     SourceNotOurs = 20, Drop, "source_not_ours",
         "A packet to a remote pod came from a source that this node does not own; the far end would refuse it. Look for a pod with an address outside its node's podCIDRs, or a router in front of pods.";
-    /// Out of a tunnel and about to leave in plain.
+    /// Out of a tunnel and about to leave again, for a pod or a node. Dropped under prefer too: what was
+    /// encrypted on its way here does not become plain.
     TunnelToPlain = 21, Drop, "tunnel_to_plain",
         "A packet that came out of a tunnel was about to leave for another node. The pod it was for is gone, or routes of this node and the pods' addresses disagree.";
     /// To a pod of this node, out of the node.
@@ -108,9 +109,9 @@ reasons! {
     /// Plain from the wire, from a peer node to a pod of this node.
     PlainToPod = 24, Drop, "plain_to_pod",
         "A packet in plain from another node was meant for a pod of this node. Either it is forged, or that node does not encrypt: look at `kubeveil status` there.";
-    /// Plain from the wire, with a source of this node's own.
+    /// Plain from the wire, with the source of a pod of this node, or this node's own for one of its pods.
     SpoofedLocal = 25, Drop, "spoofed_local",
-        "A packet from the wire carried the address of a pod of this node: forged, or a loop in the network.";
+        "A packet from the wire carried an address of this node or of one of its pods as its source: forged, or a loop in the network.";
     /// The table of flows that need their replies tunnelled is full.
     FlowTableFull = 26, Drop, "flow_table_full",
         "Too many flows from remote pods to this node's own address are open at once. Their replies could not be sent encrypted, so new ones are refused.";

@@ -1,7 +1,7 @@
 //! What must hold of every packet in every state of the world.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use kubeveil_abi::{Config, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
+use kubeveil_abi::{Config, FWMARK, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
 use kubeveil_verdict::{
     Decision, deliver, guard, steer,
     testing::{Place, Scene, Situation, Slice, Transport, World, address, scene, situation},
@@ -278,5 +278,18 @@ proptest! {
             let at = clamp.offset as usize + usize::from(situation.build.tags) * 4;
             prop_assert_eq!(u16::from_be_bytes(bytes[at..at + 2].try_into().unwrap()), clamp.old);
         }
+    }
+}
+
+/// The host's own packets from port 0 without a mark are not WireGuard's, whatever is not configured yet.
+#[test]
+fn neither_port_0_nor_mark_0_proves_anything() {
+    for (is_v6, fwmark) in [(false, 0), (true, 0), (false, FWMARK), (true, FWMARK)] {
+        let mut world = Scene::calm(Mode::Require).world();
+        world.peers.clear();
+        (world.config.fwmark, world.config.ports) = (fwmark, [0; 2]);
+        let transport = Transport::Udp(0, 0);
+        let packet = Situation::new(Place::LocalNode, Place::RemotePod(0), is_v6, transport);
+        assert_eq!(decide(0, &packet.marked(fwmark), &world).reason, Reason::NoTunnel);
     }
 }
