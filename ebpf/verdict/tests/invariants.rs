@@ -1,7 +1,7 @@
 //! What must hold of every packet in every state of the world.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use kubeveil_abi::{Config, FWMARK, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
+use kubeveil_abi::{BASE_PORT, Config, FWMARK, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
 use kubeveil_verdict::{
     Decision, deliver, guard, steer,
     testing::{Place, Scene, Situation, Slice, Transport, World, address, scene, situation},
@@ -281,15 +281,18 @@ proptest! {
     }
 }
 
-/// The host's own packets from port 0 without a mark are not WireGuard's, whatever is not configured yet.
+/// Half a configuration lets nobody pass for WireGuard: neither port 0 nor mark 0 proves anything.
 #[test]
-fn neither_port_0_nor_mark_0_proves_anything() {
-    for (is_v6, fwmark) in [(false, 0), (true, 0), (false, FWMARK), (true, FWMARK)] {
-        let mut world = Scene::calm(Mode::Require).world();
-        world.peers.clear();
-        (world.config.fwmark, world.config.ports) = (fwmark, [0; 2]);
-        let transport = Transport::Udp(0, 0);
-        let packet = Situation::new(Place::LocalNode, Place::RemotePod(0), is_v6, transport);
-        assert_eq!(decide(0, &packet.marked(fwmark), &world).reason, Reason::NoTunnel);
+fn zero_is_neither_a_port_nor_a_mark() {
+    let port = u32::from(BASE_PORT);
+    for (fwmark, ports, source) in [(FWMARK, [0; 2], 0), (0, [port; 2], BASE_PORT), (0, [0; 2], 0)] {
+        for is_v6 in [false, true] {
+            let mut world = Scene::calm(Mode::Require).world();
+            world.peers.clear();
+            (world.config.fwmark, world.config.ports) = (fwmark, ports);
+            let transport = Transport::Udp(source, 9);
+            let packet = Situation::new(Place::LocalNode, Place::RemotePod(0), is_v6, transport);
+            assert_eq!(decide(0, &packet.marked(fwmark), &world).reason, Reason::NoTunnel);
+        }
     }
 }
