@@ -6,6 +6,7 @@
 mod generation;
 mod private;
 mod public;
+mod randomness;
 mod signature;
 pub mod store;
 #[cfg(feature = "test-support")]

@@ -5,7 +5,7 @@ use rand_core::{TryCryptoRng, TryRng};
 use xeddsa::Sign as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::{PublicKey, Signature, text};
+use crate::{PublicKey, Signature, randomness, text};
 
 /// A WireGuard private key. The only type of this project that holds one.
 ///
@@ -46,7 +46,7 @@ pub struct PrivateKey {
 /// The operating system gave no randomness, so there is no key.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read randomness from the operating system (getrandom)")]
-pub struct RandomnessError(#[source] getrandom::Error);
+pub struct RandomnessError(#[source] std::io::Error);
 
 impl PrivateKey {
     /// A new key from the randomness of the operating system.
@@ -54,7 +54,7 @@ impl PrivateKey {
     /// # Errors
     /// If the operating system gives no randomness; it waits until the kernel's pool is seeded.
     pub fn generate() -> Result<Self, RandomnessError> {
-        Self::filled_by(|bytes| getrandom::fill(bytes).map_err(RandomnessError))
+        Self::filled_by(|bytes| randomness::fill(bytes).map_err(RandomnessError))
     }
 
     /// The key of these bytes, which are copied and clamped. The caller clears its own.
@@ -93,7 +93,7 @@ impl PrivateKey {
         let mut nonce = Zeroizing::new([0; 64]);
         // The randomness hardens against faulty hardware. Without it the signature is as safe as one of
         // Ed25519, which has none: what must never repeat is hashed from key and message too (XEdDSA, section 3).
-        let _ = getrandom::fill(&mut nonce[..]);
+        let _ = randomness::fill(&mut nonce[..]);
         self.sign_with_nonce(message, &nonce)
     }
 

@@ -44,6 +44,8 @@ pub enum Action {
     },
     /// Set what packets out of the device need: loose `rp_filter`, forwarding, IPv6.
     SetSysctls(String),
+    /// Give a device an address of host scope.
+    AddAddress(u32, IpNet),
     /// Bytes.
     SetMtu(u32, u32),
     /// Set a device up.
@@ -105,6 +107,7 @@ impl fmt::Display for Action {
                 Ok(())
             }
             Self::SetSysctls(device) => write!(f, "set sysctls of {device}"),
+            Self::AddAddress(index, address) => write!(f, "give device {index} the address {address}"),
             Self::SetMtu(index, mtu) => write!(f, "set MTU of device {index} to {mtu}"),
             Self::SetUp(index) => write!(f, "set device {index} up"),
             Self::AddPeer { device, key, endpoint, .. } => {

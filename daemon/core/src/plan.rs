@@ -3,10 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use kubeveil_abi::{FWMARK, PeerState, PeerValue};
 use kubeveil_keys::PublicKey;
 
@@ -16,6 +16,13 @@ use crate::{
     observed::{Datapath, Observed, Peer, TunnelDevice},
     snapshot::Synced,
 };
+
+/// An address of host scope for each tunnel device, the same on every node; nobody is ever spoken to by it.
+///
+/// From a device without any IPv4 address the kernel's reverse-path filter takes nothing, however loose
+/// (`net/ipv4/fib_frontend.c`, `__fib_validate_source`: `no_addr`, `last_resort`), and what the tunnel
+/// delivers is answered by another device.
+pub const TUNNEL_ADDRESS: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 86, 86), 32));
 
 /// The endpoint last written for each peer of each device. An endpoint is written when the peer is
 /// made or what it announces changes, never because it roamed.
@@ -119,6 +126,9 @@ fn device_actions(
     let link = observed.links.get(&have.ifindex);
     if link.is_some_and(|l| l.mtu != want.mtu) {
         actions.push(Action::SetMtu(have.ifindex, want.mtu));
+    }
+    if link.is_some_and(|l| !l.addresses.contains(&TUNNEL_ADDRESS)) {
+        actions.push(Action::AddAddress(have.ifindex, TUNNEL_ADDRESS));
     }
     if !have.sysctls_right {
         actions.push(Action::SetSysctls(name.to_owned()));

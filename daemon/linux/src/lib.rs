@@ -5,7 +5,11 @@
 //! the real kernel by the lab.
 
 pub mod bpf;
+#[cfg(any(test, feature = "fake"))]
+pub mod claims;
 pub mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod harden;
 pub mod link;
 pub mod port;

@@ -8,7 +8,7 @@ use kubeveil_core::observed::{Link, LinkStatistics};
 use rtnetlink::{
     Handle, LinkUnspec, LinkWireguard, MulticastGroup, RouteMessageBuilder,
     packet_route::{
-        address::{AddressAttribute, AddressMessage},
+        address::{AddressAttribute, AddressMessage, AddressScope},
         link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         route::{RouteAttribute, RouteMessage},
     },
@@ -80,6 +80,16 @@ impl Links {
         match done.map_err(io_error) {
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(()),
             other => other.map_err(|e| KernelError::new("delete device", index.to_string(), e)),
+        }
+    }
+
+    /// Gives a device an address of host scope; one that it has already is no error.
+    pub fn add_address(&self, index: u32, address: IpNet) -> Result<(), KernelError> {
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        request.message_mut().header.scope = AddressScope::Host;
+        match self.runtime.block_on(request.execute()).map_err(io_error) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.map_err(|e| KernelError::new("give an address to device", index.to_string(), e)),
         }
     }
 

@@ -149,6 +149,7 @@ impl Kernel for RealKernel {
                 wireguard::configure(device, private.transpose()?, *port, *fwmark)
             }
             Action::SetSysctls(device) => sysctl::set(device),
+            Action::AddAddress(index, address) => self.links.add_address(*index, *address),
             Action::SetMtu(index, mtu) => self.links.set_mtu(*index, *mtu),
             Action::SetUp(index) => self.links.set_up(*index),
             Action::AddPeer { device, key, endpoint, allowed_ips, keepalive } => {

@@ -1,0 +1,124 @@
+//! What the fake kernel claims of the real one. Run on both: on the fake as a unit test, on the real
+//! one in the lab, in a network namespace of its own.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use ipnet::IpNet;
+use kubeveil_abi::DEVICE_NAMES;
+use kubeveil_core::{action::Action, observed::TunnelDevice};
+use kubeveil_keys::{Generation, PrivateKey, PublicKey};
+
+use crate::{Kernel, KernelError, Secrets};
+
+const DEVICE: &str = DEVICE_NAMES[0];
+
+/// Private keys of generations 0 and 1, both for the device under test.
+struct Keys([PrivateKey; 2]);
+
+impl Secrets for Keys {
+    fn private_key(&self, generation: Generation) -> Option<&PrivateKey> {
+        self.0.get(generation.number() as usize)
+    }
+}
+
+struct Bench<'a> {
+    kernel: &'a mut dyn Kernel,
+    keys: Keys,
+}
+
+impl Bench<'_> {
+    fn run(&mut self, action: Action) -> Result<(), String> {
+        self.kernel.execute(&action, &self.keys).map_err(|e: KernelError| e.to_string())
+    }
+
+    fn device(&mut self) -> Result<TunnelDevice, String> {
+        let mut observed = self.kernel.observe().map_err(|e| e.to_string())?;
+        observed.tunnels.remove(DEVICE).ok_or_else(|| format!("{DEVICE} is not there"))
+    }
+
+    fn set_key(&mut self, generation: u32) -> Result<PublicKey, String> {
+        let generation = Generation::new(generation);
+        let public = self.keys.private_key(generation).ok_or("no key")?.public();
+        let key = Some((generation, public));
+        self.run(Action::ConfigureTunnel { device: DEVICE.to_owned(), key, port: None, fwmark: None })?;
+        Ok(public)
+    }
+
+    fn add(&mut self, key: PublicKey, ips: &[&str]) -> Result<(), String> {
+        self.run(Action::AddPeer {
+            device: DEVICE.to_owned(),
+            key,
+            endpoint: SocketAddr::from(([192, 0, 2, 9], 51871)),
+            allowed_ips: nets(ips),
+            keepalive: 0,
+        })
+    }
+}
+
+fn nets(ips: &[&str]) -> BTreeSet<IpNet> {
+    ips.iter().filter_map(|ip| ip.parse().ok()).collect()
+}
+
+fn claim(holds: bool, what: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(format!("does not hold: {what}")) }
+}
+
+/// Checks every claim that needs no second node.
+///
+/// # Errors
+/// The first claim that does not hold, in words.
+pub fn check(kernel: &mut dyn Kernel) -> Result<(), String> {
+    let fresh = || PrivateKey::generate().map_err(|e| e.to_string());
+    let (a, b) = (fresh()?.public(), fresh()?.public());
+    let mut bench = Bench { kernel, keys: Keys([fresh()?, fresh()?]) };
+
+    bench.run(Action::CreateTunnel(DEVICE.to_owned()))?;
+    bench.run(Action::CreateTunnel(DEVICE.to_owned()))?;
+    claim(bench.device()?.public_key.is_none(), "a new device has no key")?;
+    let own = bench.set_key(0)?;
+    claim(bench.device()?.public_key == Some(own), "a device tells the public half of its key")?;
+
+    bench.add(a, &["10.0.1.0/24", "fd00:1::/64"])?;
+    bench.add(b, &["10.0.1.0/24"])?;
+    let device = bench.device()?;
+    claim(
+        device.peers[&a].allowed_ips == nets(&["fd00:1::/64"]),
+        "an address moves away from the peer that had it",
+    )?;
+    claim(device.peers[&b].allowed_ips == nets(&["10.0.1.0/24"]), "… to the peer that claimed it last")?;
+    claim(device.peers[&a].last_handshake.is_none(), "a new peer has had no handshake")?;
+
+    bench.add(own, &["10.0.3.0/24"])?;
+    claim(
+        !bench.device()?.peers.contains_key(&own),
+        "a peer with the device's own key is ignored without an error",
+    )?;
+
+    bench.run(Action::RemovePeer(DEVICE.to_owned(), a))?;
+    claim(!bench.device()?.peers.contains_key(&a), "a peer that is removed is gone")?;
+    bench.run(Action::RemovePeer(DEVICE.to_owned(), a))?;
+    bench.run(Action::SetKeepalive(DEVICE.to_owned(), a, 5))?;
+    claim(bench.device()?.peers.contains_key(&a), "an update of a peer that is gone adds it again")?;
+    claim(bench.device()?.peers[&a].keepalive == 5, "a keepalive is told as it was set")?;
+
+    bench.run(Action::AddAllowedIps(DEVICE.to_owned(), b, nets(&["10.0.4.0/24"])))?;
+    claim(bench.device()?.peers[&b].allowed_ips.len() == 2, "addresses are added to those there are")?;
+    bench.run(Action::ReplaceAllowedIps(DEVICE.to_owned(), b, nets(&["10.0.5.0/24"])))?;
+    claim(bench.device()?.peers[&b].allowed_ips == nets(&["10.0.5.0/24"]), "addresses are replaced")?;
+
+    let other = bench.set_key(1)?;
+    let device = bench.device()?;
+    claim(device.public_key == Some(other) && device.peers.contains_key(&b), "another key leaves the peers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeKernel;
+
+    #[test]
+    fn the_fake_holds_to_them() {
+        let mut fake = FakeKernel::new("build", &[]);
+        check(&mut fake).expect("every claim");
+    }
+}

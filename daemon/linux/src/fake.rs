@@ -1,0 +1,310 @@
+//! A kernel made of memory, with the semantics that the daemon relies on.
+//!
+//! What it models, each held to on the real kernel by the same sequence of actions ([`crate::claims`]):
+//! AllowedIPs move to the peer that claimed them last; a peer with the device's own key is ignored
+//! without a word; a private key set on a device ends all its sessions; an update of a peer that is gone
+//! adds it again; a keepalive set on a device that is up starts a handshake; maps and attachments
+//! outlive the daemon, and go with their device.
+//!
+//! What it can't prove: that packets are steered, dropped or encrypted; timing; what the verifier says;
+//! anything about two CPUs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use kubeveil_core::{
+    action::Action,
+    observed::{Datapath, Link, Observed, Peer, TunnelDevice},
+};
+use kubeveil_keys::PublicKey;
+
+use crate::{Count, Kernel, KernelError, Secrets};
+
+/// Says which calls fail, and with which error number.
+type Fault = Box<dyn FnMut(&Action) -> Option<i32> + Send>;
+
+/// The fake.
+#[derive(Default)]
+pub struct FakeKernel {
+    links: BTreeMap<u32, Link>,
+    tunnels: BTreeMap<String, TunnelDevice>,
+    /// What is pinned, whether a daemon has it open or not.
+    pinned: Option<Datapath>,
+    open: bool,
+    build: String,
+    last_index: u32,
+    answering: BTreeSet<PublicKey>,
+    clock: Duration,
+    fault: Option<Fault>,
+    /// Every action that was tried, in order.
+    pub tried: Vec<Action>,
+}
+
+impl FakeKernel {
+    /// With one underlay device, `eth0`, that has `addresses`.
+    pub fn new(build: &str, addresses: &[IpNet]) -> Self {
+        let mut fake = Self { build: build.to_owned(), ..Self::default() };
+        fake.add_link(Link {
+            name: "eth0".to_owned(),
+            up: true,
+            mtu: 1500,
+            addresses: addresses.iter().copied().collect(),
+            ..Link::default()
+        });
+        fake
+    }
+
+    /// Adds a device; returns its index, which is never used again.
+    pub fn add_link(&mut self, link: Link) -> u32 {
+        self.last_index += 1;
+        self.links.insert(self.last_index, link);
+        self.last_index
+    }
+
+    /// Deletes a device as `ip link del` does: what is attached to it goes with it.
+    pub fn delete_link(&mut self, name: &str) {
+        let Some(index) = self.index(name) else { return };
+        self.links.remove(&index);
+        self.tunnels.remove(name);
+        if let Some(datapath) = &mut self.pinned {
+            datapath.attached.retain(|(_, at), _| *at != index);
+        }
+    }
+
+    /// The daemon ends, however: all it had open closes, all that is pinned stays.
+    pub fn daemon_ends(&mut self) {
+        self.open = false;
+        self.tried.clear();
+    }
+
+    /// The peer with `key` answers handshakes from now on.
+    pub fn answer(&mut self, key: PublicKey) {
+        self.answering.insert(key);
+    }
+
+    /// Makes calls fail.
+    pub fn fail(&mut self, fault: impl FnMut(&Action) -> Option<i32> + Send + 'static) {
+        self.fault = Some(Box::new(fault));
+    }
+
+    /// Calls succeed again.
+    pub fn heal(&mut self) {
+        self.fault = None;
+    }
+
+    /// What is in the kernel, whoever looks.
+    pub fn truth(&self) -> Observed {
+        Observed { links: self.links.clone(), tunnels: self.tunnels.clone(), datapath: self.pinned.clone() }
+    }
+
+    /// Changes a WireGuard device behind the daemon's back.
+    pub fn tamper(&mut self, device: &str, change: impl FnOnce(&mut TunnelDevice)) {
+        if let Some(tunnel) = self.tunnels.get_mut(device) {
+            change(tunnel);
+        }
+    }
+
+    fn index(&self, name: &str) -> Option<u32> {
+        self.links.iter().find(|(_, link)| link.name == name).map(|(index, _)| *index)
+    }
+
+    fn datapath(&mut self) -> Result<&mut Datapath, i32> {
+        if self.open { self.pinned.as_mut().ok_or(ENOENT) } else { Err(EBADF) }
+    }
+
+    fn link(&mut self, index: u32) -> Result<&mut Link, i32> {
+        self.links.get_mut(&index).ok_or(ENODEV)
+    }
+
+    fn tunnel(&mut self, name: &str) -> Result<&mut TunnelDevice, i32> {
+        self.tunnels.get_mut(name).ok_or(ENODEV)
+    }
+
+    /// The peer, made if it is not there: netlink has no "update only" here.
+    fn peer(&mut self, device: &str, key: &PublicKey) -> Result<Option<&mut Peer>, i32> {
+        let tunnel = self.tunnel(device)?;
+        if tunnel.public_key == Some(*key) {
+            return Ok(None);
+        }
+        Ok(Some(tunnel.peers.entry(*key).or_default()))
+    }
+
+    fn allow(
+        &mut self,
+        device: &str,
+        key: &PublicKey,
+        ips: &BTreeSet<IpNet>,
+        replace: bool,
+    ) -> Result<(), i32> {
+        if self.peer(device, key)?.is_none() {
+            return Ok(());
+        }
+        for (other, peer) in &mut self.tunnel(device)?.peers {
+            if other == key {
+                if replace {
+                    peer.allowed_ips.clear();
+                }
+                peer.allowed_ips.extend(ips);
+            } else {
+                peer.allowed_ips.retain(|ip| !ips.contains(ip));
+            }
+        }
+        Ok(())
+    }
+
+    fn keepalive(&mut self, device: &str, key: &PublicKey, seconds: u16) -> Result<(), i32> {
+        if let Some(peer) = self.peer(device, key)? {
+            peer.keepalive = seconds;
+        }
+        self.shake(device);
+        Ok(())
+    }
+
+    /// Handshakes that keepalives start, with those who answer.
+    fn shake(&mut self, device: &str) {
+        let up = self.index(device).is_some_and(|index| self.links[&index].up);
+        self.clock += Duration::from_secs(1);
+        let Some(tunnel) = self.tunnels.get_mut(device).filter(|t| up && t.public_key.is_some()) else {
+            return;
+        };
+        for (key, peer) in &mut tunnel.peers {
+            if peer.keepalive != 0 && peer.endpoint.is_some() && self.answering.contains(key) {
+                peer.last_handshake = Some(self.clock);
+            }
+        }
+    }
+
+    fn add_peer(
+        &mut self,
+        device: &str,
+        key: &PublicKey,
+        endpoint: SocketAddr,
+        ips: &BTreeSet<IpNet>,
+        keepalive: u16,
+    ) -> Result<(), i32> {
+        if let Some(peer) = self.peer(device, key)? {
+            peer.endpoint = Some(endpoint);
+        }
+        self.allow(device, key, ips, true)?;
+        self.keepalive(device, key, keepalive)
+    }
+
+    fn configure(
+        &mut self,
+        device: &str,
+        key: Option<PublicKey>,
+        port: Option<u16>,
+        fwmark: Option<u32>,
+    ) -> Result<(), i32> {
+        let tunnel = self.tunnel(device)?;
+        if let Some(public) = key {
+            tunnel.public_key = Some(public);
+            tunnel.peers.remove(&public);
+            for peer in tunnel.peers.values_mut() {
+                peer.last_handshake = None;
+            }
+        }
+        tunnel.port = port.unwrap_or(tunnel.port);
+        tunnel.fwmark = fwmark.unwrap_or(tunnel.fwmark);
+        Ok(())
+    }
+
+    fn create_tunnel(&mut self, name: &str) {
+        if self.index(name).is_none() {
+            let link = Link {
+                name: name.to_owned(),
+                kind: Some("wireguard".to_owned()),
+                mtu: 1420,
+                ..Link::default()
+            };
+            let ifindex = self.add_link(link);
+            self.tunnels.insert(name.to_owned(), TunnelDevice { ifindex, ..TunnelDevice::default() });
+        }
+    }
+
+    fn carry_out(&mut self, action: &Action) -> Result<(), i32> {
+        match action {
+            Action::LoadPrograms => {
+                self.open = true;
+                self.pinned.get_or_insert_default().build.clone_from(&self.build);
+            }
+            Action::SetConfig(config) => self.datapath()?.config = *config,
+            Action::PutPrefix(net, prefix) => drop(self.datapath()?.prefixes.insert(*net, *prefix)),
+            Action::RemovePrefix(net) => drop(self.datapath()?.prefixes.remove(net)),
+            Action::PutDevice(index, kind) => drop(self.datapath()?.devices.insert(*index, *kind)),
+            Action::RemoveDevice(index) => drop(self.datapath()?.devices.remove(index)),
+            Action::Attach(hook) => {
+                self.link(hook.1)?;
+                self.datapath()?.attached.insert(*hook, 0);
+            }
+            Action::Detach(hook) => drop(self.datapath()?.attached.remove(hook)),
+            Action::CreateTunnel(name) => self.create_tunnel(name),
+            Action::ConfigureTunnel { device, key, port, fwmark } => {
+                self.configure(device, key.map(|(_, public)| public), *port, *fwmark)?;
+            }
+            Action::SetSysctls(device) => self.tunnel(device)?.sysctls_right = true,
+            Action::AddAddress(index, address) => drop(self.link(*index)?.addresses.insert(*address)),
+            Action::SetMtu(index, mtu) => self.link(*index)?.mtu = *mtu,
+            Action::SetUp(index) => {
+                let link = self.link(*index)?;
+                link.up = true;
+                let name = link.name.clone();
+                self.shake(&name);
+            }
+            Action::AddPeer { device, key, endpoint, allowed_ips, keepalive } => {
+                self.add_peer(device, key, *endpoint, allowed_ips, *keepalive)?;
+            }
+            Action::SetEndpoint(device, key, endpoint) => {
+                if let Some(peer) = self.peer(device, key)? {
+                    peer.endpoint = Some(*endpoint);
+                }
+            }
+            Action::AddAllowedIps(device, key, ips) => self.allow(device, key, ips, false)?,
+            Action::ReplaceAllowedIps(device, key, ips) => self.allow(device, key, ips, true)?,
+            Action::SetKeepalive(device, key, seconds) => self.keepalive(device, key, *seconds)?,
+            Action::RemovePeer(device, key) => drop(self.tunnel(device)?.peers.remove(key)),
+            Action::SetSlot(slot, index) => self.datapath()?.slots[usize::from(*slot)] = *index,
+            Action::SetPeer(index, value) => {
+                let peers = &mut self.datapath()?.peers;
+                match *value {
+                    kubeveil_abi::PeerValue::NO_TUNNEL => drop(peers.remove(index)),
+                    value => drop(peers.insert(*index, value)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+const ENOENT: i32 = rustix::io::Errno::NOENT.raw_os_error();
+const EBADF: i32 = rustix::io::Errno::BADF.raw_os_error();
+const ENODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
+
+impl Kernel for FakeKernel {
+    fn observe(&mut self) -> Result<Observed, KernelError> {
+        let mut truth = self.truth();
+        truth.datapath = truth.datapath.filter(|_| self.open);
+        Ok(truth)
+    }
+
+    fn execute(&mut self, action: &Action, _: &dyn Secrets) -> Result<(), KernelError> {
+        self.tried.push(action.clone());
+        let injected = self.fault.as_mut().and_then(|fault| fault(action));
+        injected.map_or_else(|| self.carry_out(action), Err).map_err(|errno| {
+            KernelError::new("execute", action.to_string(), io::Error::from_raw_os_error(errno))
+        })
+    }
+
+    fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
+        Ok(Vec::new())
+    }
+
+    fn sweep_flows(&mut self) -> Result<usize, KernelError> {
+        Ok(0)
+    }
+}
