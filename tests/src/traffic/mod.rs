@@ -45,6 +45,8 @@ pub struct Tally {
     pub refused: u64,
     /// Of those sent, how many arrived.
     pub received: u64,
+    /// Of these, by IPv4 and by IPv6.
+    pub by_family: [u64; 2],
     /// More than once.
     pub duplicated: u64,
     /// After one that was sent later.
@@ -78,6 +80,10 @@ impl fmt::Display for Tally {
             self.received,
             self.lost()
         )?;
+        let [v4, v6] = self.by_family;
+        if self.lost() > 0 {
+            write!(f, " ({v4} by IPv4, {v6} by IPv6 arrived)")?;
+        }
         for (count, what) in [
             (self.duplicated, "duplicated"),
             (self.reordered, "reordered"),

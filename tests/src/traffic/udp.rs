@@ -180,9 +180,10 @@ impl Running {
             rate: sent.taken as f64 / sent.time.as_secs_f64().max(1e-9),
             ..Tally::default()
         };
-        for receiver in self.receivers {
+        for (receiver, flow) in self.receivers.into_iter().zip(&self.flows) {
             let ledger = receiver.join().map_err(|_| anyhow!("a receiver panicked"))??;
             tally.received += ledger.received;
+            tally.by_family[usize::from(flow.family == Family::V6)] += ledger.received;
             tally.duplicated += ledger.duplicated;
             tally.reordered += ledger.reordered;
         }

@@ -131,7 +131,7 @@ fn on_own(scenario: &Scenario, standing: &Standing) -> Result<()> {
     let mut stage = Stage::set(scenario.spec)?;
     let outcome = (scenario.act)(&mut stage).and_then(|()| stage.verdict());
     if outcome.is_err() {
-        support::show_logs(&stage);
+        support::keep_logs(&stage, scenario.name);
     }
     let struck = stage.strike();
     outcome.and(struck)
@@ -142,7 +142,7 @@ fn on_standing(scenario: &Scenario, standing: &Standing) -> Result<()> {
         Some(stage) => stage,
         None => {
             let mut stage = Stage::set(scenario.spec)?;
-            stage.start().inspect_err(|_| support::show_logs(&stage))?;
+            stage.start().inspect_err(|_| support::keep_logs(&stage, scenario.name))?;
             stage
         }
     };
@@ -152,7 +152,7 @@ fn on_standing(scenario: &Scenario, standing: &Standing) -> Result<()> {
         return outcome;
     }
     // What it left is nobody's ground.
-    support::show_logs(&stage);
+    support::keep_logs(&stage, scenario.name);
     outcome.and(stage.strike())
 }
 

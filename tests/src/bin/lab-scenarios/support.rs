@@ -8,9 +8,6 @@ use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{batch, program_path};
 use kubeveil_tests::stage::Stage;
 
-/// How many lines of each daemon's log a failure shows.
-const TAIL: usize = 12;
-
 /// What this machine lacks, in the words that `cargo xtask test` knows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Missing {
@@ -45,16 +42,19 @@ fn without_daemon() -> Option<String> {
     (!there).then(|| "needs kubeveild on PATH".to_owned())
 }
 
-/// Shows the ends of the daemons' logs to the one who reads of a failure.
-pub(crate) fn show_logs(stage: &Stage) {
+/// Keeps the daemons' logs of a failed scenario where `cargo xtask` fetches files from; says where.
+pub(crate) fn keep_logs(stage: &Stage, scenario: &str) {
+    let folder = Path::new("/out/logs").join(scenario);
+    if let Err(error) = std::fs::create_dir_all(&folder) {
+        return eprintln!("{scenario}: the daemons' logs are not kept: {error}");
+    }
     for node in stage.lab.nodes() {
-        let log = stage.lab.daemon(node).log();
-        let lines: Vec<_> = log.lines().collect();
-        let last = &lines[lines.len().saturating_sub(TAIL)..];
-        if !last.is_empty() {
-            eprintln!("{}:\n  {}", node.name(), last.join("\n  "));
+        let path = folder.join(format!("{}.log", node.name()));
+        if let Err(error) = std::fs::copy(stage.lab.daemon(node).file("kubeveild.log"), &path) {
+            eprintln!("{}: not kept: {error}", path.display());
         }
     }
+    eprintln!("{scenario}: the daemons' logs are in {}", folder.display());
 }
 
 /// The device of a node's generation 0.
