@@ -90,7 +90,7 @@ impl Part {
         match self {
             Self::Rules => rules(workspace, filter),
             Self::Unit => unit(workspace, filter),
-            Self::Bpf => bpf(workspace, filter),
+            Self::Bpf => bpf(workspace, arguments),
             Self::Lab => lab(workspace, arguments),
         }
     }
@@ -139,14 +139,15 @@ fn unit(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
     Ok(tally)
 }
 
-fn bpf(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
+fn bpf(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
+    let alone = arguments.only == Some(Part::Bpf);
     let object = build::ebpf(workspace)?;
     let mut tally = Tally::default();
-    for suite in suites::bpf(workspace, &object)? {
+    for suite in suites::bpf(workspace, &object, alone)? {
         // As root: programs are loaded. By `env`, since sudo keeps little of ours.
         let mut root = process::as_root("env")?;
         root.arg(format!("{}={}", build::EBPF_OBJECT, object.display())).arg("timeout");
-        tally.add(run_suite(&suite, root, filter)?);
+        tally.add(run_suite(&suite, root, arguments.filter.as_deref())?);
     }
     Ok(tally)
 }

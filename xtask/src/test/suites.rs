@@ -29,26 +29,27 @@ pub(crate) struct Suite {
 
 /// Everything that needs neither root nor a kernel of its own.
 pub(crate) fn unit(workspace: &Workspace, object: &Path) -> Result<Vec<Suite>> {
-    let mut build = process::cargo();
-    build.args(["test", "--workspace", "--no-run", "--exclude", BPF]);
-    built(workspace, object, build, |built, package| package != LAB || !built.target.is("test"))
+    built(workspace, object, &["--workspace"], |built, package| {
+        package != BPF && (package != LAB || !built.target.is("test"))
+    })
 }
 
-/// The programs under BPF_PROG_TEST_RUN.
-pub(crate) fn bpf(workspace: &Workspace, object: &Path) -> Result<Vec<Suite>> {
-    let mut build = process::cargo();
-    build.args(["test", "--no-run", "--package", BPF]);
-    built(workspace, object, build, |_, _| true)
+/// The programs under BPF_PROG_TEST_RUN. Built with the rest where the rest is built too: alone,
+/// its dependencies have other features, and would be compiled once more.
+pub(crate) fn bpf(workspace: &Workspace, object: &Path, alone: bool) -> Result<Vec<Suite>> {
+    let scope: &[&str] = if alone { &["--package", BPF] } else { &["--workspace"] };
+    built(workspace, object, scope, |_, package| package == BPF)
 }
 
 fn built(
     workspace: &Workspace,
     object: &Path,
-    mut build: std::process::Command,
+    scope: &[&str],
     wanted: impl Fn(&Built, &str) -> bool,
 ) -> Result<Vec<Suite>> {
-    build.arg("--message-format=json-render-diagnostics").current_dir(&workspace.root);
-    build.env(build::EBPF_OBJECT, object);
+    let mut build = process::cargo();
+    build.args(["test", "--no-run", "--message-format=json-render-diagnostics"]).args(scope);
+    build.current_dir(&workspace.root).env(build::EBPF_OBJECT, object);
     let mut suites = Vec::new();
     for built in build::executables(&mut build)?.into_iter().filter(Built::is_test) {
         let folder = built.manifest_path.parent().context("a manifest without a folder")?.to_owned();
