@@ -5,7 +5,6 @@ use crate::{
     flow::is_tunnel_port,
     packet::{Bytes, Meta, Packet, Parsed, parse},
     tables::{Tables, owner},
-    transport::UDP,
 };
 
 /// Ingress of an underlay device: nothing from the wire may pass for a pod's traffic.
@@ -63,13 +62,11 @@ fn pass(
     config: &Config,
     reason: Reason,
 ) -> Reason {
-    // WireGuard sends no extension headers.
-    if packet.next != UDP {
+    let Some(transport) = packet.transport(bytes) else {
         return reason;
-    }
-    let ports = packet.transport(bytes).and_then(|transport| transport.ports(bytes));
-    match ports {
-        Some(ports) if is_tunnel_port(config, UDP, ports & 0xffff) => {
+    };
+    match transport.ports(bytes) {
+        Some(ports) if is_tunnel_port(config, transport.protocol, ports & 0xffff) => {
             match owner(tables, &packet.destination) {
                 Some((PrefixKind::LocalNode, _)) => Reason::Outer,
                 _ => reason,

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use kubeveil_abi::{BASE_PORT, Direction, FlowKey, Mode, PrefixKind, Reason, counter_index};
-use kubeveil_verdict::testing::{Place, Scene, Situation, Transport, address};
+use kubeveil_verdict::testing::{Place, Scene, Situation, Transport, address, ip_of};
 
 use crate::kernel::{Kernel, NEXT, REDIRECT, SHOT, boot_seconds, words};
 
@@ -107,13 +107,36 @@ pub(crate) fn prefixes_are_kept_for_an_epoch() -> Result<()> {
         // Behind the programs' back, to see that they do keep it.
         kernel.replace_prefixes(&unknown)?;
         ensure!(ask(&mut kernel)? == REDIRECT, "looked up again in the same epoch");
-        kernel.unsettle()?;
-        ensure!(ask(&mut kernel)? == SHOT, "kept in an epoch that is not settled");
         kernel.settle()?;
         ensure!(ask(&mut kernel)? == SHOT, "kept from another epoch");
-        kernel.replace_prefixes(&known)?;
-        kernel.clear_epoch()?;
-        ensure!(ask(&mut kernel)? == REDIRECT, "kept before there is an epoch");
+        for clear in [false, true] {
+            if clear {
+                kernel.clear_epoch()?
+            } else {
+                kernel.unsettle()?
+            };
+            for (world, action) in [(&known, REDIRECT), (&unknown, SHOT)] {
+                kernel.replace_prefixes(world)?;
+                ensure!(ask(&mut kernel)? == action, "kept in an epoch that is not settled");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Two addresses that share a place in the table are not taken for each other.
+pub(crate) fn addresses_that_share_a_place() -> Result<()> {
+    let pod = Situation::new(Place::LocalPod, Place::RemotePod(0), true, Transport::Udp(1, 2));
+    let pod = pod.by(Scene::POD_DEVICE);
+    // The programs rotate the words by 21, 14, 7 and 0 bits and combine them by exclusive or.
+    let [a, b, c, d] = address(pod.build.destination);
+    let places = [[a ^ 1 << 11, b ^ 1 << 18, c, d], [a ^ 1 << 11, b, c ^ 1 << 25, d]];
+    for place in places {
+        let mut kernel = Kernel::with(&calm().world())?;
+        ensure!(kernel.run(Direction::Egress, &pod)?.action == REDIRECT, "not tunnelled");
+        let mut other = pod.clone();
+        other.build.destination = ip_of(place);
+        ensure!(kernel.run(Direction::Egress, &other)?.action == NEXT, "{other:?} is taken for {pod:?}");
     }
     Ok(())
 }

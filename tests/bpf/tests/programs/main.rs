@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         trial("flows_are_remembered", cases::flows_are_remembered),
         trial("a_reply_keeps_its_flow_alive", cases::a_reply_keeps_its_flow_alive),
         trial("prefixes_are_kept_for_an_epoch", cases::prefixes_are_kept_for_an_epoch),
+        trial("addresses_that_share_a_place", cases::addresses_that_share_a_place),
         trial("big_tcp_is_counted_whole", cases::big_tcp_is_counted_whole),
         trial("maps_are_as_the_abi_says", maps::are_as_the_abi_says),
         trial("the_kernel_decides_as_the_host_does", differential::kernel_and_host_agree),
