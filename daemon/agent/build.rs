@@ -11,7 +11,8 @@ fn main() {
     }
     match object.filter(|path| path.exists()) {
         Some(object) => {
-            fs::copy(&object, &out).unwrap_or_else(|e| panic!("copy the eBPF object {}: {e}", object.display()));
+            fs::copy(&object, &out)
+                .unwrap_or_else(|e| panic!("copy the eBPF object {}: {e}", object.display()));
         }
         // Checks and unit tests don't need it; the daemon says so when it is started.
         None => fs::write(&out, []).expect("write to OUT_DIR"),

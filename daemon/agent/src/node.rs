@@ -142,7 +142,7 @@ impl<K: Kernel> Node<K> {
     /// Once round. Returns when to go round again at the latest.
     pub(crate) fn pass(&mut self, now: Now) -> Duration {
         let read = self.source.read(now.monotonic);
-        let knowledge = read.knowledge.or_before(&self.before);
+        let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.before);
         self.before.clone_from(knowledge.snapshot());
         self.announced.update(&self.before);
         if let (Some(own), Some(mesh)) = (self.before.nodes.get(&self.name), &self.before.mesh) {
@@ -405,3 +405,6 @@ fn ahead(observed: &Observed) -> Vec<Problem> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

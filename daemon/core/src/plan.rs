@@ -43,6 +43,7 @@ pub fn plan(
     let mut actions = Vec::new();
     withdraw(desired, datapath, synced, &mut actions);
     maps(desired, datapath, &mut actions);
+    attach(desired, datapath, observed, &mut actions);
     for (name, tunnel) in &desired.tunnels {
         match observed.tunnels.get(name) {
             Some(device) => device_actions(name, tunnel, device, observed, synced, written, &mut actions),
@@ -50,16 +51,16 @@ pub fn plan(
             None => actions.push(Action::CreateTunnel(name.clone())),
         }
     }
-    attach(desired, datapath, observed, synced, &mut actions);
     travel(desired, datapath, &mut actions);
-    remove(desired, datapath, synced, &mut actions);
+    remove(desired, datapath, observed, synced, &mut actions);
     actions
 }
 
 /// First, packets stop going where they no longer may. A slot is changed before the peers that use it.
 fn withdraw(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, actions: &mut Vec<Action>) {
     for (slot, (want, have)) in (0u8..).zip(desired.slots.iter().zip(&datapath.slots)) {
-        if *want == 0 && *have != 0 {
+        // Without our own key we know of no device, which is no reason to take one away.
+        if *want == 0 && *have != 0 && !desired.tunnels.is_empty() {
             actions.push(Action::SetSlot(slot, 0));
         }
     }
@@ -89,22 +90,16 @@ fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     }
 }
 
-fn attach(
-    desired: &Desired,
-    datapath: &Datapath,
-    observed: &Observed,
-    synced: Option<&Synced>,
-    actions: &mut Vec<Action>,
-) {
+fn attach(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {
     for hook in &desired.hooks {
         if !datapath.attached.contains_key(hook) {
             actions.push(Action::Attach(*hook));
         }
     }
-    for hook in datapath.attached.keys().filter(|hook| !desired.hooks.contains(hook)) {
-        if synced.is_some() || !observed.links.contains_key(&hook.1) {
-            actions.push(Action::Detach(*hook));
-        }
+    // Enforcement is never taken off a device that exists, whatever we think that device is now: at
+    // worst a program looks at packets that are none of its business, and leaves them alone.
+    for hook in datapath.attached.keys().filter(|hook| !observed.links.contains_key(&hook.1)) {
+        actions.push(Action::Detach(*hook));
     }
 }
 
@@ -203,14 +198,19 @@ fn travel(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
 }
 
 /// Last, what nobody needs any more.
-fn remove(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, actions: &mut Vec<Action>) {
-    if synced.is_none() {
-        return;
+fn remove(
+    desired: &Desired,
+    datapath: &Datapath,
+    observed: &Observed,
+    synced: Option<&Synced>,
+    actions: &mut Vec<Action>,
+) {
+    if synced.is_some() {
+        for prefix in datapath.prefixes.keys().filter(|p| !desired.prefixes.contains_key(p)) {
+            actions.push(Action::RemovePrefix(*prefix));
+        }
     }
-    for prefix in datapath.prefixes.keys().filter(|p| !desired.prefixes.contains_key(p)) {
-        actions.push(Action::RemovePrefix(*prefix));
-    }
-    for index in datapath.devices.keys().filter(|i| !desired.devices.contains_key(i)) {
+    for index in datapath.devices.keys().filter(|i| !observed.links.contains_key(i)) {
         actions.push(Action::RemoveDevice(*index));
     }
 }

@@ -64,6 +64,15 @@ impl Knowledge {
         }
     }
 
+    /// A cluster in which this very node does not exist can't be all of it: a source that answers with
+    /// nothing after a failure, a folder that was emptied, the wrong cluster. Absence from it means nothing.
+    pub fn as_seen_by(self, own: &str) -> Self {
+        match self {
+            Self::Whole(Synced(snapshot)) if !snapshot.nodes.contains_key(own) => Self::Partial(snapshot),
+            other => other,
+        }
+    }
+
     /// What was known before stands until it is known to be gone: the union of a partial snapshot
     /// with `before`; a whole one replaces it, but for a mesh object that was deleted (DESIGN
     /// section 6: the last spec stands).
@@ -100,6 +109,14 @@ mod tests {
         let now = Knowledge::Partial(nodes(&["c"])).or_before(&nodes(&["a", "b"]));
         assert_eq!(now.snapshot().nodes.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert!(now.synced().is_none());
+    }
+
+    #[test]
+    fn a_cluster_without_this_node_is_not_whole() {
+        let whole = |names: &[&str]| Knowledge::Whole(nodes(names).attest_whole());
+        assert!(whole(&["a", "me"]).as_seen_by("me").synced().is_some());
+        assert!(whole(&["a"]).as_seen_by("me").synced().is_none());
+        assert!(whole(&[]).as_seen_by("me").synced().is_none());
     }
 
     #[test]

@@ -287,6 +287,10 @@ const ENODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
 
 impl Kernel for FakeKernel {
     fn observe(&mut self) -> Result<Observed, KernelError> {
+        // Time has passed: keepalives that are set repeat themselves.
+        for device in self.tunnels.keys().cloned().collect::<Vec<_>>() {
+            self.shake(&device);
+        }
         let mut truth = self.truth();
         truth.datapath = truth.datapath.filter(|_| self.open);
         Ok(truth)

@@ -115,6 +115,10 @@ impl Kernel for RealKernel {
                 tunnels.insert(link.name.clone(), device);
             }
         }
+        // Whoever looks has done what was planned before.
+        if let Some(bpf) = &mut self.bpf {
+            bpf.maps.settle()?;
+        }
         let datapath = self.bpf.as_ref().map(|bpf| bpf.observe(&links)).transpose()?;
         self.seen.clone_from(&links);
         Ok(Observed { links, tunnels, datapath })

@@ -15,7 +15,7 @@ use aya::{
 use ipnet::IpNet;
 use kubeveil_abi::{
     Address, Config, Counter, DeviceKind, Direction, FlowKey, FlowValue, MAX_SLOTS, PeerValue, PrefixKind,
-    PrefixValue, Reason, counter_index, names, v4_mapped_length,
+    PrefixValue, Reason, counter_index, is_settled, names, v4_mapped_length,
 };
 use kubeveil_core::observed::Prefix;
 
@@ -47,6 +47,7 @@ pub struct Maps {
     devices: HashMap<MapData, u32, u32>,
     flows: HashMap<MapData, Raw<FlowKey>, Raw<FlowValue>>,
     counters: PerCpuArray<MapData, Raw<Counter>>,
+    epoch: Array<MapData, u32>,
 }
 
 fn failed(operation: &'static str, map: &str) -> impl FnOnce(MapError) -> KernelError {
@@ -84,6 +85,7 @@ impl Maps {
             devices: typed!(HashMap, names::DEVICES),
             flows: typed!(HashMap, names::FLOWS),
             counters: typed!(PerCpuArray, names::COUNTERS),
+            epoch: typed!(Array, names::EPOCH),
         })
     }
 
@@ -111,14 +113,35 @@ impl Maps {
         Ok(out)
     }
 
+    /// Before prefixes change: the programs look every address up anew until [`Maps::settle`].
+    fn unsettle(&mut self) -> Result<(), KernelError> {
+        let epoch = self.epoch.get(&0, 0).map_err(failed("read", names::EPOCH))?;
+        if is_settled(epoch) {
+            written(names::EPOCH, self.epoch.set(0, epoch.wrapping_add(1), 0))?;
+        }
+        Ok(())
+    }
+
+    /// The prefixes stand: the programs may keep what they look up, under a number that was never used.
+    pub fn settle(&mut self) -> Result<(), KernelError> {
+        let epoch = self.epoch.get(&0, 0).map_err(failed("read", names::EPOCH))?;
+        if is_settled(epoch) {
+            return Ok(());
+        }
+        let next = epoch.wrapping_add(1).next_multiple_of(2).max(2);
+        written(names::EPOCH, self.epoch.set(0, next, 0))
+    }
+
     /// Writes a prefix.
     pub fn put_prefix(&mut self, net: IpNet, prefix: Prefix) -> Result<(), KernelError> {
+        self.unsettle()?;
         let value = PrefixValue { kind: prefix.kind as u32, peer: prefix.peer };
         written(names::PREFIXES, self.prefixes.insert(&key(net), Raw(value), 0))
     }
 
     /// Takes a prefix out.
     pub fn remove_prefix(&mut self, net: IpNet) -> Result<(), KernelError> {
+        self.unsettle()?;
         removed(names::PREFIXES, self.prefixes.remove(&key(net)))
     }
 
@@ -192,16 +215,25 @@ impl Maps {
         /// `IPPROTO_TCP` (kernel `include/uapi/linux/in.h`).
         const TCP: u32 = 6;
         let config = self.config()?;
+        let is_over = |flow: &FlowKey, value: &FlowValue| {
+            let limit =
+                if flow.protocol == TCP { config.flow_tcp_seconds } else { config.flow_other_seconds };
+            limit != 0 && now.saturating_sub(value.seen) > limit
+        };
         let mut over = Vec::new();
         let mut left = 0;
         for entry in self.flows.iter() {
             let (Raw(flow), Raw(value)) = entry.map_err(failed("read", names::FLOWS))?;
-            let limit =
-                if flow.protocol == TCP { config.flow_tcp_seconds } else { config.flow_other_seconds };
-            if now.saturating_sub(value.seen) > limit { over.push(flow) } else { left += 1 }
+            if is_over(&flow, &value) { over.push(flow) } else { left += 1 }
         }
         for flow in over {
-            removed(names::FLOWS, self.flows.remove(&Raw(flow)))?;
+            // Looked at again at the last moment: a packet may have come since.
+            match self.flows.get(&Raw(flow), 0) {
+                Ok(Raw(value)) if is_over(&flow, &value) => {
+                    removed(names::FLOWS, self.flows.remove(&Raw(flow)))?;
+                }
+                _ => left += 1,
+            }
         }
         Ok(left)
     }
