@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use kubeveil_abi::BASE_PORT;
 use kubeveil_api::announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped};
 use kubeveil_core::problem::{Problem, ProblemKind};
-use kubeveil_keys::{Generation, KeyInfo, KeyStore, PrivateKey, StoreError};
+use kubeveil_keys::{Generation, KeptAside, KeyInfo, KeyStore, PrivateKey, StoreError};
 use kubeveil_linux::Secrets;
 
 /// Holds the key, once the node's UID is known.
@@ -53,16 +53,12 @@ impl Keeper {
             Ok((private, info, aside)) => {
                 tracing::info!(generation = %info.generation, public_key = %info.public, "key in use");
                 self.problems.retain(|p| p.field.is_empty());
-                if let Some(problem) = aside {
-                    tracing::warn!("{problem}");
-                    self.problems.push(problem);
-                }
+                self.problems.extend(aside);
                 self.held = Some(Held { uid: uid.to_owned(), private, info, announcement: None });
             }
             Err(e) => {
                 let problem = store_problem(&self.dir, &e);
                 if !self.problems.contains(&problem) {
-                    tracing::error!("{problem}");
                     self.problems.push(problem);
                 }
             }
@@ -100,23 +96,40 @@ impl Secrets for Keeper {
     }
 }
 
-fn load(
-    dir: &Path,
-    uid: &str,
-    wanted: Generation,
-    epoch: u64,
-) -> Result<(PrivateKey, KeyInfo, Option<Problem>), StoreError> {
+type Loaded = (PrivateKey, KeyInfo, Vec<Problem>);
+
+fn load(dir: &Path, uid: &str, wanted: Generation, epoch: u64) -> Result<Loaded, StoreError> {
     let store = KeyStore::open(dir, uid)?;
+    if let Some(mode) = store.tightened_from() {
+        tracing::warn!("{} was open to others (mode {mode:04o}); it is 0700 now", dir.display());
+    }
     let highest = store.list()?.iter().map(|listed| listed.generation).max();
     let loaded = store.load_or_create(highest.unwrap_or(wanted), epoch)?;
-    let aside = loaded.kept_aside.map(|kept| Problem {
+    let mut problems: Vec<Problem> = loaded.kept_aside.iter().map(set_aside_now).collect();
+    let told = loaded.kept_aside.map(|kept| kept.moved_to);
+    let earlier = store.set_aside_files()?.into_iter().filter(|path| Some(path) != told.as_ref());
+    problems.extend(earlier.map(|path| set_aside_earlier(&path)));
+    Ok((loaded.private, loaded.info, problems))
+}
+
+fn set_aside_now(kept: &KeptAside) -> Problem {
+    Problem {
         kind: ProblemKind::KeyStore,
         object: format!("key file {}", kept.path.display()),
         field: String::new(),
         message: format!("{}; moved to {} and a new key made", kept.problem, kept.moved_to.display()),
         advice: kept.problem.advice().to_owned(),
-    });
-    Ok((loaded.private, loaded.info, aside))
+    }
+}
+
+fn set_aside_earlier(path: &Path) -> Problem {
+    Problem {
+        kind: ProblemKind::KeyStore,
+        object: format!("key file {}", path.display()),
+        field: String::new(),
+        message: "was set aside by an earlier start, and may hold a key".to_owned(),
+        advice: "Find out how it came to be there, then delete it".to_owned(),
+    }
 }
 
 fn store_problem(dir: &Path, error: &StoreError) -> Problem {

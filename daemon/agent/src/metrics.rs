@@ -58,6 +58,12 @@ fn gauge(registry: &mut Registry, name: &str, help: &str, values: impl IntoItera
     registry.register(name, help, family);
 }
 
+fn one_gauge(registry: &mut Registry, name: &str, help: &str, value: f64) {
+    let gauge = Gauge::<f64, AtomicU64>::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
+}
+
 /// Values of the same labels add up.
 fn counter(registry: &mut Registry, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, u64)>) {
     let family = Family::<Labels, Counter>::default();
@@ -65,6 +71,12 @@ fn counter(registry: &mut Registry, name: &str, help: &str, values: impl IntoIte
         family.get_or_create(&labels).inc_by(value);
     }
     registry.register(name, help, family);
+}
+
+fn one_counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let counter = Counter::<u64>::default();
+    counter.inc_by(value);
+    registry.register(name, help, counter);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point; 2^53 of anything is out of reach")]
@@ -79,16 +91,16 @@ fn about(registry: &mut Registry, view: &View) {
     gauge(registry, "build_info", "Version of the daemon, kernel and mode", [(labels, 1.0)]);
     if let Some(key) = &status.key {
         let help = "Generation of the key in use";
-        gauge(registry, "key_generation", help, [(vec![], float(key.generation.number().into()))]);
+        one_gauge(registry, "key_generation", help, float(key.generation.number().into()));
         let help = "When the key in use was made";
-        gauge(registry, "key_created_timestamp_seconds", help, [(vec![], float(key.created))]);
+        one_gauge(registry, "key_created_timestamp_seconds", help, float(key.created));
     }
     let seen =
         |kind: &ProblemKind| view.errors.iter().find(|(name, _)| *name == kind.name()).map_or(0, |(_, n)| *n);
     let kinds = ProblemKind::ALL.iter().map(|kind| (vec![("kind", kind.name().to_owned())], seen(kind)));
     counter(registry, "reconcile_errors", "Problems met, by kind; `kubeveil status` tells them", kinds);
     let help = "Privileged steps carried out since the daemon started";
-    counter(registry, "kernel_writes", help, [(vec![], status.kernel_writes)]);
+    one_counter(registry, "kernel_writes", help, status.kernel_writes);
 }
 
 fn peers(registry: &mut Registry, view: &View) {
@@ -98,11 +110,11 @@ fn peers(registry: &mut Registry, view: &View) {
     let values = states.map(|state| (vec![("state", state.to_owned())], float(count(state))));
     gauge(registry, "peers", "Other nodes by the state of their tunnel", values);
     let help = "Other nodes that this node should have a tunnel to";
-    gauge(registry, "peers_desired", help, [(vec![], float(status.peers.len() as u64))]);
+    one_gauge(registry, "peers_desired", help, float(status.peers.len() as u64));
     let help = "Bytes received through tunnels, of all peers there ever were";
-    counter(registry, "wireguard_received_bytes", help, [(vec![], view.totals.received)]);
+    one_counter(registry, "wireguard_received_bytes", help, view.totals.received);
     let help = "Bytes sent through tunnels, of all peers there ever were";
-    counter(registry, "wireguard_sent_bytes", help, [(vec![], view.totals.sent)]);
+    one_counter(registry, "wireguard_sent_bytes", help, view.totals.sent);
 }
 
 /// Every drop reason of a direction is there from the start, so that a rule on its rate sees the first.
@@ -176,3 +188,6 @@ fn classic(openmetrics: &str) -> String {
 
 /// Shared with the HTTP side.
 pub(crate) type SharedDurations = Arc<Durations>;
+
+#[cfg(test)]
+mod tests;

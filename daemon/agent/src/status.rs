@@ -149,7 +149,7 @@ fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
         .collect()
 }
 
-/// The label of a verdict; in mode observe, what would have been done.
+/// The label of a verdict; where the mode did not carry it out, what would have been done.
 pub(crate) fn verdict_label(count: &Count) -> String {
     let name = count.reason.verdict().name();
     if count.observed && count.reason.verdict() != Verdict::Pass {

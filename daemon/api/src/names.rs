@@ -10,5 +10,3 @@ pub const ANNOUNCEMENT: &str = "kubeveil.io/announcement";
 pub const MESH: &str = "default";
 /// Folder of a manifest source in which agents write their announcements.
 pub const ANNOUNCEMENTS_DIR: &str = "announcements";
-/// Folder of a manifest source in which agents write their `VeilNode`.
-pub const STATUS_DIR: &str = "status";

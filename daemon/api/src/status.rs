@@ -152,7 +152,7 @@ pub struct ProgramStatus {
 pub struct PacketCount {
     /// `egress`, `ingress` or `tunnel`.
     pub direction: String,
-    /// `pass`, `tunnel`, `drop`, …; in mode observe `would_tunnel`, `would_drop`.
+    /// `pass`, `tunnel`, `drop`, …; `would_tunnel`, `would_drop` where the mode did not carry it out.
     pub verdict: String,
     /// Packets.
     pub packets: u64,
@@ -170,7 +170,7 @@ pub struct DropCount {
     pub reason: String,
     /// Packets.
     pub packets: u64,
-    /// Only what would have been dropped, in mode observe.
+    /// Not dropped, since the mode is observe or prefer.
     pub observed: bool,
     /// What it means and what to do.
     pub advice: String,

@@ -11,7 +11,7 @@ use crate::KernelError;
 pub struct Count {
     /// Which program counted.
     pub direction: Direction,
-    /// In mode observe: what would have been done.
+    /// Not carried out, since the mode is observe or prefer.
     pub observed: bool,
     /// Why.
     pub reason: Reason,

@@ -1,0 +1,143 @@
+//! The exposition keeps its budget and its grammar.
+
+use kubeveil_abi::counter_index;
+use kubeveil_api::status::{PeerStatus, STATUS_VERSION, SourceStatus, Status};
+use kubeveil_linux::Count;
+
+use super::*;
+use crate::node::Totals;
+
+/// Series that one node may have (DESIGN.md, section 6).
+const BUDGET: usize = 150;
+
+/// A busy node: 5,000 peers, and every counter that there can be has counted.
+fn view() -> View {
+    let peer = |n: u32| PeerStatus {
+        node: format!("node-{n}"),
+        state: ["up", "idle", "stale", "never"][n as usize % 4].to_owned(),
+        tunnelled: true,
+        public_key: None,
+        endpoint: None,
+        last_handshake: Some(1),
+        received: 1,
+        sent: 1,
+        path_mtu: 1440,
+    };
+    let mut counts = Vec::new();
+    for direction in Direction::ALL {
+        for observed in [false, true] {
+            for reason in Reason::ALL.iter().copied() {
+                let packets = u64::from(counter_index(direction, observed, reason)) + 1;
+                counts.push(Count { direction, observed, reason, packets, bytes: packets });
+            }
+        }
+    }
+    let program = |program: &str, kind: &str| kubeveil_api::status::ProgramStatus {
+        program: program.to_owned(),
+        device: "eth0".to_owned(),
+        device_kind: kind.to_owned(),
+        attached: true,
+        ahead: 0,
+    };
+    let mut totals = Totals::default();
+    (totals.received, totals.sent) = (11, 12);
+    View {
+        status: Status {
+            schema_version: STATUS_VERSION,
+            node: "node-0".to_owned(),
+            version: "0.1.0".to_owned(),
+            kernel: "6.12".to_owned(),
+            ready: true,
+            waiting_for: vec![],
+            mode: None,
+            source: SourceStatus { name: "test".to_owned(), synced: true },
+            key: None,
+            device: None,
+            peers: (0..5000).map(peer).collect(),
+            programs: vec![
+                program("steer", "underlay"),
+                program("guard", "underlay"),
+                program("deliver", "tunnel"),
+            ],
+            packets: vec![],
+            drops: vec![],
+            problems: vec![],
+            kernel_writes: 7,
+            kernel_errors: 0,
+        },
+        counts,
+        totals,
+        errors: vec![("manifest", 3)],
+        map_entries: vec![("PREFIXES", 20_000, 65_536)],
+    }
+}
+
+fn text(openmetrics: bool) -> String {
+    let durations = Durations::new();
+    durations.observe(0.01);
+    expose(&view(), &durations, openmetrics).expect("exposition")
+}
+
+fn samples(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.starts_with('#'))
+}
+
+#[test]
+fn five_thousand_peers_stay_within_the_budget() {
+    let n = samples(&text(false)).count();
+    assert!(n <= BUDGET, "{n} series:\n{}", text(false));
+}
+
+#[test]
+fn every_drop_is_a_series_of_its_own() {
+    let text = text(false);
+    for reason in Reason::ALL.iter().filter(|r| r.verdict() == Verdict::Drop) {
+        let label = format!("reason=\"{}\"", reason.name());
+        assert!(
+            samples(&text).any(|s| s.starts_with("kubeveil_drops_total") && s.contains(&label)),
+            "{label}"
+        );
+    }
+}
+
+/// In the text format every sample belongs to a family that was announced, and counters end in `_total`.
+#[test]
+fn the_text_format_names_its_families() {
+    let text = text(false);
+    let families: Vec<(&str, &str)> =
+        text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    for sample in samples(&text) {
+        let name = sample.split(['{', ' ']).next().unwrap_or_default();
+        let base =
+            ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        assert!(families.iter().any(|(family, _)| *family == name || *family == base), "{sample}");
+    }
+    assert!(
+        families.iter().all(|(name, kind)| (*kind == "counter") == name.ends_with("_total")),
+        "{families:?}"
+    );
+    assert!(!text.contains("# EOF") && self::text(true).ends_with("# EOF\n"));
+}
+
+#[test]
+fn values_are_those_of_the_view() {
+    let text = text(false);
+    for line in [
+        "kubeveil_peers{state=\"idle\"} 1250.0",
+        "kubeveil_wireguard_received_bytes_total 11",
+        "kubeveil_peers_desired 5000.0",
+        "kubeveil_reconcile_errors_total{kind=\"manifest\"} 3",
+        "kubeveil_datapath_attached{program=\"steer\",device_kind=\"underlay\"} 1.0",
+        "kubeveil_map_entries{map=\"prefixes\"} 20000.0",
+    ] {
+        assert!(samples(&text).any(|s| s == line), "no {line} in\n{text}");
+    }
+}
+
+/// For `promtool check metrics`, which `cargo xtask test` runs over what this prints.
+#[test]
+fn an_example_for_promtool() {
+    if let Some(path) = std::env::var_os("KUBEVEIL_METRICS_EXAMPLE") {
+        std::fs::write(path, text(false)).expect("written");
+    }
+}
