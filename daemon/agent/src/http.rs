@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::{Arc, mpsc},
-    time::Duration,
 };
 
 use axum::{
@@ -16,19 +15,18 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::oneshot,
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::{
+    events::{self, Event},
+    metrics,
+    status::View,
 };
 
-use crate::{metrics, run::Event, status::View};
-
-/// How long the node's thread may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// How handlers reach the thread that owns the node.
+/// What handlers hold.
 #[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) events: mpsc::Sender<Event>,
@@ -37,14 +35,9 @@ pub(crate) struct Door {
 
 impl Door {
     async fn ask(&self) -> Result<Box<View>, Response> {
-        let (answer, view) = oneshot::channel();
         let late =
             || (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response();
-        self.events.send(Event::Ask(answer)).map_err(|_| late())?;
-        match tokio::time::timeout(PATIENCE, view).await {
-            Ok(Ok(view)) => Ok(view),
-            _ => Err(late()),
-        }
+        events::ask(&self.events).await.ok_or_else(late)
     }
 }
 

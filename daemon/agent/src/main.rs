@@ -1,6 +1,7 @@
 //! `kubeveild`: the node daemon. Start reading at [`run`]; the loop is in [`node`].
 
 mod args;
+mod events;
 mod http;
 mod keeper;
 mod kept;
@@ -8,6 +9,7 @@ mod metrics;
 mod node;
 mod run;
 mod status;
+mod totals;
 mod uninstall;
 
 use std::process::ExitCode;

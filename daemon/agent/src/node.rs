@@ -11,7 +11,7 @@ use kubeveil_core::{
     action::Action,
     announced::Announced,
     desired::{Desired, Inputs, desired},
-    observed::{LinkStatistics, Observed},
+    observed::Observed,
     ownership::{Assignment, assign},
     plan::{Endpoints, plan},
     problem::{Problem, ProblemKind},
@@ -25,6 +25,7 @@ use kubeveil_linux::{Kernel, KernelError};
 use crate::{
     keeper::Keeper,
     kept::{Kept, KeptFile},
+    totals::Totals,
 };
 
 /// Look at everything this often, whether anything stirred or not.
@@ -45,16 +46,6 @@ pub(crate) struct Now {
     pub(crate) monotonic: Duration,
     /// Since 1970.
     pub(crate) epoch: Duration,
-}
-
-/// Bytes and refusals that never fall, though peers and devices come and go.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Totals {
-    pub(crate) received: u64,
-    pub(crate) sent: u64,
-    pub(crate) refused: LinkStatistics,
-    seen_bytes: BTreeMap<(String, PublicKey), (u64, u64)>,
-    seen_links: BTreeMap<u32, LinkStatistics>,
 }
 
 /// What one way round came to.
@@ -331,37 +322,6 @@ impl<K: Kernel> Node<K> {
         self.retry = (self.retry * 2).min(RETRY_MAX);
         wait
     }
-}
-
-impl Totals {
-    fn add(&mut self, observed: &Observed) {
-        let mut bytes = BTreeMap::new();
-        for (device, tunnel) in &observed.tunnels {
-            for (key, peer) in &tunnel.peers {
-                let id = (device.clone(), *key);
-                let (received, sent) = self.seen_bytes.get(&id).copied().unwrap_or_default();
-                self.received += grown(received, peer.received);
-                self.sent += grown(sent, peer.sent);
-                bytes.insert(id, (peer.received, peer.sent));
-            }
-            if let Some(link) = observed.links.get(&tunnel.ifindex) {
-                let before = self.seen_links.get(&tunnel.ifindex).copied().unwrap_or_default();
-                let now = link.statistics;
-                self.refused.tx_dropped += grown(before.tx_dropped, now.tx_dropped);
-                self.refused.tx_errors += grown(before.tx_errors, now.tx_errors);
-                self.refused.rx_dropped += grown(before.rx_dropped, now.rx_dropped);
-                self.refused.rx_errors += grown(before.rx_errors, now.rx_errors);
-                self.refused.rx_frame_errors += grown(before.rx_frame_errors, now.rx_frame_errors);
-                self.seen_links.insert(tunnel.ifindex, now);
-            }
-        }
-        self.seen_bytes = bytes;
-    }
-}
-
-/// What a counter grew by; one that fell has begun anew.
-fn grown(before: u64, now: u64) -> u64 {
-    if now < before { now } else { now - before }
 }
 
 fn kernel_problem(error: &KernelError) -> Problem {

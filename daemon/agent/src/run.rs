@@ -17,16 +17,16 @@ use kubeveil_manifests::Folder;
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
-    sync::oneshot,
 };
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Args, LogFormat, SourceArg},
+    events::Event,
     http::{self, Door},
     metrics::{Durations, SharedDurations},
     node::{Node, Now},
-    status::{self, View},
+    status,
 };
 
 /// The eBPF object that this build embeds.
@@ -35,16 +35,6 @@ static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kubeveil.bpf.o"
 const BURST: Duration = Duration::from_millis(20);
 /// How often flows that are over are forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
-
-/// What the node's thread is woken by.
-pub(crate) enum Event {
-    /// Something may have changed.
-    Stir,
-    /// Somebody wants to know.
-    Ask(oneshot::Sender<Box<View>>),
-    /// The process is to end; the kernel keeps everything.
-    Stop,
-}
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {

@@ -9,7 +9,10 @@ use kubeveil_core::{desired::Remote, tunnels::Health};
 use kubeveil_keys::Generation;
 use kubeveil_linux::{Count, Kernel, preflight::kernel_release};
 
-use crate::node::{Node, Now, Totals};
+use crate::{
+    node::{Node, Now},
+    totals::Totals,
+};
 
 /// What the HTTP side is given: plain data, made by the thread that owns the node.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use kubeveil_api::status::{PeerStatus, STATUS_VERSION, SourceStatus, Status};
 use kubeveil_linux::Count;
 
 use super::*;
-use crate::node::Totals;
+use crate::totals::Totals;
 
 /// Series that one node may have (DESIGN.md, section 6).
 const BUDGET: usize = 150;
