@@ -86,6 +86,11 @@ impl Node {
         })
     }
 
+    /// The hardware address of its `eth0`: a capture reads more easily.
+    pub fn mac(self) -> String {
+        format!("02:00:00:00:00:{:02x}", self.0)
+    }
+
     /// The prefix of its pods.
     pub fn pod_cidr(self, family: Family) -> String {
         match family {

@@ -124,7 +124,7 @@ fn node_lines(node: Node, count: u8, families: Families) -> Vec<String> {
         "link set dev lo up".to_owned(),
         // A packet of many segments is cut before it leaves, so that a capture shows frames as a real
         // wire carries them. What pods hand to the node stays large, as on a real node.
-        "link set dev eth0 gso_max_segs 1 up".to_owned(),
+        format!("link set dev eth0 address {} gso_max_segs 1 up", node.mac()),
         "link add cni0 type bridge stp_state 0".to_owned(),
         "link set dev veth-a master cni0 up".to_owned(),
         "link set dev veth-b master cni0 up".to_owned(),

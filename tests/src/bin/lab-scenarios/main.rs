@@ -13,6 +13,7 @@ mod wire;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::Result;
 use kubeveil_tests::address::Families;
@@ -104,9 +105,14 @@ fn trial(scenario: &'static Scenario, standing: &Standing, missing: Option<Strin
             eprintln!("skipped: {} ({reason})", scenario.name);
             return Ok(Completion::ignored_with(reason));
         }
-        play(scenario, &standing)
-            .map(|()| Completion::Completed)
-            .map_err(|error| Failed::from(format!("{error:#}")))
+        let start = Instant::now();
+        let outcome = play(scenario, &standing);
+        eprint!("({:.1} s) ", start.elapsed().as_secs_f64());
+        outcome.map(|()| Completion::Completed).map_err(|error| {
+            // At once, too: a run that is ended early never comes to its list of failures.
+            eprintln!("\n{error:#}");
+            Failed::from(format!("{error:#}"))
+        })
     })
 }
 

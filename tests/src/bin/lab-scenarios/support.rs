@@ -50,7 +50,7 @@ pub(crate) fn keep_logs(stage: &Stage, scenario: &str) {
     }
     for node in stage.lab.nodes() {
         let path = folder.join(format!("{}.log", node.name()));
-        if let Err(error) = std::fs::copy(stage.lab.daemon(node).file("kubeveild.log"), &path) {
+        if let Err(error) = std::fs::write(&path, stage.lab.daemon(node).log()) {
             eprintln!("{}: not kept: {error}", path.display());
         }
     }

@@ -94,12 +94,17 @@ fn enable_stranger(victim: Node) -> Result<()> {
         lines.push(format!("address add {own} dev {BRIDGE}{nodad}"));
         lines.push(format!("address add {forged}/{length} dev {BRIDGE}{nodad}"));
         lines.push(format!("route add {to} via {by} dev {BRIDGE}"));
+        // Found without asking: a question under the forged address would be dropped as well.
+        lines.push(format!("neighbour replace {by} lladdr {} dev {BRIDGE} nud permanent", victim.mac()));
     }
     batch(Some(WIRE), &lines)
 }
 
 fn disable_stranger() -> Result<()> {
-    batch(Some(WIRE), &[format!("address flush dev {BRIDGE}")])?;
+    batch(
+        Some(WIRE),
+        &[format!("neighbour flush dev {BRIDGE} nud permanent"), format!("address flush dev {BRIDGE}")],
+    )?;
     namespace::sysctl(WIRE, "net/ipv6/conf/wire0/disable_ipv6", "1")
 }
 
