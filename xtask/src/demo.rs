@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the main job as a story. The story itself is the program
 //! `kubeveil-demo` (in tests/); here it is built, run, and its summary kept.
 
-use std::{fs, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -30,14 +30,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let programs = build::programs(workspace)?;
     let machine = Machine::ensure(workspace, arguments.kernel.as_ref())?;
-    let out = workspace.target.join("demo");
-    // An old summary must not pass for a new one.
-    match fs::remove_dir_all(&out) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("empty {}", out.display()));
-        }
-        _ => {}
-    }
+    let out = workspace.fresh_folder("demo")?;
     let mut environment = machine::terminal_environment();
     if arguments.color || machine::wants_colors() {
         environment.push(("CLICOLOR_FORCE".to_owned(), "1".to_owned()));

@@ -66,6 +66,16 @@ impl Workspace {
         Ok(folder)
     }
 
+    /// An empty folder below the target folder: what an earlier run left must not pass for new.
+    pub(crate) fn fresh_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.target.join(name);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
+        }
+        std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        Ok(folder)
+    }
+
     /// A script of xtask's.
     pub(crate) fn script(&self, path: &str) -> PathBuf {
         self.root.join("xtask").join(path)

@@ -170,6 +170,18 @@ fn lab(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
     let mut command = vec![SCENARIOS.to_owned()];
     command.extend(arguments.filter.clone());
     let environment = is_ci().then(|| ("CI".to_owned(), "true".to_owned())).into_iter().collect();
-    let request = Request { command, programs, timeout: Some(LAB_LIMIT), environment, ..Request::default() };
-    stream::run(SCENARIOS, &mut machine.child(&request)?)
+    let out = workspace.fresh_folder("lab-logs")?;
+    let request = Request {
+        command,
+        programs,
+        out: Some(out.clone()),
+        timeout: Some(LAB_LIMIT),
+        environment,
+        ..Request::default()
+    };
+    let tally = stream::run(SCENARIOS, &mut machine.child(&request)?)?;
+    if tally.failed > 0 {
+        report::say(format!("what the scenarios call /out is {}", out.display()));
+    }
+    Ok(tally)
 }
