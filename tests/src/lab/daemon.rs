@@ -43,20 +43,28 @@ impl Daemon {
 
     /// Its arguments, without the log's level and those of a test.
     pub fn arguments(&self) -> Vec<String> {
-        let path = |path: PathBuf| path.display().to_string();
-        vec![
+        let mut arguments = vec![
             "--source".to_owned(),
             format!("dir:{}", self.lab.join("manifests").display()),
             "--node".to_owned(),
             self.node.name(),
-            "--state-dir".to_owned(),
-            path(self.file("state")),
-            "--bpf-dir".to_owned(),
-            path(self.file("bpf/kubeveil")),
-            "--socket".to_owned(),
-            path(self.file("kubeveild.sock")),
             "--metrics-address".to_owned(),
             http::METRICS.to_string(),
+        ];
+        arguments.extend(self.places());
+        arguments
+    }
+
+    /// Of its arguments, those that say where on the node its things are.
+    pub fn places(&self) -> Vec<String> {
+        let path = |name| self.file(name).display().to_string();
+        vec![
+            "--state-dir".to_owned(),
+            path("state"),
+            "--bpf-dir".to_owned(),
+            path("bpf/kubeveil"),
+            "--socket".to_owned(),
+            path("kubeveild.sock"),
         ]
     }
 

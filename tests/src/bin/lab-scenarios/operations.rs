@@ -7,11 +7,11 @@ use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::Node;
 use kubeveil_tests::namespace;
 use kubeveil_tests::process;
-use kubeveil_tests::stage::{Stage, encrypted};
+use kubeveil_tests::stage::{Stage, encrypted, none_lost};
 use kubeveil_tests::status::{said_in, wireguard_devices};
 
 use crate::Scenario;
-use crate::support::{files_with, kernel_writes};
+use crate::support::{DEVICE, files_with, kernel_writes};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_unchanged_cluster_costs_no_kernel_write", unchanged).shared(),
@@ -177,34 +177,37 @@ fn holds(text: &[u8], wanted: &[u8]) -> bool {
 
 fn uninstall(stage: &mut Stage) -> Result<()> {
     stage.start()?;
+    let nodes: Vec<_> = stage.lab.nodes().collect();
+    // Not while the daemon runs, and not without the operator's word.
+    ensure!(kubeveild_uninstall(stage, nodes[0], &["--accept-plaintext"]).is_err(), "the daemon runs");
+    for &node in &nodes {
+        stage.lab.daemon(node).stop()?;
+        ensure!(kubeveild_uninstall(stage, node, &[]).is_err(), "nobody accepted plaintext");
+    }
     let (tally, census) = stage.send(stage.load("1a", "2a", 100), 40)?;
-    encrypted(&tally, &census)?;
+    encrypted(&tally, &census).context("after two refusals")?;
     stage.open()?;
-    for node in stage.lab.nodes() {
-        let daemon = stage.lab.daemon(node);
-        daemon.stop()?;
-        let said = said_in(node, "kubeveild", &uninstall_arguments(stage, node))?;
-        ensure!(said.contains("kubeveil0"), "it does not report: {said}");
+    for &node in &nodes {
+        let said = kubeveild_uninstall(stage, node, &["--accept-plaintext", "--remove-keys"])?;
+        ensure!(said.contains(DEVICE) && said.contains("keys"), "it does not report: {said}");
         ensure!(wireguard_devices(node)?.is_empty(), "a WireGuard device is left");
-        let filters = said_in(node, "bpftool", &["net", "show"])?;
-        ensure!(!filters.contains("tcx") && !filters.contains("kubeveil"), "programs are left: {filters}");
+        let programs = said_in(node, "bpftool", &["net", "show"])?;
+        ensure!(!programs.contains("tcx"), "programs are left: {programs}");
+        let daemon = stage.lab.daemon(node);
         ensure!(!daemon.file("bpf/kubeveil").exists(), "pins are left");
+        let keys = files_with(&daemon.file("state"), b"private-key: ")?;
+        ensure!(keys.is_empty(), "keys are left: {keys:?}");
     }
     // As the operator asked: plain again.
     let (tally, census) = stage.send(stage.load("1a", "2a", 100), 40)?;
-    kubeveil_tests::stage::none_lost(&tally)?;
+    none_lost(&tally)?;
     ensure!(census.plaintext >= tally.sent, "{census}");
     Ok(())
 }
 
-fn uninstall_arguments(stage: &Stage, node: Node) -> Vec<String> {
-    let daemon = stage.lab.daemon(node);
-    let path = |name: &str| daemon.file(name).display().to_string();
-    vec![
-        "uninstall".to_owned(),
-        "--state-dir".to_owned(),
-        path("state"),
-        "--bpf-dir".to_owned(),
-        path("bpf/kubeveil"),
-    ]
+fn kubeveild_uninstall(stage: &Stage, node: Node, more: &[&str]) -> Result<String> {
+    let mut arguments = vec!["uninstall".to_owned()];
+    arguments.extend(stage.lab.daemon(node).places());
+    arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+    said_in(node, "kubeveild", &arguments)
 }
