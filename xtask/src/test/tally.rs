@@ -35,7 +35,7 @@ impl Reader {
             self.tally.passed += count(counts, "passed");
             self.tally.failed += count(counts, "failed");
             self.ignored += count(counts, "ignored");
-        } else if let Some(rest) = line.strip_prefix("test ") {
+        } else if let Some(rest) = without_time(line).strip_prefix("test ") {
             self.test(rest);
         } else if let Some(skip) = line.strip_prefix("skipped: ") {
             self.told.insert(skip.to_owned());
@@ -110,6 +110,14 @@ fn name_of(skip: &str) -> &str {
     skip.split(" (").next().unwrap_or(skip)
 }
 
+/// A line without the `(11.6 s) ` that a runner of long tests may begin it with.
+fn without_time(line: &str) -> &str {
+    match line.strip_prefix('(').and_then(|rest| rest.split_once(" s) ")) {
+        Some((seconds, rest)) if seconds.parse::<f64>().is_ok() => rest,
+        _ => line,
+    }
+}
+
 /// The number before a word, as in `5 passed; 0 failed`.
 fn count(counts: &str, word: &str) -> u64 {
     let words: Vec<&str> = counts.split([' ', ';', '.']).filter(|w| !w.is_empty()).collect();
@@ -155,6 +163,15 @@ mod tests {
             read(&format!("running 2 tests\ntest a::b ... \u{1b}[31mFAILED\u{1b}[m\n{result}"), false);
         assert_eq!(tally.closing_line(), "1 passed, 1 failed, 0 skipped");
         assert_eq!(tally.failures, ["a::b"]);
+    }
+
+    #[test]
+    fn a_time_before_the_name_is_no_part_of_it() {
+        let tally = read(
+            "running 1 test\n(11.6 s) test a_node_joins   ... FAILED\ntest result: FAILED. 0 passed; 1 failed",
+            false,
+        );
+        assert_eq!((tally.failed, tally.failures), (1, vec!["a_node_joins".to_owned()]));
     }
 
     #[test]
