@@ -81,7 +81,7 @@ impl fmt::Display for Tally {
             self.lost()
         )?;
         let [v4, v6] = self.by_family;
-        if self.lost() > 0 {
+        if self.lost() > 0 && self.received > 0 {
             write!(f, " ({v4} by IPv4, {v6} by IPv6 arrived)")?;
         }
         for (count, what) in [

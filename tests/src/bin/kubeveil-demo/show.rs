@@ -31,7 +31,7 @@ impl Screen {
 
     /// The head.
     pub(crate) fn title(&self, facts: &Facts) {
-        let what = format!("kernel {}, WireGuard {}", facts.kernel, facts.wireguard);
+        let what = format!("pod traffic encrypted in the kernel; here, Linux {}", facts.kernel);
         self.line(&format!("{}  {}", self.paint(BLUE, "kubeveil"), self.paint(FAINT, &what)));
         for row in [
             "",

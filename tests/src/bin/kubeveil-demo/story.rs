@@ -15,7 +15,7 @@ use crate::show::Screen;
 
 const SPEC: Spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dual };
 /// How often each daemon is killed.
-const ROUNDS: u64 = 4;
+const ROUNDS: u64 = 6;
 /// The machine itself may lose packets; then an act is played again, at most so often.
 const TRIES: u32 = 3;
 const DEVICE: &str = "kubeveil0";
@@ -23,7 +23,6 @@ const DEVICE: &str = "kubeveil0";
 /// Tells it. What was found out until an error is in `facts`.
 pub(crate) fn tell(screen: &Screen, facts: &mut Facts) -> Result<()> {
     facts.kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    facts.wireguard = wireguard_version();
     screen.title(facts);
 
     screen.act("Encryption off", "Three nodes, two pods each. Nothing is loaded: what does the wire show?");
@@ -33,9 +32,18 @@ pub(crate) fn tell(screen: &Screen, facts: &mut Facts) -> Result<()> {
 
     screen.act("Encryption on", "A daemon a node; the mesh requires encryption.");
     stage.start()?;
+    // The module is loaded with the first device.
+    facts.wireguard = wireguard_version();
     facts.version = version(&stage)?;
     facts.handshakes = handshakes(&stage)?;
-    screen.note(&format!("kubeveild {}, {} handshakes", facts.version, facts.handshakes));
+    screen.note(&format!(
+        "kubeveild {}, WireGuard {}; {} handshakes, of {} that {} nodes can have",
+        facts.version,
+        facts.wireguard,
+        facts.handshakes,
+        SPEC.nodes * (SPEC.nodes - 1),
+        SPEC.nodes,
+    ));
     facts.encrypted = Some(whole(|| everybody(&mut stage, 600))?);
     screen.held(facts.encrypted_held(), "the same pods, the same packets", facts.encrypted.as_ref());
 
