@@ -17,6 +17,7 @@ use kubeveil_manifests::Folder;
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -26,7 +27,7 @@ use crate::{
     http::{self, Door},
     metrics::{Durations, SharedDurations},
     node::{Node, Now},
-    status,
+    status::{self, View},
 };
 
 /// The eBPF object that this build embeds.
@@ -103,7 +104,7 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
         }
         loop {
             match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Event::Ask(answer)) => drop(answer.send(Box::new(status::view(node, now())))),
+                Ok(Event::Ask(answer)) => tell(node, answer),
                 Ok(Event::Stir) => {
                     thread::sleep(BURST);
                     break;
@@ -115,12 +116,23 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
         // The rest of the burst.
         for event in inbox.try_iter() {
             match event {
-                Event::Ask(answer) => drop(answer.send(Box::new(status::view(node, now())))),
+                Event::Ask(answer) => tell(node, answer),
                 Event::Stop => return,
                 Event::Stir => {}
             }
         }
     }
+}
+
+/// Answers one question. While a handshake is awaited the answer could find it before the next way round
+/// does, and call a peer up to which nothing is sent yet; so that goes first.
+fn tell<K: Kernel>(node: &mut Node<K>, answer: oneshot::Sender<Box<View>>) {
+    let now = now();
+    if node.tunnels.next_look(now.monotonic).is_some() {
+        node.pass(now);
+    }
+    // Whoever asked may have gone.
+    drop(answer.send(Box::new(status::view(node, now))));
 }
 
 /// The one place where clocks are read. The monotonic one counts through suspend, as keys age then too.
