@@ -197,8 +197,16 @@ impl<K: Kernel> Node<K> {
         Ok(actions.len())
     }
 
+    /// Looks at the kernel between two ways round. A look that fails leaves the last one; the next way
+    /// round says why.
+    pub(crate) fn look(&mut self, now: Now) {
+        if let Ok(observed) = self.observe(now) {
+            self.last.observed = observed;
+        }
+    }
+
     /// Looks at the kernel, and keeps count of what it forgets.
-    pub(crate) fn observe(&mut self, now: Now) -> Result<Observed, KernelError> {
+    fn observe(&mut self, now: Now) -> Result<Observed, KernelError> {
         let observed = self.kernel.observe()?;
         self.tunnels.observe(&observed, now.monotonic, now.epoch);
         self.totals.add(&observed);

@@ -124,12 +124,14 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
     }
 }
 
-/// Answers one question. While a handshake is awaited the answer could find it before the next way round
-/// does, and call a peer up to which nothing is sent yet; so that goes first.
+/// Answers one question. While a handshake is awaited a look could find it before the next way round
+/// does, and call a peer up to which nothing is sent yet; so then the way round itself is the look.
 fn tell<K: Kernel>(node: &mut Node<K>, answer: oneshot::Sender<Box<View>>) {
     let now = now();
     if node.tunnels.next_look(now.monotonic).is_some() {
         node.pass(now);
+    } else {
+        node.look(now);
     }
     // Whoever asked may have gone.
     drop(answer.send(Box::new(status::view(node, now))));

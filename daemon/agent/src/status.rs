@@ -1,4 +1,4 @@
-//! The status document, from the last way round and a fresh look at the kernel.
+//! The status document, from the last way round and the last look at the kernel.
 
 use kubeveil_abi::{DeviceKind, Verdict};
 use kubeveil_api::status::{
@@ -24,12 +24,8 @@ pub(crate) struct View {
     pub(crate) map_entries: Vec<(&'static str, usize, usize)>,
 }
 
-/// Looks at the kernel and tells.
+/// Tells of the last look at the kernel, with the counters of this moment.
 pub(crate) fn view<K: Kernel>(node: &mut Node<K>, now: Now) -> View {
-    // A look that fails leaves the last one; the next way round says why.
-    if let Ok(observed) = node.observe(now) {
-        node.last.observed = observed;
-    }
     let counts = node.kernel.counters().unwrap_or_default();
     View {
         status: status(node, &counts, now),
