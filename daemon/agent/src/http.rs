@@ -1,4 +1,5 @@
-//! Two doors: /metrics, /healthz and /readyz over TCP; the status document over a UNIX socket for root.
+//! Two doors: /metrics, /healthz and /readyz over TCP; the status document, and the metrics where no
+//! port can be reached, over a UNIX socket for root.
 
 use std::{
     fs, io,
@@ -65,7 +66,8 @@ pub(crate) fn serve_status(socket: &Path, door: Door) -> io::Result<()> {
     }
     let listener = UnixListener::bind(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    let routes = Router::new().route("/v1/status", get(status)).with_state(Arc::new(door));
+    let routes = Router::new().route("/v1/status", get(status)).route("/metrics", get(exposition));
+    let routes = routes.with_state(Arc::new(door));
     tokio::spawn(async move { axum::serve(listener, routes).await });
     Ok(())
 }

@@ -133,11 +133,3 @@ fn values_are_those_of_the_view() {
         assert!(samples(&text).any(|s| s == line), "no {line} in\n{text}");
     }
 }
-
-/// For `promtool check metrics`, which `cargo xtask test` runs over what this prints.
-#[test]
-fn an_example_for_promtool() {
-    if let Some(path) = std::env::var_os("KUBEVEIL_METRICS_EXAMPLE") {
-        std::fs::write(path, text(false)).expect("written");
-    }
-}

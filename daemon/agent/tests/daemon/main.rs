@@ -1,0 +1,180 @@
+//! The daemon itself, on this machine's kernel: what it says when something is missing or wrong, and what
+//! its doors answer. Needs no WireGuard; tunnels are the lab's business.
+#![expect(clippy::print_stdout, reason = "a test runner's output is the point of it")]
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod cell;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, ExitCode, Stdio},
+};
+
+use cell::{Cell, daemon};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+fn main() -> ExitCode {
+    let trials = vec![
+        trial("it_says_which_flag_is_missing", flags, None),
+        trial("it_names_a_folder_that_is_no_bpf_file_system", no_bpffs, needs_root()),
+        trial("it_names_a_capability_that_is_missing", no_capability, needs_root()),
+        trial(
+            "a_kernel_without_wireguard_is_named_and_closed",
+            no_wireguard,
+            needs_root().or_else(lacks_no_wireguard),
+        ),
+        trial("a_second_daemon_is_refused", second, needs_root()),
+        trial("a_key_file_open_to_others_is_set_aside_and_told", open_key, needs_root()),
+        trial("promtool_is_content", promtool, needs_root().or_else(needs_promtool)),
+        trial("uninstall_wants_to_be_told", uninstall, needs_root()),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn trial(name: &str, run: fn(), missing: Option<&'static str>) -> Trial {
+    let told = name.to_owned();
+    Trial::ignorable_test(name, move || {
+        if let Some(reason) = missing {
+            println!("skipped: {told} ({reason})");
+            return Ok(Completion::ignored_with(reason));
+        }
+        std::panic::catch_unwind(run).map(|()| Completion::Completed).map_err(|_| Failed::from("see above"))
+    })
+}
+
+fn needs_root() -> Option<&'static str> {
+    (!rustix::process::geteuid().is_root()).then_some("needs root: programs are loaded")
+}
+
+/// The kernel must lack WireGuard to show what is said then.
+fn lacks_no_wireguard() -> Option<&'static str> {
+    let script = "ip link add probe type wireguard";
+    let made = Command::new("unshare").args(["--net", "sh", "-c", script]).stderr(Stdio::null()).status();
+    made.is_ok_and(|s| s.success()).then_some("this machine's kernel has WireGuard: there is nothing to name")
+}
+
+fn needs_promtool() -> Option<&'static str> {
+    std::env::var_os("KUBEVEIL_PROMTOOL").is_none().then_some("needs promtool: `cargo xtask test` brings it")
+}
+
+fn contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
+fn flags() {
+    for (arguments, said) in [
+        (&["--source", "dir:/tmp"][..], "--node is missing"),
+        (&["--node", "a"][..], "--source is missing"),
+        (&["--node", "a", "--source", "etcd:x"][..], "must be dir:PATH"),
+        (&["--node", "a", "--source", "dir:/tmp", "--log", "no=such=filter"][..], "--log"),
+    ] {
+        let output = daemon().args(arguments).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}");
+        contains(&String::from_utf8_lossy(&output.stderr), &[said]);
+    }
+}
+
+fn no_bpffs() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = daemon()
+        .args(["--node", "a", "--source", "dir:/tmp", "--bpf-dir"])
+        .arg(dir.path().join("bpf"))
+        .arg("--state-dir")
+        .arg(dir.path().join("state"))
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    contains(
+        &String::from_utf8_lossy(&output.stderr),
+        &["not on a BPF file system", "mount -t bpf bpf /sys/fs/bpf"],
+    );
+    assert!(!dir.path().join("state").exists(), "nothing is touched before all is there");
+}
+
+fn no_capability() {
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-bpf,-sys_admin,-net_admin", "--inh-caps", "-bpf,-sys_admin,-net_admin"])
+        .arg(env!("CARGO_BIN_EXE_kubeveild"))
+        .args(["--node", "a", "--source", "dir:/tmp"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    contains(&String::from_utf8_lossy(&output.stderr), &["CAP_BPF", "CAP_NET_ADMIN", "securityContext"]);
+}
+
+fn no_wireguard() {
+    let cell = Cell::start();
+    let status = cell.wait_for(|status| !status["problems"].as_array().unwrap().is_empty());
+    contains(&status["problems"].to_string(), &["kubeveil0", "modprobe wireguard"]);
+    assert_eq!(status["ready"], false);
+    // Closed all the same: the programs stand, and nothing goes by a tunnel.
+    assert!(status["programs"].as_array().unwrap().iter().all(|p| p["attached"] == true), "{status}");
+    assert!(status["peers"].as_array().unwrap().iter().all(|p| p["tunnelled"] == false), "{status}");
+}
+
+fn second() {
+    let cell = Cell::start();
+    cell.wait_for(|_| true);
+    let output = cell.command().output().unwrap();
+    assert!(!output.status.success());
+    contains(
+        &String::from_utf8_lossy(&output.stderr),
+        &["another kubeveild runs on this node", "stop one of them"],
+    );
+}
+
+fn open_key() {
+    let cell = Cell::start();
+    let key = |status: &serde_json::Value| status["key"]["publicKey"].as_str().map(str::to_owned);
+    let before = key(&cell.wait_for(|status| key(status).is_some()));
+    let cell = cell.stop();
+    let file = cell.state().join("keys/generation-0.key");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let cell = cell.start_again();
+    let status = cell.wait_for(|status| key(status).is_some());
+    assert_ne!(key(&status), before, "a key that others could read is not used");
+    contains(&status["problems"].to_string(), &["generation-0.key", "0644", "set-aside"]);
+    contains(&cell.log(), &["generation-0.key", "0644"]);
+    contains(&cell.get("/metrics"), &["kubeveil_reconcile_errors_total{kind=\"key_store\"} 1\n"]);
+    // It stays in sight after a restart, until somebody has looked.
+    let cell = cell.stop().start_again();
+    let again = cell.wait_for(|status| key(status).is_some());
+    assert_eq!(key(&again), key(&status));
+    contains(&again["problems"].to_string(), &["set aside by an earlier start"]);
+}
+
+fn promtool() {
+    let cell = Cell::start();
+    cell.wait_for(|_| true);
+    let file = cell.state().join("metrics");
+    fs::write(&file, cell.get("/metrics")).unwrap();
+    let promtool = std::env::var_os("KUBEVEIL_PROMTOOL").unwrap();
+    let output = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(fs::File::open(&file).unwrap())
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+}
+
+fn uninstall() {
+    let cell = Cell::start();
+    cell.wait_for(|_| true);
+    let running = cell.uninstall(&["--accept-plaintext"]);
+    assert!(!running.status.success());
+    contains(&String::from_utf8_lossy(&running.stderr), &["needs the daemon to be stopped"]);
+    let cell = cell.stop();
+    let unasked = cell.uninstall(&[]);
+    assert!(!unasked.status.success());
+    contains(
+        &String::from_utf8_lossy(&unasked.stderr),
+        &["requires encryption", "Nothing was changed", "--accept-plaintext"],
+    );
+    let told = cell.uninstall(&["--accept-plaintext"]);
+    assert!(told.status.success());
+    contains(&String::from_utf8_lossy(&told.stdout), &["removed programs and maps", "kept    keys"]);
+}
