@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test there is, streamed, and counted into one closing line.
 
+mod promtool;
 mod skips;
 mod stream;
 mod suites;
@@ -129,8 +130,11 @@ fn rules(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
 fn unit(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
     let object = build::ebpf(workspace)?;
     let mut tally = Tally::default();
+    let promtool = promtool::find(workspace);
     for suite in suites::unit(workspace, &object)? {
-        tally.add(run_suite(&suite, process::command("timeout"), filter)?);
+        let mut runner = process::command("timeout");
+        runner.envs(promtool.iter().map(|path| (promtool::VARIABLE, path)));
+        tally.add(run_suite(&suite, runner, filter)?);
     }
     let mut doc = process::cargo();
     doc.args(["test", "--workspace", "--doc"]).current_dir(&workspace.root).env(build::EBPF_OBJECT, &object);
