@@ -96,23 +96,24 @@ impl Capture {
     pub fn frames(&mut self, see: &mut dyn FnMut(&[u8])) -> Result<Census> {
         let token = self.probe()?;
         let mut census = Census::default();
-        let mut pending = Vec::new();
+        let mut unread = Unread::default();
         let seen = wait_until(PATIENCE, Duration::from_millis(20), || {
-            self.read_more(&mut pending)?;
-            while let Some(frame) = self.take(&mut pending)? {
-                if holds(&frame, token.as_bytes()) {
+            self.read_more(&mut unread.bytes)?;
+            while let Some(frame) = unread.next(&self.parser)? {
+                let probe = probe_of(frame);
+                if probe == Some(token.as_bytes()) {
                     return Ok(true);
                 }
-                if !holds(&frame, PROBE.as_bytes()) {
-                    census.add(&frame, &self.watch);
-                    see(&frame);
+                if probe.is_none() {
+                    census.add(frame, &self.watch);
+                    see(frame);
                 }
             }
             Ok(false)
         })?;
         ensure!(seen, "the capture does not see the probe {token}: it captures nothing");
         // What came behind the probe belongs to the next phase.
-        self.offset -= pending.len() as u64;
+        self.offset -= unread.left();
         Ok(census)
     }
 
@@ -134,17 +135,6 @@ impl Capture {
         let read = file.read_to_end(pending).context("read the capture")?;
         self.offset += read as u64;
         Ok(())
-    }
-
-    /// The next whole frame of what was read.
-    fn take(&self, pending: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
-        let (used, frame) = match self.parser.next_packet(pending) {
-            Ok((rest, packet)) => (pending.len() - rest.len(), packet.data.into_owned()),
-            Err(PcapError::IncompleteBuffer) => return Ok(None),
-            Err(error) => return Err(not_pcap(error)),
-        };
-        pending.drain(..used);
-        Ok(Some(frame))
     }
 
     /// How many frames the kernel could not give to the capture so far. If any, what it saw can't
@@ -169,6 +159,45 @@ impl Drop for Capture {
         let _ = self.tcpdump.wait();
         let _ = fs::remove_file(&self.file);
     }
+}
+
+/// What was read of the file and not yet taken apart.
+#[derive(Default)]
+struct Unread {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Unread {
+    /// The next frame, if all of it is there.
+    fn next(&mut self, parser: &PcapParser) -> Result<Option<&[u8]>> {
+        let unread = &self.bytes[self.taken..];
+        match parser.next_packet(unread) {
+            Ok((rest, packet)) => {
+                let (before, length) = (self.taken, packet.data.len());
+                self.taken += unread.len() - rest.len();
+                // The frame is the record's end, behind a header of a fixed size.
+                let start = self.taken - length;
+                debug_assert!(start > before);
+                Ok(Some(&self.bytes[start..self.taken]))
+            }
+            Err(PcapError::IncompleteBuffer) => Ok(None),
+            Err(error) => Err(not_pcap(error)),
+        }
+    }
+
+    fn left(&self) -> u64 {
+        (self.bytes.len() - self.taken) as u64
+    }
+}
+
+/// What the probe carries, if the frame is one. Only a short way is searched: probes are short.
+fn probe_of(frame: &[u8]) -> Option<&[u8]> {
+    const LONGEST: usize = 128;
+    let frame = frame.get(..LONGEST.min(frame.len()))?;
+    let start = frame.windows(PROBE.len()).position(|window| window == PROBE.as_bytes())?;
+    let end = start + frame[start..].iter().position(|&byte| byte == b';')? + 1;
+    Some(&frame[start..end])
 }
 
 /// tcpdump says it after the socket is bound and before it reads.
@@ -197,10 +226,6 @@ fn dropped(line: &str) -> Option<u64> {
     head.split_whitespace().rev().nth(1)?.parse().ok()
 }
 
-fn holds(frame: &[u8], text: &[u8]) -> bool {
-    frame.windows(text.len()).any(|window| window == text)
-}
-
 fn not_pcap(error: PcapError) -> anyhow::Error {
     anyhow::anyhow!("the capture is not readable: {error}")
 }
@@ -208,6 +233,14 @@ fn not_pcap(error: PcapError) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_probe_is_known_and_nothing_else_is() {
+        let probe = [&[0; 42][..], b"kubeveil-probe 7 3;", &[0; 9]].concat();
+        assert_eq!(probe_of(&probe), Some(&b"kubeveil-probe 7 3;"[..]));
+        assert_eq!(probe_of(&[&[0; 42][..], b"kubeveil-payload"].concat()), None);
+        assert_eq!(probe_of(b"kubeveil-probe without an end"), None);
+    }
 
     #[test]
     fn what_tcpdump_says() {

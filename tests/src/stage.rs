@@ -119,6 +119,13 @@ impl Stage {
         })?;
         let (desired, up) = last.unwrap_or_default();
         ensure!(proven, "{}: {up} of {desired} peers are proven, not {peers} of {peers}", node.name());
+        // The daemon sees the handshake a moment before it sends packets that way.
+        let travels = wait_until(PROVEN, Duration::from_millis(100), || {
+            let status = self.status(node)?;
+            let all = status["peers"].as_array().context("status.peers")?;
+            Ok(all.iter().filter(|peer| peer["tunnelled"] == true).count() as u64 == peers)
+        })?;
+        ensure!(travels, "{}: its peers are proven, and their tunnels not used", node.name());
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 mod control;
 mod crashes;
+mod kernel;
 mod membership;
 mod modes;
 mod operations;
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let standing = Standing::default();
-    let all = [control::ALL, wire::ALL, membership::ALL, crashes::ALL, operations::ALL, modes::ALL];
+    let all = [control::ALL, wire::ALL, membership::ALL, crashes::ALL, operations::ALL, modes::ALL, kernel::ALL];
     let trials =
         all.into_iter().flatten().map(|scenario| trial(scenario, &standing, missing.of(scenario.bare)));
     let conclusion = libtest_mimic::run(&arguments, trials.collect());

@@ -55,6 +55,11 @@ pub(crate) fn keep_logs(stage: &Stage, scenario: &str) {
         }
     }
     eprintln!("{scenario}: the daemons' logs are in {}", folder.display());
+    for node in stage.lab.nodes() {
+        if let Ok(metrics) = stage.metrics(node) {
+            eprintln!("  {} dropped {:?}", node.name(), metrics.all_drops());
+        }
+    }
 }
 
 /// The device of a node's generation 0.

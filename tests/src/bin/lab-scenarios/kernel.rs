@@ -1,0 +1,29 @@
+//! What the fake kernel of the daemon's unit tests claims, asked of the real one.
+
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use kubeveil_linux::{RealKernel, claims};
+use kubeveil_tests::stage::Stage;
+use nix::sched::{CloneFlags, unshare};
+use tokio::runtime::Runtime;
+
+use crate::Scenario;
+
+pub(crate) const ALL: &[Scenario] =
+    &[Scenario::new("the_kernel_holds_to_what_the_fake_claims", claims).nodes(2)];
+
+/// In a network namespace of its own, which ends with the thread.
+fn claims(_: &mut Stage) -> Result<()> {
+    let asked = thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+        // Several threads: calls of the kernel's port wait for a socket that another one drives.
+        let runtime = Runtime::new()?;
+        let _guard = runtime.enter();
+        // Nothing is loaded, so nothing is pinned anywhere.
+        let mut kernel = RealKernel::new(Path::new("/nonexistent"), Vec::new())?;
+        claims::check(&mut kernel).map_err(|claim| anyhow!(claim))
+    });
+    asked.join().map_err(|_| anyhow!("the thread panicked"))?
+}
