@@ -115,6 +115,13 @@ fn device_actions(
     let key = (have.public_key != Some(want.key.1)).then_some(want.key);
     let port = (have.port != want.port).then_some(want.port);
     let fwmark = (have.fwmark != FWMARK).then_some(FWMARK);
+    if key.is_some() && !have.peers.is_empty() {
+        // Another key than ours (the state folder was lost): all sessions end, but the kernel keeps the
+        // times of their handshakes, which would pass for proof. The peers come back in the next round.
+        actions.extend(have.peers.keys().map(|key| Action::RemovePeer(name.to_owned(), *key)));
+        actions.push(Action::ConfigureTunnel { device: name.to_owned(), key, port, fwmark });
+        return;
+    }
     if key.is_some() || port.is_some() || fwmark.is_some() {
         actions.push(Action::ConfigureTunnel { device: name.to_owned(), key, port, fwmark });
     }

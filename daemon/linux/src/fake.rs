@@ -2,8 +2,8 @@
 //!
 //! What it models, each held to on the real kernel by the same sequence of actions ([`crate::claims`]):
 //! AllowedIPs move to the peer that claimed them last; a peer with the device's own key is ignored
-//! without a word; a private key set on a device ends all its sessions; an update of a peer that is gone
-//! adds it again; a keepalive set on a device that is up starts a handshake; maps and attachments
+//! without a word; a private key set on a device leaves the times of handshakes whose sessions it ends;
+//! an update of a peer that is gone adds it again; a keepalive set on a device that is up starts a handshake; maps and attachments
 //! outlive the daemon, and go with their device.
 //!
 //! What it can't prove: that packets are steered, dropped or encrypted; timing; what the verifier says;
@@ -85,6 +85,11 @@ impl FakeKernel {
     /// The peer with `key` answers handshakes from now on.
     pub fn answer(&mut self, key: PublicKey) {
         self.answering.insert(key);
+    }
+
+    /// From now on no peer answers.
+    pub fn nobody_answers(&mut self) {
+        self.answering.clear();
     }
 
     /// Makes calls fail.
@@ -172,8 +177,17 @@ impl FakeKernel {
         let Some(tunnel) = self.tunnels.get_mut(device).filter(|t| up && t.public_key.is_some()) else {
             return;
         };
+        let (own, mut shaken) = (tunnel.public_key, Vec::new());
         for (key, peer) in &mut tunnel.peers {
             if peer.keepalive != 0 && peer.endpoint.is_some() && self.answering.contains(key) {
+                peer.last_handshake = Some(self.clock);
+                shaken.push(*key);
+            }
+        }
+        // The far end, where that is a device of ours too.
+        for tunnel in self.tunnels.values_mut().filter(|t| t.public_key.is_some_and(|k| shaken.contains(&k)))
+        {
+            if let Some(peer) = own.and_then(|own| tunnel.peers.get_mut(&own)) {
                 peer.last_handshake = Some(self.clock);
             }
         }
@@ -203,12 +217,12 @@ impl FakeKernel {
     ) -> Result<(), i32> {
         let tunnel = self.tunnel(device)?;
         if let Some(public) = key {
+            // Sessions end, but the time of the last handshake stands (`noise.c`, `expire_current_peer_keypairs`).
             tunnel.public_key = Some(public);
             tunnel.peers.remove(&public);
-            for peer in tunnel.peers.values_mut() {
-                peer.last_handshake = None;
-            }
+            self.answering.insert(public);
         }
+        let tunnel = self.tunnel(device)?;
         tunnel.port = port.unwrap_or(tunnel.port);
         tunnel.fwmark = fwmark.unwrap_or(tunnel.fwmark);
         Ok(())

@@ -347,6 +347,24 @@ fn a_node_that_comes_back_with_a_new_key_is_closed_until_it_is_proven() {
     assert_eq!(bench.tunnelled(), 2);
 }
 
+/// The state folder is lost and the device stands: old handshakes prove nothing under a new key.
+#[test]
+fn a_new_own_key_proves_itself_anew() {
+    let mut bench = Bench::new(3);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    drop(node);
+    bench.kernel.with(FakeKernel::daemon_ends);
+    bench.kernel.with(FakeKernel::nobody_answers);
+    std::fs::remove_dir_all(bench.dir.path().join("keys")).expect("removed");
+    let mut again = bench.start();
+    bench.settle(&mut again);
+    let tunnel = &bench.truth().tunnels[DEVICE];
+    assert_eq!(tunnel.public_key, again.keeper.info().map(|i| i.public));
+    assert_eq!(tunnel.peers.len(), 2);
+    assert_eq!(bench.tunnelled(), 0);
+}
+
 /// An announcement that vanishes, or is replaced by a forged one, cuts nobody off.
 #[test]
 fn a_lost_or_forged_announcement_changes_nothing() {
