@@ -12,8 +12,8 @@ use crate::{Kernel, KernelError, Secrets};
 
 const DEVICE: &str = DEVICE_NAMES[0];
 
-/// Private keys of generations 0 and 1, both for the device under test.
-struct Keys([PrivateKey; 2]);
+/// Private keys of generations 0 to 2.
+struct Keys([PrivateKey; 3]);
 
 impl Secrets for Keys {
     fn private_key(&self, generation: Generation) -> Option<&PrivateKey> {
@@ -85,7 +85,7 @@ fn claim(holds: bool, what: &str) -> Result<(), String> {
 pub fn check(kernel: &mut dyn Kernel) -> Result<(), String> {
     let fresh = || PrivateKey::generate().map_err(|e| e.to_string());
     let (a, b) = (fresh()?.public(), fresh()?.public());
-    let mut bench = Bench { kernel, keys: Keys([fresh()?, fresh()?]) };
+    let mut bench = Bench { kernel, keys: Keys([fresh()?, fresh()?, fresh()?]) };
 
     bench.run(Action::CreateTunnel(DEVICE.to_owned()))?;
     bench.run(Action::CreateTunnel(DEVICE.to_owned()))?;
@@ -133,7 +133,7 @@ pub fn check(kernel: &mut dyn Kernel) -> Result<(), String> {
 /// The first claim that does not hold, in words.
 pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
     let fresh = || PrivateKey::generate().map_err(|e| e.to_string());
-    let mut bench = Bench { kernel, keys: Keys([fresh()?, fresh()?]) };
+    let mut bench = Bench { kernel, keys: Keys([fresh()?, fresh()?, fresh()?]) };
     let [first, second] = [0, 1].map(|n| bench.keys.0[n].public());
     for (generation, device) in (0..).zip(DEVICE_NAMES) {
         bench.run(Action::CreateTunnel(device.to_owned()))?;
@@ -162,10 +162,12 @@ pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
     bench.await_handshake(DEVICE_NAMES[1], first)?;
 
     let before = bench.device()?.peers[&second].last_handshake;
-    bench.set_key(1)?;
+    bench.set_key(2)?;
     bench.set_key(0)?;
     let after = bench.device()?.peers[&second].last_handshake;
-    claim(before == after, "a key set anew leaves the time of a handshake whose session it has ended")
+    claim(before == after, "a key set anew leaves the time of a handshake whose session it has ended")?;
+    bench.set_key(1)?;
+    claim(bench.device()?.peers.is_empty(), "a key set on a device removes the peer that has it")
 }
 
 #[cfg(test)]
