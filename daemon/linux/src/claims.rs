@@ -161,6 +161,8 @@ pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
     bench.await_handshake(DEVICE_NAMES[0], second)?;
     bench.await_handshake(DEVICE_NAMES[1], first)?;
 
+    // No further handshake comes in between.
+    bench.run(Action::SetKeepalive(DEVICE.to_owned(), second, 0))?;
     let before = bench.device()?.peers[&second].last_handshake;
     bench.set_key(2)?;
     bench.set_key(0)?;
