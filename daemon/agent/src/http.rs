@@ -5,8 +5,9 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use axum::{
@@ -24,6 +25,8 @@ use crate::{
     status::View,
 };
 
+/// Between two tries to open a door.
+const AGAIN: Duration = Duration::from_secs(5);
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -42,20 +45,36 @@ impl Door {
     }
 }
 
-/// Serves metrics and probes on `address` until the process ends.
-pub(crate) async fn serve_metrics(address: SocketAddr, door: Door) -> io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+/// Serves metrics and probes on `address`.
+pub(crate) async fn serve_metrics(address: SocketAddr, door: Door) {
     let routes = Router::new()
         .route("/metrics", get(exposition))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(Arc::new(door));
-    tokio::spawn(async move { axum::serve(listener, routes).await });
-    Ok(())
+    let door = format!("{address} (--metrics-address)");
+    let listener = until_open(&door, || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    })
+    .await;
+    if let Err(e) = axum::serve(listener, routes).await {
+        tracing::error!("serve {address}: {e}");
+    }
 }
 
 /// Serves the status document on `socket`, which only root may open.
-pub(crate) fn serve_status(socket: &Path, door: Door) -> io::Result<()> {
+pub(crate) async fn serve_status(socket: PathBuf, door: Door) {
+    let routes = Router::new().route("/v1/status", get(status)).route("/metrics", get(exposition));
+    let routes = routes.with_state(Arc::new(door));
+    let listener = until_open(&format!("{} (--socket)", socket.display()), || bind(&socket)).await;
+    if let Err(e) = axum::serve(listener, routes).await {
+        tracing::error!("serve {}: {e}", socket.display());
+    }
+}
+
+fn bind(socket: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -66,10 +85,23 @@ pub(crate) fn serve_status(socket: &Path, door: Door) -> io::Result<()> {
     }
     let listener = UnixListener::bind(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    let routes = Router::new().route("/v1/status", get(status)).route("/metrics", get(exposition));
-    let routes = routes.with_state(Arc::new(door));
-    tokio::spawn(async move { axum::serve(listener, routes).await });
-    Ok(())
+    Ok(listener)
+}
+
+/// Opens a door, as soon as it can be.
+async fn until_open<L>(door: &str, open: impl Fn() -> io::Result<L>) -> L {
+    let mut said = false;
+    loop {
+        match open() {
+            Ok(listener) => return listener,
+            Err(e) if !said => {
+                tracing::error!("listen on {door}: {e}. It is tried again every {} s", AGAIN.as_secs());
+                said = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 async fn exposition(State(door): State<Arc<Door>>, headers: HeaderMap) -> Response {

@@ -49,14 +49,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let lines: Vec<String> = missing.iter().map(|p| format!("\n  {p}")).collect();
         bail!("this node lacks what kubeveild needs:{}", lines.concat());
     }
-    let _lock = lock(&args.state_dir)?;
+    let _locks = lock(args)?;
 
     let runtime = Runtime::new().context("start the async runtime")?;
     let _guard = runtime.enter();
     let (events, inbox) = mpsc::channel();
     let SourceArg::Folder(folder) = source;
     let wake = events.clone();
-    let folder = Folder::open(folder, move || drop(wake.send(Event::Stir)))?;
+    let folder = Folder::open(folder, move || drop(wake.send(Event::Stir)));
     let kernel = RealKernel::new(&args.bpf_dir, object(args)?)?;
     let build = kernel.build().to_owned();
     tracing::info!(
@@ -70,11 +70,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let durations: SharedDurations = Arc::new(Durations::new());
     let door = Door { events: events.clone(), durations: durations.clone() };
-    http::serve_status(&args.socket, door.clone())
-        .with_context(|| format!("listen on {}", args.socket.display()))?;
-    runtime
-        .block_on(http::serve_metrics(args.metrics_address, door))
-        .with_context(|| format!("listen on {} (--metrics-address)", args.metrics_address))?;
+    // Doors that can't be opened (a port in use) are tried again: no reason to leave a node unguarded.
+    runtime.spawn(http::serve_status(args.socket.clone(), door.clone()));
+    runtime.spawn(http::serve_metrics(args.metrics_address, door));
     listen(&runtime, &events)?;
 
     let node_thread = thread::Builder::new().name("node".to_owned());
@@ -170,15 +168,22 @@ fn object(args: &Args) -> Result<Vec<u8>> {
     }
 }
 
-/// One daemon a node: held as long as the process lives.
-pub(crate) fn lock(state_dir: &Path) -> Result<fs::File> {
+/// One daemon a node: locks on what two would fight over, held as long as the process lives.
+pub(crate) fn lock(args: &Args) -> Result<[fs::File; 2]> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(state_dir)
-        .with_context(|| format!("make {} (--state-dir)", state_dir.display()))?;
-    let path = state_dir.join("lock");
-    let file = fs::File::create(&path).with_context(|| format!("open {}", path.display()))?;
+        .create(&args.state_dir)
+        .with_context(|| format!("make {} (--state-dir)", args.state_dir.display()))?;
+    fs::create_dir_all(&args.bpf_dir)
+        .with_context(|| format!("make {} (--bpf-dir)", args.bpf_dir.display()))?;
+    let path = args.state_dir.join("lock");
+    let state = fs::File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    let pins = fs::File::open(&args.bpf_dir).with_context(|| format!("open {}", args.bpf_dir.display()))?;
+    Ok([hold(state, &path)?, hold(pins, &args.bpf_dir)?])
+}
+
+fn hold(file: fs::File, path: &Path) -> Result<fs::File> {
     match fs4::FileExt::try_lock(&file) {
         Ok(()) => Ok(file),
         Err(fs4::TryLockError::WouldBlock) => bail!(

@@ -15,7 +15,7 @@ use crate::{
 
 /// Exit 0 when nothing of ours remains, 1 when something does.
 pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
-    let _lock = run::lock(&args.state_dir).context("uninstall needs the daemon to be stopped")?;
+    let _locks = run::lock(args).context("uninstall needs the daemon to be stopped")?;
     let (_, kept, unreadable) = KeptFile::open(&args.state_dir);
     let mode = kept.snapshot.mesh.map(|mesh| mesh.mode);
     // Not knowing the mode is no reason to open.

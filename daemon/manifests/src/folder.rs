@@ -22,38 +22,22 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use crate::index::{Content, Index};
 
-/// The folder can't be watched.
-#[derive(Debug, thiserror::Error)]
-#[error("watch {folder}: {source}")]
-pub struct WatchError {
-    folder: String,
-    source: notify::Error,
-}
+/// Largest file that is read: 5,000 Nodes as `kubectl` prints them are some 50 MB.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// A folder of manifests.
 pub struct Folder {
     path: PathBuf,
     index: Index,
-    _watcher: RecommendedWatcher,
+    /// What wakes us; where it could not be had, the reason.
+    watcher: Result<RecommendedWatcher, notify::Error>,
 }
 
 impl Folder {
-    /// Reads `path` and calls `wake` whenever something in it changes.
-    pub fn open(path: &Path, wake: impl Fn() + Send + 'static) -> Result<Self, WatchError> {
-        let failed = |source| WatchError { folder: path.display().to_string(), source };
-        let announcements = path.join(names::ANNOUNCEMENTS_DIR);
-        fs::create_dir_all(&announcements).map_err(|e| failed(notify::Error::io(e)))?;
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading must not wake us.
-            if !event.is_ok_and(|e| e.kind.is_access()) {
-                wake();
-            }
-        })
-        .map_err(failed)?;
-        for dir in [path, &announcements] {
-            watcher.watch(dir, RecursiveMode::NonRecursive).map_err(failed)?;
-        }
-        Ok(Self { path: path.to_owned(), index: Index::default(), _watcher: watcher })
+    /// Reads `path` and calls `wake` whenever something in it changes. Where it can't be watched (too many
+    /// inotify instances on the machine) it is read all the same, whenever [`Source::read`] is called.
+    pub fn open(path: &Path, wake: impl Fn() + Send + 'static) -> Self {
+        Self { path: path.to_owned(), index: Index::default(), watcher: watch(path, wake) }
     }
 
     fn contents(&self) -> Result<BTreeMap<String, Content>, Problem> {
@@ -65,7 +49,7 @@ impl Folder {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if is_manifest(&name) {
                     let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-                    match fs::read_to_string(entry.path()) {
+                    match read(&entry.path()) {
                         Ok(text) => out.insert(key, Ok(text)),
                         // Renamed away between the listing and now.
                         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -75,6 +59,43 @@ impl Folder {
             }
         }
         Ok(out)
+    }
+}
+
+/// A pipe would keep us waiting for ever, and nobody's manifest is that large.
+fn read(path: &Path) -> io::Result<String> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(io::Error::other(format!("is larger than {MAX_BYTES} bytes")));
+    }
+    fs::read_to_string(path)
+}
+
+fn watch(path: &Path, wake: impl Fn() + Send + 'static) -> Result<RecommendedWatcher, notify::Error> {
+    let announcements = path.join(names::ANNOUNCEMENTS_DIR);
+    fs::create_dir_all(&announcements).map_err(notify::Error::io)?;
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Our own reading must not wake us.
+        if !event.is_ok_and(|e| e.kind.is_access()) {
+            wake();
+        }
+    })?;
+    for dir in [path, &announcements] {
+        watcher.watch(dir, RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
+}
+
+fn unwatched(dir: &Path, error: &notify::Error) -> Problem {
+    Problem {
+        kind: ProblemKind::Manifest,
+        object: format!("folder {}", dir.display()),
+        field: String::new(),
+        message: format!("can't be watched: {error}"),
+        advice: "Changes are found some seconds late; raise fs.inotify.max_user_instances".to_owned(),
     }
 }
 
@@ -101,7 +122,9 @@ impl Source for Folder {
 
     fn read(&mut self, now: Duration) -> SourceState {
         let contents = self.contents();
-        self.index.update(contents, now)
+        let mut state = self.index.update(contents, now);
+        state.problems.extend(self.watcher.as_ref().err().map(|e| unwatched(&self.path, e)));
+        state
     }
 
     fn announce(&mut self, node: &str, uid: &str, announcement: &str) -> Result<(), Problem> {
@@ -140,4 +163,35 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("pipe.yaml"), 0o600.into()).expect("pipe");
+        let mut folder = Folder::open(dir.path(), || {});
+        let state = folder.read(Duration::ZERO);
+        assert!(state.problems[0].to_string().contains("no regular file"), "{:?}", state.problems);
+        assert!(state.knowledge.synced().is_none());
+    }
+
+    #[test]
+    fn an_announcement_is_written_once_and_read_back() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut folder = Folder::open(dir.path(), || {});
+        let node = "apiVersion: v1\nkind: Node\nmetadata: {name: a, uid: u}\n";
+        fs::write(dir.path().join("a.yaml"), node).expect("written");
+        folder.announce("a", "u", "said").expect("announced");
+        let path = dir.path().join("announcements/a.yaml");
+        let written = fs::metadata(&path).expect("there").modified().expect("time");
+        folder.announce("a", "u", "said").expect("announced");
+        assert_eq!(fs::metadata(&path).expect("there").modified().expect("time"), written);
+        let state = folder.read(Duration::ZERO);
+        assert_eq!(state.problems, []);
+        assert_eq!(state.knowledge.snapshot().nodes["a"].announcement.as_deref(), Some("said"));
+    }
 }

@@ -7,4 +7,4 @@ mod folder;
 mod index;
 mod parse;
 
-pub use folder::{Folder, WatchError};
+pub use folder::Folder;

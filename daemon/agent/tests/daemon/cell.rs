@@ -72,13 +72,13 @@ impl Cell {
         cell.start_again()
     }
 
-    /// A daemon, to be run in the cell.
-    pub(crate) fn command(&self) -> Command {
+    /// A daemon, to be run in the cell, with its state in a folder of that name.
+    pub(crate) fn command(&self, state: &str) -> Command {
         let mut command = self.enter();
         command.arg(env!("CARGO_BIN_EXE_kubeveild"));
         command.args(["--node", "node-1", "--log", "debug", "--source"]);
         command.arg(format!("dir:{}", self.dir.path().join("manifests").display()));
-        self.places(&mut command);
+        self.places(&mut command, state);
         command
     }
 
@@ -88,16 +88,16 @@ impl Cell {
         command
     }
 
-    fn places(&self, command: &mut Command) {
+    fn places(&self, command: &mut Command, state: &str) {
         let at = |name: &str| self.dir.path().join(name);
-        command.arg("--state-dir").arg(at("state")).arg("--bpf-dir").arg(at("bpf/kubeveil"));
+        command.arg("--state-dir").arg(at(state)).arg("--bpf-dir").arg(at("bpf/kubeveil"));
         command.arg("--socket").arg(at("socket"));
     }
 
     /// Starts a daemon where none runs.
     pub(crate) fn start_again(mut self) -> Self {
         let log = fs::File::create(self.dir.path().join("log")).unwrap();
-        self.daemon = Some(self.command().stderr(log).stdout(Stdio::null()).spawn().unwrap());
+        self.daemon = Some(self.command("state").stderr(log).stdout(Stdio::null()).spawn().unwrap());
         self
     }
 
@@ -114,7 +114,7 @@ impl Cell {
     pub(crate) fn uninstall(&self, options: &[&str]) -> Output {
         let mut command = self.enter();
         command.arg(env!("CARGO_BIN_EXE_kubeveild"));
-        self.places(&mut command);
+        self.places(&mut command, "state");
         command.arg("uninstall").args(options).output().unwrap()
     }
 

@@ -116,12 +116,13 @@ fn no_wireguard() {
 fn second() {
     let cell = Cell::start();
     cell.wait_for(|_| true);
-    let output = cell.command().output().unwrap();
-    assert!(!output.status.success());
-    contains(
-        &String::from_utf8_lossy(&output.stderr),
-        &["another kubeveild runs on this node", "stop one of them"],
-    );
+    // Over the same state, and over the same pins alone.
+    for state in ["state", "elsewhere"] {
+        let output = cell.command(state).output().unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr);
+        contains(&said, &["another kubeveild runs on this node", "stop one of them"]);
+    }
 }
 
 fn open_key() {
