@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 /// Whether `bytes` hold `wanted`.
 pub(super) fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
-    bytes.windows(wanted.len()).any(|window| window == wanted)
+    memchr::memmem::find(bytes, wanted).is_some()
 }
 
 /// The addresses whose bytes are there.

@@ -221,7 +221,9 @@ fn ciphertext_is_left_alone() {
 
 #[test]
 fn what_only_looks_like_ciphertext() {
-    let wrong: [&[u8]; 6] = [
+    let wrong: [&[u8]; 7] = [
+        // Sixteen times three bytes with the pod's address, as data would be; one reserved byte is not zero.
+        &[&[4, 0, 0, 1][..], &[0; 40]].concat(),
         &[&[1, 0, 0, 0][..], &[0; 100]].concat(),
         &[&[4, 0, 0, 0][..], &[0; 29]].concat(),
         &[&[4, 0, 0][..], &[1; 45]].concat(),

@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn the_kernels_own_loss_is_read() {
         let text = "Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors\n\
-                    Udp: 9 0 3 9 3 0\nUdpLite: InDatagrams RcvbufErrors\nUdpLite: 0 7\n";
+                    Udp: 9 0 5 9 3 0\nUdpLite: InDatagrams RcvbufErrors\nUdpLite: 0 7\n";
         assert_eq!(snmp(text), 3);
         assert_eq!(snmp6("Ip6InReceives 5\nUdp6RcvbufErrors                \t4\nUdp6InErrors 9\n"), 4);
         assert_eq!(backlog("0000aaaa 00000010 00000000\n00000001 00000002 00000000\n"), 18);
