@@ -245,3 +245,47 @@ pub fn encrypted(tally: &Tally, census: &Census) -> Result<()> {
     ensure!(census.ciphertext >= tally.sent, "too little ciphertext for {tally}: {census}");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(sent: u64, received: u64, own_loss: u64) -> Tally {
+        Tally { sent, received, own_loss, ..Tally::default() }
+    }
+
+    fn census(ciphertext: u64, plaintext: u64) -> Census {
+        Census { ciphertext, plaintext, ..Census::default() }
+    }
+
+    #[test]
+    fn encrypted_means_all_arrived_as_ciphertext() {
+        assert!(encrypted(&tally(9, 9, 0), &census(9, 0)).is_ok());
+        for (tally, census) in [
+            (tally(9, 8, 0), census(9, 0)),
+            (tally(0, 0, 0), census(9, 0)),
+            (tally(9, 9, 0), census(9, 1)),
+            (tally(9, 9, 0), census(8, 0)),
+            (Tally { duplicated: 1, ..tally(9, 9, 0) }, census(9, 0)),
+            (Tally { refused: 1, ..tally(9, 9, 0) }, census(9, 0)),
+        ] {
+            assert!(encrypted(&tally, &census).is_err(), "{tally}; {census}");
+        }
+    }
+
+    #[test]
+    fn a_loss_of_the_machines_own_is_no_verdict() {
+        let error = none_lost(&tally(9, 8, 1)).expect_err("a loss");
+        assert!(error.is::<Inconclusive>(), "{error}");
+        assert!(!none_lost(&tally(9, 8, 0)).expect_err("a loss").is::<Inconclusive>());
+        // Something else was lost on this machine, and nothing of this load.
+        assert!(none_lost(&tally(9, 9, 1)).is_ok());
+    }
+
+    #[test]
+    fn nothing_sent_proves_nothing() {
+        assert!(none_arrived(&tally(9, 0, 0)).is_ok());
+        assert!(none_arrived(&tally(9, 1, 0)).is_err());
+        assert!(none_arrived(&tally(0, 0, 0)).is_err());
+    }
+}
