@@ -42,14 +42,14 @@ impl Keeper {
         &self.problems
     }
 
-    /// Loads or makes the key of the node with `uid`: the highest generation that the store has, else
-    /// `wanted`. `epoch` is the time, seconds since 1970.
-    pub(crate) fn unlock(&mut self, uid: &str, wanted: Generation, epoch: u64) {
+    /// Loads or makes the key of the node with `uid`: the highest generation that the store has, else the
+    /// first. `epoch` is the time, seconds since 1970.
+    pub(crate) fn unlock(&mut self, uid: &str, epoch: u64) {
         if self.held.as_ref().is_some_and(|held| held.uid == uid) {
             return;
         }
         self.held = None;
-        match load(&self.dir, uid, wanted, epoch) {
+        match load(&self.dir, uid, epoch) {
             Ok((private, info, aside)) => {
                 tracing::info!(generation = %info.generation, public_key = %info.public, "key in use");
                 self.problems.retain(|p| p.field.is_empty());
@@ -98,13 +98,13 @@ impl Secrets for Keeper {
 
 type Loaded = (PrivateKey, KeyInfo, Vec<Problem>);
 
-fn load(dir: &Path, uid: &str, wanted: Generation, epoch: u64) -> Result<Loaded, StoreError> {
+fn load(dir: &Path, uid: &str, epoch: u64) -> Result<Loaded, StoreError> {
     let store = KeyStore::open(dir, uid)?;
     if let Some(mode) = store.tightened_from() {
         tracing::warn!("{} was open to others (mode {mode:04o}); it is 0700 now", dir.display());
     }
     let highest = store.list()?.iter().map(|listed| listed.generation).max();
-    let loaded = store.load_or_create(highest.unwrap_or(wanted), epoch)?;
+    let loaded = store.load_or_create(highest.unwrap_or(Generation::FIRST), epoch)?;
     let mut problems: Vec<Problem> = loaded.kept_aside.iter().map(set_aside_now).collect();
     let told = loaded.kept_aside.map(|kept| kept.moved_to);
     let earlier = store.set_aside_files()?.into_iter().filter(|path| Some(path) != told.as_ref());

@@ -19,8 +19,8 @@ use kubeveil_core::{
     source::Source,
     tunnels::Tunnels,
 };
-use kubeveil_keys::{Generation, PublicKey};
-use kubeveil_linux::{Kernel, KernelError};
+use kubeveil_keys::PublicKey;
+use kubeveil_linux::{Count, Kernel, KernelError};
 
 use crate::{
     keeper::Keeper,
@@ -76,6 +76,8 @@ pub(crate) struct Node<K> {
     indices: BTreeSet<u32>,
     resting: BTreeMap<u32, Duration>,
     retry: Duration,
+    looked: Duration,
+    pub(crate) counts: Vec<Count>,
     standing: Vec<Problem>,
     pub(crate) last: Outcome,
     pub(crate) totals: Totals,
@@ -117,6 +119,8 @@ impl<K: Kernel> Node<K> {
             indices: BTreeSet::new(),
             resting: BTreeMap::new(),
             retry: RETRY,
+            looked: Duration::ZERO,
+            counts: Vec::new(),
             standing: standing.into_iter().collect(),
             last: Outcome::default(),
             totals: Totals::default(),
@@ -133,11 +137,12 @@ impl<K: Kernel> Node<K> {
     /// Once round. Returns when to go round again at the latest.
     pub(crate) fn pass(&mut self, now: Now) -> Duration {
         let read = self.source.read(now.monotonic);
+        let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.before);
         self.before.clone_from(knowledge.snapshot());
         self.announced.update(&self.before);
-        if let (Some(own), Some(mesh)) = (self.before.nodes.get(&self.name), &self.before.mesh) {
-            self.keeper.unlock(&own.uid, Generation::new(mesh.key_generation), now.epoch.as_secs());
+        if let Some(own) = self.before.nodes.get(&self.name) {
+            self.keeper.unlock(&own.uid, now.epoch.as_secs());
         }
         let assignment = match &self.before.mesh {
             Some(mesh) => assign(&knowledge, mesh, &self.owners),
@@ -147,6 +152,7 @@ impl<K: Kernel> Node<K> {
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
         let mut problems = read.problems;
+        problems.extend((deleted && self.before.mesh.is_some()).then(mesh_deleted));
         for round in 0.. {
             match self.round(&knowledge, &assignment, now, &mut outcome) {
                 Ok(0) => outcome.settled = true,
@@ -197,6 +203,11 @@ impl<K: Kernel> Node<K> {
         Ok(actions.len())
     }
 
+    /// Was the last look at the kernel longer than `age` ago?
+    pub(crate) fn looked_before(&self, now: Now, age: Duration) -> bool {
+        now.monotonic.saturating_sub(self.looked) > age
+    }
+
     /// Looks at the kernel between two ways round. A look that fails leaves the last one; the next way
     /// round says why.
     pub(crate) fn look(&mut self, now: Now) {
@@ -208,6 +219,7 @@ impl<K: Kernel> Node<K> {
     /// Looks at the kernel, and keeps count of what it forgets.
     fn observe(&mut self, now: Now) -> Result<Observed, KernelError> {
         let observed = self.kernel.observe()?;
+        self.looked = now.monotonic;
         self.tunnels.observe(&observed, now.monotonic, now.epoch);
         self.totals.add(&observed);
         Ok(observed)
@@ -298,11 +310,11 @@ impl<K: Kernel> Node<K> {
         problems.extend(self.other_generation());
         problems.sort();
         problems.dedup();
-        for problem in problems.iter().filter(|p| !self.last.problems.contains(p)) {
+        for problem in problems.iter().filter(|p| self.last.problems.binary_search(p).is_err()) {
             tracing::warn!(kind = problem.kind.name(), "{problem}");
             *self.errors.entry(problem.kind.name()).or_default() += 1;
         }
-        for problem in self.last.problems.iter().filter(|p| !problems.contains(p)) {
+        for problem in self.last.problems.iter().filter(|p| problems.binary_search(p).is_err()) {
             tracing::info!(kind = problem.kind.name(), "over: {problem}");
         }
         outcome.problems = problems;
@@ -329,6 +341,16 @@ impl<K: Kernel> Node<K> {
         let wait = self.retry;
         self.retry = (self.retry * 2).min(RETRY_MAX);
         wait
+    }
+}
+
+fn mesh_deleted() -> Problem {
+    Problem {
+        kind: ProblemKind::Missing,
+        object: "EncryptionMesh default".to_owned(),
+        field: String::new(),
+        message: "it was deleted; its last spec stands".to_owned(),
+        advice: "Create it again. To switch encryption off, set its mode".to_owned(),
     }
 }
 

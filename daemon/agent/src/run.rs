@@ -34,6 +34,8 @@ use crate::{
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kubeveil.bpf.o"));
 /// Changes come in bursts; wait for the rest of one.
 const BURST: Duration = Duration::from_millis(20);
+/// How old a look at the kernel may be for an answer.
+const FRESH: Duration = Duration::from_millis(200);
 /// How often flows that are over are forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -122,14 +124,19 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
     }
 }
 
-/// Answers one question. While a handshake is awaited a look could find it before the next way round
-/// does, and call a peer up to which nothing is sent yet; so then the way round itself is the look.
+/// Answers one question, from a look at the kernel that is fresh but not fresher than anybody needs: who
+/// asks without end must not keep the node from its work.
+///
+/// While a handshake is awaited a look could find it before the next way round does, and call a peer up
+/// to which nothing is sent yet; so then the way round itself is the look.
 fn tell<K: Kernel>(node: &mut Node<K>, answer: oneshot::Sender<Box<View>>) {
     let now = now();
-    if node.tunnels.next_look(now.monotonic).is_some() {
-        node.pass(now);
-    } else {
-        node.look(now);
+    if node.looked_before(now, FRESH) {
+        if node.tunnels.next_look(now.monotonic).is_some() {
+            node.pass(now);
+        } else {
+            node.look(now);
+        }
     }
     // Whoever asked may have gone.
     drop(answer.send(Box::new(status::view(node, now))));

@@ -26,7 +26,11 @@ pub(crate) struct View {
 
 /// Tells of the last look at the kernel, with the counters of this moment.
 pub(crate) fn view<K: Kernel>(node: &mut Node<K>, now: Now) -> View {
-    let counts = node.kernel.counters().unwrap_or_default();
+    // Counters that can't be read now are as they were: none ever falls.
+    if let Ok(counts) = node.kernel.counters() {
+        node.counts = counts;
+    }
+    let counts = node.counts.clone();
     View {
         status: status(node, &counts, now),
         totals: node.totals.clone(),
@@ -57,7 +61,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
         drops: drops(counts, &node.totals),
         problems: node.last.problems.clone(),
         kernel_writes: node.writes,
-        kernel_errors: node.errors.values().sum(),
+        errors_met: node.errors.values().sum(),
     }
 }
 

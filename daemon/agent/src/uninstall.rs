@@ -19,9 +19,10 @@ pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
     let (_, kept, unreadable) = KeptFile::open(&args.state_dir);
     let mode = kept.snapshot.mesh.map(|mesh| mesh.mode);
     // Not knowing the mode is no reason to open.
-    if !options.accept_plaintext && (mode == Some(Mode::Require) || unreadable.is_some()) {
+    let lenient = unreadable.is_none() && matches!(mode, Some(Mode::Prefer | Mode::Observe));
+    if !options.accept_plaintext && !lenient {
         bail!(
-            "the mesh requires encryption, and without kubeveil this node's pod traffic travels in plain. \
+            "the mesh requires encryption (or its mode is not known here), and without kubeveil this node's pod traffic travels in plain. \
              Nothing was changed. If that is what you want: kubeveild uninstall --accept-plaintext"
         );
     }
@@ -67,6 +68,9 @@ fn report(args: &Args, options: &Uninstall, gone: &[String], errors: &[String]) 
     if !options.remove_keys {
         println!("kept    keys in {} (--remove-keys removes them)", args.state_dir.join("keys").display());
     }
+    println!(
+        "kept    this node's announcement in the source: the others encrypt to it until its Node is removed"
+    );
     for error in errors {
         println!("REMAINS {error}");
     }

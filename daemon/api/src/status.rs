@@ -46,8 +46,8 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// Privileged steps carried out since the daemon started; a quiet node makes none.
     pub kernel_writes: u64,
-    /// Steps that failed since then.
-    pub kernel_errors: u64,
+    /// Problems met since then, of every kind.
+    pub errors_met: u64,
 }
 
 /// Where the cluster is read from.

@@ -131,7 +131,9 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
     underlay_hooks(inputs, &mut out);
-    let mut mtu = mtu::tunnel_mtu(underlay_mtu(inputs), false);
+    // Without a key the tunnel that stands, if one does, says what fits into it.
+    let standing = inputs.observed.links.values().find(|l| DEVICE_NAMES.contains(&l.name.as_str()) && l.up);
+    let mut mtu = standing.map_or_else(|| mtu::tunnel_mtu(underlay_mtu(inputs), false), |l| l.mtu);
     if let Some(key) = inputs.key {
         let (name, tunnel, keys) = tunnel(inputs, key, mesh, &mut out.problems);
         mtu = tunnel.mtu;
@@ -214,7 +216,8 @@ fn tunnel(
         let Some(entry) = announced else {
             // A node whose announcement is not known (not any more, or not yet since we started) is not
             // cut off for that: the peer that the device has for its prefixes stays as it is.
-            if let Some((key, peer)) = owned.iter().find_map(|(prefix, _)| holders.get(prefix)) {
+            let holder = owned.iter().find_map(|(prefix, _)| holders.get(prefix));
+            if let Some((key, peer)) = holder.filter(|(key, _)| !is_revoked(mesh, key)) {
                 peers.entry(**key).or_insert_with(|| DesiredPeer {
                     endpoint: None,
                     allowed_ips: peer.allowed_ips.clone(),
@@ -226,7 +229,8 @@ fn tunnel(
         };
         let key = entry.public_key;
         let address = endpoint::choose(&own_ips, &addresses(owned));
-        let refusal = refusal(&key, &own_key, mesh, peers.contains_key(&key), address.is_none());
+        let refusal =
+            refusal(&key, &own_key, mesh, peers.contains_key(&key), address.is_none() && !own_ips.is_empty());
         if let Some((field, message, advice)) = refusal {
             problems.push(Problem {
                 kind: ProblemKind::Announcement,
@@ -249,6 +253,10 @@ fn tunnel(
     (name, DesiredTunnel { key: (generation, own_key), port, mtu, peers }, keys)
 }
 
+fn is_revoked(mesh: Option<&MeshSpec>, key: &PublicKey) -> bool {
+    mesh.is_some_and(|m| m.revoked_keys.contains(key))
+}
+
 /// Why a key that was announced is not used: field, message, advice.
 fn refusal(
     key: &PublicKey,
@@ -264,7 +272,7 @@ fn refusal(
             "One of the two was cloned from the other: remove its state folder and restart kubeveild there",
         ));
     }
-    if mesh.is_some_and(|m| m.revoked_keys.contains(key)) {
+    if is_revoked(mesh, key) {
         return Some((
             "publicKey",
             "the key is revoked",

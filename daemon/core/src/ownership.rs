@@ -72,6 +72,13 @@ struct Claim<'a> {
     field: String,
 }
 
+impl Claim<'_> {
+    /// Name and UID: a UID alone can be read by anybody and written into another Node's manifest.
+    fn is_of(&self, owner: &Owner) -> bool {
+        owner.name == self.node && owner.uid == self.uid
+    }
+}
+
 /// Decides over all claims of `knowledge`. `recorded` is what an earlier call returned in `owners`.
 pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assignment {
     let mut problems = Vec::new();
@@ -81,8 +88,8 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     // A record ends when its owner is known not to claim it any more.
     let mut recorded = recorded.clone();
     if knowledge.synced().is_some() {
-        let held: BTreeSet<_> = claims.iter().map(|c| (c.prefix, c.uid)).collect();
-        recorded.retain(|prefix, owner| held.contains(&(*prefix, owner.uid.as_str())));
+        let held: BTreeSet<_> = claims.iter().map(|c| (c.prefix, c.node, c.uid)).collect();
+        recorded.retain(|prefix, owner| held.contains(&(*prefix, owner.name.as_str(), owner.uid.as_str())));
     }
     let mut claimed: BTreeMap<IpNet, Vec<&Claim<'_>>> = BTreeMap::new();
     for claim in &claims {
@@ -92,19 +99,23 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let mut owners = recorded.clone();
     let mut prefixes = BTreeMap::new();
     for claim in &claims {
-        let on_record = recorded.get(&claim.prefix).is_some_and(|owner| owner.uid == claim.uid);
+        let on_record = recorded.get(&claim.prefix).is_some_and(|owner| claim.is_of(owner));
         if !on_record {
-            if let Some(owner) = overlapping(&recorded, claim.prefix).find(|o| o.uid != claim.uid) {
+            if let Some(owner) = overlapping(&recorded, claim.prefix).find(|owner| !claim.is_of(owner)) {
                 problems.push(refused(claim, &owner.name, "which had it first"));
                 continue;
             }
             let mut rivals = overlapping(&claimed, claim.prefix).flatten();
-            if let Some(rival) = rivals.find(|c| c.uid != claim.uid) {
+            if let Some(rival) = rivals.find(|c| c.node != claim.node) {
                 problems.push(refused(claim, rival.node, "and no owner is on record, so neither gets it"));
                 continue;
             }
         }
-        owners.insert(claim.prefix, Owner { name: claim.node.to_owned(), uid: claim.uid.to_owned() });
+        // What is known in part could record a thief, whose rival is only not read yet.
+        if knowledge.synced().is_some() {
+            let owner = Owner { name: claim.node.to_owned(), uid: claim.uid.to_owned() };
+            owners.insert(claim.prefix, owner);
+        }
         prefixes.insert(claim.prefix, (claim.node.to_owned(), claim.class));
     }
     let mut by_node: BTreeMap<String, Vec<(IpNet, Class)>> = BTreeMap::new();
@@ -243,6 +254,24 @@ mod tests {
             assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("b"), "{claim}");
             assert!(claim == "10.244.1.0/24" || owner(&a, claim).is_none(), "{claim}");
         }
+    }
+
+    #[test]
+    fn a_copied_uid_gains_nothing() {
+        let first = assign(&whole(&[("b", node(1))]), &mesh(), &Owners::new());
+        let mut thief = node(1);
+        thief.pod_cidrs = vec![net("10.244.1.128/25")];
+        let a = assign(&whole(&[("a", thief), ("b", node(1))]), &mesh(), &first.owners);
+        assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("b"));
+        assert_eq!(owner(&a, "10.244.1.128/25"), None);
+    }
+
+    #[test]
+    fn partial_knowledge_records_nobody() {
+        let partial = Knowledge::Partial(snapshot(&[("thief", node(1))]));
+        let a = assign(&partial, &mesh(), &Owners::new());
+        assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("thief"));
+        assert_eq!(a.owners, Owners::new());
     }
 
     #[test]

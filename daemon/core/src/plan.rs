@@ -58,9 +58,12 @@ pub fn plan(
 
 /// First, packets stop going where they no longer may. A slot is changed before the peers that use it.
 fn withdraw(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, actions: &mut Vec<Action>) {
+    // Without our own key we know of no tunnel, which is no reason to take one away.
+    if desired.tunnels.is_empty() {
+        return;
+    }
     for (slot, (want, have)) in (0u8..).zip(desired.slots.iter().zip(&datapath.slots)) {
-        // Without our own key we know of no device, which is no reason to take one away.
-        if *want == 0 && *have != 0 && !desired.tunnels.is_empty() {
+        if *want == 0 && *have != 0 {
             actions.push(Action::SetSlot(slot, 0));
         }
     }
@@ -137,7 +140,7 @@ fn device_actions(
     }
     // Peers first, then up: setting it up sends what keepalives are set.
     for (key, peer) in &want.peers {
-        peer_actions(name, *key, peer, have.peers.get(key), written, actions);
+        peer_actions(name, *key, peer, have.peers.get(key), synced, written, actions);
     }
     let mut strangers = have.peers.iter().filter(|(key, _)| !want.peers.contains_key(key)).peekable();
     // Either all is known and nobody announces this key, or others have all its addresses by now.
@@ -160,6 +163,7 @@ fn peer_actions(
     key: PublicKey,
     want: &DesiredPeer,
     have: Option<&Peer>,
+    synced: Option<&Synced>,
     written: &Endpoints,
     actions: &mut Vec<Action>,
 ) {
@@ -172,7 +176,7 @@ fn peer_actions(
         return;
     };
     let missing: BTreeSet<IpNet> = want.allowed_ips.difference(&have.allowed_ips).copied().collect();
-    if !have.allowed_ips.is_subset(&want.allowed_ips) {
+    if synced.is_some() && !have.allowed_ips.is_subset(&want.allowed_ips) {
         actions.push(Action::ReplaceAllowedIps(device.clone(), key, want.allowed_ips.clone()));
     } else if !missing.is_empty() {
         actions.push(Action::AddAllowedIps(device.clone(), key, missing));

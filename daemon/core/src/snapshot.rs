@@ -46,6 +46,20 @@ impl Snapshot {
     pub fn attest_whole(self) -> Synced {
         Synced(self)
     }
+
+    /// A Node's prefixes don't change while it lives, and a Node has addresses: one that has fewer
+    /// prefixes than before, or no address at all, was read while it was being written.
+    fn keep_prefixes(&mut self, before: &Self) {
+        for (name, now) in &mut self.nodes {
+            let Some(was) = before.nodes.get(name).filter(|was| was.uid == now.uid) else { continue };
+            let lost: Vec<IpNet> =
+                was.pod_cidrs.iter().filter(|p| !now.pod_cidrs.contains(p)).copied().collect();
+            now.pod_cidrs.extend(lost);
+            if now.internal_ips.is_empty() {
+                now.internal_ips.clone_from(&was.internal_ips);
+            }
+        }
+    }
 }
 
 impl Knowledge {
@@ -80,10 +94,12 @@ impl Knowledge {
         match self {
             Self::Whole(Synced(mut now)) => {
                 now.mesh = now.mesh.or_else(|| before.mesh.clone());
+                now.keep_prefixes(before);
                 Self::Whole(Synced(now))
             }
             Self::Partial(mut now) => {
                 now.mesh = now.mesh.or_else(|| before.mesh.clone());
+                now.keep_prefixes(before);
                 for (name, facts) in &before.nodes {
                     now.nodes.entry(name.clone()).or_insert_with(|| facts.clone());
                 }
@@ -109,6 +125,30 @@ mod tests {
         let now = Knowledge::Partial(nodes(&["c"])).or_before(&nodes(&["a", "b"]));
         assert_eq!(now.snapshot().nodes.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert!(now.synced().is_none());
+    }
+
+    #[test]
+    fn half_a_node_keeps_what_it_had() {
+        let with = |cidrs: &[&str], ips: &[&str]| {
+            let facts = NodeFacts {
+                uid: "u".to_owned(),
+                pod_cidrs: cidrs.iter().map(|c| c.parse().expect("net")).collect(),
+                internal_ips: ips.iter().map(|a| a.parse().expect("ip")).collect(),
+                announcement: None,
+            };
+            Snapshot { mesh: None, nodes: [("a".to_owned(), facts)].into() }
+        };
+        let before = with(&["10.0.1.0/24", "fd00:1::/64"], &["192.0.2.1", "2001:db8::1"]);
+        for half in [with(&[], &[]), with(&["10.0.1.0/24"], &[])] {
+            let now = Knowledge::Whole(half.attest_whole()).or_before(&before);
+            assert_eq!(now.snapshot(), &before);
+        }
+        // An address may change; another Node of the name has nothing to do with this one.
+        let moved = with(&["10.0.1.0/24", "fd00:1::/64"], &["192.0.2.7"]);
+        assert_eq!(Knowledge::Whole(moved.clone().attest_whole()).or_before(&before).snapshot(), &moved);
+        let mut other = with(&[], &[]);
+        other.nodes.get_mut("a").expect("node").uid = "v".to_owned();
+        assert_eq!(Knowledge::Whole(other.clone().attest_whole()).or_before(&before).snapshot(), &other);
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::observed::{Observed, Peer};
 
 /// No data is accepted under keys older than this (kernel `drivers/net/wireguard/messages.h`, `REJECT_AFTER_TIME`).
 pub const REJECT_AFTER: Duration = Duration::from_secs(180);
+/// A peer that answers does so within this: WireGuard itself starts a new handshake after 15 seconds without
+/// an answer (`KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`), and repeats it every 5.
+const GIVE_UP: Duration = Duration::from_secs(25);
 /// How long the peer with the lower key has the first word.
 const SECOND_WORD: Duration = Duration::from_secs(3);
 /// Interval of keepalives while a handshake is wanted, seconds. The first goes out at once.
@@ -30,9 +33,9 @@ pub enum Health {
     Never(Duration),
     /// Handshake this long ago, less than [`REJECT_AFTER`].
     Up(Duration),
-    /// Older, but nothing was sent since: nobody knows and nobody needs to.
+    /// Older, and nothing that was sent since is overdue for an answer: nobody knows and nobody needs to.
     Idle(Duration),
-    /// Older, and something was sent since.
+    /// Older, and what was sent since has had no answer for [`GIVE_UP`].
     Stale(Duration),
 }
 
@@ -61,7 +64,9 @@ struct Track {
     /// On our own monotonic clock.
     handshake_at: Duration,
     sent: u64,
-    sent_at: Option<Duration>,
+    received: u64,
+    /// When the first packet was sent that nothing has come back for.
+    unanswered_since: Option<Duration>,
 }
 
 /// All peers of all our devices. `now` is monotonic, `wall` is time since the epoch.
@@ -125,12 +130,14 @@ impl Track {
             handshake: peer.last_handshake,
             handshake_at: now.saturating_sub(age),
             sent: peer.sent,
-            sent_at: None,
+            received: peer.received,
+            unanswered_since: None,
         }
     }
 
     fn update(&mut self, peer: &Peer, now: Duration) {
-        if peer.last_handshake != self.handshake {
+        let shaken = peer.last_handshake != self.handshake;
+        if shaken {
             if peer.last_handshake.is_none() {
                 // The device or the peer was made again between two looks.
                 *self = Self::new(peer, now, now);
@@ -138,10 +145,12 @@ impl Track {
             self.handshake = peer.last_handshake;
             self.handshake_at = now;
         }
-        if peer.sent > self.sent {
-            self.sent_at = Some(now);
+        if shaken || peer.received != self.received {
+            self.unanswered_since = None;
+        } else if peer.sent > self.sent {
+            self.unanswered_since.get_or_insert(now);
         }
-        self.sent = peer.sent;
+        (self.sent, self.received) = (peer.sent, peer.received);
     }
 
     fn health(&self, now: Duration) -> Health {
@@ -151,7 +160,7 @@ impl Track {
         let age = now.saturating_sub(self.handshake_at);
         if age < REJECT_AFTER {
             Health::Up(age)
-        } else if self.sent_at.is_some_and(|at| now.saturating_sub(at) < REJECT_AFTER) {
+        } else if self.unanswered_since.is_some_and(|at| now.saturating_sub(at) >= GIVE_UP) {
             Health::Stale(age)
         } else {
             Health::Idle(age)
@@ -200,10 +209,13 @@ mod tests {
         assert_eq!(health(&tunnels, 500), Health::Idle(seconds(487)));
         // … sending without an answer is.
         tunnels.observe(&with(Some(1_000_003), 200), seconds(500), wall);
-        assert_eq!(health(&tunnels, 501), Health::Stale(seconds(488)));
-        assert!(tunnels.initiates(DEVICE, &key(9), &key(7), seconds(501)));
-        tunnels.observe(&with(Some(1_000_504), 300), seconds(505), wall);
-        assert_eq!(health(&tunnels, 505), Health::Up(Duration::ZERO));
+        // … once it has had the time to answer.
+        assert_eq!(health(&tunnels, 524), Health::Idle(seconds(511)));
+        tunnels.observe(&with(Some(1_000_003), 400), seconds(524), wall);
+        assert_eq!(health(&tunnels, 525), Health::Stale(seconds(512)));
+        assert!(tunnels.initiates(DEVICE, &key(9), &key(7), seconds(525)));
+        tunnels.observe(&with(Some(1_000_504), 500), seconds(530), wall);
+        assert_eq!(health(&tunnels, 530), Health::Up(Duration::ZERO));
     }
 
     #[test]

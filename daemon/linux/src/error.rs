@@ -24,7 +24,7 @@ impl KernelError {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         let source = source.into();
-        let advice = errno(source.as_ref()).and_then(advice);
+        let advice = errno(source.as_ref()).and_then(|errno| advice(operation, errno));
         Self { operation, object: object.into(), advice, source }
     }
 
@@ -33,6 +33,11 @@ impl KernelError {
         errno(self.source.as_ref())
     }
 }
+
+/// Making a WireGuard device.
+pub(crate) const CREATE_WIREGUARD: &str = "create WireGuard device";
+/// Attaching a program.
+pub(crate) const ATTACH: &str = "attach to";
 
 fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut at = Some(error);
@@ -45,13 +50,16 @@ fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     None
 }
 
-fn advice(errno: i32) -> Option<&'static str> {
+fn advice(operation: &str, errno: i32) -> Option<&'static str> {
     use rustix::io::Errno;
     Some(match Errno::from_raw_os_error(errno) {
         Errno::PERM | Errno::ACCESS => {
             "kubeveild needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (a privileged container has them)"
         }
-        Errno::OPNOTSUPP => "This kernel lacks it: `modprobe wireguard`, or a kernel with CONFIG_WIREGUARD",
+        Errno::OPNOTSUPP if operation == CREATE_WIREGUARD => {
+            "This kernel lacks it: `modprobe wireguard`, or a kernel with CONFIG_WIREGUARD"
+        }
+        Errno::INVAL if operation == ATTACH => "Attachment by tcx needs Linux 6.6 or later",
         Errno::NOSPC | Errno::TOOBIG => "A map of the datapath is full",
         Errno::NOMEM => "The kernel is short of memory; it is tried again",
         _ => return None,

@@ -1,10 +1,12 @@
 //! A kernel made of memory, with the semantics that the daemon relies on.
 //!
-//! What it models, each held to on the real kernel by the same sequence of actions ([`crate::claims`]):
+//! What it models of WireGuard, held to on the real kernel by the same sequence of actions ([`crate::claims`]):
 //! AllowedIPs move to the peer that claimed them last; a peer with the device's own key is ignored
 //! without a word; a private key set on a device leaves the times of handshakes whose sessions it ends;
-//! an update of a peer that is gone adds it again; a keepalive set on a device that is up starts a handshake; maps and attachments
-//! outlive the daemon, and go with their device.
+//! an update of a peer that is gone adds it again; a keepalive set on a device that is up starts a
+//! handshake.
+//! And of the datapath, held to by the lab's scenarios: maps and attachments outlive the daemon, and go
+//! with their device.
 //!
 //! What it can't prove: that packets are steered, dropped or encrypted; timing; what the verifier says;
 //! anything about two CPUs.

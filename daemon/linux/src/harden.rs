@@ -12,3 +12,17 @@ pub fn harden() -> Result<(), KernelError> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .map_err(|e| KernelError::new("limit core dumps of", "this process", std::io::Error::from(e)))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{dumpable_behavior, getrlimit};
+
+    use super::*;
+
+    #[test]
+    fn no_core_and_no_dump() {
+        harden().expect("hardened");
+        assert_eq!(dumpable_behavior().expect("asked"), DumpableBehavior::NotDumpable);
+        assert_eq!(getrlimit(Resource::Core), Rlimit { current: Some(0), maximum: Some(0) });
+    }
+}

@@ -15,7 +15,7 @@ use rtnetlink::{
 };
 use tokio::{runtime, sync::watch};
 
-use crate::KernelError;
+use crate::{KernelError, error::CREATE_WIREGUARD};
 
 /// A connection to the kernel's routing socket. Its calls block and must not be made on an async thread.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Links {
         let done = self.runtime.block_on(self.handle.link().add(LinkWireguard::new(name).build()).execute());
         match done.map_err(io_error) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            other => other.map_err(|e| KernelError::new("create WireGuard device", name, e)),
+            other => other.map_err(|e| KernelError::new(CREATE_WIREGUARD, name, e)),
         }
     }
 

@@ -30,11 +30,12 @@ fn capabilities() -> Vec<Problem> {
     let needed = [
         (Capability::CAP_NET_ADMIN, "make WireGuard devices and attach programs"),
         (Capability::CAP_BPF, "load programs and maps"),
+        (Capability::CAP_PERFMON, "load programs that read packets as they are"),
     ];
     let has = |capability| {
-        // CAP_SYS_ADMIN includes CAP_BPF (kernel `kernel/bpf/syscall.c`, `bpf_capable`).
+        // CAP_SYS_ADMIN includes the other two (kernel `include/linux/capability.h`, `bpf_capable`, `perfmon_capable`).
         let held = |c| caps::has_cap(None, CapSet::Effective, c).unwrap_or(false);
-        held(capability) || (capability == Capability::CAP_BPF && held(Capability::CAP_SYS_ADMIN))
+        held(capability) || (capability != Capability::CAP_NET_ADMIN && held(Capability::CAP_SYS_ADMIN))
     };
     needed
         .into_iter()

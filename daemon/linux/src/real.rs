@@ -62,7 +62,7 @@ impl RealKernel {
         let mut errors = Vec::new();
         self.bpf = None;
         match self.pins.remove_all() {
-            Ok(()) => removed.pins = true,
+            Ok(there) => removed.pins = there,
             Err(e) => errors.push(e),
         }
         let links = self.links.dump().unwrap_or_else(|e| {

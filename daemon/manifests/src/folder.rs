@@ -6,6 +6,7 @@ use std::{
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -29,15 +30,21 @@ const MAX_BYTES: u64 = 256 << 20;
 pub struct Folder {
     path: PathBuf,
     index: Index,
+    wake: Wake,
     /// What wakes us; where it could not be had, the reason.
     watcher: Result<RecommendedWatcher, notify::Error>,
 }
 
+/// Called when something has changed.
+type Wake = Arc<dyn Fn() + Send + Sync>;
+
 impl Folder {
     /// Reads `path` and calls `wake` whenever something in it changes. Where it can't be watched (too many
     /// inotify instances on the machine) it is read all the same, whenever [`Source::read`] is called.
-    pub fn open(path: &Path, wake: impl Fn() + Send + 'static) -> Self {
-        Self { path: path.to_owned(), index: Index::default(), watcher: watch(path, wake) }
+    pub fn open(path: &Path, wake: impl Fn() + Send + Sync + 'static) -> Self {
+        let wake: Wake = Arc::new(wake);
+        let watcher = watch(path, wake.clone());
+        Self { path: path.to_owned(), index: Index::default(), wake, watcher }
     }
 
     fn contents(&self) -> Result<BTreeMap<String, Content>, Problem> {
@@ -45,6 +52,11 @@ impl Folder {
         for folder in ["", names::ANNOUNCEMENTS_DIR] {
             let dir = self.path.join(folder);
             let entries = fs::read_dir(&dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+            let entries = match entries {
+                // Nobody has announced anything yet.
+                Err(e) if !folder.is_empty() && e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+                other => other,
+            };
             for entry in entries.map_err(|e| unreadable(&dir, &e))? {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if is_manifest(&name) {
@@ -74,9 +86,13 @@ fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-fn watch(path: &Path, wake: impl Fn() + Send + 'static) -> Result<RecommendedWatcher, notify::Error> {
+fn watch(path: &Path, wake: Wake) -> Result<RecommendedWatcher, notify::Error> {
     let announcements = path.join(names::ANNOUNCEMENTS_DIR);
-    fs::create_dir_all(&announcements).map_err(notify::Error::io)?;
+    // Not `path` itself: a misspelt one must not pass for an empty cluster.
+    match fs::create_dir(&announcements) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(notify::Error::io(e)),
+        _ => {}
+    }
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Our own reading must not wake us.
         if !event.is_ok_and(|e| e.kind.is_access()) {
@@ -95,7 +111,9 @@ fn unwatched(dir: &Path, error: &notify::Error) -> Problem {
         object: format!("folder {}", dir.display()),
         field: String::new(),
         message: format!("can't be watched: {error}"),
-        advice: "Changes are found some seconds late; raise fs.inotify.max_user_instances".to_owned(),
+        advice: "Changes are found some seconds late. Does the folder exist, and may it be written to? Is \
+                 fs.inotify.max_user_instances large enough?"
+            .to_owned(),
     }
 }
 
@@ -121,6 +139,9 @@ impl Source for Folder {
     }
 
     fn read(&mut self, now: Duration) -> SourceState {
+        if self.watcher.is_err() {
+            self.watcher = watch(&self.path, self.wake.clone());
+        }
         let contents = self.contents();
         let mut state = self.index.update(contents, now);
         state.problems.extend(self.watcher.as_ref().err().map(|e| unwatched(&self.path, e)));

@@ -48,13 +48,18 @@ impl Index {
             Ok(contents) => self.take(contents),
             Err(e) => problems.push(e),
         }
-        problems.extend(self.files.values().filter_map(|f| f.problem.clone()));
+        // What another node wrote into its announcement says nothing about Nodes.
+        let (announced, plain): (Vec<_>, Vec<_>) =
+            self.files.iter().partition(|(name, _)| is_announcement(name));
+        problems.extend(plain.iter().filter_map(|(_, f)| f.problem.clone()));
+        let mut minor: Vec<Problem> = announced.iter().filter_map(|(_, f)| f.problem.clone()).collect();
         let mut snapshot = self.merge(&mut problems);
         let waiting = self.keep_for_a_while(&mut snapshot, now);
         let whole = problems.is_empty() && !waiting;
         self.nodes.clone_from(&snapshot.nodes);
         let knowledge =
             if whole { Knowledge::Whole(snapshot.attest_whole()) } else { Knowledge::Partial(snapshot) };
+        problems.append(&mut minor);
         SourceState { knowledge, problems, look_again: waiting.then_some(SETTLE) }
     }
 
@@ -126,36 +131,37 @@ impl Index {
         snapshot
     }
 
-    /// A Node never loses its prefixes or its addresses while it lives: a manifest without them is
-    /// half of one, and what it had stands.
+    /// A Node never loses prefixes or all its addresses while it lives: a manifest with fewer is half of
+    /// one, and what it had stands.
     fn not_less(&self, file: &str, name: &str, mut now: NodeFacts, problems: &mut Vec<Problem>) -> NodeFacts {
         let Some(before) = self.nodes.get(name).filter(|before| before.uid == now.uid) else { return now };
         let object = format!("Node {name}");
-        if now.pod_cidrs.is_empty() && !before.pod_cidrs.is_empty() {
+        if before.pod_cidrs.iter().any(|p| !now.pod_cidrs.contains(p)) {
             now.pod_cidrs.clone_from(&before.pod_cidrs);
             problems.push(problem(
                 file,
                 &object,
                 "spec.podCIDRs",
-                "has vanished, though the node is the same",
+                "has lost a prefix, though the node is the same",
             ));
         }
         if now.internal_ips.is_empty() && !before.internal_ips.is_empty() {
             now.internal_ips.clone_from(&before.internal_ips);
-            problems.push(problem(
-                file,
-                &object,
-                "status.addresses",
-                "has no InternalIP any more, though the node is the same",
-            ));
+            let lost = "has no InternalIP any more, though the node is the same";
+            problems.push(problem(file, &object, "status.addresses", lost));
         }
         now
     }
 
-    /// Nodes that vanished a moment ago are still there. True if there are any.
+    /// Nodes, and addresses of nodes, that vanished a moment ago are still there. True if there are any.
     fn keep_for_a_while(&mut self, snapshot: &mut Snapshot, now: Duration) -> bool {
+        let less = |name: &String, before: &NodeFacts| match snapshot.nodes.get(name) {
+            None => true,
+            Some(facts) if facts.uid != before.uid => false,
+            Some(facts) => before.internal_ips.iter().any(|ip| !facts.internal_ips.contains(ip)),
+        };
         let gone: BTreeSet<String> =
-            self.nodes.keys().filter(|n| !snapshot.nodes.contains_key(*n)).cloned().collect();
+            self.nodes.iter().filter(|(n, before)| less(n, before)).map(|(n, _)| n.clone()).collect();
         self.gone.retain(|name, _| gone.contains(name));
         let mut waiting = false;
         for name in gone {
@@ -234,6 +240,31 @@ mod tests {
         assert_eq!(state.look_again, Some(SETTLE));
         let state = index.update(one(), seconds(11));
         assert_eq!(names_of(&state), ["node-1"]);
+        assert!(state.knowledge.synced().is_some());
+    }
+
+    /// Cut between two lines of a list, a file is still a manifest.
+    #[test]
+    fn a_node_that_lost_a_part_was_read_too_early() {
+        let dual = node(1).replace("192.0.2.1}]", "192.0.2.1}, {type: InternalIP, address: 2001:db8::1}]");
+        let mut index = Index::default();
+        index.update(folder(&[("mesh.yaml", MESH), ("1.yaml", &dual)]), seconds(0));
+        let one_address = || folder(&[("mesh.yaml", MESH), ("1.yaml", &node(1))]);
+        let state = index.update(one_address(), seconds(10));
+        assert_eq!(state.knowledge.snapshot().nodes["node-1"].internal_ips.len(), 2);
+        assert!(state.knowledge.synced().is_none());
+        // It stays that way, so it is meant.
+        let state = index.update(one_address(), seconds(12));
+        assert_eq!(state.knowledge.snapshot().nodes["node-1"].internal_ips.len(), 1);
+        assert!(state.knowledge.synced().is_some());
+    }
+
+    #[test]
+    fn a_bad_announcement_does_not_stop_removals() {
+        let mut index = Index::default();
+        let files = folder(&[("mesh.yaml", MESH), ("1.yaml", &node(1)), ("announcements/x.yaml", "{")]);
+        let state = index.update(files, seconds(0));
+        assert_eq!(state.problems.len(), 1);
         assert!(state.knowledge.synced().is_some());
     }
 

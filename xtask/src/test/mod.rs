@@ -19,7 +19,7 @@ use self::{
 use crate::{
     build, lint,
     machine::{self, Kernel, Machine, Request},
-    process, report,
+    process, report, setup,
     workspace::Workspace,
 };
 
@@ -130,6 +130,8 @@ fn rules(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
 fn unit(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
     let object = build::ebpf(workspace)?;
     let mut tally = Tally::default();
+    // The daemon's own tests lay a small network.
+    setup::ensure(workspace, &[setup::LAB])?;
     let promtool = promtool::find(workspace);
     for suite in suites::unit(workspace, &object)? {
         let mut runner = process::command("timeout");

@@ -63,7 +63,7 @@ fn view() -> View {
             drops: vec![],
             problems: vec![],
             kernel_writes: 7,
-            kernel_errors: 0,
+            errors_met: 0,
         },
         counts,
         totals,

@@ -1,6 +1,7 @@
 //! The way round over the fake kernel: what is done, what is not done, and what stands when calls fail.
 
 use std::{
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -18,7 +19,7 @@ use kubeveil_core::{
     snapshot::{Knowledge, NodeFacts},
     source::SourceState,
 };
-use kubeveil_keys::PrivateKey;
+use kubeveil_keys::{Generation, PrivateKey};
 use kubeveil_linux::{Count, Secrets, fake::FakeKernel};
 
 use super::*;
@@ -363,6 +364,40 @@ fn a_new_own_key_proves_itself_anew() {
     assert_eq!(tunnel.public_key, again.keeper.info().map(|i| i.public));
     assert_eq!(tunnel.peers.len(), 2);
     assert_eq!(bench.tunnelled(), 0);
+}
+
+/// The key can't be read: a reason to say so, not to take tunnels away.
+#[test]
+fn a_key_store_that_fails_takes_no_tunnel_away() {
+    let mut bench = Bench::new(3);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    drop(node);
+    bench.kernel.with(FakeKernel::daemon_ends);
+    let keys = bench.dir.path().join("keys");
+    std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o770)).expect("chmod");
+    let mut again = bench.start();
+    bench.settle(&mut again);
+    assert_eq!(bench.tried(), [Action::LoadPrograms]);
+    assert_eq!(bench.tunnelled(), 2);
+    assert!(again.last.problems.iter().any(|p| p.kind == ProblemKind::KeyStore), "{:?}", again.last.problems);
+}
+
+/// Half of a node's manifest was read: nothing of it is taken away.
+#[test]
+fn partial_knowledge_takes_no_address_away() {
+    let mut bench = Bench::new(2);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    bench.tried();
+    bench.world.change(|said| {
+        said.whole = false;
+        said.snapshot.nodes.get_mut("node-2").expect("node").internal_ips =
+            vec!["192.0.2.9".parse().expect("ip")];
+    });
+    bench.settle(&mut node);
+    let peer = bench.truth().tunnels[DEVICE].peers.values().next().expect("a peer").clone();
+    assert!(peer.allowed_ips.contains(&"192.0.2.2/32".parse().expect("net")), "{peer:?}");
 }
 
 /// An announcement that vanishes, or is replaced by a forged one, cuts nobody off.

@@ -118,6 +118,12 @@ impl Cell {
         command.arg("uninstall").args(options).output().unwrap()
     }
 
+    /// Some packets to the link's other end, which answers none.
+    pub(crate) fn chatter(&self) {
+        let script = "for i in 1 2 3; do echo x >/dev/udp/192.0.2.9/9; sleep 0.1; done";
+        self.enter().args(["bash", "-c", script]).stderr(Stdio::null()).status().unwrap();
+    }
+
     /// The state folder.
     pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")

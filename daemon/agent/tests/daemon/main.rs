@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         trial("it_names_a_capability_that_is_missing", no_capability, needs_root()),
         trial("a_second_daemon_is_refused", second, needs_root()),
         trial("a_key_file_open_to_others_is_set_aside_and_told", open_key, needs_root()),
+        trial("counters_survive_a_restart", counters, needs_root()),
         trial("promtool_is_content", promtool, needs_root().or_else(needs_promtool)),
         trial("uninstall_wants_to_be_told", uninstall, needs_root()),
     ];
@@ -143,6 +144,23 @@ fn open_key() {
     let again = cell.wait_for(|status| key(status).is_some());
     assert_eq!(key(&again), key(&status));
     contains(&again["problems"].to_string(), &["set aside by an earlier start"]);
+}
+
+/// Packets that `steer` passed: the devices' own chatter on a new link will do.
+fn counters() {
+    let passed = |cell: &Cell| {
+        let metrics = cell.get("/metrics");
+        let name = "kubeveil_packets_total{direction=\"egress\",verdict=\"pass\"} ";
+        metrics.lines().find_map(|l| l.strip_prefix(name)).map_or(0, |n| n.parse::<u64>().unwrap())
+    };
+    let cell = Cell::start();
+    cell.wait_for(|status| status["programs"].as_array().unwrap().iter().all(|p| p["attached"] == true));
+    cell.chatter();
+    let before = passed(&cell);
+    assert!(before > 0, "{}", cell.get("/metrics"));
+    let cell = cell.stop().start_again();
+    cell.wait_for(|_| true);
+    assert!(passed(&cell) >= before, "{} after {before}", passed(&cell));
 }
 
 fn promtool() {

@@ -88,7 +88,7 @@ fn example() -> Status {
             advice: "Add its range to spec.podCIDRs of EncryptionMesh default, if it is right".to_owned(),
         }],
         kernel_writes: 21,
-        kernel_errors: 1,
+        errors_met: 1,
     }
 }
 

@@ -10,7 +10,7 @@ use aya::programs::{
 use kubeveil_core::observed::{Hook, Program};
 
 use super::Pins;
-use crate::KernelError;
+use crate::{KernelError, error::ATTACH};
 
 const fn direction(program: Program) -> TcAttachType {
     match program {
@@ -23,7 +23,11 @@ const fn direction(program: Program) -> TcAttachType {
 pub(super) fn position(program: Program, device: &str, id: u32) -> Result<Option<usize>, KernelError> {
     match SchedClassifier::query_tcx(device, direction(program)) {
         Ok((_, there)) => Ok(there.iter().position(|info| info.id() == id)),
-        Err(e) => Err(KernelError::new("list the programs of", device, e)),
+        Err(e) => {
+            let error = KernelError::new("list the programs of", device, e);
+            // Gone since the devices were listed, and its attachments with it.
+            if error.errno() == Some(rustix::io::Errno::NODEV.raw_os_error()) { Ok(None) } else { Err(error) }
+        }
     }
 }
 
@@ -39,8 +43,7 @@ pub(super) fn attach(
     if replace(program, hook, pins)? {
         return Ok(());
     }
-    let failed =
-        |e: ProgramError| KernelError::new("attach to", format!("{device} program {}", hook.0.name()), e);
+    let failed = |e: ProgramError| KernelError::new(ATTACH, format!("{device} program {}", hook.0.name()), e);
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(device, direction(hook.0), order).map_err(failed)?;
     let link = program.take_link(id).map_err(failed)?;

@@ -13,14 +13,13 @@ use crate::KernelError;
 /// Paths below the daemon's folder on the BPF file system. (bpffs refuses names with a dot.)
 #[derive(Clone, Debug)]
 pub struct Pins {
-    base: PathBuf,
     root: PathBuf,
 }
 
 impl Pins {
     /// Below `bpf_dir`, under this ABI's version.
     pub fn new(bpf_dir: &Path) -> Self {
-        Self { base: bpf_dir.to_owned(), root: bpf_dir.join(format!("v{ABI_VERSION}")) }
+        Self { root: bpf_dir.join(format!("v{ABI_VERSION}")) }
     }
 
     /// Makes the folders.
@@ -66,14 +65,14 @@ impl Pins {
         other.map(|n| self.root.join(n)).collect()
     }
 
-    /// Removes everything below the daemon's folder, and the folder. Programs stay attached only as
-    /// long as their links are pinned, so this detaches them too.
-    pub fn remove_all(&self) -> Result<(), KernelError> {
-        match remove_tree(&self.base) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(KernelError::new("remove", self.base.display().to_string(), e))
-            }
-            _ => Ok(()),
+    /// Removes what this ABI's version has pinned, and nothing else: the folder above may be shared.
+    /// Programs stay attached only as long as their links are pinned, so this detaches them too.
+    /// Returns whether there was anything.
+    pub fn remove_all(&self) -> Result<bool, KernelError> {
+        match remove_tree(&self.root) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(KernelError::new("remove", self.root.display().to_string(), e)),
         }
     }
 }
@@ -94,7 +93,7 @@ fn parse_link(name: &str) -> Option<Hook> {
 
 /// Like `fs::remove_dir_all`, which asks for directory entry types that bpffs doesn't tell.
 pub(super) fn remove_tree(dir: &Path) -> io::Result<()> {
-    for name in names_in(dir)? {
+    for name in fs::read_dir(dir)?.map(|e| Ok(e?.file_name())).collect::<io::Result<Vec<_>>>()? {
         let path = dir.join(name);
         if path.is_dir() { remove_tree(&path)? } else { fs::remove_file(&path)? }
     }
