@@ -62,7 +62,8 @@ for name in payload programs command; do disk "$name" "$work/$name"; done
 mkfifo "$work/stdin" "$work/stdout" "$work/stderr" "$work/files"
 cat "$work/stdout" & pids+=($!); reader_out=$!
 cat "$work/stderr" >&2 & pids+=($!); reader_err=$!
-if [[ -n $out ]]; then mkdir -p "$out"; tar -C "$out" --no-same-owner -xf "$work/files" 2>"$work/tar" &
+# Through cat: tar that reads the pipe itself stops in the midst of many files.
+if [[ -n $out ]]; then mkdir -p "$out"; cat "$work/files" | tar -C "$out" --no-same-owner -xf - 2>"$work/tar" &
 else cat "$work/files" >/dev/null & fi
 pids+=($!); reader_files=$!
 : >"$work/control"

@@ -45,13 +45,15 @@ fn tcp(stage: &mut Stage) -> Result<()> {
 
 /// Packets as large as a pod's device takes are more than a tunnel takes: fragments must not leak.
 fn full_size(stage: &mut Stage) -> Result<()> {
-    for size in [1200, 1372, 1452, 1472] {
+    // 1440 bytes are the most that a tunnel over 1500 takes: IPv6 with 1392 of payload.
+    const FITS: usize = 1392;
+    for size in [1200, FITS, 1452, 1472] {
         let mut load = stage.load("1a", "3a", 100);
         load.size = size;
         let (tally, census) = stage.send(load, 40)?;
         none_plain(&census)?;
         // Whether a packet that is too big arrives is a matter of MTU; that none leaks is not.
-        if size <= 1200 {
+        if size <= FITS {
             none_lost(&tally)?;
         }
     }
