@@ -3,13 +3,18 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
+    os::{fd::AsFd as _, unix::net::UnixStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
+use aya::{
+    Ebpf,
+    programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -122,6 +127,23 @@ impl Cell {
     pub(crate) fn chatter(&self) {
         let script = "for i in 1 2 3; do echo x >/dev/udp/192.0.2.9/9; sleep 0.1; done";
         self.enter().args(["bash", "-c", script]).stderr(Stdio::null()).status().unwrap();
+    }
+
+    /// A program of somebody else's at the head of the egress of `device`, as long as the value lives.
+    pub(crate) fn attach_ahead(&self, device: &'static str) -> Ebpf {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
+        // A thread of its own: it stays in the cell's network.
+        let attached = thread::spawn(move || {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let object = env!("KUBEVEIL_EBPF_OBJECT");
+            let mut ebpf = Ebpf::load_file(object).unwrap();
+            let program: &mut SchedClassifier = ebpf.program_mut("steer").unwrap().try_into().unwrap();
+            program.load().unwrap();
+            let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+            program.attach_with_options(device, TcAttachType::Egress, first).unwrap();
+            ebpf
+        });
+        attached.join().unwrap()
     }
 
     /// The state folder.

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         trial("it_names_a_capability_that_is_missing", no_capability, needs_root()),
         trial("a_second_daemon_is_refused", second, needs_root()),
         trial("a_key_file_open_to_others_is_set_aside_and_told", open_key, needs_root()),
+        trial("a_program_ahead_of_ours_is_a_problem", ahead, needs_root()),
         trial("counters_survive_a_restart", counters, needs_root()),
         trial("promtool_is_content", promtool, needs_root().or_else(needs_promtool)),
         trial("uninstall_wants_to_be_told", uninstall, needs_root()),
@@ -144,6 +145,22 @@ fn open_key() {
     let again = cell.wait_for(|status| key(status).is_some());
     assert_eq!(key(&again), key(&status));
     contains(&again["problems"].to_string(), &["set aside by an earlier start"]);
+}
+
+/// Somebody attaches a program before ours: it could take packets away, so it is told, until it is gone.
+fn ahead() {
+    let cell = Cell::start();
+    let steer = |status: &serde_json::Value| {
+        let programs = status["programs"].as_array().unwrap();
+        programs.iter().find(|p| p["program"] == "steer").map_or(u64::MAX, |p| p["ahead"].as_u64().unwrap())
+    };
+    cell.wait_for(|status| steer(status) == 0);
+    let foreign = cell.attach_ahead("eth0");
+    let status =
+        cell.wait_for(|status| steer(status) == 1 && status["problems"].to_string().contains("position"));
+    contains(&status["problems"].to_string(), &["device eth0", "run before ours"]);
+    drop(foreign);
+    cell.wait_for(|status| steer(status) == 0 && !status["problems"].to_string().contains("position"));
 }
 
 /// Packets that `steer` passed: the devices' own chatter on a new link will do.
