@@ -4,7 +4,6 @@
 use std::{
     fs, io,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::Duration,
@@ -17,6 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use rustix::{fs::Mode, process::umask};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
@@ -83,9 +83,11 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = UnixListener::bind(socket)?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    // From its first moment on: permissions set afterwards would come too late.
+    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(socket);
+    umask(before);
+    listener
 }
 
 /// Opens a door, as soon as it can be.

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         trial("it_names_a_capability_that_is_missing", no_capability, needs_root()),
         trial("a_second_daemon_is_refused", second, needs_root()),
         trial("a_key_file_open_to_others_is_set_aside_and_told", open_key, needs_root()),
+        trial("doors_and_keys_are_for_root_alone", doors, needs_root()),
         trial("a_program_ahead_of_ours_is_a_problem", ahead, needs_root()),
         trial("counters_survive_a_restart", counters, needs_root()),
         trial("promtool_is_content", promtool, needs_root().or_else(needs_promtool)),
@@ -145,6 +146,15 @@ fn open_key() {
     let again = cell.wait_for(|status| key(status).is_some());
     assert_eq!(key(&again), key(&status));
     contains(&again["problems"].to_string(), &["set aside by an earlier start"]);
+}
+
+/// Only root may ask: the socket is the way to what a node knows.
+fn doors() {
+    let cell = Cell::start();
+    cell.wait_for(|_| true);
+    let mode = |path: &str| fs::metadata(cell.state().join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("../socket"), 0o600);
+    assert_eq!((mode("keys"), mode("keys/generation-0.key")), (0o700, 0o600));
 }
 
 /// Somebody attaches a program before ours: it could take packets away, so it is told, until it is gone.
