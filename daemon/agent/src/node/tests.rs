@@ -170,6 +170,21 @@ impl Bench {
         Node::new("node-1", &[], "build", self.kernel.clone(), source, self.dir.path())
     }
 
+    /// A bench with a daemon that has nothing left to do.
+    fn settled(nodes: u8) -> (Self, Node<Shared>) {
+        let mut bench = Self::new(nodes);
+        let mut node = bench.start();
+        bench.settle(&mut node);
+        (bench, node)
+    }
+
+    /// The daemon ends, and another one starts.
+    fn restart(&self, node: Node<Shared>) -> Node<Shared> {
+        drop(node);
+        self.kernel.with(FakeKernel::daemon_ends);
+        self.start()
+    }
+
     /// Goes round until nothing is left to do, as the loop would; says how many actions that took.
     fn settle(&mut self, node: &mut Node<Shared>) -> u64 {
         let before = node.writes;
@@ -199,9 +214,7 @@ impl Bench {
 
 #[test]
 fn from_nothing_to_encrypted() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (bench, node) = Bench::settled(3);
     let truth = bench.truth();
     let tunnel = &truth.tunnels[DEVICE];
     assert_eq!(tunnel.public_key, node.keeper.info().map(|i| i.public));
@@ -217,9 +230,7 @@ fn from_nothing_to_encrypted() {
 /// The maps know what must not pass before the first program looks at a packet.
 #[test]
 fn closed_before_it_is_attached() {
-    let mut bench = Bench::new(2);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (bench, _node) = Bench::settled(2);
     let tried = bench.tried();
     let first_attach = tried.iter().position(|a| matches!(a, Action::Attach(_))).expect("attached");
     let last_prefix = tried.iter().rposition(|a| matches!(a, Action::PutPrefix(..))).expect("prefixes");
@@ -229,13 +240,9 @@ fn closed_before_it_is_attached() {
 
 #[test]
 fn a_quiet_node_makes_no_writes_and_neither_does_a_restart() {
-    let mut bench = Bench::new(4);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(4);
     assert_eq!(bench.settle(&mut node), 0);
-    drop(node);
-    bench.kernel.with(FakeKernel::daemon_ends);
-    let mut again = bench.start();
+    let mut again = bench.restart(node);
     bench.settle(&mut again);
     // Opening what is pinned is the one step of a restart.
     assert_eq!(bench.tried(), [Action::LoadPrograms]);
@@ -244,9 +251,7 @@ fn a_quiet_node_makes_no_writes_and_neither_does_a_restart() {
 
 #[test]
 fn one_peer_changes_and_no_other_is_touched() {
-    let mut bench = Bench::new(5);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(5);
     bench.tried();
     let moved = bench.keys[2].public();
     let json = announce(4, &bench.keys[2], 51872);
@@ -258,9 +263,7 @@ fn one_peer_changes_and_no_other_is_touched() {
 
 #[test]
 fn a_peer_that_roamed_is_left_where_it_is() {
-    let mut bench = Bench::new(2);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(2);
     bench.tried();
     let roamed = Some("198.51.100.7:4000".parse().expect("endpoint"));
     bench.kernel.with(|k| k.tamper(DEVICE, |t| t.peers.values_mut().for_each(|p| p.endpoint = roamed)));
@@ -270,9 +273,7 @@ fn a_peer_that_roamed_is_left_where_it_is() {
 
 #[test]
 fn nobody_is_removed_for_being_unknown() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(3);
     bench.tried();
     // An API server that answers with an empty list after a failure.
     bench.world.change(|said| {
@@ -283,9 +284,7 @@ fn nobody_is_removed_for_being_unknown() {
     bench.settle(&mut node);
     assert_eq!(bench.tried(), []);
     // … and after a restart, from what was kept on disk.
-    drop(node);
-    bench.kernel.with(FakeKernel::daemon_ends);
-    let mut again = bench.start();
+    let mut again = bench.restart(node);
     bench.settle(&mut again);
     assert_eq!(bench.tried(), [Action::LoadPrograms]);
     assert_eq!(bench.tunnelled(), 2);
@@ -294,9 +293,7 @@ fn nobody_is_removed_for_being_unknown() {
 /// A folder that was emptied, and a daemon that starts over it: whole, by the letter, and not believed.
 #[test]
 fn an_empty_cluster_opens_nothing() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, node) = Bench::settled(3);
     drop(node);
     bench.kernel.with(FakeKernel::daemon_ends);
     bench.world.change(|said| said.snapshot = Snapshot::default());
@@ -316,9 +313,7 @@ fn an_empty_cluster_opens_nothing() {
 
 #[test]
 fn a_node_that_left_is_removed_and_its_pods_stay_closed() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(3);
     bench.world.change(|said| drop(said.snapshot.nodes.remove("node-3")));
     bench.settle(&mut node);
     let truth = bench.truth();
@@ -332,9 +327,7 @@ fn a_node_that_left_is_removed_and_its_pods_stay_closed() {
 
 #[test]
 fn a_node_that_comes_back_with_a_new_key_is_closed_until_it_is_proven() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(3);
     let old = bench.keys[1].public();
     // New key, and nobody answers yet.
     let key = PrivateKey::generate().expect("randomness");
@@ -351,9 +344,7 @@ fn a_node_that_comes_back_with_a_new_key_is_closed_until_it_is_proven() {
 /// The state folder is lost and the device stands: old handshakes prove nothing under a new key.
 #[test]
 fn a_new_own_key_proves_itself_anew() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, node) = Bench::settled(3);
     drop(node);
     bench.kernel.with(FakeKernel::daemon_ends);
     bench.kernel.with(FakeKernel::nobody_answers);
@@ -369,9 +360,7 @@ fn a_new_own_key_proves_itself_anew() {
 /// The key can't be read: a reason to say so, not to take tunnels away.
 #[test]
 fn a_key_store_that_fails_takes_no_tunnel_away() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, node) = Bench::settled(3);
     drop(node);
     bench.kernel.with(FakeKernel::daemon_ends);
     let keys = bench.dir.path().join("keys");
@@ -386,9 +375,7 @@ fn a_key_store_that_fails_takes_no_tunnel_away() {
 /// Half of a node's manifest was read: nothing of it is taken away.
 #[test]
 fn partial_knowledge_takes_no_address_away() {
-    let mut bench = Bench::new(2);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(2);
     bench.tried();
     bench.world.change(|said| {
         said.whole = false;
@@ -403,9 +390,7 @@ fn partial_knowledge_takes_no_address_away() {
 /// An announcement that vanishes, or is replaced by a forged one, cuts nobody off.
 #[test]
 fn a_lost_or_forged_announcement_changes_nothing() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(3);
     bench.tried();
     let forged = announce(2, &bench.keys[1], 51871);
     for said in [None, Some("{}".to_owned()), Some(forged)] {
@@ -416,9 +401,7 @@ fn a_lost_or_forged_announcement_changes_nothing() {
     assert_eq!(node.last.problems.len(), 1, "{:?}", node.last.problems);
     assert_eq!(node.last.problems[0].object, "Node node-3");
     // The same after a restart, when only the device itself remembers the peer.
-    drop(node);
-    bench.kernel.with(FakeKernel::daemon_ends);
-    let mut again = bench.start();
+    let mut again = bench.restart(node);
     bench.settle(&mut again);
     assert_eq!(bench.tried(), [Action::LoadPrograms]);
     assert_eq!(bench.tunnelled(), 2);
@@ -426,9 +409,7 @@ fn a_lost_or_forged_announcement_changes_nothing() {
 
 #[test]
 fn a_device_deleted_by_hand_is_made_again() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(3);
     bench.kernel.with(|k| k.delete_link(DEVICE));
     bench.tried();
     bench.settle(&mut node);
@@ -451,9 +432,7 @@ fn a_device_of_others_by_our_name_is_left_alone() {
 
 #[test]
 fn a_new_underlay_device_is_guarded() {
-    let mut bench = Bench::new(2);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (mut bench, mut node) = Bench::settled(2);
     let second = Link { name: "eth1".to_owned(), up: true, mtu: 1400, ..Link::default() };
     let index = bench.kernel.with(|k| k.add_link(second));
     bench.settle(&mut node);
@@ -530,9 +509,7 @@ fn killed_after_every_step() {
 
 #[test]
 fn what_is_kept_holds_no_key() {
-    let mut bench = Bench::new(3);
-    let mut node = bench.start();
-    bench.settle(&mut node);
+    let (bench, node) = Bench::settled(3);
     let path: PathBuf = bench.dir.path().join("known.json");
     let text = std::fs::read_to_string(path).expect("kept");
     let private = node.keeper.private_key(Generation::FIRST).expect("key");
