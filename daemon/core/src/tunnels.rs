@@ -21,10 +21,12 @@ const GIVE_UP: Duration = Duration::from_secs(25);
 const SECOND_WORD: Duration = Duration::from_secs(3);
 /// Interval of keepalives while a handshake is wanted, seconds. The first goes out at once.
 pub const PROVING_KEEPALIVE: u16 = 5;
-/// How often to look while something is unproven: at first, and after [`PATIENCE`].
+/// How often to look while something is unproven: at first, after [`PATIENCE`], and until [`RESIGNATION`];
+/// then the daemon's regular round has to do, since among thousands of nodes one is always down.
 const LOOK_OFTEN: Duration = Duration::from_millis(250);
 const LOOK_SELDOM: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(20);
+const RESIGNATION: Duration = Duration::from_secs(120);
 
 /// How a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +116,9 @@ impl Tunnels {
             .values()
             .filter_map(|track| match track.health(now) {
                 Health::Never(since) if since < PATIENCE => Some(LOOK_OFTEN),
-                Health::Never(_) | Health::Stale(_) => Some(LOOK_SELDOM),
-                Health::Up(_) | Health::Idle(_) => None,
+                Health::Never(since) if since < RESIGNATION => Some(LOOK_SELDOM),
+                Health::Stale(_) => Some(LOOK_SELDOM),
+                Health::Never(_) | Health::Up(_) | Health::Idle(_) => None,
             })
             .min()
     }
@@ -201,6 +204,7 @@ mod tests {
         assert!(tunnels.initiates(DEVICE, &key(9), &key(7), seconds(13)));
         assert_eq!(tunnels.next_look(seconds(12)), Some(LOOK_OFTEN));
         assert_eq!(tunnels.next_look(seconds(40)), Some(LOOK_SELDOM));
+        assert_eq!(tunnels.next_look(seconds(140)), None);
 
         tunnels.observe(&with(Some(1_000_003), 100), seconds(13), wall);
         assert_eq!(health(&tunnels, 20), Health::Up(seconds(7)));
