@@ -15,7 +15,7 @@ use kubeveil_core::{
     ownership::{Assignment, assign},
     plan::{Endpoints, plan},
     problem::{Problem, ProblemKind},
-    snapshot::Snapshot,
+    snapshot::{Knowledge, Snapshot},
     source::Source,
     tunnels::Tunnels,
 };
@@ -73,6 +73,7 @@ pub(crate) struct Node<K> {
     announced: Announced,
     pub(crate) tunnels: Tunnels,
     written: Endpoints,
+    remembers: bool,
     indices: BTreeSet<u32>,
     resting: BTreeMap<u32, Duration>,
     retry: Duration,
@@ -116,6 +117,7 @@ impl<K: Kernel> Node<K> {
             announced: Announced::default(),
             tunnels: Tunnels::default(),
             written: Endpoints::new(),
+            remembers: false,
             indices: BTreeSet::new(),
             resting: BTreeMap::new(),
             retry: RETRY,
@@ -136,6 +138,9 @@ impl<K: Kernel> Node<K> {
 
     /// Once round. Returns when to go round again at the latest.
     pub(crate) fn pass(&mut self, now: Now) -> Duration {
+        if !self.remembers {
+            self.remember_endpoints(now);
+        }
         let read = self.source.read(now.monotonic);
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.before);
@@ -172,10 +177,39 @@ impl<K: Kernel> Node<K> {
         wait.into_iter().flatten().min().unwrap_or(RESYNC)
     }
 
+    /// What an earlier daemon has written: what follows from what was kept. Else a node that moved while no
+    /// daemon ran here would count as written where it is now.
+    fn remember_endpoints(&mut self, now: Now) {
+        self.remembers = true;
+        let Some(own) = self.before.nodes.get(&self.name) else { return };
+        self.keeper.unlock(&own.uid, now.epoch.as_secs());
+        self.announced.update(&self.before);
+        let Some(mesh) = &self.before.mesh else { return };
+        let knowledge = Knowledge::Partial(self.before.clone());
+        let assignment = assign(&knowledge, mesh, &self.owners);
+        let kept = desired(&Inputs {
+            node: &self.name,
+            key: self.keeper.info().map(|info| (info.generation, info.public)),
+            knowledge: &knowledge,
+            assignment: &assignment,
+            announced: &self.announced,
+            tunnels: &self.tunnels,
+            observed: &Observed::default(),
+            underlay: &self.underlay,
+            build: &self.build,
+            resting: &BTreeSet::new(),
+            now: now.monotonic,
+        });
+        for (device, tunnel) in kept.tunnels {
+            let peers = tunnel.peers.into_iter().filter_map(|(key, peer)| Some((key, peer.endpoint?)));
+            self.written.extend(peers.map(|(key, endpoint)| ((device.clone(), key), endpoint)));
+        }
+    }
+
     /// Observes, plans, acts. Returns the number of actions carried out.
     fn round(
         &mut self,
-        knowledge: &kubeveil_core::snapshot::Knowledge,
+        knowledge: &Knowledge,
         assignment: &Assignment,
         now: Now,
         outcome: &mut Outcome,

@@ -34,6 +34,8 @@ use crate::{
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kubeveil.bpf.o"));
 /// Changes come in bursts; wait for the rest of one.
 const BURST: Duration = Duration::from_millis(20);
+/// Events that are taken at once between two ways round.
+const BACKLOG: usize = 256;
 /// How old a look at the kernel may be for an answer.
 const FRESH: Duration = Duration::from_millis(200);
 /// How often flows that are over are forgotten.
@@ -102,8 +104,9 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
                 tracing::warn!("{e}");
             }
         }
-        loop {
-            match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
+        // Until the time has come or something stirs, whoever asks.
+        while let Some(left) = next.checked_duration_since(Instant::now()) {
+            match inbox.recv_timeout(left) {
                 Ok(Event::Ask(answer)) => tell(node, answer),
                 Ok(Event::Stir) => {
                     thread::sleep(BURST);
@@ -113,8 +116,8 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
                 Ok(Event::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
         }
-        // The rest of the burst.
-        for event in inbox.try_iter() {
+        // The rest of the burst, as much as there is now.
+        for event in inbox.try_iter().take(BACKLOG) {
             match event {
                 Event::Ask(answer) => tell(node, answer),
                 Event::Stop => return,
@@ -130,6 +133,9 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
 /// While a handshake is awaited a look could find it before the next way round does, and call a peer up
 /// to which nothing is sent yet; so then the way round itself is the look.
 fn tell<K: Kernel>(node: &mut Node<K>, answer: oneshot::Sender<Box<View>>) {
+    if answer.is_closed() {
+        return;
+    }
     let now = now();
     if node.looked_before(now, FRESH) {
         if node.tunnels.next_look(now.monotonic).is_some() {

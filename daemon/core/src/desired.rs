@@ -192,7 +192,10 @@ fn prefixes(
         let peer = if local { 0 } else { *indices.get(node)? };
         Some((*prefix, Prefix { kind, peer }))
     });
-    ranges.chain(owned).collect()
+    // Peer 0 stands for no node and never has a tunnel.
+    let nobodys = Prefix { kind: PrefixKind::RemoteNode, peer: 0 };
+    let contested = inputs.assignment.contested.iter().map(|address| (*address, nobodys));
+    ranges.chain(contested).chain(owned).collect()
 }
 
 /// Our one device and its peers. (A second one comes with the rotation of keys.)

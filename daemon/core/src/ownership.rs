@@ -49,6 +49,9 @@ pub struct Assignment {
     pub owners: Owners,
     /// Claims that were refused.
     pub problems: Vec<Problem>,
+    /// Addresses that several nodes claim and nobody gets. (Contested pods' prefixes lie in the mesh's ranges
+    /// anyway, and are closed by those.)
+    pub contested: BTreeSet<IpNet>,
     by_node: BTreeMap<String, Vec<(IpNet, Class)>>,
 }
 
@@ -63,6 +66,10 @@ impl Assignment {
         self.by_node.iter().map(|(name, owned)| (name.as_str(), owned.as_slice()))
     }
 }
+
+/// Prefixes that one node can have. Kubernetes gives one a family; without a bound one Node could fill the
+/// kernel's map, and what comes after it would not be there.
+const MOST: usize = 16;
 
 struct Claim<'a> {
     prefix: IpNet,
@@ -98,6 +105,7 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
 
     let mut owners = recorded.clone();
     let mut prefixes = BTreeMap::new();
+    let mut contested = BTreeSet::new();
     for claim in &claims {
         let on_record = recorded.get(&claim.prefix).is_some_and(|owner| claim.is_of(owner));
         if !on_record {
@@ -107,6 +115,9 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
             }
             let mut rivals = overlapping(&claimed, claim.prefix).flatten();
             if let Some(rival) = rivals.find(|c| c.node != claim.node) {
+                if claim.class == Class::Node {
+                    contested.insert(claim.prefix);
+                }
                 problems.push(refused(claim, rival.node, "and no owner is on record, so neither gets it"));
                 continue;
             }
@@ -122,7 +133,7 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     for (prefix, (node, class)) in &prefixes {
         by_node.entry(node.clone()).or_default().push((*prefix, *class));
     }
-    Assignment { prefixes, owners, problems, by_node }
+    Assignment { prefixes, owners, problems, contested, by_node }
 }
 
 /// The entries of `map` whose prefix overlaps `prefix`. Prefixes nest or are apart, so these are its
@@ -147,6 +158,16 @@ fn refused(claim: &Claim<'_>, other: &str, why: &str) -> Problem {
 fn admissible<'a>(knowledge: &'a Knowledge, mesh: &MeshSpec, problems: &mut Vec<Problem>) -> Vec<Claim<'a>> {
     let mut claims = Vec::new();
     for (name, node) in &knowledge.snapshot().nodes {
+        if node.pod_cidrs.len() + node.internal_ips.len() > MOST {
+            problems.push(Problem {
+                kind: ProblemKind::Prefix,
+                object: format!("Node {name}"),
+                field: "spec.podCIDRs".to_owned(),
+                message: format!("it has more than {MOST} prefixes and addresses, so it gets none"),
+                advice: "Give it one podCIDR and one InternalIP a family".to_owned(),
+            });
+            continue;
+        }
         let pods = node
             .pod_cidrs
             .iter()
@@ -254,6 +275,23 @@ mod tests {
             assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("b"), "{claim}");
             assert!(claim == "10.244.1.0/24" || owner(&a, claim).is_none(), "{claim}");
         }
+    }
+
+    #[test]
+    fn one_node_can_not_fill_the_map() {
+        let mut greedy = node(1);
+        greedy.pod_cidrs = (0..200).map(|n| net(&format!("10.244.{n}.0/24"))).collect();
+        let a = assign(&whole(&[("a", greedy), ("b", node(2))]), &mesh(), &Owners::new());
+        assert_eq!(owner(&a, "10.244.2.0/24").as_deref(), Some("b"));
+        assert!(a.of("a").is_empty());
+    }
+
+    #[test]
+    fn an_address_of_two_nodes_is_nobodys() {
+        let mut twin = node(3);
+        twin.internal_ips = node(2).internal_ips;
+        let a = assign(&whole(&[("b", node(2)), ("c", twin)]), &mesh(), &Owners::new());
+        assert!(a.contested.contains(&net("192.0.2.2/32")), "{a:?}");
     }
 
     #[test]

@@ -7,13 +7,13 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use kubeveil_abi::{FWMARK, PeerState, PeerValue};
+use kubeveil_abi::{FWMARK, PeerState, PeerValue, PrefixKind};
 use kubeveil_keys::PublicKey;
 
 use crate::{
     action::Action,
     desired::{Desired, DesiredPeer, DesiredTunnel},
-    observed::{Datapath, Observed, Peer, TunnelDevice},
+    observed::{Datapath, Observed, Peer, Prefix, TunnelDevice},
     snapshot::Synced,
 };
 
@@ -77,7 +77,10 @@ fn withdraw(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, act
 }
 
 fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
-    for (prefix, want) in &desired.prefixes {
+    // The mesh's ranges first: with them alone everything is closed, whatever happens to the rest.
+    let is_range = |prefix: &Prefix| prefix.kind == PrefixKind::UnownedPods;
+    let (ranges, owned): (Vec<_>, Vec<_>) = desired.prefixes.iter().partition(|(_, want)| is_range(want));
+    for (prefix, want) in ranges.into_iter().chain(owned) {
         if datapath.prefixes.get(prefix) != Some(want) {
             actions.push(Action::PutPrefix(*prefix, *want));
         }

@@ -95,7 +95,9 @@ impl Knowledge {
             Self::Whole(Synced(mut now)) => {
                 now.mesh = now.mesh.or_else(|| before.mesh.clone());
                 now.keep_prefixes(before);
-                Self::Whole(Synced(now))
+                // Without a mesh, now or before, nobody knows what a pod is: no reason to take away what an
+                // earlier daemon knew.
+                if now.mesh.is_none() { Self::Partial(now) } else { Self::Whole(Synced(now)) }
             }
             Self::Partial(mut now) => {
                 now.mesh = now.mesh.or_else(|| before.mesh.clone());
@@ -115,7 +117,7 @@ mod tests {
 
     fn nodes(names: &[&str]) -> Snapshot {
         Snapshot {
-            mesh: None,
+            mesh: Some(crate::testing::mesh()),
             nodes: names.iter().map(|n| ((*n).to_owned(), NodeFacts::default())).collect(),
         }
     }
@@ -136,7 +138,7 @@ mod tests {
                 internal_ips: ips.iter().map(|a| a.parse().expect("ip")).collect(),
                 announcement: None,
             };
-            Snapshot { mesh: None, nodes: [("a".to_owned(), facts)].into() }
+            Snapshot { mesh: Some(crate::testing::mesh()), nodes: [("a".to_owned(), facts)].into() }
         };
         let before = with(&["10.0.1.0/24", "fd00:1::/64"], &["192.0.2.1", "2001:db8::1"]);
         for half in [with(&[], &[]), with(&["10.0.1.0/24"], &[])] {
@@ -157,6 +159,16 @@ mod tests {
         assert!(whole(&["a", "me"]).as_seen_by("me").synced().is_some());
         assert!(whole(&["a"]).as_seen_by("me").synced().is_none());
         assert!(whole(&[]).as_seen_by("me").synced().is_none());
+    }
+
+    #[test]
+    fn without_a_mesh_nothing_is_whole() {
+        let bare = |names: &[&str]| Snapshot { mesh: None, ..nodes(names) };
+        let now = Knowledge::Whole(bare(&["me"]).attest_whole()).or_before(&Snapshot::default());
+        assert!(now.synced().is_none());
+        // The last one stands.
+        let now = Knowledge::Whole(bare(&["me"]).attest_whole()).or_before(&nodes(&["me"]));
+        assert!(now.synced().is_some());
     }
 
     #[test]

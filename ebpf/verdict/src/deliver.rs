@@ -30,7 +30,7 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
     };
     let key = match flow::incoming(packet, &transport, bytes) {
         Flow::Of(key) => key,
-        Flow::Link => return Reason::Delivered,
+        Flow::Link | Flow::Pods => return Reason::Delivered,
         Flow::Unreadable => return Reason::Unparsable,
     };
     // WireGuard's answers are encrypted as they are. Remembered, this flow would send our own outer

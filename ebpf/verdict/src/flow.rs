@@ -1,8 +1,8 @@
-use kubeveil_abi::{Config, FlowKey, FlowValue};
+use kubeveil_abi::{Address, Config, FlowKey, FlowValue, PrefixKind};
 
 use crate::{
     packet::{Bytes, Packet, parse_quoted},
-    tables::Tables,
+    tables::{Tables, owner},
     transport::{ICMP, ICMPV6, TCP, Transport, UDP},
 };
 
@@ -28,6 +28,8 @@ pub(crate) enum Flow {
     Of(FlowKey),
     /// None that could be a pod's: the link's own business (neighbour discovery).
     Link,
+    /// None of the host's, whoever sends it: it carries bytes of a pod's packet.
+    Pods,
     /// It can't be read.
     Unreadable,
 }
@@ -59,10 +61,15 @@ pub(crate) fn incoming(packet: &Packet, transport: &Transport, bytes: &impl Byte
 ///
 /// An error is about the packet that it quotes, and carries that one's bytes: it belongs to its flow.
 #[inline(always)]
-pub(crate) fn outgoing(packet: &Packet, transport: &Transport, bytes: &impl Bytes) -> Flow {
+pub(crate) fn outgoing(
+    packet: &Packet,
+    transport: &Transport,
+    bytes: &impl Bytes,
+    tables: &impl Tables,
+) -> Flow {
     let ports = match icmp(transport, bytes) {
         None => return Flow::Unreadable,
-        Some(Icmp::Error) => return quoted(packet, transport, bytes),
+        Some(Icmp::Error) => return quoted(packet, transport, bytes, tables),
         Some(Icmp::Link) => return Flow::Link,
         Some(Icmp::Echo(ports)) => Some(ports),
         Some(Icmp::Other | Icmp::No) => transport.ports(bytes),
@@ -80,15 +87,24 @@ pub(crate) fn outgoing(packet: &Packet, transport: &Transport, bytes: &impl Byte
 }
 
 #[inline(always)]
-fn quoted(error: &Packet, transport: &Transport, bytes: &impl Bytes) -> Flow {
+fn quoted(error: &Packet, transport: &Transport, bytes: &impl Bytes, tables: &impl Tables) -> Flow {
     // Type, code, checksum and four bytes that depend on the type (RFC 792, RFC 4443).
     let Some(packet) = parse_quoted(error.is_v6, bytes, transport.offset + 8) else {
         return Flow::Unreadable;
     };
+    if is_pods(tables, &packet.destination) || is_pods(tables, &packet.source) {
+        return Flow::Pods;
+    }
     let Some(transport) = packet.transport(bytes) else {
         return Flow::Unreadable;
     };
     incoming(&packet, &transport, bytes)
+}
+
+#[inline(always)]
+fn is_pods(tables: &impl Tables, address: &Address) -> bool {
+    use PrefixKind::{LocalPods, RemotePods, UnownedPods};
+    matches!(owner(tables, address), Some((LocalPods | RemotePods | UnownedPods, _)))
 }
 
 /// What an ICMP or ICMPv6 message is.

@@ -105,8 +105,14 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
         if transport.later_fragment && transport.protocol == UDP && self.is_marked() {
             return Some(Reason::Outer);
         }
-        let key = match flow::outgoing(self.packet, &transport, self.bytes) {
+        // The kernel's slow path of IPv6 fragmentation makes new packets that have forgotten that they came in
+        // (`net/ipv6/ip6_output.c`, `ip6_copy_metadata`): nobody can say that this one is the host's.
+        if transport.is_v6_fragment && !self.is_marked() {
+            return None;
+        }
+        let key = match flow::outgoing(self.packet, &transport, self.bytes, self.tables) {
             Flow::Of(key) => key,
+            Flow::Pods => return None,
             Flow::Link => return Some(Reason::Host),
             Flow::Unreadable => return Some(Reason::Unparsable),
         };

@@ -31,6 +31,8 @@ pub struct Transport {
     pub offset: u32,
     /// A fragment other than the first: there is no header.
     pub later_fragment: bool,
+    /// It has an IPv6 fragment header.
+    pub is_v6_fragment: bool,
 }
 
 impl Packet {
@@ -40,16 +42,22 @@ impl Packet {
         if self.is_v6 {
             return self.walk(bytes);
         }
-        Some(Transport { protocol: self.next, offset: self.payload, later_fragment: self.later_fragment })
+        Some(Transport {
+            protocol: self.next,
+            offset: self.payload,
+            later_fragment: self.later_fragment,
+            is_v6_fragment: false,
+        })
     }
 
     /// IPv6 extension headers, RFC 8200, section 4.
     #[inline(always)]
     fn walk(&self, bytes: &impl Bytes) -> Option<Transport> {
         let (mut protocol, mut offset) = (self.next, self.payload);
+        let mut is_v6_fragment = false;
         for _ in 0..BUDGET {
             if !is_extension(protocol) {
-                return Some(Transport { protocol, offset, later_fragment: false });
+                return Some(Transport { protocol, offset, later_fragment: false, is_v6_fragment });
             }
             let [word] = bytes.words(offset)?;
             let word = u32::from_be(word);
@@ -57,8 +65,14 @@ impl Packet {
             if protocol == FRAGMENT && word & 0xfff8 != 0 {
                 // What its next header leads to is in the first fragment only.
                 let known = !is_extension(next);
-                return known.then_some(Transport { protocol: next, offset, later_fragment: true });
+                return known.then_some(Transport {
+                    protocol: next,
+                    offset,
+                    later_fragment: true,
+                    is_v6_fragment: true,
+                });
             }
+            is_v6_fragment |= protocol == FRAGMENT;
             let length = word >> 16 & 0xff;
             offset += match protocol {
                 FRAGMENT => 8,

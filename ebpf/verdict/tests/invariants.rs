@@ -157,8 +157,36 @@ proptest! {
         if situation.build.fragment.is_some() {
             situation.build.extensions.clear();
         }
+        // Whose an IPv6 fragment is nobody can say: see `an_ipv6_fragment_is_a_pods`.
+        prop_assume!(!situation.is_v6_fragment());
         let decision = decide(0, &situation, &scene.world());
         prop_assert!(matches!(decision.reason, Reason::Host | Reason::Outer), "{:?}", decision);
+    }
+
+    /// The kernel's slow path of IPv6 fragmentation forgets that a packet was forwarded: what looks like the
+    /// host's own may be a masqueraded pod's.
+    #[test]
+    fn an_ipv6_fragment_is_a_pods(scene in scene(NOW), situation in situation(), to in at(NODES)) {
+        let scene = Scene { mode: Mode::Require, ..scene };
+        let situation = situation.between(Place::LocalNode, to).by(0);
+        prop_assume!(situation.is_v6_fragment() && situation.mark != FWMARK && !has_live_bypass(&scene, to));
+        let decision = decide(0, &situation, &scene.world());
+        prop_assert!(decision.verdict() != Verdict::Pass, "{:?}", decision);
+    }
+
+    /// An error of the host's about a pod's packet carries that packet's bytes.
+    #[test]
+    fn an_error_that_quotes_a_pods_packet_is_a_pods(
+        scene in scene(NOW), to in at(NODES), is_v6 in any::<bool>(), is_source in any::<bool>(),
+        pod in prop::sample::select(&[Place::LocalPod, Place::RemotePod(1), Place::Unowned][..]),
+    ) {
+        let scene = Scene { mode: Mode::Require, ..scene };
+        prop_assume!(!has_live_bypass(&scene, to));
+        let ends = if is_source { (pod, Place::LocalNode) } else { (to, pod) };
+        let quoted = Situation::new(ends.0, ends.1, is_v6, Transport::Udp(4000, 53)).build;
+        let error = Situation::new(Place::LocalNode, to, is_v6, Transport::Unreachable(Box::new(quoted)));
+        let decision = decide(0, &error, &scene.world());
+        prop_assert!(decision.verdict() != Verdict::Pass, "{:?}", decision);
     }
 
     /// Neighbours find each other even while an echo from the same node is remembered as a flow.
@@ -175,6 +203,8 @@ proptest! {
         // What only one family has.
         situation.build.extensions.clear();
         prop_assume!(situation.build.transport != Transport::Neighbour);
+        // IPv4 fragments remember where they came in, IPv6 ones don't.
+        prop_assume!(situation.build.fragment.is_none() || situation.ingress_ifindex != 0);
         let both = scene.flows.iter().flat_map(|(peer, is_v6, transport, age)| {
             [*is_v6, !*is_v6].map(|is_v6| (*peer, is_v6, transport.clone(), *age))
         });

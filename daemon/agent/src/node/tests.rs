@@ -261,6 +261,33 @@ fn one_peer_changes_and_no_other_is_touched() {
     assert_eq!(bench.tried(), [Action::SetEndpoint(DEVICE.to_owned(), moved, endpoint)]);
 }
 
+/// A node moved while no daemon ran here, and its tunnel looks well: it is followed all the same.
+#[test]
+fn a_move_during_a_restart_is_followed() {
+    let (mut bench, node) = Bench::settled(3);
+    let mut again = bench.restart(node);
+    bench.world.change(|said| {
+        said.snapshot.nodes.get_mut("node-3").expect("node").internal_ips =
+            vec!["192.0.2.33".parse().expect("ip")];
+    });
+    bench.settle(&mut again);
+    let endpoints: Vec<_> = bench.truth().tunnels[DEVICE].peers.values().filter_map(|p| p.endpoint).collect();
+    assert!(endpoints.contains(&"192.0.2.33:51871".parse().expect("endpoint")), "{endpoints:?}");
+}
+
+/// The mesh is deleted, then all that was kept is lost: what is in the kernel stays.
+#[test]
+fn without_a_mesh_nothing_is_taken_away() {
+    let (mut bench, node) = Bench::settled(3);
+    bench.world.change(|said| said.snapshot.mesh = None);
+    std::fs::remove_file(bench.dir.path().join("known.json")).expect("removed");
+    let prefixes = bench.truth().datapath.expect("loaded").prefixes;
+    let mut again = bench.restart(node);
+    bench.settle(&mut again);
+    assert_eq!(bench.truth().datapath.expect("loaded").prefixes, prefixes);
+    assert_eq!(bench.tunnelled(), 2);
+}
+
 #[test]
 fn a_peer_that_roamed_is_left_where_it_is() {
     let (mut bench, mut node) = Bench::settled(2);

@@ -55,7 +55,7 @@ pub(super) fn attach(
 }
 
 /// Puts `program` into the link that is pinned for `hook`; `false` if there is none that lives.
-pub(super) fn replace(program: &mut SchedClassifier, hook: Hook, pins: &Pins) -> Result<bool, KernelError> {
+fn replace(program: &mut SchedClassifier, hook: Hook, pins: &Pins) -> Result<bool, KernelError> {
     let pin = pins.link(hook);
     let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
         KernelError::new("replace", pin.display().to_string(), e)

@@ -33,11 +33,16 @@ pub fn build_of(object: &[u8]) -> String {
 }
 
 impl Bpf {
-    /// Adopts the pinned programs of this very object; else loads it over the pinned maps, puts its
-    /// programs into the links that exist, and drops the older ones.
+    /// Adopts the pinned programs of this very object; else loads it over the pinned maps.
+    ///
+    /// The links that exist keep the programs that they have: these are replaced when they are attached, which
+    /// is planned after the maps are filled, so that new programs never stand over maps that lack something.
     pub fn load_or_adopt(pins: Pins, object: &[u8], build: &str) -> Result<Self, KernelError> {
         pins.create(build)?;
-        if !Program::ALL.iter().all(|p| pins.program(build, *p).exists()) {
+        let is_pinned = Program::ALL.iter().all(|p| pins.program(build, *p).exists());
+        // A map that somebody removed is in use still, by programs that nobody can tell anything any more.
+        let has_maps = names::MAPS.iter().all(|name| pins.map(name).exists());
+        if !is_pinned || !has_maps {
             load(&pins, object, build)?;
         }
         let mut programs = BTreeMap::new();
@@ -45,26 +50,11 @@ impl Bpf {
             programs.insert(program, open(&pins, build, program)?);
         }
         let maps = Maps::open(&pins)?;
-        let mut bpf = Self { pins, build: build.to_owned(), maps, programs };
-        bpf.upgrade_links()?;
-        Ok(bpf)
-    }
-
-    /// Replaces the programs of older builds in the links that are pinned, then forgets those builds.
-    fn upgrade_links(&mut self) -> Result<(), KernelError> {
-        let older = self.pins.other_programs(&self.build);
-        if older.is_empty() {
-            return Ok(());
-        }
-        for hook in self.pins.links()? {
-            if let Some((program, _)) = self.programs.get_mut(&hook.0) {
-                attach::replace(program, hook, &self.pins)?;
-            }
-        }
-        for dir in older {
+        // Links hold their programs without these pins.
+        for dir in pins.other_programs(build) {
             remove_tree(&dir).map_err(|e| KernelError::new("remove", dir.display().to_string(), e))?;
         }
-        Ok(())
+        Ok(Self { pins, build: build.to_owned(), maps, programs })
     }
 
     /// What stands in the kernel. `links` are the devices there are.

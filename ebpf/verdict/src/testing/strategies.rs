@@ -231,6 +231,12 @@ impl Situation {
         Meta { protocol: self.build.ether_type(), ingress_ifindex: self.ingress_ifindex, mark: self.mark }
     }
 
+    /// Whether it carries an IPv6 fragment header.
+    pub fn is_v6_fragment(&self) -> bool {
+        let has_header = self.build.fragment.is_some() || self.build.extensions.contains(&Extension::Atomic);
+        self.build.destination.is_ipv6() && has_header
+    }
+
     /// Whether it is WireGuard's own: the host's, marked, UDP from one of its ports (or a later fragment,
     /// which shows none).
     pub fn is_outer(&self) -> bool {
