@@ -13,13 +13,14 @@ use crate::KernelError;
 /// Paths below the daemon's folder on the BPF file system. (bpffs refuses names with a dot.)
 #[derive(Clone, Debug)]
 pub struct Pins {
+    base: PathBuf,
     root: PathBuf,
 }
 
 impl Pins {
     /// Below `bpf_dir`, under this ABI's version.
     pub fn new(bpf_dir: &Path) -> Self {
-        Self { root: bpf_dir.join(format!("v{ABI_VERSION}")) }
+        Self { base: bpf_dir.to_owned(), root: bpf_dir.join(format!("v{ABI_VERSION}")) }
     }
 
     /// Makes the folders.
@@ -70,7 +71,11 @@ impl Pins {
     /// Returns whether there was anything.
     pub fn remove_all(&self) -> Result<bool, KernelError> {
         match remove_tree(&self.root) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                // The folder above goes too if it is empty and no mount point: then it was ours alone.
+                let _ = fs::remove_dir(&self.base);
+                Ok(true)
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(KernelError::new("remove", self.root.display().to_string(), e)),
         }
