@@ -17,6 +17,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("a_node_joins", joins),
     Scenario::new("a_node_leaves", leaves),
     Scenario::new("a_node_comes_back_with_a_new_key", new_key),
+    Scenario::new("a_mesh_that_is_lost_opens_nothing", lost_mesh),
 ];
 
 /// Only the mesh and the own node are known: the cluster's range is enough to know what must not pass.
@@ -95,6 +96,19 @@ fn leaves(stage: &mut Stage) -> Result<()> {
     let (tally, _) = stage.send(stage.load("1a", "3a", 100), 40)?;
     none_arrived(&tally)?;
     dropped_since(stage, Node(1), "no_owner", before, tally.sent)
+}
+
+/// The mesh is deleted, then what the daemon remembers of it: what is in the kernel stands.
+fn lost_mesh(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let daemon = stage.lab.daemon(Node(1));
+    fs::remove_file(stage.manifest("mesh.yaml"))?;
+    daemon.kill()?;
+    fs::remove_file(daemon.file("state").join("known.json"))?;
+    daemon.spawn(&[])?;
+    let load = stage.load("1a", "2a", 100);
+    let (tally, census) = stage.send(load, 400)?;
+    encrypted(&tally, &census)
 }
 
 /// Once with its device still there, under the old key; once as after a new installation.

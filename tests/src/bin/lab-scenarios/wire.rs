@@ -1,7 +1,12 @@
 //! What crosses the wire in a cluster that is well, and what a stranger puts on it.
 
+use std::net::UdpSocket;
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use kubeveil_tests::address::{Families, Family, Node};
+use kubeveil_tests::analysis::MARKER;
 use kubeveil_tests::lab::{BRIDGE, WIRE, batch};
 use kubeveil_tests::stage::{Stage, encrypted, none_arrived, none_lost, none_plain, pod};
 use kubeveil_tests::traffic::{Load, flows, transfer};
@@ -12,6 +17,7 @@ use crate::support::dropped_since;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("pods_of_all_nodes_talk_encrypted", everybody_talks).shared(),
+    Scenario::new("an_error_that_quotes_a_pods_packet_is_encrypted", quoted).shared(),
     Scenario::new("a_large_tcp_transfer_is_encrypted", tcp).shared(),
     Scenario::new("full_size_packets_are_encrypted", full_size).shared(),
     Scenario::new("a_forged_source_from_the_wire_is_dropped", forged),
@@ -25,6 +31,25 @@ fn everybody_talks(stage: &mut Stage) -> Result<()> {
     let all = pairs.map(|(from, to)| flows(pod(from), pod(to), families)).concat();
     let (tally, census) = stage.send(Load::new(all, 400), 480)?;
     encrypted(&tally, &census)
+}
+
+/// A host's error message quotes the packet that it is about: a pod's, with its bytes.
+fn quoted(stage: &mut Stage) -> Result<()> {
+    const SENT: u64 = 3;
+    for (from, to) in [("192.0.2.1:0", "10.244.2.99:9000"), ("[2001:db8::1]:0", "[fd00:244:2::99]:9000")] {
+        stage.phase()?;
+        // From the host to a pod that is gone: the other host says so, once it has looked for it in vain.
+        let socket = namespace::within(&Node(1).name(), || Ok(UdpSocket::bind(from)?))?;
+        for _ in 0..SENT {
+            // An error that came back is told by the next call; the packet was sent all the same.
+            let _ = socket.send_to(&MARKER.repeat(4), to);
+        }
+        thread::sleep(Duration::from_secs(5));
+        let census = stage.phase()?;
+        none_plain(&census)?;
+        ensure!(census.ciphertext > SENT, "no error came back, so nothing was shown: {census}");
+    }
+    Ok(())
 }
 
 fn tcp(stage: &mut Stage) -> Result<()> {
