@@ -79,6 +79,8 @@ pub(crate) struct Node<K> {
     retry: Duration,
     looked: Duration,
     pub(crate) counts: Vec<Count>,
+    /// Flows that were remembered when they were last swept.
+    pub(crate) flows: usize,
     standing: Vec<Problem>,
     pub(crate) last: Outcome,
     pub(crate) totals: Totals,
@@ -123,6 +125,7 @@ impl<K: Kernel> Node<K> {
             retry: RETRY,
             looked: Duration::ZERO,
             counts: Vec::new(),
+            flows: 0,
             standing: standing.into_iter().collect(),
             last: Outcome::default(),
             totals: Totals::default(),

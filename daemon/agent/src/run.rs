@@ -100,8 +100,9 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
         durations.observe(began.elapsed().as_secs_f64());
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
-            if let Err(e) = node.kernel.sweep_flows() {
-                tracing::warn!("{e}");
+            match node.kernel.sweep_flows() {
+                Ok(left) => node.flows = left,
+                Err(e) => tracing::warn!("{e}"),
             }
         }
         // Until the time has come or something stirs, whoever asks.

@@ -241,11 +241,12 @@ pub(crate) fn wireguard_drops(totals: &Totals) -> [(&'static str, &'static str, 
 }
 
 fn map_entries<K: Kernel>(node: &Node<K>) -> Vec<(&'static str, usize, usize)> {
-    use kubeveil_abi::{MAX_DEVICES, MAX_PEERS, MAX_PREFIXES, names};
+    use kubeveil_abi::{MAX_DEVICES, MAX_FLOWS, MAX_PEERS, MAX_PREFIXES, names};
     let Some(datapath) = &node.last.observed.datapath else { return Vec::new() };
     vec![
         (names::PREFIXES, datapath.prefixes.len(), MAX_PREFIXES),
         (names::PEERS, node.last.desired.remotes.len(), MAX_PEERS),
         (names::DEVICES, datapath.devices.len(), MAX_DEVICES),
+        (names::FLOWS, node.flows, MAX_FLOWS),
     ]
 }

@@ -1,7 +1,8 @@
 //! The exposition keeps its budget and its grammar.
 
 use kubeveil_abi::counter_index;
-use kubeveil_api::status::{PeerStatus, STATUS_VERSION, SourceStatus, Status};
+use kubeveil_api::status::{KeyStatus, PeerStatus, STATUS_VERSION, SourceStatus, Status};
+use kubeveil_keys::{Generation, PublicKey};
 use kubeveil_linux::Count;
 
 use super::*;
@@ -51,7 +52,13 @@ fn view() -> View {
             waiting_for: vec![],
             mode: None,
             source: SourceStatus { name: "test".to_owned(), synced: true },
-            key: None,
+            key: Some(KeyStatus {
+                generation: Generation::FIRST,
+                desired_generation: Generation::FIRST,
+                public_key: PublicKey::from_bytes([7; 32]),
+                created: 1,
+                age: 1,
+            }),
             device: None,
             peers: (0..5000).map(peer).collect(),
             programs: vec![
@@ -68,7 +75,7 @@ fn view() -> View {
         counts,
         totals,
         errors: vec![("manifest", 3)],
-        map_entries: vec![("PREFIXES", 20_000, 65_536)],
+        map_entries: ["PREFIXES", "PEERS", "DEVICES", "FLOWS"].map(|map| (map, 20_000, 65_536)).to_vec(),
     }
 }
 

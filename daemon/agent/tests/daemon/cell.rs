@@ -100,9 +100,15 @@ impl Cell {
     }
 
     /// Starts a daemon where none runs.
-    pub(crate) fn start_again(mut self) -> Self {
+    pub(crate) fn start_again(self) -> Self {
+        self.start_with(&[])
+    }
+
+    /// The same, with more arguments.
+    pub(crate) fn start_with(mut self, arguments: &[&str]) -> Self {
         let log = fs::File::create(self.dir.path().join("log")).unwrap();
-        self.daemon = Some(self.command("state").stderr(log).stdout(Stdio::null()).spawn().unwrap());
+        self.daemon =
+            Some(self.command("state").args(arguments).stderr(log).stdout(Stdio::null()).spawn().unwrap());
         self
     }
 

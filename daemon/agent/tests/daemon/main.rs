@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         trial("it_names_a_capability_that_is_missing", no_capability, needs_root()),
         trial("a_second_daemon_is_refused", second, needs_root()),
         trial("a_key_file_open_to_others_is_set_aside_and_told", open_key, needs_root()),
+        trial("underlay_devices_can_be_named", underlay, needs_root()),
         trial("doors_and_keys_are_for_root_alone", doors, needs_root()),
         trial("a_program_ahead_of_ours_is_a_problem", ahead, needs_root()),
         trial("counters_survive_a_restart", counters, needs_root()),
@@ -146,6 +147,19 @@ fn open_key() {
     let again = cell.wait_for(|status| key(status).is_some());
     assert_eq!(key(&again), key(&status));
     contains(&again["problems"].to_string(), &["set aside by an earlier start"]);
+}
+
+/// Found by itself it is `eth0`, which has the node's address.
+fn underlay() {
+    let devices = |status: &serde_json::Value| {
+        let programs = status["programs"].as_array().unwrap().iter();
+        let there = programs.filter(|p| p["deviceKind"] == "underlay" && p["attached"] == true);
+        there.map(|p| p["device"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let cell = Cell::start();
+    cell.wait_for(|status| devices(status) == ["eth0", "eth0"]);
+    let cell = cell.stop().start_with(&["--underlay", "far"]);
+    cell.wait_for(|status| devices(status) == ["far", "far"]);
 }
 
 /// Only root may ask: the socket is the way to what a node knows.
