@@ -2,10 +2,11 @@
 //! port can be reached, over a UNIX socket for root.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     time::Duration,
 };
 
@@ -16,6 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use kubeveil_core::problem::{Problem, ProblemKind};
 use rustix::{fs::Mode, process::umask};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -35,25 +37,34 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(crate) struct Door {
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) durations: metrics::SharedDurations,
+    /// Doors that can't be opened now, for whoever comes in by another one.
+    pub(crate) closed: Closed,
 }
+
+/// Problems by door.
+pub(crate) type Closed = Arc<Mutex<BTreeMap<String, Problem>>>;
 
 impl Door {
     async fn ask(&self) -> Result<Box<View>, Response> {
         let late =
             || (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response();
-        events::ask(&self.events).await.ok_or_else(late)
+        let mut view = events::ask(&self.events).await.ok_or_else(late)?;
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        view.status.problems.extend(closed.values().cloned());
+        Ok(view)
     }
 }
 
 /// Serves metrics and probes on `address`.
 pub(crate) async fn serve_metrics(address: SocketAddr, door: Door) {
+    let closed = door.closed.clone();
     let routes = Router::new()
         .route("/metrics", get(exposition))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(Arc::new(door));
-    let door = format!("{address} (--metrics-address)");
-    let listener = until_open(&door, || {
+    let name = format!("{address} (--metrics-address)");
+    let listener = until_open(&name, &closed, || {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
@@ -66,9 +77,10 @@ pub(crate) async fn serve_metrics(address: SocketAddr, door: Door) {
 
 /// Serves the status document on `socket`, which only root may open.
 pub(crate) async fn serve_status(socket: PathBuf, door: Door) {
+    let closed = door.closed.clone();
     let routes = Router::new().route("/v1/status", get(status)).route("/metrics", get(exposition));
     let routes = routes.with_state(Arc::new(door));
-    let listener = until_open(&format!("{} (--socket)", socket.display()), || bind(&socket)).await;
+    let listener = until_open(&format!("{} (--socket)", socket.display()), &closed, || bind(&socket)).await;
     if let Err(e) = axum::serve(listener, routes).await {
         tracing::error!("serve {}: {e}", socket.display());
     }
@@ -91,18 +103,35 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
 }
 
 /// Opens a door, as soon as it can be.
-async fn until_open<L>(door: &str, open: impl Fn() -> io::Result<L>) -> L {
-    let mut said = false;
+async fn until_open<L>(door: &str, closed: &Closed, open: impl Fn() -> io::Result<L>) -> L {
     loop {
-        match open() {
-            Ok(listener) => return listener,
-            Err(e) if !said => {
-                tracing::error!("listen on {door}: {e}. It is tried again every {} s", AGAIN.as_secs());
-                said = true;
-            }
-            Err(_) => {}
+        let opened = open();
+        note(door, closed, opened.as_ref().err());
+        if let Ok(listener) = opened {
+            return listener;
         }
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn note(door: &str, closed: &Closed, error: Option<&io::Error>) {
+    let mut closed = closed.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(error) = error else {
+        closed.remove(door);
+        return;
+    };
+    let problem = Problem {
+        kind: ProblemKind::State,
+        object: door.to_owned(),
+        field: String::new(),
+        message: format!("can't be listened on: {error}"),
+        advice: format!(
+            "Nobody can ask there; it is tried again every {} s, and enforcement stands",
+            AGAIN.as_secs()
+        ),
+    };
+    if closed.insert(door.to_owned(), problem.clone()).is_none() {
+        tracing::error!("{problem}");
     }
 }
 

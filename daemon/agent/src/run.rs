@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut node = Node::new(node, &args.underlay, &build, kernel, Box::new(folder), &args.state_dir);
 
     let durations: SharedDurations = Arc::new(Durations::new());
-    let door = Door { events: events.clone(), durations: durations.clone() };
+    let door = Door { events: events.clone(), durations: durations.clone(), closed: http::Closed::default() };
     // Doors that can't be opened (a port in use) are tried again: no reason to leave a node unguarded.
     runtime.spawn(http::serve_status(args.socket.clone(), door.clone()));
     runtime.spawn(http::serve_metrics(args.metrics_address, door));

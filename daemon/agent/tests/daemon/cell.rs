@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
+    net::TcpListener,
     os::{fd::AsFd as _, unix::net::UnixStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
@@ -137,19 +138,29 @@ impl Cell {
 
     /// A program of somebody else's at the head of the egress of `device`, as long as the value lives.
     pub(crate) fn attach_ahead(&self, device: &'static str) -> Ebpf {
-        let network = fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
-        // A thread of its own: it stays in the cell's network.
-        let attached = thread::spawn(move || {
-            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            let object = env!("KUBEVEIL_EBPF_OBJECT");
-            let mut ebpf = Ebpf::load_file(object).unwrap();
+        self.inside(move || {
+            let mut ebpf = Ebpf::load_file(env!("KUBEVEIL_EBPF_OBJECT")).unwrap();
             let program: &mut SchedClassifier = ebpf.program_mut("steer").unwrap().try_into().unwrap();
             program.load().unwrap();
             let first = TcAttachOptions::TcxOrder(LinkOrder::first());
             program.attach_with_options(device, TcAttachType::Egress, first).unwrap();
             ebpf
+        })
+    }
+
+    /// Somebody else listens on a port of the cell's loopback address, as long as the value lives.
+    pub(crate) fn take_port(&self, port: u16) -> TcpListener {
+        self.inside(move || TcpListener::bind(("127.0.0.1", port)).unwrap())
+    }
+
+    /// Runs `make` in the cell's network, in a thread of its own, which stays there.
+    fn inside<T: Send + 'static>(&self, make: impl FnOnce() -> T + Send + 'static) -> T {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
+        let made = thread::spawn(move || {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            make()
         });
-        attached.join().unwrap()
+        made.join().unwrap()
     }
 
     /// The state folder.

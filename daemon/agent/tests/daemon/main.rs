@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         trial("a_second_daemon_is_refused", second, needs_root()),
         trial("a_key_file_open_to_others_is_set_aside_and_told", open_key, needs_root()),
         trial("underlay_devices_can_be_named", underlay, needs_root()),
+        trial("a_port_in_use_leaves_no_node_unguarded", port_in_use, needs_root()),
         trial("doors_and_keys_are_for_root_alone", doors, needs_root()),
         trial("a_program_ahead_of_ours_is_a_problem", ahead, needs_root()),
         trial("counters_survive_a_restart", counters, needs_root()),
@@ -160,6 +161,16 @@ fn underlay() {
     cell.wait_for(|status| devices(status) == ["eth0", "eth0"]);
     let cell = cell.stop().start_with(&["--underlay", "far"]);
     cell.wait_for(|status| devices(status) == ["far", "far"]);
+}
+
+fn port_in_use() {
+    let cell = Cell::start().stop();
+    let taken = cell.take_port(9586);
+    let cell = cell.start_again();
+    let status = cell.wait_for(|status| status["problems"].to_string().contains("--metrics-address"));
+    assert!(status["programs"].as_array().unwrap().iter().all(|p| p["attached"] == true), "{status}");
+    drop(taken);
+    cell.wait_for(|status| !status["problems"].to_string().contains("--metrics-address"));
 }
 
 /// Only root may ask: the socket is the way to what a node knows.
