@@ -76,7 +76,7 @@ impl Keeper {
             port,
             state: GenerationState::Active,
         };
-        let nobody = NotFlipped::of([]);
+        let nobody = NotFlipped::nobody();
         if held.announcement.is_none() {
             held.announcement = published.filter(|a| a.says(&[entry], &nobody)).cloned();
         }

@@ -148,14 +148,7 @@ impl<K: Kernel> Node<K> {
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.before);
         self.before.clone_from(knowledge.snapshot());
-        self.announced.update(&self.before);
-        if let Some(own) = self.before.nodes.get(&self.name) {
-            self.keeper.unlock(&own.uid, now.epoch.as_secs());
-        }
-        let assignment = match &self.before.mesh {
-            Some(mesh) => assign(&knowledge, mesh, &self.owners),
-            None => Assignment::default(),
-        };
+        let assignment = self.learn(&knowledge, now);
         self.owners.clone_from(&assignment.owners);
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
@@ -184,29 +177,48 @@ impl<K: Kernel> Node<K> {
     /// daemon ran here would count as written where it is now.
     fn remember_endpoints(&mut self, now: Now) {
         self.remembers = true;
-        let Some(own) = self.before.nodes.get(&self.name) else { return };
-        self.keeper.unlock(&own.uid, now.epoch.as_secs());
-        self.announced.update(&self.before);
-        let Some(mesh) = &self.before.mesh else { return };
         let knowledge = Knowledge::Partial(self.before.clone());
-        let assignment = assign(&knowledge, mesh, &self.owners);
-        let kept = desired(&Inputs {
-            node: &self.name,
-            key: self.keeper.info().map(|info| (info.generation, info.public)),
-            knowledge: &knowledge,
-            assignment: &assignment,
-            announced: &self.announced,
-            tunnels: &self.tunnels,
-            observed: &Observed::default(),
-            underlay: &self.underlay,
-            build: &self.build,
-            resting: &BTreeSet::new(),
-            now: now.monotonic,
-        });
+        let assignment = self.learn(&knowledge, now);
+        let kept = self.desire(&knowledge, &assignment, &Observed::default(), now);
         for (device, tunnel) in kept.tunnels {
             let peers = tunnel.peers.into_iter().filter_map(|(key, peer)| Some((key, peer.endpoint?)));
             self.written.extend(peers.map(|(key, endpoint)| ((device.clone(), key), endpoint)));
         }
+    }
+
+    /// Takes in what `knowledge` says of this node and of the others; whose each prefix is.
+    fn learn(&mut self, knowledge: &Knowledge, now: Now) -> Assignment {
+        let snapshot = knowledge.snapshot();
+        self.announced.update(snapshot);
+        if let Some(own) = snapshot.nodes.get(&self.name) {
+            self.keeper.unlock(&own.uid, now.epoch.as_secs());
+        }
+        match &snapshot.mesh {
+            Some(mesh) => assign(knowledge, mesh, &self.owners),
+            None => Assignment::default(),
+        }
+    }
+
+    fn desire(
+        &self,
+        knowledge: &Knowledge,
+        assignment: &Assignment,
+        observed: &Observed,
+        now: Now,
+    ) -> Desired {
+        desired(&Inputs {
+            node: &self.name,
+            key: self.keeper.info().map(|info| (info.generation, info.public)),
+            knowledge,
+            assignment,
+            announced: &self.announced,
+            tunnels: &self.tunnels,
+            observed,
+            underlay: &self.underlay,
+            build: &self.build,
+            resting: &self.resting.keys().copied().collect(),
+            now: now.monotonic,
+        })
     }
 
     /// Observes, plans, acts. Returns the number of actions carried out.
@@ -219,20 +231,7 @@ impl<K: Kernel> Node<K> {
     ) -> Result<usize, Vec<KernelError>> {
         outcome.observed = self.observe(now).map_err(|e| vec![e])?;
         self.resting.retain(|_, until| *until > now.monotonic);
-        let resting = self.resting.keys().copied().collect();
-        outcome.desired = desired(&Inputs {
-            node: &self.name,
-            key: self.keeper.info().map(|info| (info.generation, info.public)),
-            knowledge,
-            assignment,
-            announced: &self.announced,
-            tunnels: &self.tunnels,
-            observed: &outcome.observed,
-            underlay: &self.underlay,
-            build: &self.build,
-            resting: &resting,
-            now: now.monotonic,
-        });
+        outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
         self.rest(&outcome.desired, now.monotonic);
         self.note_endpoints(&outcome.desired, &outcome.observed);
         let actions = plan(&outcome.desired, &outcome.observed, knowledge.synced(), &self.written);
@@ -339,7 +338,7 @@ impl<K: Kernel> Node<K> {
     }
 
     fn conclude(&mut self, mut outcome: Outcome, mut problems: Vec<Problem>) {
-        problems.append(&mut outcome.desired.problems.clone());
+        problems.extend(outcome.desired.problems.iter().cloned());
         problems.extend(self.announced.problems().cloned());
         problems.extend(self.keeper.problems().iter().cloned());
         problems.extend(self.standing.iter().cloned());

@@ -130,12 +130,14 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
-    underlay_hooks(inputs, &mut out);
+    let underlay = underlay_of(inputs);
+    let underlay_mtu = mtu_of(&underlay, inputs.observed);
+    underlay_hooks(underlay, &mut out);
     // Without a key the tunnel that stands, if one does, says what fits into it.
     let standing = inputs.observed.links.values().find(|l| DEVICE_NAMES.contains(&l.name.as_str()) && l.up);
-    let mut mtu = standing.map_or_else(|| mtu::tunnel_mtu(underlay_mtu(inputs), false), |l| l.mtu);
+    let mut mtu = standing.map_or_else(|| mtu::tunnel_mtu(underlay_mtu, false), |l| l.mtu);
     if let Some(key) = inputs.key {
-        let (name, tunnel, keys) = tunnel(inputs, key, mesh, &mut out.problems);
+        let (name, tunnel, keys) = tunnel(inputs, key, mesh, underlay_mtu, &mut out.problems);
         mtu = tunnel.mtu;
         tunnel_hooks(inputs, &name, &mut out);
         travel(inputs, mesh, &indices, (&name, tunnel.key), &keys, &mut out);
@@ -203,6 +205,7 @@ fn tunnel(
     inputs: &Inputs<'_>,
     (generation, own_key): (Generation, PublicKey),
     mesh: Option<&MeshSpec>,
+    underlay_mtu: u32,
     problems: &mut Vec<Problem>,
 ) -> (String, DesiredTunnel, BTreeMap<String, PublicKey>) {
     let name = DEVICE_NAMES[generation.parity()].to_owned();
@@ -251,7 +254,7 @@ fn tunnel(
         keys.insert(node.to_owned(), key);
     }
     let outer_v6 = peers.values().any(|p| p.endpoint.is_some_and(|e| e.is_ipv6()));
-    let mtu = mtu::tunnel_mtu(underlay_mtu(inputs), outer_v6);
+    let mtu = mtu::tunnel_mtu(underlay_mtu, outer_v6);
     let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
     (name, DesiredTunnel { key: (generation, own_key), port, mtu, peers }, keys)
 }
@@ -312,14 +315,13 @@ fn underlay_of(inputs: &Inputs<'_>) -> BTreeSet<u32> {
     underlay::underlay(&inputs.observed.links, own_ips, inputs.underlay)
 }
 
-fn underlay_mtu(inputs: &Inputs<'_>) -> u32 {
-    let devices = underlay_of(inputs);
-    let links = devices.iter().filter_map(|index| inputs.observed.links.get(index));
+fn mtu_of(devices: &BTreeSet<u32>, observed: &Observed) -> u32 {
+    let links = devices.iter().filter_map(|index| observed.links.get(index));
     links.filter(|link| link.up).map(|link| link.mtu).min().unwrap_or(USUAL_MTU)
 }
 
-fn underlay_hooks(inputs: &Inputs<'_>, out: &mut Desired) {
-    for index in underlay_of(inputs) {
+fn underlay_hooks(devices: BTreeSet<u32>, out: &mut Desired) {
+    for index in devices {
         out.devices.insert(index, DeviceKind::Underlay);
         out.hooks.extend([(Program::Steer, index), (Program::Guard, index)]);
     }
