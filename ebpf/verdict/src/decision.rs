@@ -1,6 +1,9 @@
 use kubeveil_abi::{Config, Mode, Reason, Verdict};
 
-use crate::MssClamp;
+use crate::{
+    MssClamp,
+    packet::{Bytes, Meta, Packet, Parsed, parse},
+};
 
 /// What is to become of a packet, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,21 @@ impl Decision {
             },
         };
         Self { reason, observed, ifindex: 0, clamp: None, length }
+    }
+
+    /// `judge`'s decision on an IP packet; what is none, or can't be read, is decided for every program alike.
+    #[inline(always)]
+    pub(crate) fn on_ip(
+        meta: &Meta,
+        bytes: &impl Bytes,
+        config: &Config,
+        judge: impl FnOnce(&Packet) -> Self,
+    ) -> Self {
+        match parse(meta.protocol, bytes) {
+            Parsed::NonIp => Self::new(config, Reason::NonIp, bytes.length()),
+            Parsed::Unparsable => Self::new(config, Reason::Unparsable, bytes.length()),
+            Parsed::Ip(packet) => judge(&packet),
+        }
     }
 
     /// What is really done.

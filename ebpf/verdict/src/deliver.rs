@@ -3,7 +3,7 @@ use kubeveil_abi::{Config, FlowKey, PrefixKind, Reason};
 use crate::{
     Decision,
     flow::{self, Flow},
-    packet::{Bytes, Meta, Packet, Parsed, parse},
+    packet::{Bytes, Meta, Packet},
     tables::{Tables, owner},
 };
 
@@ -12,12 +12,9 @@ use crate::{
 /// The far end's addresses were checked by WireGuard itself (AllowedIPs).
 #[inline(always)]
 pub fn deliver(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Decision {
-    let packet = match parse(meta.protocol, bytes) {
-        Parsed::NonIp => return Decision::new(config, Reason::NonIp, bytes.length()),
-        Parsed::Unparsable => return Decision::new(config, Reason::Unparsable, bytes.length()),
-        Parsed::Ip(packet) => packet,
-    };
-    Decision::new(config, judge(&packet, bytes, tables, config), packet.length)
+    Decision::on_ip(meta, bytes, config, |packet| {
+        Decision::new(config, judge(packet, bytes, tables, config), packet.length)
+    })
 }
 
 #[inline(always)]

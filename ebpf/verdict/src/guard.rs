@@ -3,19 +3,16 @@ use kubeveil_abi::{Config, PeerState, PrefixKind, Reason};
 use crate::{
     Decision,
     flow::is_tunnel_port,
-    packet::{Bytes, Meta, Packet, Parsed, parse},
+    packet::{Bytes, Meta, Packet},
     tables::{Tables, owner},
 };
 
 /// Ingress of an underlay device: nothing from the wire may pass for a pod's traffic.
 #[inline(always)]
 pub fn guard(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Decision {
-    let packet = match parse(meta.protocol, bytes) {
-        Parsed::NonIp => return Decision::new(config, Reason::NonIp, bytes.length()),
-        Parsed::Unparsable => return Decision::new(config, Reason::Unparsable, bytes.length()),
-        Parsed::Ip(packet) => packet,
-    };
-    Decision::new(config, judge(&packet, bytes, tables, config), packet.length)
+    Decision::on_ip(meta, bytes, config, |packet| {
+        Decision::new(config, judge(packet, bytes, tables, config), packet.length)
+    })
 }
 
 #[inline(always)]

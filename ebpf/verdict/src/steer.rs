@@ -3,7 +3,7 @@ use kubeveil_abi::{Config, DeviceKind, PeerState, PrefixKind, Reason};
 use crate::{
     Decision,
     flow::{self, Flow},
-    packet::{Bytes, Meta, Packet, Parsed, parse},
+    packet::{Bytes, Meta, Packet},
     tables::{Tables, owner},
     tcp,
     transport::UDP,
@@ -15,19 +15,15 @@ type Way = (Reason, u32);
 /// Egress of an underlay device: the last hop, after DNAT and routing.
 #[inline(always)]
 pub fn steer(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Decision {
-    let packet = match parse(meta.protocol, bytes) {
-        Parsed::NonIp => return Decision::new(config, Reason::NonIp, bytes.length()),
-        Parsed::Unparsable => return Decision::new(config, Reason::Unparsable, bytes.length()),
-        Parsed::Ip(packet) => packet,
-    };
-    let step = Step { meta, bytes, tables, config, packet: &packet };
-    let (reason, ifindex) = step.way();
-    let mut decision = Decision::new(config, reason, packet.length);
-    if matches!(reason, Reason::Tunnelled) {
-        decision.ifindex = ifindex;
-        decision.clamp = tcp::clamp(&packet, bytes, config);
-    }
-    decision
+    Decision::on_ip(meta, bytes, config, |packet| {
+        let (reason, ifindex) = Step { meta, bytes, tables, config, packet }.way();
+        let mut decision = Decision::new(config, reason, packet.length);
+        if matches!(reason, Reason::Tunnelled) {
+            decision.ifindex = ifindex;
+            decision.clamp = tcp::clamp(packet, bytes, config);
+        }
+        decision
+    })
 }
 
 struct Step<'a, B, T> {
