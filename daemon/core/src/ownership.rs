@@ -2,7 +2,7 @@
 //!
 //! Prefixes come from what Kubernetes says of a node, never from its announcement, and only inside
 //! the mesh's ranges. Where two nodes claim overlapping prefixes, the one on record keeps its own;
-//! where none is on record nobody gets it (DESIGN.md, invariant 8).
+//! where none is on record nobody gets it (ARCHITECTURE.md, invariant 8).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -88,8 +88,8 @@ impl Knowledge {
     }
 
     /// What was known before stands until it is known to be gone: the union of a partial snapshot
-    /// with `before`; a whole one replaces it, but for a mesh object that was deleted (DESIGN
-    /// section 6: the last spec stands).
+    /// with `before`; a whole one replaces it, but for a mesh object that was deleted: the
+    /// last spec stands, and where there is none nothing is whole.
     pub fn or_before(self, before: &Snapshot) -> Self {
         match self {
             Self::Whole(Synced(mut now)) => {

@@ -8,7 +8,7 @@ use kubeveil_linux::Count;
 use super::*;
 use crate::totals::Totals;
 
-/// Series that one node may have (DESIGN.md, section 6).
+/// Series that one node may have, however many peers it has: thousands of nodes are scraped.
 const BUDGET: usize = 150;
 
 /// A busy node: 5,000 peers, and every counter that there can be has counted.
