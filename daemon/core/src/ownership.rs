@@ -302,6 +302,10 @@ mod tests {
         let a = assign(&whole(&[("a", thief), ("b", node(1))]), &mesh(), &first.owners);
         assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("b"));
         assert_eq!(owner(&a, "10.244.1.128/25"), None);
+        // The very same prefix, by a Node that comes after its owner.
+        let a = assign(&whole(&[("b", node(1)), ("z", node(1))]), &mesh(), &first.owners);
+        assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("b"));
+        assert!(a.of("z").is_empty() && !a.problems.is_empty(), "{a:?}");
     }
 
     #[test]
