@@ -4,7 +4,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kubeveil_keys::test_support::spellings;
+use kubeveil_keys::{KeyStore, ListedKey, PrivateKey};
 use kubeveil_tests::address::Node;
+use kubeveil_tests::lab::node_manifest;
 use kubeveil_tests::namespace;
 use kubeveil_tests::process;
 use kubeveil_tests::stage::{Stage, encrypted, none_lost};
@@ -84,25 +87,27 @@ fn secrecy(stage: &mut Stage) -> Result<()> {
     ]
     .concat();
     // Again with a file that is no key, and one that was cut: what is complained of must not be quoted.
-    let keys = key_files(stage, node)?;
+    let store = key_store(stage, node)?;
+    let keys = store.list()?;
     ensure!(!keys.is_empty(), "no key file in {}", stage.lab.daemon(node).file("state").display());
-    let secrets: Vec<_> = keys.iter().map(|path| private_key(path)).collect::<Result<_>>()?;
+    let secrets: Vec<_> = keys.iter().map(|key| private_key(&store, key)).collect::<Result<_>>()?;
     stage.lab.daemon(node).stop()?;
-    let text = fs::read_to_string(&keys[0])?;
-    fs::write(&keys[0], text.replacen("kubeveil key", "kubeveil  key", 1))?;
+    let path = store.path(keys[0].generation);
+    let text = fs::read_to_string(&path)?;
+    fs::write(&path, text.replacen("kubeveil key", "kubeveil  key", 1))?;
     stage.lab.daemon(node).start()?;
     for secret in secrets {
-        for spelling in spellings(&secret) {
-            let found = files_with(&stage.lab.manifests(), &spelling)?;
+        let spellings = secret.expose(spellings);
+        for spelling in &spellings {
+            let found = files_with(&stage.lab.manifests(), spelling)?;
             ensure!(found.is_empty(), "the private key is in {found:?}");
             let log = fs::read(stage.lab.daemon(node).file("kubeveild.log"))?;
-            ensure!(!holds(&log, &spelling), "the private key is in the log");
-            ensure!(!holds(said.as_bytes(), &spelling), "the private key is in metrics or status");
+            ensure!(!holds(&log, spelling), "the private key is in the log");
+            ensure!(!holds(said.as_bytes(), spelling), "the private key is in metrics or status");
         }
         // The search itself finds what is there.
         let state = stage.lab.daemon(node).file("state");
-        let found =
-            spellings(&secret).iter().try_fold(0, |n, s| files_with(&state, s).map(|f| n + f.len()))?;
+        let found = spellings.iter().try_fold(0, |n, s| files_with(&state, s).map(|f| n + f.len()))?;
         ensure!(found > 0, "the search does not find the key in its own file");
     }
     Ok(())
@@ -112,63 +117,17 @@ fn socket(stage: &Stage, node: Node) -> String {
     stage.lab.daemon(node).file("kubeveild.sock").display().to_string()
 }
 
-fn key_files(stage: &Stage, node: Node) -> Result<Vec<std::path::PathBuf>> {
-    let state = stage.lab.daemon(node).file("state");
-    Ok(files_with(&state, b"private-key: ")?.into_iter().map(Into::into).collect())
+/// The keys of a node, as its daemon finds them.
+fn key_store(stage: &Stage, node: Node) -> Result<KeyStore> {
+    let object = node_manifest(node, stage.lab.spec().families).object;
+    let uid = object["metadata"]["uid"].as_str().context("metadata.uid")?;
+    Ok(KeyStore::open(stage.lab.daemon(node).file("state").join("keys"), uid)?)
 }
 
-fn private_key(path: &std::path::Path) -> Result<Vec<u8>> {
-    let text = fs::read_to_string(path)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("private-key: ")).context("a key file")?;
-    unbase64(line.trim()).with_context(|| format!("{} holds no base64", path.display()))
-}
-
-/// Raw, hexadecimal in both cases, as a list of numbers, and base64: with and without the last two
-/// characters, which hold the padding, and with the URL's alphabet.
-fn spellings(secret: &[u8]) -> Vec<Vec<u8>> {
-    let hex = |upper: bool| -> String {
-        let digit = |byte: &u8| if upper { format!("{byte:02X}") } else { format!("{byte:02x}") };
-        secret.iter().map(digit).collect()
-    };
-    let list = secret.iter().map(u8::to_string).collect::<Vec<_>>();
-    let reversed: Vec<u8> = secret.iter().rev().copied().collect();
-    let base64 = base64(secret);
-    let url = base64.replace('+', "-").replace('/', "_");
-    vec![
-        secret.to_vec(),
-        reversed,
-        hex(false).into_bytes(),
-        hex(true).into_bytes(),
-        list.join(", ").into_bytes(),
-        list.join(",").into_bytes(),
-        base64.as_bytes()[..42].to_vec(),
-        url.as_bytes()[..42].to_vec(),
-    ]
-}
-
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn base64(bytes: &[u8]) -> String {
-    let sextet = |value: u32, at: u32| char::from(ALPHABET[(value >> (18 - 6 * at) & 63) as usize]);
-    let triple = |chunk: &[u8]| {
-        let value = (0..3).fold(0, |value, i| value << 8 | u32::from(*chunk.get(i).unwrap_or(&0)));
-        (0..=chunk.len()).map(move |at| sextet(value, u32::try_from(at).unwrap_or(0))).collect::<String>()
-    };
-    bytes.chunks(3).map(triple).collect()
-}
-
-fn unbase64(text: &str) -> Option<Vec<u8>> {
-    let mut bits = (0_u32, 0);
-    let mut bytes = Vec::new();
-    for character in text.trim_end_matches('=').bytes() {
-        let value = ALPHABET.iter().position(|&known| known == character)?;
-        bits = (bits.0 << 6 | u32::try_from(value).ok()?, bits.1 + 6);
-        if bits.1 >= 8 {
-            bits.1 -= 8;
-            bytes.push(u8::try_from(bits.0 >> bits.1 & 0xff).ok()?);
-        }
-    }
-    Some(bytes)
+fn private_key(store: &KeyStore, listed: &ListedKey) -> Result<PrivateKey> {
+    let generation = listed.generation;
+    let (private, _) = store.load(generation)?.with_context(|| format!("generation {generation}"))?;
+    Ok(private)
 }
 
 fn holds(text: &[u8], wanted: &[u8]) -> bool {
