@@ -18,34 +18,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-api", &["kubeveil-keys"]),
     ("kubeveil-core", &["kubeveil-abi", "kubeveil-api", "kubeveil-keys"]),
     ("kubeveil-manifests", &["kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
-    ("kubeveil-kubernetes", &["kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
     ("kubeveil-linux", &["kubeveil-abi", "kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
-    ("kubeveil-agent", DAEMON),
-    ("kubeveil-controller", DAEMON),
+    ("kubeveil-agent", LIBRARIES),
     ("kubeveil-cli", &["kubeveil-api", "kubeveil-core"]),
-    ("kubeveil-tests", TESTS),
-    ("kubeveil-tests-bpf", TESTS),
+    ("kubeveil-tests", LIBRARIES),
+    ("kubeveil-tests-bpf", LIBRARIES),
     ("xtask", &[]),
 ];
 
-/// Those who put the parts together.
-const DAEMON: &[&str] = &[
+/// For those who put the parts together or test them: every library.
+const LIBRARIES: &[&str] = &[
     "kubeveil-abi",
     "kubeveil-api",
     "kubeveil-core",
     "kubeveil-keys",
-    "kubeveil-kubernetes",
-    "kubeveil-linux",
-    "kubeveil-manifests",
-];
-
-/// Tests may look at every library.
-const TESTS: &[&str] = &[
-    "kubeveil-abi",
-    "kubeveil-api",
-    "kubeveil-core",
-    "kubeveil-keys",
-    "kubeveil-kubernetes",
     "kubeveil-linux",
     "kubeveil-manifests",
     "kubeveil-verdict",
