@@ -14,8 +14,10 @@ pub(crate) struct Keeper {
     dir: PathBuf,
     node: String,
     held: Option<Held>,
-    /// What is wrong, or was set aside since the start: shown until the daemon ends.
-    problems: Vec<Problem>,
+    /// Why there is no key; over as soon as there is one.
+    locked: Option<Problem>,
+    /// Files that were set aside: shown until the daemon ends.
+    aside: Vec<Problem>,
 }
 
 #[derive(Debug)]
@@ -29,7 +31,13 @@ struct Held {
 impl Keeper {
     /// Keys of `node` below `state_dir`.
     pub(crate) fn new(state_dir: &Path, node: &str) -> Self {
-        Self { dir: state_dir.join("keys"), node: node.to_owned(), held: None, problems: Vec::new() }
+        Self {
+            dir: state_dir.join("keys"),
+            node: node.to_owned(),
+            held: None,
+            locked: None,
+            aside: Vec::new(),
+        }
     }
 
     /// Public facts of the key in use.
@@ -38,8 +46,8 @@ impl Keeper {
     }
 
     /// What is wrong with the store, and what was set aside.
-    pub(crate) fn problems(&self) -> &[Problem] {
-        &self.problems
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.locked.iter().chain(&self.aside)
     }
 
     /// Loads or makes the key of the node with `uid`: the highest generation that the store has, else the
@@ -52,16 +60,11 @@ impl Keeper {
         match load(&self.dir, uid, epoch) {
             Ok((private, info, aside)) => {
                 tracing::info!(generation = %info.generation, public_key = %info.public, "key in use");
-                self.problems.retain(|p| p.field.is_empty());
-                self.problems.extend(aside);
+                self.locked = None;
+                self.aside.extend(aside);
                 self.held = Some(Held { uid: uid.to_owned(), private, info, announcement: None });
             }
-            Err(e) => {
-                let problem = store_problem(&self.dir, &e);
-                if !self.problems.contains(&problem) {
-                    self.problems.push(problem);
-                }
-            }
+            Err(e) => self.locked = Some(store_problem(&self.dir, &e)),
         }
     }
 
@@ -137,7 +140,7 @@ fn store_problem(dir: &Path, error: &StoreError) -> Problem {
     Problem {
         kind: ProblemKind::KeyStore,
         object: format!("key store {}", dir.display()),
-        field: "open".to_owned(),
+        field: String::new(),
         message: format!("{error}{cause}"),
         advice: "Without a key this node has no tunnels; it is tried again".to_owned(),
     }

@@ -340,7 +340,7 @@ impl<K: Kernel> Node<K> {
     fn conclude(&mut self, mut outcome: Outcome, mut problems: Vec<Problem>) {
         problems.extend(outcome.desired.problems.iter().cloned());
         problems.extend(self.announced.problems().cloned());
-        problems.extend(self.keeper.problems().iter().cloned());
+        problems.extend(self.keeper.problems().cloned());
         problems.extend(self.standing.iter().cloned());
         problems.extend(ahead(&outcome.observed));
         problems.extend(self.other_generation());
