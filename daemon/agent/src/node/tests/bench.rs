@@ -1,0 +1,211 @@
+//! Nodes around a daemon, on a kernel that outlives it.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use kubeveil_abi::PeerState;
+use kubeveil_api::{
+    announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped},
+    mesh::{MeshSpec, Mode},
+};
+use kubeveil_core::{
+    action::Action,
+    observed::Observed,
+    problem::Problem,
+    snapshot::{Knowledge, NodeFacts, Snapshot},
+    source::{Source, SourceState},
+};
+use kubeveil_keys::{Generation, PrivateKey, PublicKey};
+use kubeveil_linux::{Count, Kernel, KernelError, Secrets, fake::FakeKernel};
+
+use crate::node::{Node, Now};
+
+pub(super) const DEVICE: &str = "kubeveil0";
+/// The moment of the first way round.
+pub(super) const FIRST: Now = Now { monotonic: Duration::from_secs(1), epoch: Duration::from_secs(1) };
+
+/// What the source says; shared with the test that changes it.
+#[derive(Clone, Default)]
+pub(super) struct World(Arc<Mutex<Said>>);
+
+#[derive(Clone, Default)]
+pub(super) struct Said {
+    pub(super) snapshot: Snapshot,
+    pub(super) whole: bool,
+}
+
+impl World {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Said)) {
+        change(&mut self.0.lock().expect("lock"));
+    }
+}
+
+impl Source for World {
+    fn name(&self) -> String {
+        "test".to_owned()
+    }
+
+    fn read(&mut self, _: Duration) -> SourceState {
+        let said = self.0.lock().expect("lock").clone();
+        let knowledge = if said.whole {
+            Knowledge::Whole(said.snapshot.attest_whole())
+        } else {
+            Knowledge::Partial(said.snapshot)
+        };
+        SourceState { knowledge, problems: vec![], look_again: None }
+    }
+
+    fn announce(&mut self, node: &str, _: &str, json: &str) -> Result<(), Problem> {
+        self.change(|said| {
+            if let Some(facts) = said.snapshot.nodes.get_mut(node) {
+                facts.announcement = Some(json.to_owned());
+            }
+        });
+        Ok(())
+    }
+}
+
+/// A kernel that outlives the daemon that uses it.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<FakeKernel>>);
+
+impl Shared {
+    pub(super) fn with<R>(&self, f: impl FnOnce(&mut FakeKernel) -> R) -> R {
+        f(&mut self.0.lock().expect("lock"))
+    }
+}
+
+impl Kernel for Shared {
+    fn observe(&mut self) -> Result<Observed, KernelError> {
+        self.with(|k| k.observe())
+    }
+
+    fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
+        self.with(|k| k.execute(action, secrets))
+    }
+
+    fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
+        self.with(|k| k.counters())
+    }
+
+    fn sweep_flows(&mut self) -> Result<usize, KernelError> {
+        self.with(|k| k.sweep_flows())
+    }
+}
+
+pub(super) struct Bench {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) world: World,
+    pub(super) kernel: Shared,
+    pub(super) keys: Vec<PrivateKey>,
+    seconds: u64,
+}
+
+fn facts(n: u8) -> NodeFacts {
+    NodeFacts {
+        uid: format!("uid-{n}"),
+        pod_cidrs: vec![
+            format!("10.244.{n}.0/24").parse().expect("net"),
+            format!("fd00:244:{n}::/64").parse().expect("net"),
+        ],
+        internal_ips: vec![format!("192.0.2.{n}").parse().expect("ip")],
+        announcement: None,
+    }
+}
+
+pub(super) fn announce(n: u8, key: &PrivateKey, port: u16) -> String {
+    let entry = GenerationEntry {
+        generation: Generation::FIRST,
+        public_key: key.public(),
+        port: port.try_into().expect("port"),
+        state: GenerationState::Active,
+    };
+    Announcement::sign(&format!("node-{n}"), &format!("uid-{n}"), vec![entry], NotFlipped::of([]), &[key])
+        .expect("signed")
+        .to_json()
+}
+
+impl Bench {
+    /// `nodes` nodes; this one is node-1, the others have announced their keys and answer.
+    pub(super) fn new(nodes: u8) -> Self {
+        let kernel =
+            Shared(Arc::new(Mutex::new(FakeKernel::new("build", &["192.0.2.1/24".parse().expect("net")]))));
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut bench = Self { dir, world: World::default(), kernel, keys: vec![], seconds: 0 };
+        let mesh = MeshSpec {
+            mode: Mode::Require,
+            pod_cidrs: vec!["10.244.0.0/16".parse().expect("net"), "fd00:244::/32".parse().expect("net")],
+            node_cidrs: vec!["192.0.2.0/24".parse().expect("net")],
+            key_generation: 0,
+            revoked_keys: vec![],
+        };
+        bench.world.change(|said| {
+            said.whole = true;
+            said.snapshot.mesh = Some(mesh);
+            said.snapshot.nodes.insert("node-1".to_owned(), facts(1));
+        });
+        for n in 2..=nodes {
+            bench.join(n);
+        }
+        bench
+    }
+
+    fn join(&mut self, n: u8) -> PublicKey {
+        let key = PrivateKey::generate().expect("randomness");
+        let public = key.public();
+        self.kernel.with(|k| k.answer(public));
+        let mut facts = facts(n);
+        facts.announcement = Some(announce(n, &key, 51871));
+        self.world.change(|said| drop(said.snapshot.nodes.insert(format!("node-{n}"), facts)));
+        self.keys.push(key);
+        public
+    }
+
+    pub(super) fn start(&self) -> Node<Shared> {
+        let source = Box::new(self.world.clone());
+        Node::new("node-1", &[], "build", self.kernel.clone(), source, self.dir.path())
+    }
+
+    /// A bench with a daemon that has nothing left to do.
+    pub(super) fn settled(nodes: u8) -> (Self, Node<Shared>) {
+        let mut bench = Self::new(nodes);
+        let mut node = bench.start();
+        bench.settle(&mut node);
+        (bench, node)
+    }
+
+    /// The daemon ends, and another one starts.
+    pub(super) fn restart(&self, node: Node<Shared>) -> Node<Shared> {
+        drop(node);
+        self.kernel.with(FakeKernel::daemon_ends);
+        self.start()
+    }
+
+    /// Goes round until nothing is left to do, as the loop would; says how many actions that took.
+    pub(super) fn settle(&mut self, node: &mut Node<Shared>) -> u64 {
+        let before = node.writes;
+        for _ in 0..20 {
+            self.seconds += 1;
+            let at = Duration::from_secs(self.seconds);
+            node.pass(Now { monotonic: at, epoch: at });
+        }
+        assert!(node.last.settled, "{:?}", node.last.problems);
+        node.writes - before
+    }
+
+    pub(super) fn truth(&self) -> Observed {
+        self.kernel.with(|k| k.truth())
+    }
+
+    pub(super) fn tried(&self) -> Vec<Action> {
+        self.kernel.with(|k| std::mem::take(&mut k.tried))
+    }
+
+    pub(super) fn tunnelled(&self) -> usize {
+        self.truth()
+            .datapath
+            .map_or(0, |d| d.peers.values().filter(|v| v.state() == PeerState::Tunnel).count())
+    }
+}

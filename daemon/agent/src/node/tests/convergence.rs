@@ -1,0 +1,131 @@
+//! What is wanted comes about, and nothing else is touched.
+
+use std::path::PathBuf;
+
+use kubeveil_core::{
+    action::Action,
+    observed::{Link, Program},
+};
+use kubeveil_keys::Generation;
+use kubeveil_linux::Secrets as _;
+
+use super::bench::{Bench, DEVICE, announce};
+
+#[test]
+fn from_nothing_to_encrypted() {
+    let (bench, node) = Bench::settled(3);
+    let truth = bench.truth();
+    let tunnel = &truth.tunnels[DEVICE];
+    assert_eq!(tunnel.public_key, node.keeper.info().map(|i| i.public));
+    assert_eq!(tunnel.peers.len(), 2);
+    assert!(tunnel.peers.values().all(|p| p.keepalive == 0 && p.allowed_ips.len() == 3), "{tunnel:?}");
+    let datapath = truth.datapath.expect("loaded");
+    assert_eq!(datapath.slots[0], tunnel.ifindex);
+    assert_eq!(datapath.attached.len(), 3);
+    assert_eq!(bench.tunnelled(), 2);
+    assert_eq!(node.last.problems, []);
+}
+
+/// The maps know what must not pass before the first program looks at a packet.
+#[test]
+fn closed_before_it_is_attached() {
+    let (bench, _node) = Bench::settled(2);
+    let tried = bench.tried();
+    let first_attach = tried.iter().position(|a| matches!(a, Action::Attach(_))).expect("attached");
+    let last_prefix = tried.iter().rposition(|a| matches!(a, Action::PutPrefix(..))).expect("prefixes");
+    let config = tried.iter().position(|a| matches!(a, Action::SetConfig(_))).expect("configured");
+    assert!(last_prefix < config && config < first_attach, "{tried:#?}");
+}
+
+#[test]
+fn a_quiet_node_makes_no_writes_and_neither_does_a_restart() {
+    let (mut bench, mut node) = Bench::settled(4);
+    assert_eq!(bench.settle(&mut node), 0);
+    let mut again = bench.restart(node);
+    bench.settle(&mut again);
+    // Opening what is pinned is the one step of a restart.
+    assert_eq!(bench.tried(), [Action::LoadPrograms]);
+    assert_eq!(bench.tunnelled(), 3);
+}
+
+#[test]
+fn one_peer_changes_and_no_other_is_touched() {
+    let (mut bench, mut node) = Bench::settled(5);
+    bench.tried();
+    let moved = bench.keys[2].public();
+    let json = announce(4, &bench.keys[2], 51872);
+    bench.world.change(|said| said.snapshot.nodes.get_mut("node-4").expect("node").announcement = Some(json));
+    bench.settle(&mut node);
+    let endpoint = "192.0.2.4:51872".parse().expect("endpoint");
+    assert_eq!(bench.tried(), [Action::SetEndpoint(DEVICE.to_owned(), moved, endpoint)]);
+}
+
+/// A node moved while no daemon ran here, and its tunnel looks well: it is followed all the same.
+#[test]
+fn a_move_during_a_restart_is_followed() {
+    let (mut bench, node) = Bench::settled(3);
+    let mut again = bench.restart(node);
+    bench.world.change(|said| {
+        said.snapshot.nodes.get_mut("node-3").expect("node").internal_ips =
+            vec!["192.0.2.33".parse().expect("ip")];
+    });
+    bench.settle(&mut again);
+    let endpoints: Vec<_> = bench.truth().tunnels[DEVICE].peers.values().filter_map(|p| p.endpoint).collect();
+    assert!(endpoints.contains(&"192.0.2.33:51871".parse().expect("endpoint")), "{endpoints:?}");
+}
+
+#[test]
+fn a_peer_that_roamed_is_left_where_it_is() {
+    let (mut bench, mut node) = Bench::settled(2);
+    bench.tried();
+    let roamed = Some("198.51.100.7:4000".parse().expect("endpoint"));
+    bench.kernel.with(|k| k.tamper(DEVICE, |t| t.peers.values_mut().for_each(|p| p.endpoint = roamed)));
+    bench.settle(&mut node);
+    assert_eq!(bench.tried(), []);
+}
+
+#[test]
+fn a_device_deleted_by_hand_is_made_again() {
+    let (mut bench, mut node) = Bench::settled(3);
+    bench.kernel.with(|k| k.delete_link(DEVICE));
+    bench.tried();
+    bench.settle(&mut node);
+    // First its slot is dead, so that nothing is redirected to an index that may come to mean another.
+    assert_eq!(bench.tried()[0], Action::SetSlot(0, 0));
+    assert_eq!(bench.tunnelled(), 2);
+}
+
+#[test]
+fn a_device_of_others_by_our_name_is_left_alone() {
+    let mut bench = Bench::new(2);
+    let foreign = Link { name: DEVICE.to_owned(), kind: Some("dummy".to_owned()), ..Link::default() };
+    bench.kernel.with(|k| k.add_link(foreign));
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    assert_eq!(bench.tunnelled(), 0);
+    assert!(bench.truth().tunnels.is_empty());
+    assert!(node.last.problems.iter().any(|p| p.object == "device kubeveil0"), "{:?}", node.last.problems);
+}
+
+#[test]
+fn a_new_underlay_device_is_guarded() {
+    let (mut bench, mut node) = Bench::settled(2);
+    let second = Link { name: "eth1".to_owned(), up: true, mtu: 1400, ..Link::default() };
+    let index = bench.kernel.with(|k| k.add_link(second));
+    bench.settle(&mut node);
+    let attached = bench.truth().datapath.expect("loaded").attached;
+    assert!(
+        attached.contains_key(&(Program::Steer, index)) && attached.contains_key(&(Program::Guard, index))
+    );
+}
+
+#[test]
+fn what_is_kept_holds_no_key() {
+    let (bench, node) = Bench::settled(3);
+    let path: PathBuf = bench.dir.path().join("known.json");
+    let text = std::fs::read_to_string(path).expect("kept");
+    let private = node.keeper.private_key(Generation::FIRST).expect("key");
+    let spellings = private.expose(kubeveil_keys::test_support::encodings);
+    assert!(spellings.iter().all(|spelling| !text.contains(spelling)));
+    assert!(text.contains("10.244.0.0/16"), "{text}");
+}
