@@ -1,11 +1,12 @@
 //! The one-way flow, once round: read, decide, act, publish.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    path::Path,
-    time::Duration,
-};
+mod problems;
+mod resting;
+#[cfg(test)]
+mod tests;
+mod written;
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use kubeveil_core::{
     action::Action,
@@ -13,13 +14,12 @@ use kubeveil_core::{
     desired::{Desired, Inputs, desired},
     observed::Observed,
     ownership::{Assignment, assign},
-    plan::{Endpoints, plan},
+    plan::plan,
     problem::{Problem, ProblemKind},
     snapshot::{Knowledge, Snapshot},
     source::Source,
     tunnels::Tunnels,
 };
-use kubeveil_keys::PublicKey;
 use kubeveil_linux::{Count, Kernel, KernelError};
 
 use crate::{
@@ -27,6 +27,8 @@ use crate::{
     kept::{Kept, KeptFile},
     totals::Totals,
 };
+use resting::Resting;
+use written::Written;
 
 /// Look at everything this often, whether anything stirred or not.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -36,8 +38,6 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A plan can depend on what an earlier one made (a device has no index before it exists): four
 /// rounds from nothing, so more mean that somebody undoes what we do.
 const ROUNDS: usize = 8;
-/// How long a peer index rests before it stands for another node: longer than any program runs.
-const REST: Duration = Duration::from_secs(10);
 
 /// Both clocks, read by the caller.
 #[derive(Clone, Copy, Debug)]
@@ -72,10 +72,8 @@ pub(crate) struct Node<K> {
     owners: kubeveil_core::ownership::Owners,
     announced: Announced,
     pub(crate) tunnels: Tunnels,
-    written: Endpoints,
-    remembers: bool,
-    indices: BTreeSet<u32>,
-    resting: BTreeMap<u32, Duration>,
+    written: Written,
+    resting: Resting,
     retry: Duration,
     looked: Duration,
     pub(crate) counts: Vec<Count>,
@@ -99,13 +97,7 @@ impl<K: Kernel> Node<K> {
         state_dir: &Path,
     ) -> Self {
         let (kept, Kept { snapshot, owners }, unreadable) = KeptFile::open(state_dir);
-        let standing = unreadable.map(|message| Problem {
-            kind: ProblemKind::State,
-            object: format!("file {}", kept.path().display()),
-            field: String::new(),
-            message,
-            advice: "What it held is learnt anew from the source; until then nothing is removed".to_owned(),
-        });
+        let standing = unreadable.map(|message| problems::kept_unreadable(kept.path(), message));
         Self {
             name: name.to_owned(),
             underlay: underlay.to_vec(),
@@ -118,10 +110,8 @@ impl<K: Kernel> Node<K> {
             owners,
             announced: Announced::default(),
             tunnels: Tunnels::default(),
-            written: Endpoints::new(),
-            remembers: false,
-            indices: BTreeSet::new(),
-            resting: BTreeMap::new(),
+            written: Written::default(),
+            resting: Resting::default(),
             retry: RETRY,
             looked: Duration::ZERO,
             counts: Vec::new(),
@@ -141,8 +131,9 @@ impl<K: Kernel> Node<K> {
 
     /// Once round. Returns when to go round again at the latest.
     pub(crate) fn pass(&mut self, now: Now) -> Duration {
-        if !self.remembers {
-            self.remember_endpoints(now);
+        if !self.written.remembers() {
+            let before = self.desired_before(now);
+            self.written.remember(&before);
         }
         let read = self.source.read(now.monotonic);
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
@@ -153,13 +144,13 @@ impl<K: Kernel> Node<K> {
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
         let mut problems = read.problems;
-        problems.extend((deleted && self.before.mesh.is_some()).then(mesh_deleted));
+        problems.extend((deleted && self.before.mesh.is_some()).then(problems::mesh_deleted));
         for round in 0.. {
             match self.round(&knowledge, &assignment, now, &mut outcome) {
                 Ok(0) => outcome.settled = true,
                 Ok(_) if round < ROUNDS => continue,
-                Ok(left) => problems.push(unsettled(left)),
-                Err(errors) => problems.extend(errors.iter().map(kernel_problem)),
+                Ok(left) => problems.push(problems::unsettled(left)),
+                Err(errors) => problems.extend(errors.iter().map(problems::of_kernel)),
             }
             break;
         }
@@ -173,17 +164,11 @@ impl<K: Kernel> Node<K> {
         wait.into_iter().flatten().min().unwrap_or(RESYNC)
     }
 
-    /// What an earlier daemon has written: what follows from what was kept. Else a node that moved while no
-    /// daemon ran here would count as written where it is now.
-    fn remember_endpoints(&mut self, now: Now) {
-        self.remembers = true;
+    /// What follows from what an earlier daemon kept.
+    fn desired_before(&mut self, now: Now) -> Desired {
         let knowledge = Knowledge::Partial(self.before.clone());
         let assignment = self.learn(&knowledge, now);
-        let kept = self.desire(&knowledge, &assignment, &Observed::default(), now);
-        for (device, tunnel) in kept.tunnels {
-            let peers = tunnel.peers.into_iter().filter_map(|(key, peer)| Some((key, peer.endpoint?)));
-            self.written.extend(peers.map(|(key, endpoint)| ((device.clone(), key), endpoint)));
-        }
+        self.desire(&knowledge, &assignment, &Observed::default(), now)
     }
 
     /// Takes in what `knowledge` says of this node and of the others; whose each prefix is.
@@ -216,7 +201,7 @@ impl<K: Kernel> Node<K> {
             observed,
             underlay: &self.underlay,
             build: &self.build,
-            resting: &self.resting.keys().copied().collect(),
+            resting: &self.resting.at(now.monotonic),
             now: now.monotonic,
         })
     }
@@ -230,11 +215,11 @@ impl<K: Kernel> Node<K> {
         outcome: &mut Outcome,
     ) -> Result<usize, Vec<KernelError>> {
         outcome.observed = self.observe(now).map_err(|e| vec![e])?;
-        self.resting.retain(|_, until| *until > now.monotonic);
         outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
-        self.rest(&outcome.desired, now.monotonic);
-        self.note_endpoints(&outcome.desired, &outcome.observed);
-        let actions = plan(&outcome.desired, &outcome.observed, knowledge.synced(), &self.written);
+        self.resting.uses(outcome.desired.remotes.values().map(|r| r.index).collect(), now.monotonic);
+        self.written.look(&outcome.desired, &outcome.observed);
+        let written = self.written.endpoints();
+        let actions = plan(&outcome.desired, &outcome.observed, knowledge.synced(), written);
         self.execute(&actions)?;
         Ok(actions.len())
     }
@@ -268,7 +253,7 @@ impl<K: Kernel> Node<K> {
             tracing::debug!(%action, "execute");
             self.writes += 1;
             match self.kernel.execute(action, &self.keeper) {
-                Ok(()) => self.note_written(action),
+                Ok(()) => self.written.carried_out(action),
                 Err(e) => {
                     tracing::warn!(%action, "{e}");
                     errors.push(e);
@@ -276,38 +261,6 @@ impl<K: Kernel> Node<K> {
             }
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
-    }
-
-    fn note_written(&mut self, action: &Action) {
-        if let Action::AddPeer { device, key, endpoint, .. } | Action::SetEndpoint(device, key, endpoint) =
-            action
-        {
-            self.written.insert((device.clone(), *key), *endpoint);
-        }
-    }
-
-    /// A peer that an earlier daemon wrote: taken for written as it is announced now.
-    fn note_endpoints(&mut self, desired: &Desired, observed: &Observed) {
-        let there = |id: &(String, PublicKey)| {
-            observed.tunnels.get(&id.0).is_some_and(|d| d.peers.contains_key(&id.1))
-        };
-        self.written.retain(|id, _| there(id));
-        for (device, tunnel) in &desired.tunnels {
-            for (key, peer) in &tunnel.peers {
-                let id = (device.clone(), *key);
-                if let (true, Some(endpoint)) = (there(&id), peer.endpoint) {
-                    let _: &mut SocketAddr = self.written.entry(id).or_insert(endpoint);
-                }
-            }
-        }
-    }
-
-    fn rest(&mut self, desired: &Desired, now: Duration) {
-        let used: BTreeSet<u32> = desired.remotes.values().map(|r| r.index).collect();
-        for index in self.indices.difference(&used) {
-            self.resting.insert(*index, now + REST);
-        }
-        self.indices = used;
     }
 
     /// Tells the others, once the device that we speak of stands.
@@ -326,14 +279,7 @@ impl<K: Kernel> Node<K> {
         let kept = Kept { snapshot: self.before.clone(), owners: self.owners.clone() };
         match self.kept.keep(&kept) {
             Ok(()) => self.standing.retain(|p| p.kind != ProblemKind::State),
-            Err(e) => problems.push(Problem {
-                kind: ProblemKind::State,
-                object: format!("file {}", self.kept.path().display()),
-                field: String::new(),
-                message: format!("can't be written: {e}"),
-                advice: "After a reboot without its source this node would know less; make room on the disk"
-                    .to_owned(),
-            }),
+            Err(e) => problems.push(problems::kept_unwritable(self.kept.path(), &e)),
         }
     }
 
@@ -342,7 +288,7 @@ impl<K: Kernel> Node<K> {
         problems.extend(self.announced.problems().cloned());
         problems.extend(self.keeper.problems().cloned());
         problems.extend(self.standing.iter().cloned());
-        problems.extend(ahead(&outcome.observed));
+        problems.extend(problems::ahead(&outcome.observed));
         problems.extend(self.other_generation());
         problems.sort();
         problems.dedup();
@@ -359,14 +305,8 @@ impl<K: Kernel> Node<K> {
 
     fn other_generation(&self) -> Option<Problem> {
         let ours = self.keeper.info()?.generation.number();
-        let wanted = self.before.mesh.as_ref()?.key_generation;
-        (ours != wanted).then(|| Problem {
-            kind: ProblemKind::KeyStore,
-            object: "EncryptionMesh default".to_owned(),
-            field: "spec.keyGeneration".to_owned(),
-            message: format!("is {wanted}, but this node's key is of generation {ours}"),
-            advice: "This version does not rotate keys; set it back".to_owned(),
-        })
+        let wanted = self.mesh()?.key_generation;
+        (ours != wanted).then(|| problems::other_generation(ours, wanted))
     }
 
     fn wait(&mut self) -> Duration {
@@ -379,58 +319,3 @@ impl<K: Kernel> Node<K> {
         wait
     }
 }
-
-fn mesh_deleted() -> Problem {
-    Problem {
-        kind: ProblemKind::Missing,
-        object: "EncryptionMesh default".to_owned(),
-        field: String::new(),
-        message: "it was deleted; its last spec stands".to_owned(),
-        advice: "Create it again. To switch encryption off, set its mode".to_owned(),
-    }
-}
-
-fn kernel_problem(error: &KernelError) -> Problem {
-    Problem {
-        kind: ProblemKind::Kernel,
-        object: error.object.clone(),
-        field: String::new(),
-        message: format!("{} failed: {}", error.operation, error.source),
-        advice: error.advice.unwrap_or("It is tried again; see the log of kubeveild").to_owned(),
-    }
-}
-
-fn unsettled(left: usize) -> Problem {
-    Problem {
-        kind: ProblemKind::Kernel,
-        object: "this node".to_owned(),
-        field: String::new(),
-        message: format!("the kernel is not as it should be after {ROUNDS} rounds; {left} steps were planned in the last"),
-        advice: "Somebody undoes what kubeveild does: look for another network agent that changes WireGuard devices or tc programs".to_owned(),
-    }
-}
-
-fn ahead(observed: &Observed) -> Vec<Problem> {
-    let Some(datapath) = &observed.datapath else { return Vec::new() };
-    let name = |index: &u32| observed.links.get(index).map_or("?", |l| l.name.as_str());
-    datapath
-        .attached
-        .iter()
-        .filter(|(_, ahead)| **ahead > 0)
-        .map(|((program, index), ahead)| Problem {
-            kind: ProblemKind::Position,
-            object: format!("device {}", name(index)),
-            field: program.name().to_owned(),
-            message: format!(
-                "{ahead} program(s) of others run before ours and may take packets away from it"
-            ),
-            advice: format!(
-                "`bpftool net show dev {}` names them; load kubeveil after them or make them come later",
-                name(index)
-            ),
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests;
