@@ -16,7 +16,8 @@ use std::fmt;
 use std::num::NonZeroU16;
 
 use kubeveil_keys::{Generation, PrivateKey, PublicKey, Signature, VerifyError};
-use serde::{Deserialize, Serialize};
+
+use crate::words::words;
 
 mod wire;
 
@@ -55,23 +56,13 @@ pub struct GenerationEntry {
     pub state: GenerationState,
 }
 
-/// What a generation is good for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum GenerationState {
-    /// Its device stands: handshakes are answered and packets received.
-    Active,
-    /// The same, but it goes when nobody sends to it any more: send to a newer one where that works.
-    Retiring,
-}
-
-impl GenerationState {
-    /// The word in JSON and in the signed statement.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Retiring => "retiring",
-        }
+words! {
+    /// What a generation is good for. Its word stands in the signed statement too.
+    pub enum GenerationState {
+        /// Its device stands: handshakes are answered and packets received.
+        Active = "active",
+        /// The same, but it goes when nobody sends to it any more: send to a newer one where that works.
+        Retiring = "retiring",
     }
 }
 

@@ -10,3 +10,4 @@ pub mod node;
 pub mod object;
 pub mod problem;
 pub mod status;
+mod words;

@@ -1,32 +1,23 @@
 //! `EncryptionMesh`: the cluster-wide settings, one object called `default`.
 
-use std::fmt;
-
 use ipnet::IpNet;
 use kubeveil_keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use crate::object::{Metadata, TypeMeta};
+use crate::{
+    object::{Metadata, TypeMeta},
+    words::words,
+};
 
-/// What happens to pod traffic between nodes that has no proven tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Nothing is steered or dropped; what would be is counted.
-    Observe,
-    /// It passes, and is counted.
-    Prefer,
-    /// It is dropped, and counted.
-    Require,
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Observe => "observe",
-            Self::Prefer => "prefer",
-            Self::Require => "require",
-        })
+words! {
+    /// What happens to pod traffic between nodes that has no proven tunnel.
+    pub enum Mode {
+        /// Nothing is steered or dropped; what would be is counted.
+        Observe = "observe",
+        /// It passes, and is counted.
+        Prefer = "prefer",
+        /// It is dropped, and counted.
+        Require = "require",
     }
 }
 

@@ -4,53 +4,27 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What sort of thing is wrong; bounded, so that it can be a metric's label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProblemKind {
-    /// A manifest or API object can't be read.
-    Manifest,
-    /// A node's prefix or address is refused.
-    Prefix,
-    /// A node's announcement is refused.
-    Announcement,
-    /// A file of the key store was set aside.
-    KeyStore,
-    /// The kernel refused something, or lacks it.
-    Kernel,
-    /// Another program stands in front of ours.
-    Position,
-    /// The daemon lacks something it needs: its own Node, the mesh.
-    Missing,
-    /// The daemon's own files can't be written or read.
-    State,
-}
+use crate::words::words;
 
-impl ProblemKind {
-    /// Every kind.
-    pub const ALL: [Self; 8] = [
-        Self::Manifest,
-        Self::Prefix,
-        Self::Announcement,
-        Self::KeyStore,
-        Self::Kernel,
-        Self::Position,
-        Self::Missing,
-        Self::State,
-    ];
-
-    /// The value of the metrics' label.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Manifest => "manifest",
-            Self::Prefix => "prefix",
-            Self::Announcement => "announcement",
-            Self::KeyStore => "key_store",
-            Self::Kernel => "kernel",
-            Self::Position => "position",
-            Self::Missing => "missing",
-            Self::State => "state",
-        }
+words! {
+    /// What sort of thing is wrong; bounded, so that it can be a metric's label.
+    pub enum ProblemKind {
+        /// A manifest or API object can't be read.
+        Manifest = "manifest",
+        /// A node's prefix or address is refused.
+        Prefix = "prefix",
+        /// A node's announcement is refused.
+        Announcement = "announcement",
+        /// A file of the key store was set aside.
+        KeyStore = "key_store",
+        /// The kernel refused something, or lacks it.
+        Kernel = "kernel",
+        /// Another program stands in front of ours.
+        Position = "position",
+        /// The daemon lacks something it needs: its own Node, the mesh.
+        Missing = "missing",
+        /// The daemon's own files can't be written or read.
+        State = "state",
     }
 }
 
