@@ -3,14 +3,16 @@
 use std::sync::{Arc, atomic::AtomicU64};
 
 use kubeveil_abi::{Direction, Reason, Verdict};
+use kubeveil_api::status::TunnelState;
 use kubeveil_core::problem::ProblemKind;
+use kubeveil_linux::Count;
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
-use crate::status::{View, verdict_label, wireguard_drops};
+use crate::status::{View, verdict, wireguard_drops};
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -105,9 +107,9 @@ fn about(registry: &mut Registry, view: &View) {
 
 fn peers(registry: &mut Registry, view: &View) {
     let status = &view.status;
-    let count = |state: &str| status.peers.iter().filter(|p| p.state == state).count() as u64;
-    let states = ["up", "idle", "stale", "never"];
-    let values = states.map(|state| (vec![("state", state.to_owned())], float(count(state))));
+    let count = |state: TunnelState| status.peers.iter().filter(|p| p.state == state).count() as u64;
+    let values =
+        TunnelState::ALL.iter().map(|state| (vec![("state", state.to_string())], float(count(*state))));
     gauge(registry, "peers", "Other nodes by the state of their tunnel", values);
     let help = "Other nodes that this node should have a tunnel to";
     one_gauge(registry, "peers_desired", help, float(status.peers.len() as u64));
@@ -119,9 +121,10 @@ fn peers(registry: &mut Registry, view: &View) {
 
 /// Every drop reason of a direction is there from the start, so that a rule on its rate sees the first.
 fn packets(registry: &mut Registry, view: &View) {
-    let labels =
-        |direction: &str, verdict: String| vec![("direction", direction.to_owned()), ("verdict", verdict)];
-    let values = view.counts.iter().map(|c| (labels(c.direction.name(), verdict_label(c)), c.packets));
+    let labels = |count: &Count| {
+        vec![("direction", count.direction.name().to_owned()), ("verdict", verdict(count).to_string())]
+    };
+    let values = view.counts.iter().map(|c| (labels(c), c.packets));
     counter(registry, "packets", "Packets that the programs looked at", values);
 
     let labels = |direction: &str, reason: &str| {
@@ -132,8 +135,7 @@ fn packets(registry: &mut Registry, view: &View) {
     });
     let done = view.counts.iter().filter(|c| !c.observed && c.reason.verdict() == Verdict::Drop);
     let done = done.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
-    let wireguard =
-        wireguard_drops(&view.totals).map(|(direction, reason, n, _)| (labels(direction, reason), n));
+    let wireguard = wireguard_drops(&view.totals).map(|d| (labels(d.direction.name(), &d.reason), d.packets));
     counter(
         registry,
         "drops",

@@ -1,9 +1,9 @@
 //! The status document, from the last way round and the last look at the kernel.
 
-use kubeveil_abi::{DeviceKind, Verdict};
+use kubeveil_abi::DeviceKind;
 use kubeveil_api::status::{
-    DeviceStatus, DropCount, KeyStatus, PacketCount, PeerStatus, ProgramStatus, STATUS_VERSION, SourceStatus,
-    Status, WireguardRefusals,
+    DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PeerStatus, ProgramStatus, STATUS_VERSION,
+    SourceStatus, Status, Verdict, WireguardRefusals,
 };
 use kubeveil_core::{desired::Remote, tunnels::Health};
 use kubeveil_keys::Generation;
@@ -115,7 +115,7 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
     let index = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
     PeerStatus {
         node: name.to_owned(),
-        state: health.name().to_owned(),
+        state: health.state(),
         tunnelled: index.is_some_and(|value| value.state() == kubeveil_abi::PeerState::Tunnel),
         public_key: remote.key,
         endpoint: peer.and_then(|p| p.endpoint),
@@ -152,31 +152,39 @@ fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
         .collect()
 }
 
-/// The label of a verdict; where the mode did not carry it out, what would have been done.
-pub(crate) fn verdict_label(count: &Count) -> String {
-    let name = count.reason.verdict().name();
-    if count.observed && count.reason.verdict() != Verdict::Pass {
-        format!("would_{name}")
-    } else {
-        name.to_owned()
+/// Which way the packets of a counter went.
+fn direction(of: kubeveil_abi::Direction) -> Direction {
+    match of {
+        kubeveil_abi::Direction::Egress => Direction::Egress,
+        kubeveil_abi::Direction::Ingress => Direction::Ingress,
+        kubeveil_abi::Direction::Tunnel => Direction::Tunnel,
     }
+}
+
+/// What was done; where the mode did not carry it out, what would have been.
+pub(crate) fn verdict(count: &Count) -> Verdict {
+    let (done, would) = match count.reason.verdict() {
+        kubeveil_abi::Verdict::Pass => (Verdict::Pass, Verdict::Pass),
+        kubeveil_abi::Verdict::Tunnel => (Verdict::Tunnel, Verdict::WouldTunnel),
+        kubeveil_abi::Verdict::Drop => (Verdict::Drop, Verdict::WouldDrop),
+        kubeveil_abi::Verdict::Wrap => (Verdict::Wrap, Verdict::WouldWrap),
+        kubeveil_abi::Verdict::Replace => (Verdict::Replace, Verdict::WouldReplace),
+    };
+    if count.observed { would } else { done }
 }
 
 fn packets(counts: &[Count]) -> Vec<PacketCount> {
     let mut out: Vec<PacketCount> = Vec::new();
     for count in counts {
-        let (direction, verdict) = (count.direction.name(), verdict_label(count));
+        let (direction, verdict) = (direction(count.direction), verdict(count));
         match out.iter_mut().find(|p| p.direction == direction && p.verdict == verdict) {
             Some(sum) => {
                 sum.packets += count.packets;
                 sum.bytes += count.bytes;
             }
-            None => out.push(PacketCount {
-                direction: direction.to_owned(),
-                verdict,
-                packets: count.packets,
-                bytes: count.bytes,
-            }),
+            None => {
+                out.push(PacketCount { direction, verdict, packets: count.packets, bytes: count.bytes });
+            }
         }
     }
     out
@@ -184,60 +192,59 @@ fn packets(counts: &[Count]) -> Vec<PacketCount> {
 
 /// The datapath's drops, and those that WireGuard itself makes without a word.
 fn drops(counts: &[Count], totals: &Totals) -> Vec<DropCount> {
-    let ours = counts.iter().filter(|c| c.reason.verdict() == Verdict::Drop).map(|count| DropCount {
-        direction: count.direction.name().to_owned(),
+    let dropped = |count: &&Count| count.reason.verdict() == kubeveil_abi::Verdict::Drop;
+    let ours = counts.iter().filter(dropped).map(|count| DropCount {
+        direction: direction(count.direction),
         reason: count.reason.name().to_owned(),
         packets: count.packets,
         observed: count.observed,
         advice: count.reason.advice().to_owned(),
     });
-    let wireguard = wireguard_drops(totals).into_iter().filter(|(_, _, packets, _)| *packets > 0).map(
-        |(direction, reason, packets, advice)| DropCount {
-            direction: direction.to_owned(),
-            reason: reason.to_owned(),
-            packets,
-            observed: false,
-            advice: advice.to_owned(),
-        },
-    );
-    ours.chain(wireguard).collect()
+    ours.chain(wireguard_drops(totals).into_iter().filter(|drop| drop.packets > 0)).collect()
 }
 
-/// Direction, reason, packets and advice of what the WireGuard devices dropped.
-pub(crate) fn wireguard_drops(totals: &Totals) -> [(&'static str, &'static str, u64, &'static str); 5] {
+/// What the WireGuard devices dropped, of each sort, though it be none.
+pub(crate) fn wireguard_drops(totals: &Totals) -> [DropCount; 5] {
     let refused = &totals.refused;
-    [
+    let sorts = [
         (
-            "egress",
+            Direction::Egress,
             "wireguard_tx_dropped",
             refused.tx_dropped,
             "WireGuard had no room to keep packets while a handshake was outstanding. Is the peer up, and UDP 51871 and 51872 open both ways?",
         ),
         (
-            "egress",
+            Direction::Egress,
             "wireguard_tx_errors",
             refused.tx_errors,
             "WireGuard had no peer or no endpoint for a packet: somebody removed a peer from the device. The daemon adds it again; is it running?",
         ),
         (
-            "tunnel",
+            Direction::Tunnel,
             "wireguard_rx_dropped",
             refused.rx_dropped,
             "Decrypted packets were dropped for want of room: this node can't keep up.",
         ),
         (
-            "tunnel",
+            Direction::Tunnel,
             "wireguard_rx_errors",
             refused.rx_errors,
             "WireGuard refused packets: not authentic, replayed, or from a source that the peer does not own.",
         ),
         (
-            "tunnel",
+            Direction::Tunnel,
             "wireguard_rx_frame_errors",
             refused.rx_frame_errors,
             "Decrypted packets were malformed or came from an address that the peer does not own: compare podCIDRs and InternalIPs of both nodes.",
         ),
-    ]
+    ];
+    sorts.map(|(direction, reason, packets, advice)| DropCount {
+        direction,
+        reason: reason.to_owned(),
+        packets,
+        observed: false,
+        advice: advice.to_owned(),
+    })
 }
 
 fn map_entries<K: Kernel>(node: &Node<K>) -> Vec<(&'static str, usize, usize)> {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use kubeveil_keys::{Generation, PublicKey};
 use serde::{Deserialize, Serialize};
 
-use crate::{mesh::Mode, problem::Problem};
+use crate::{mesh::Mode, problem::Problem, words::words};
 
 /// Version of [`Status`]: raised when a field changes its meaning or goes, not when one is added.
 pub const STATUS_VERSION: u32 = 1;
@@ -112,8 +112,8 @@ pub struct WireguardRefusals {
 pub struct PeerStatus {
     /// Name of the node.
     pub node: String,
-    /// `up`, `idle`, `stale` or `never`.
-    pub state: String,
+    /// How the tunnel to it is.
+    pub state: TunnelState,
     /// Packets to it travel in the tunnel.
     pub tunnelled: bool,
     /// Its key; `None` if it has announced none.
@@ -128,6 +128,20 @@ pub struct PeerStatus {
     pub sent: u64,
     /// Largest inner packet, bytes.
     pub path_mtu: u32,
+}
+
+words! {
+    /// How a tunnel is.
+    pub enum TunnelState {
+        /// A handshake lately.
+        Up = "up",
+        /// None lately, and nothing that was sent waits for an answer.
+        Idle = "idle",
+        /// None lately, and what was sent has had no answer.
+        Stale = "stale",
+        /// No handshake yet.
+        Never = "never",
+    }
 }
 
 /// A program at a device.
@@ -146,14 +160,50 @@ pub struct ProgramStatus {
     pub ahead: usize,
 }
 
+words! {
+    /// Which way a packet went.
+    pub enum Direction {
+        /// Out of the node.
+        Egress = "egress",
+        /// Into the node, as it lies on the wire.
+        Ingress = "ingress",
+        /// Into the node, out of a tunnel.
+        Tunnel = "tunnel",
+    }
+}
+
+words! {
+    /// What was done with a packet, or would have been, where the mode did not carry it out.
+    pub enum Verdict {
+        /// Left alone.
+        Pass = "pass",
+        /// Into a tunnel.
+        Tunnel = "tunnel",
+        /// Dropped.
+        Drop = "drop",
+        /// Somebody's envelope, into a tunnel.
+        Wrap = "wrap",
+        /// Into a tunnel instead of an envelope.
+        Replace = "replace",
+        /// It passed.
+        WouldTunnel = "would_tunnel",
+        /// It passed.
+        WouldDrop = "would_drop",
+        /// It passed.
+        WouldWrap = "would_wrap",
+        /// It passed.
+        WouldReplace = "would_replace",
+    }
+}
+
 /// Packets of one direction and verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PacketCount {
-    /// `egress`, `ingress` or `tunnel`.
-    pub direction: String,
-    /// `pass`, `tunnel`, `drop`, …; `would_tunnel`, `would_drop` where the mode did not carry it out.
-    pub verdict: String,
+    /// Which way they went.
+    pub direction: Direction,
+    /// What was done with them.
+    pub verdict: Verdict,
     /// Packets.
     pub packets: u64,
     /// Bytes.
@@ -164,8 +214,8 @@ pub struct PacketCount {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DropCount {
-    /// `egress`, `ingress` or `tunnel`.
-    pub direction: String,
+    /// Which way they went.
+    pub direction: Direction,
     /// The reason's name.
     pub reason: String,
     /// Packets.

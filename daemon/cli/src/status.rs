@@ -77,7 +77,7 @@ fn peers(status: &Status, out: &mut String) {
     let row = |p: &PeerStatus| {
         vec![
             p.node.clone(),
-            p.state.clone(),
+            p.state.to_string(),
             if p.tunnelled { "tunnel" } else { "-" }.to_owned(),
             p.last_handshake.map_or_else(|| "never".to_owned(), |s| format!("{} ago", age(s))),
             bytes(p.received),

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use kubeveil_api::status::TunnelState;
 use kubeveil_keys::PublicKey;
 
 use crate::observed::{Observed, Peer};
@@ -47,13 +48,13 @@ impl Health {
         !matches!(self, Self::Never(_))
     }
 
-    /// The value of the metrics' label.
-    pub const fn name(self) -> &'static str {
+    /// The same without the time, for people.
+    pub const fn state(self) -> TunnelState {
         match self {
-            Self::Never(_) => "never",
-            Self::Up(_) => "up",
-            Self::Idle(_) => "idle",
-            Self::Stale(_) => "stale",
+            Self::Never(_) => TunnelState::Never,
+            Self::Up(_) => TunnelState::Up,
+            Self::Idle(_) => TunnelState::Idle,
+            Self::Stale(_) => TunnelState::Stale,
         }
     }
 }

@@ -3,7 +3,6 @@
 use kubeveil_abi::counter_index;
 use kubeveil_api::status::{KeyStatus, PeerStatus, STATUS_VERSION, SourceStatus, Status};
 use kubeveil_keys::{Generation, PublicKey};
-use kubeveil_linux::Count;
 
 use super::*;
 use crate::totals::Totals;
@@ -15,7 +14,7 @@ const BUDGET: usize = 150;
 fn view() -> View {
     let peer = |n: u32| PeerStatus {
         node: format!("node-{n}"),
-        state: ["up", "idle", "stale", "never"][n as usize % 4].to_owned(),
+        state: TunnelState::ALL[n as usize % 4],
         tunnelled: true,
         public_key: None,
         endpoint: None,

@@ -4,18 +4,18 @@ use kubeveil_api::{
     mesh::Mode,
     problem::{Problem, ProblemKind},
     status::{
-        DeviceStatus, DropCount, KeyStatus, PacketCount, ProgramStatus, STATUS_VERSION, SourceStatus,
-        WireguardRefusals,
+        DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, ProgramStatus, STATUS_VERSION,
+        SourceStatus, TunnelState, Verdict, WireguardRefusals,
     },
 };
 use kubeveil_keys::{Generation, PublicKey};
 
 use super::*;
 
-fn peer(node: &str, state: &str, handshake: Option<u64>) -> PeerStatus {
+fn peer(node: &str, state: TunnelState, handshake: Option<u64>) -> PeerStatus {
     PeerStatus {
         node: node.to_owned(),
-        state: state.to_owned(),
+        state,
         tunnelled: handshake.is_some(),
         public_key: handshake.map(|_| PublicKey::from_bytes([9; 32])),
         endpoint: handshake.map(|_| "192.0.2.2:51871".parse().expect("endpoint")),
@@ -50,7 +50,7 @@ fn example() -> Status {
             mtu: 1440,
             refused: WireguardRefusals::default(),
         }),
-        peers: vec![peer("node-2", "up", Some(75)), peer("node-3", "never", None)],
+        peers: vec![peer("node-2", TunnelState::Up, Some(75)), peer("node-3", TunnelState::Never, None)],
         programs: vec![
             ProgramStatus {
                 program: "steer".to_owned(),
@@ -68,13 +68,13 @@ fn example() -> Status {
             },
         ],
         packets: vec![PacketCount {
-            direction: "egress".to_owned(),
-            verdict: "tunnel".to_owned(),
+            direction: Direction::Egress,
+            verdict: Verdict::Tunnel,
             packets: 3,
             bytes: 252,
         }],
         drops: vec![DropCount {
-            direction: "egress".to_owned(),
+            direction: Direction::Egress,
             reason: "no_tunnel".to_owned(),
             packets: 12,
             observed: false,
