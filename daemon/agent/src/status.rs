@@ -3,7 +3,7 @@
 use kubeveil_abi::DeviceKind;
 use kubeveil_api::status::{
     DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PeerStatus, ProgramStatus, STATUS_VERSION,
-    SourceStatus, Status, Verdict, WireguardRefusals,
+    SourceStatus, Status, Verdict,
 };
 use kubeveil_core::{desired::Remote, tunnels::Health};
 use kubeveil_keys::Generation;
@@ -97,13 +97,7 @@ fn device<K: Kernel>(node: &Node<K>) -> Option<DeviceStatus> {
     let (name, _) = node.last.desired.tunnels.first_key_value()?;
     let tunnel = node.last.observed.tunnels.get(name)?;
     let link = node.last.observed.links.get(&tunnel.ifindex)?;
-    let refused = WireguardRefusals {
-        tx_dropped: link.statistics.tx_dropped,
-        tx_errors: link.statistics.tx_errors,
-        rx_errors: link.statistics.rx_errors,
-        rx_frame_errors: link.statistics.rx_frame_errors,
-    };
-    Some(DeviceStatus { name: name.clone(), up: link.up, port: tunnel.port, mtu: link.mtu, refused })
+    Some(DeviceStatus { name: name.clone(), up: link.up, port: tunnel.port, mtu: link.mtu })
 }
 
 fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> PeerStatus {

@@ -40,7 +40,7 @@ pub struct Status {
     pub programs: Vec<ProgramStatus>,
     /// Packets by direction and verdict.
     pub packets: Vec<PacketCount>,
-    /// Dropped packets by direction and reason, those with any.
+    /// Dropped packets by direction and reason, those with any; what WireGuard itself refused is among them.
     pub drops: Vec<DropCount>,
     /// What is wrong, and what to do about it.
     pub problems: Vec<Problem>,
@@ -88,22 +88,6 @@ pub struct DeviceStatus {
     pub port: u16,
     /// Largest inner packet, bytes.
     pub mtu: u32,
-    /// Packets that WireGuard itself refused: counted by the kernel, of this life of the device.
-    pub refused: WireguardRefusals,
-}
-
-/// The kernel's counters of the WireGuard device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct WireguardRefusals {
-    /// Queue full, mostly while a handshake is outstanding.
-    pub tx_dropped: u64,
-    /// No peer or no endpoint for it.
-    pub tx_errors: u64,
-    /// Not authentic, replayed, or from a source that the peer does not own.
-    pub rx_errors: u64,
-    /// Inner packet malformed or from a source that the peer does not own.
-    pub rx_frame_errors: u64,
 }
 
 /// Another node.

@@ -5,7 +5,7 @@ use kubeveil_api::{
     problem::{Problem, ProblemKind},
     status::{
         DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, ProgramStatus, STATUS_VERSION,
-        SourceStatus, TunnelState, Verdict, WireguardRefusals,
+        SourceStatus, TunnelState, Verdict,
     },
 };
 use kubeveil_keys::{Generation, PublicKey};
@@ -43,13 +43,7 @@ fn example() -> Status {
             created: 1_700_000_000,
             age: 90_061,
         }),
-        device: Some(DeviceStatus {
-            name: "kubeveil0".to_owned(),
-            up: true,
-            port: 51871,
-            mtu: 1440,
-            refused: WireguardRefusals::default(),
-        }),
+        device: Some(DeviceStatus { name: "kubeveil0".to_owned(), up: true, port: 51871, mtu: 1440 }),
         peers: vec![peer("node-2", TunnelState::Up, Some(75)), peer("node-3", TunnelState::Never, None)],
         programs: vec![
             ProgramStatus {
