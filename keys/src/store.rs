@@ -40,8 +40,6 @@ pub struct LoadedKey {
     pub private: PrivateKey,
     /// What may be told of it.
     pub info: KeyInfo,
-    /// Whether it was made by this call.
-    pub is_new: bool,
     /// The file that this call moved aside to make it, for status, log and metric.
     pub kept_aside: Option<KeptAside>,
 }
@@ -103,7 +101,7 @@ impl KeyStore {
         self.folder.sweep()?;
         let problem = match self.read(generation)? {
             Some(Ok((private, info))) => {
-                return Ok(LoadedKey { private, info, is_new: false, kept_aside: None });
+                return Ok(LoadedKey { private, info, kept_aside: None });
             }
             Some(Err(problem)) => Some(problem),
             None => None,
@@ -122,7 +120,7 @@ impl KeyStore {
             None => None,
         };
         written.publish()?;
-        Ok(LoadedKey { private, info, is_new: true, kept_aside })
+        Ok(LoadedKey { private, info, kept_aside })
     }
 
     /// The key of `generation`, if there is one. Changes nothing.

@@ -44,7 +44,6 @@ fn set_aside(fixture: &Fixture) -> KeptAside {
     let path = fixture.store.path(ZERO);
     let error = fixture.store.load(ZERO).expect_err("not to be trusted");
     let loaded = fixture.store.load_or_create(ZERO, NOW + 9).expect("a new key");
-    assert!(loaded.is_new);
     let kept = loaded.kept_aside.expect("the event");
     assert_eq!(error.to_string(), format!("key file {} cannot be trusted: {}", path.display(), kept.problem));
     assert_eq!(kept.path, path);
@@ -53,7 +52,7 @@ fn set_aside(fixture: &Fixture) -> KeptAside {
     assert_eq!(fixture.store.set_aside_files().expect("listed"), std::slice::from_ref(&kept.moved_to));
     assert_eq!(mode(&path), 0o600);
     let again = fixture.store.load_or_create(ZERO, NOW + 10).expect("the same key");
-    assert_eq!((again.is_new, again.info, again.kept_aside), (false, loaded.info, None));
+    assert_eq!((again.info, again.kept_aside), (loaded.info, None));
     kept
 }
 
@@ -70,7 +69,7 @@ fn kept_whole(fixture: &Fixture) -> Problem {
 fn a_new_key_is_private_to_us_and_comes_back() {
     let Fixture { folder, store, .. } = &fixture();
     let made = store.load_or_create(ZERO, NOW).expect("made");
-    assert!(made.is_new && made.kept_aside.is_none());
+    assert_eq!(made.kept_aside, None);
     assert_eq!((made.info.generation, made.info.created), (ZERO, NOW));
     assert_eq!(made.info.public, made.private.public());
     assert_eq!(mode(folder), 0o700);
@@ -79,7 +78,6 @@ fn a_new_key_is_private_to_us_and_comes_back() {
     assert_eq!(store.tightened_from(), None);
 
     let again = store.load_or_create(ZERO, NOW + 5).expect("read");
-    assert!(!again.is_new);
     assert_eq!(again.info, made.info);
     let (private, info) = store.load(ZERO).expect("read").expect("there");
     assert_eq!((private.public(), info), (made.info.public, made.info));
@@ -316,7 +314,7 @@ fn calls_at_the_same_time_agree() {
             let own = KeyStore::open(&fixture.folder, UID).expect("store");
             let store = if number.is_multiple_of(2) { &fixture.store } else { &own };
             let loaded = store.load_or_create(ZERO, NOW).expect("a key");
-            (loaded.info.public, loaded.is_new, loaded.kept_aside.is_some())
+            (loaded.info.public, loaded.kept_aside.is_some())
         };
         let results: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..16)
@@ -329,8 +327,7 @@ fn calls_at_the_same_time_agree() {
                 .collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
         });
-        assert!(results.iter().all(|(public, ..)| *public == results[0].0), "{results:?}");
-        assert_eq!(results.iter().filter(|(_, is_new, _)| *is_new).count(), 1);
-        assert_eq!(results.iter().filter(|(.., kept)| *kept).count(), usize::from(bad));
+        assert!(results.iter().all(|(public, _)| *public == results[0].0), "{results:?}");
+        assert_eq!(results.iter().filter(|(_, kept)| *kept).count(), usize::from(bad));
     }
 }

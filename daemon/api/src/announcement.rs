@@ -96,14 +96,6 @@ impl NotFlipped {
         }
         Self::Nodes(listed)
     }
-
-    /// Whether `node` is among them.
-    pub fn includes(&self, node: &str) -> bool {
-        match self {
-            Self::Nodes(names) => names.contains(node),
-            Self::Many => true,
-        }
-    }
 }
 
 /// Why an announcement is not taken.

@@ -52,12 +52,6 @@ impl PeerValue {
         (self.0 >> 8 & 0xff) as u8
     }
 
-    /// Low 16 bits of the key generation that the slot's device belongs to.
-    #[inline(always)]
-    pub const fn generation(self) -> u16 {
-        (self.0 >> 16 & 0xffff) as u16
-    }
-
     /// End of the bypass, seconds since boot.
     #[inline(always)]
     pub const fn bypass_until(self) -> u32 {
