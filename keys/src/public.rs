@@ -1,6 +1,3 @@
-use std::fmt;
-use std::str::FromStr;
-
 use crate::text;
 
 /// The public half of a WireGuard key: a point of Curve25519, as 32 bytes.
@@ -80,29 +77,7 @@ const LOW_ORDER: [[u8; 32]; 7] = [
     p_plus(1),
 ];
 
-impl fmt::Display for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&text::encode(&self.0))
-    }
-}
-
-/// The first eight characters: enough to tell keys apart in a test's output.
-impl fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PublicKey({}…)", &text::encode(&self.0)[..8])
-    }
-}
-
-impl FromStr for PublicKey {
-    type Err = InvalidPublicKey;
-
-    fn from_str(text: &str) -> Result<Self, InvalidPublicKey> {
-        let mut bytes = [0; 32];
-        if text::decode_into(text.as_bytes(), &mut bytes) { Ok(Self(bytes)) } else { Err(InvalidPublicKey) }
-    }
-}
-
-text::serde_as_string!(PublicKey, "a WireGuard public key in base64");
+text::base64_text!(PublicKey, 32, InvalidPublicKey, "a WireGuard public key in base64");
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,3 @@
-use std::fmt;
-use std::str::FromStr;
-
 use xeddsa::Verify as _;
 
 use crate::{PublicKey, text};
@@ -59,25 +56,4 @@ impl PublicKey {
     }
 }
 
-impl fmt::Display for Signature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&text::encode(&self.0))
-    }
-}
-
-impl fmt::Debug for Signature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Signature({}…)", &text::encode(&self.0)[..8])
-    }
-}
-
-impl FromStr for Signature {
-    type Err = InvalidSignature;
-
-    fn from_str(text: &str) -> Result<Self, InvalidSignature> {
-        let mut bytes = [0; 64];
-        if text::decode_into(text.as_bytes(), &mut bytes) { Ok(Self(bytes)) } else { Err(InvalidSignature) }
-    }
-}
-
-text::serde_as_string!(Signature, "a signature in base64");
+text::base64_text!(Signature, 64, InvalidSignature, "a signature in base64");

@@ -37,9 +37,32 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-/// Serde by `Display` and `FromStr`, as a string.
-macro_rules! serde_as_string {
-    ($type:ty, $expecting:literal) => {
+/// What is no secret and travels as base64, a type of `$length` bytes: `Display`, `FromStr`, and serde as a string.
+/// `Debug` shows the first eight characters, enough to tell two apart in a test's output.
+macro_rules! base64_text {
+    ($type:ident, $length:literal, $invalid:ident, $expecting:literal) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(&$crate::text::encode(&self.0))
+            }
+        }
+
+        impl std::fmt::Debug for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{}({}…)", stringify!($type), &$crate::text::encode(&self.0)[..8])
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = $invalid;
+
+            fn from_str(text: &str) -> Result<Self, $invalid> {
+                let mut bytes = [0; $length];
+                let read = $crate::text::decode_into(text.as_bytes(), &mut bytes);
+                read.then_some(Self(bytes)).ok_or($invalid)
+            }
+        }
+
         impl serde::Serialize for $type {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -63,4 +86,4 @@ macro_rules! serde_as_string {
         }
     };
 }
-pub(crate) use serde_as_string;
+pub(crate) use base64_text;
