@@ -1,8 +1,10 @@
 //! What the kernel should hold.
 
+mod peers;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -13,14 +15,15 @@ use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
     announced::Announced,
-    endpoint, index, mtu,
-    observed::{Hook, Observed, Peer, Prefix, Program},
+    index, mtu,
+    observed::{Hook, Observed, Prefix, Program},
     ownership::{Assignment, Class},
     problem::{Problem, ProblemKind},
     snapshot::Knowledge,
-    tunnels::{Health, PROVING_KEEPALIVE, Tunnels},
+    tunnels::{Health, Tunnels},
     underlay,
 };
+use peers::Peers;
 
 /// Idle time of an established TCP flow, seconds (kernel `net/netfilter/nf_conntrack_proto_tcp.c`,
 /// `TCP_CONNTRACK_ESTABLISHED`): we must remember a flow as long as masquerading does.
@@ -209,104 +212,12 @@ fn tunnel(
     problems: &mut Vec<Problem>,
 ) -> (String, DesiredTunnel, BTreeMap<String, PublicKey>) {
     let name = DEVICE_NAMES[generation.parity()].to_owned();
-    let mut peers: BTreeMap<PublicKey, DesiredPeer> = BTreeMap::new();
-    let mut keys = BTreeMap::new();
-    let own_ips = addresses(inputs.assignment.of(inputs.node));
-    let holders = holders(inputs.observed, &name);
-    for (node, owned) in inputs.assignment.nodes().filter(|(n, _)| *n != inputs.node) {
-        let allowed_ips: BTreeSet<IpNet> = owned.iter().map(|(prefix, _)| *prefix).collect();
-        let announced = inputs
-            .announced
-            .of(node)
-            .and_then(|a| a.generations().iter().find(|g| g.generation == generation));
-        let Some(entry) = announced else {
-            // A node whose announcement is not known (not any more, or not yet since we started) is not
-            // cut off for that: the peer that the device has for its prefixes stays as it is.
-            let holder = owned.iter().find_map(|(prefix, _)| holders.get(prefix));
-            if let Some((key, peer)) = holder.filter(|(key, _)| !is_revoked(mesh, key)) {
-                peers.entry(**key).or_insert_with(|| DesiredPeer {
-                    endpoint: None,
-                    allowed_ips: peer.allowed_ips.clone(),
-                    keepalive: peer.keepalive,
-                });
-                keys.insert(node.to_owned(), **key);
-            }
-            continue;
-        };
-        let key = entry.public_key;
-        let address = endpoint::choose(&own_ips, &addresses(owned));
-        let refusal =
-            refusal(&key, &own_key, mesh, peers.contains_key(&key), address.is_none() && !own_ips.is_empty());
-        if let Some((field, message, advice)) = refusal {
-            problems.push(Problem {
-                kind: ProblemKind::Announcement,
-                object: format!("Node {node}"),
-                field: field.to_owned(),
-                message: message.to_owned(),
-                advice: advice.to_owned(),
-            });
-            continue;
-        }
-        let keepalive =
-            if inputs.tunnels.initiates(&name, &own_key, &key, inputs.now) { PROVING_KEEPALIVE } else { 0 };
-        let endpoint = address.map(|a| SocketAddr::new(a, entry.port.get()));
-        peers.insert(key, DesiredPeer { endpoint, allowed_ips, keepalive });
-        keys.insert(node.to_owned(), key);
-    }
-    let outer_v6 = peers.values().any(|p| p.endpoint.is_some_and(|e| e.is_ipv6()));
+    let peers = Peers::of(inputs, mesh, &name, (generation, own_key));
+    problems.extend(peers.problems);
+    let outer_v6 = peers.by_key.values().any(|p| p.endpoint.is_some_and(|e| e.is_ipv6()));
     let mtu = mtu::tunnel_mtu(underlay_mtu, outer_v6);
     let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
-    (name, DesiredTunnel { key: (generation, own_key), port, mtu, peers }, keys)
-}
-
-fn is_revoked(mesh: Option<&MeshSpec>, key: &PublicKey) -> bool {
-    mesh.is_some_and(|m| m.revoked_keys.contains(key))
-}
-
-/// Why a key that was announced is not used: field, message, advice.
-fn refusal(
-    key: &PublicKey,
-    own: &PublicKey,
-    mesh: Option<&MeshSpec>,
-    taken: bool,
-    unreachable: bool,
-) -> Option<(&'static str, &'static str, &'static str)> {
-    if key == own {
-        return Some((
-            "publicKey",
-            "it announces this node's own key; the kernel would ignore such a peer",
-            "One of the two was cloned from the other: remove its state folder and restart kubeveild there",
-        ));
-    }
-    if is_revoked(mesh, key) {
-        return Some((
-            "publicKey",
-            "the key is revoked",
-            "Remove its state folder and restart kubeveild there, so that it makes a new one",
-        ));
-    }
-    if taken {
-        return Some((
-            "publicKey",
-            "another node announces the same key",
-            "One of the two was cloned from the other: remove its state folder and restart kubeveild there",
-        ));
-    }
-    unreachable.then_some((
-        "status.addresses[InternalIP]",
-        "it has no address of a family that this node has too, within the mesh's nodeCIDRs",
-        "Give both nodes an InternalIP of one family",
-    ))
-}
-
-/// Which peer of the device holds each prefix.
-fn holders<'a>(observed: &'a Observed, device: &str) -> BTreeMap<IpNet, (&'a PublicKey, &'a Peer)> {
-    let peers = observed.tunnels.get(device).into_iter().flat_map(|d| &d.peers);
-    peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |p| (*p, (key, peer)))).collect()
-}
-
-fn addresses(owned: &[(IpNet, Class)]) -> Vec<IpAddr> {
-    owned.iter().filter(|(_, class)| *class == Class::Node).map(|(prefix, _)| prefix.addr()).collect()
+    (name, DesiredTunnel { key: (generation, own_key), port, mtu, peers: peers.by_key }, peers.keys)
 }
 
 fn underlay_of(inputs: &Inputs<'_>) -> BTreeSet<u32> {

@@ -1,0 +1,138 @@
+//! The peers of a device: which node is spoken to, by which key, and where.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use kubeveil_api::{announcement::GenerationEntry, mesh::MeshSpec};
+use kubeveil_keys::{Generation, PublicKey};
+
+use super::{DesiredPeer, Inputs};
+use crate::{
+    endpoint,
+    observed::{Observed, Peer},
+    ownership::Class,
+    problem::{Problem, ProblemKind},
+    tunnels::PROVING_KEEPALIVE,
+};
+
+/// What comes of all nodes.
+#[derive(Default)]
+pub(super) struct Peers {
+    /// Peers by key.
+    pub(super) by_key: BTreeMap<PublicKey, DesiredPeer>,
+    /// The key of each node that is a peer.
+    pub(super) keys: BTreeMap<String, PublicKey>,
+    /// Why others are none.
+    pub(super) problems: Vec<Problem>,
+}
+
+impl Peers {
+    /// The peers of `device`, whose key is `own_key` of `generation`.
+    pub(super) fn of(
+        inputs: &Inputs<'_>,
+        mesh: Option<&MeshSpec>,
+        device: &str,
+        (generation, own_key): (Generation, PublicKey),
+    ) -> Self {
+        let mut out = Self::default();
+        let own_ips = addresses(inputs.assignment.of(inputs.node));
+        let holders = holders(inputs.observed, device);
+        for (node, owned) in inputs.assignment.nodes().filter(|(n, _)| *n != inputs.node) {
+            let Some(entry) = announced(inputs, node, generation) else {
+                // A node whose announcement is not known (not any more, or not yet since we started) is not
+                // cut off for that: the peer that the device has for its prefixes stays as it is.
+                let holder = owned.iter().find_map(|(prefix, _)| holders.get(prefix));
+                if let Some((key, peer)) = holder.filter(|(key, _)| !is_revoked(mesh, key)) {
+                    out.by_key.entry(**key).or_insert_with(|| as_it_is(peer));
+                    out.keys.insert(node.to_owned(), **key);
+                }
+                continue;
+            };
+            let key = entry.public_key;
+            let address = endpoint::choose(&own_ips, &addresses(owned));
+            let taken = out.by_key.contains_key(&key);
+            let unreachable = address.is_none() && !own_ips.is_empty();
+            if let Some((field, message, advice)) = refusal(&key, &own_key, mesh, taken, unreachable) {
+                out.problems.push(Problem {
+                    kind: ProblemKind::Announcement,
+                    object: format!("Node {node}"),
+                    field: field.to_owned(),
+                    message: message.to_owned(),
+                    advice: advice.to_owned(),
+                });
+                continue;
+            }
+            let initiates = inputs.tunnels.initiates(device, &own_key, &key, inputs.now);
+            let peer = DesiredPeer {
+                endpoint: address.map(|a| SocketAddr::new(a, entry.port.get())),
+                allowed_ips: owned.iter().map(|(prefix, _)| *prefix).collect(),
+                keepalive: if initiates { PROVING_KEEPALIVE } else { 0 },
+            };
+            out.by_key.insert(key, peer);
+            out.keys.insert(node.to_owned(), key);
+        }
+        out
+    }
+}
+
+/// What `node` announces for `generation`.
+fn announced<'a>(inputs: &Inputs<'a>, node: &str, generation: Generation) -> Option<&'a GenerationEntry> {
+    inputs.announced.of(node)?.generations().iter().find(|g| g.generation == generation)
+}
+
+fn as_it_is(peer: &Peer) -> DesiredPeer {
+    DesiredPeer { endpoint: None, allowed_ips: peer.allowed_ips.clone(), keepalive: peer.keepalive }
+}
+
+fn is_revoked(mesh: Option<&MeshSpec>, key: &PublicKey) -> bool {
+    mesh.is_some_and(|m| m.revoked_keys.contains(key))
+}
+
+/// Why a key that was announced is not used: field, message, advice.
+fn refusal(
+    key: &PublicKey,
+    own: &PublicKey,
+    mesh: Option<&MeshSpec>,
+    taken: bool,
+    unreachable: bool,
+) -> Option<(&'static str, &'static str, &'static str)> {
+    if key == own {
+        return Some((
+            "publicKey",
+            "it announces this node's own key; the kernel would ignore such a peer",
+            "One of the two was cloned from the other: remove its state folder and restart kubeveild there",
+        ));
+    }
+    if is_revoked(mesh, key) {
+        return Some((
+            "publicKey",
+            "the key is revoked",
+            "Remove its state folder and restart kubeveild there, so that it makes a new one",
+        ));
+    }
+    if taken {
+        return Some((
+            "publicKey",
+            "another node announces the same key",
+            "One of the two was cloned from the other: remove its state folder and restart kubeveild there",
+        ));
+    }
+    unreachable.then_some((
+        "status.addresses[InternalIP]",
+        "it has no address of a family that this node has too, within the mesh's nodeCIDRs",
+        "Give both nodes an InternalIP of one family",
+    ))
+}
+
+/// Which peer of the device holds each prefix.
+fn holders<'a>(observed: &'a Observed, device: &str) -> BTreeMap<IpNet, (&'a PublicKey, &'a Peer)> {
+    let peers = observed.tunnels.get(device).into_iter().flat_map(|d| &d.peers);
+    peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |p| (*p, (key, peer)))).collect()
+}
+
+fn addresses(owned: &[(IpNet, Class)]) -> Vec<IpAddr> {
+    owned.iter().filter(|(_, class)| *class == Class::Node).map(|(prefix, _)| prefix.addr()).collect()
+}
