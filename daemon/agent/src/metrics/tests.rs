@@ -10,6 +10,20 @@ use crate::totals::Totals;
 /// Series that one node may have, however many peers it has: thousands of nodes are scraped.
 const BUDGET: usize = 150;
 
+/// Every counter that there can be.
+fn counts() -> Vec<Count> {
+    let mut counts = Vec::new();
+    for direction in Direction::ALL {
+        for observed in [false, true] {
+            for reason in Reason::ALL.iter().copied() {
+                let packets = u64::from(counter_index(direction, observed, reason)) + 1;
+                counts.push(Count { direction, observed, reason, packets, bytes: packets });
+            }
+        }
+    }
+    counts
+}
+
 /// A busy node: 5,000 peers, and every counter that there can be has counted.
 fn view() -> View {
     let peer = |n: u32| PeerStatus {
@@ -23,15 +37,6 @@ fn view() -> View {
         sent: 1,
         path_mtu: 1440,
     };
-    let mut counts = Vec::new();
-    for direction in Direction::ALL {
-        for observed in [false, true] {
-            for reason in Reason::ALL.iter().copied() {
-                let packets = u64::from(counter_index(direction, observed, reason)) + 1;
-                counts.push(Count { direction, observed, reason, packets, bytes: packets });
-            }
-        }
-    }
     let program = |program: &str, kind: &str| kubeveil_api::status::ProgramStatus {
         program: program.to_owned(),
         device: "eth0".to_owned(),
@@ -71,7 +76,7 @@ fn view() -> View {
             kernel_writes: 7,
             errors_met: 0,
         },
-        counts,
+        counts: counts(),
         totals,
         errors: vec![("manifest", 3)],
         map_entries: ["PREFIXES", "PEERS", "DEVICES", "FLOWS"].map(|map| (map, 20_000, 65_536)).to_vec(),
