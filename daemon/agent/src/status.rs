@@ -217,19 +217,19 @@ pub(crate) fn wireguard_drops(totals: &Totals) -> [DropCount; 5] {
             Direction::Tunnel,
             "wireguard_rx_dropped",
             refused.rx_dropped,
-            "Decrypted packets were dropped for want of room: this node can't keep up.",
+            "Decrypted packets were dropped at this node's door: there was no room, since it can't keep up, or no protocol takes them.",
         ),
         (
             Direction::Tunnel,
             "wireguard_rx_errors",
             refused.rx_errors,
-            "WireGuard refused packets: not authentic, replayed, or from a source that the peer does not own.",
+            "WireGuard decrypted packets and refused them: wireguard_rx_frame_errors are among them, the others have a wrong length. (What it can't authenticate it counts nowhere.)",
         ),
         (
             Direction::Tunnel,
             "wireguard_rx_frame_errors",
             refused.rx_frame_errors,
-            "Decrypted packets were malformed or came from an address that the peer does not own: compare podCIDRs and InternalIPs of both nodes.",
+            "Decrypted packets came from an address that the peer does not own: compare podCIDRs and InternalIPs of both nodes.",
         ),
     ];
     sorts.map(|(direction, reason, packets, advice)| DropCount {

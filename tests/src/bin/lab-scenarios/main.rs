@@ -9,6 +9,7 @@ mod kernel;
 mod membership;
 mod modes;
 mod operations;
+mod refusals;
 mod support;
 mod wire;
 
@@ -88,8 +89,16 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let standing = Standing::default();
-    let all =
-        [control::ALL, wire::ALL, membership::ALL, crashes::ALL, operations::ALL, modes::ALL, kernel::ALL];
+    let all = [
+        control::ALL,
+        wire::ALL,
+        refusals::ALL,
+        membership::ALL,
+        crashes::ALL,
+        operations::ALL,
+        modes::ALL,
+        kernel::ALL,
+    ];
     let trials =
         all.into_iter().flatten().map(|scenario| trial(scenario, &standing, missing.of(scenario.bare)));
     let conclusion = libtest_mimic::run(&arguments, trials.collect());

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{batch, program_path};
+use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::Stage;
 
 /// What this machine lacks, in the words that `cargo xtask test` knows.
@@ -152,6 +155,49 @@ pub(crate) fn dropped_since(
         "{} counts {now} drops for {reason}, not {at_least}; all: {:?}",
         node.name(),
         metrics.all_drops()
+    );
+    Ok(())
+}
+
+/// Where a drop is counted: direction and reason, as they are told.
+pub(crate) type Counter = (&'static str, &'static str);
+
+/// Packets that a node has dropped for a reason: in the metrics, and in `kubeveil status -o json`.
+pub(crate) fn told(stage: &Stage, node: Node, (direction, reason): Counter) -> Result<[u64; 2]> {
+    let labels = [("direction", direction), ("reason", reason)];
+    let metrics = stage.metrics(node)?.count("kubeveil_drops_total", &labels);
+    let status = stage.status(node)?;
+    let drops = status["drops"].as_array().context("status.drops")?;
+    let is_it = |drop: &&serde_json::Value| {
+        drop["direction"] == direction && drop["reason"] == reason && drop["observed"] == false
+    };
+    // One that is told says what to do about it.
+    let advised = |drop: &serde_json::Value| drop["advice"].as_str().is_some_and(|advice| !advice.is_empty());
+    let packets =
+        drops.iter().filter(is_it).filter(|drop| advised(drop)).filter_map(|d| d["packets"].as_u64());
+    Ok([metrics, packets.sum()])
+}
+
+/// An error unless a node comes to tell of exactly so many drops more than `before`, in both places.
+pub(crate) fn rises_by(
+    stage: &Stage,
+    node: Node,
+    counter: Counter,
+    before: [u64; 2],
+    wanted: u64,
+) -> Result<()> {
+    let wanted = before.map(|count| count + wanted);
+    // A look at the kernel that is a moment old will do for an answer; and a packet may be under way.
+    wait_until(Duration::from_secs(10), Duration::from_millis(50), || {
+        Ok(told(stage, node, counter)?.iter().zip(&wanted).all(|(now, wanted)| now >= wanted))
+    })?;
+    sleep(Duration::from_millis(500));
+    let now = told(stage, node, counter)?;
+    ensure!(
+        now == wanted,
+        "{} tells of {now:?} drops for {counter:?} (metrics, status), not {wanted:?}; all: {:?}",
+        node.name(),
+        stage.metrics(node)?.all_drops()
     );
     Ok(())
 }
