@@ -33,17 +33,25 @@ pub struct Load {
     pub size: usize,
     /// Who sends in the pods' stead: a namespace that has their addresses too.
     pub stranger: Option<&'static str>,
+    /// Whose address a stranger sends from; the sending pod's own if nobody's.
+    pub guise: Option<fn(Family) -> IpAddr>,
 }
 
 impl Load {
     /// So many packets a second over these flows, of a middling size.
     pub fn new(flows: Vec<Flow>, rate: u32) -> Self {
-        Self { flows, rate, size: 200, stranger: None }
+        Self { flows, rate, size: 200, stranger: None, guise: None }
     }
 
     /// Sent from another namespace than the pods'.
     pub fn by(mut self, namespace: &'static str) -> Self {
         self.stranger = Some(namespace);
+        self
+    }
+
+    /// Sent from this address, which the namespace that sends has to have.
+    pub fn disguised(mut self, address: fn(Family) -> IpAddr) -> Self {
+        self.guise = Some(address);
         self
     }
 
@@ -68,7 +76,9 @@ impl Load {
             let receiver = Receiver::open(flow)?;
             let namespace = self.stranger.map_or_else(|| flow.from.name(), str::to_owned);
             // Not connected: an ICMP error on one packet must not stop the next.
-            let socket = socket(&namespace, flow.from.address(flow.family))?;
+            let source =
+                self.guise.map_or_else(|| flow.from.address(flow.family), |guise| guise(flow.family));
+            let socket = socket(&namespace, source)?;
             ends.push(Sender { socket, to: receiver.address });
             let expected = Arc::clone(&expected);
             receivers.push(std::thread::spawn(move || receiver.receive(run, &expected)));

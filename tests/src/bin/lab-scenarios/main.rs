@@ -5,6 +5,7 @@
 
 mod control;
 mod crashes;
+mod forgery;
 mod kernel;
 mod membership;
 mod modes;
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
         control::ALL,
         wire::ALL,
         refusals::ALL,
+        forgery::ALL,
         membership::ALL,
         crashes::ALL,
         operations::ALL,

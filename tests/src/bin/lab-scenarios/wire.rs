@@ -1,26 +1,23 @@
-//! What crosses the wire in a cluster that is well, and what a stranger puts on it.
+//! What crosses the wire in a cluster that is well.
 
 use std::net::UdpSocket;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kubeveil_tests::address::{Families, Family, Node};
+use kubeveil_tests::address::{Families, Node};
 use kubeveil_tests::analysis::MARKER;
-use kubeveil_tests::lab::{BRIDGE, WIRE, batch};
-use kubeveil_tests::stage::{Stage, encrypted, none_arrived, none_lost, none_plain, pod};
+use kubeveil_tests::stage::{Stage, encrypted, none_lost, none_plain, pod};
 use kubeveil_tests::traffic::{Load, flows, transfer};
 use kubeveil_tests::{namespace, traffic};
 
 use crate::Scenario;
-use crate::support::dropped_since;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("pods_of_all_nodes_talk_encrypted", everybody_talks).shared(),
     Scenario::new("an_error_that_quotes_a_pods_packet_is_encrypted", quoted).shared(),
     Scenario::new("a_large_tcp_transfer_is_encrypted", tcp).shared(),
     Scenario::new("full_size_packets_are_encrypted", full_size).shared(),
-    Scenario::new("a_forged_source_from_the_wire_is_dropped", forged),
     Scenario::new("an_ipv4_cluster_is_encrypted", one_family).families(Families::Ipv4),
     Scenario::new("an_ipv6_cluster_is_encrypted", one_family).families(Families::Ipv6),
 ];
@@ -83,56 +80,6 @@ fn full_size(stage: &mut Stage) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Somebody on the wire sends with a pod's address, by the way that the plain routes take.
-fn forged(stage: &mut Stage) -> Result<()> {
-    const SENT: u64 = 20;
-    let victim = Node(1);
-    let load = || Load::new(flows(pod("2a"), pod("1a"), Families::Dual), 100).by(WIRE);
-    enable_stranger(victim)?;
-    let (tally, _) = stage.send(load(), SENT)?;
-    ensure!(tally.received == tally.sent, "the control: what is forged does not arrive: {tally}");
-    disable_stranger()?;
-
-    stage.start()?;
-    let before = stage.metrics(victim)?.drops("plain_from_pod");
-    stage.open()?;
-    enable_stranger(victim)?;
-    let (tally, census) = stage.send(load(), SENT)?;
-    disable_stranger()?;
-    none_arrived(&tally)?;
-    ensure!(census.markers >= tally.sent, "the forged packets were not on the wire: {census}");
-    dropped_since(stage, victim, "plain_from_pod", before, tally.sent)?;
-
-    stage.close()?;
-    let (tally, census) = stage.send(stage.load("2a", "1a", 100), SENT)?;
-    encrypted(&tally, &census)
-}
-
-/// Gives the bridge itself a pod's address, and a way to the victim.
-fn enable_stranger(victim: Node) -> Result<()> {
-    namespace::sysctl(WIRE, "net/ipv6/conf/wire0/disable_ipv6", "0")?;
-    let mut lines = Vec::new();
-    for (family, own, length) in [(Family::V4, "192.0.2.99/24", 32), (Family::V6, "2001:db8::99/64", 128)] {
-        let forged = pod("2a").address(family);
-        let (to, by) = (victim.pod_cidr(family), victim.address(family));
-        let nodad = if family == Family::V6 { " nodad" } else { "" };
-        lines.push(format!("address add {own} dev {BRIDGE}{nodad}"));
-        lines.push(format!("address add {forged}/{length} dev {BRIDGE}{nodad}"));
-        lines.push(format!("route add {to} via {by} dev {BRIDGE}"));
-        // Found without asking: a question under the forged address would be dropped as well.
-        lines.push(format!("neighbour replace {by} lladdr {} dev {BRIDGE} nud permanent", victim.mac()));
-    }
-    batch(Some(WIRE), &lines)
-}
-
-fn disable_stranger() -> Result<()> {
-    batch(
-        Some(WIRE),
-        &[format!("neighbour flush dev {BRIDGE} nud permanent"), format!("address flush dev {BRIDGE}")],
-    )?;
-    namespace::sysctl(WIRE, "net/ipv6/conf/wire0/disable_ipv6", "1")
 }
 
 fn one_family(stage: &mut Stage) -> Result<()> {
