@@ -3,5 +3,6 @@
 mod bench;
 mod convergence;
 mod failures;
+mod panics;
 mod proof;
 mod removal;
