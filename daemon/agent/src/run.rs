@@ -218,3 +218,6 @@ fn log(args: &Args) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! The loop, asked without end: what it tells costs little, and its work is done in time.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kubeveil_core::{
+    action::Action,
+    observed::Observed,
+    problem::Problem,
+    snapshot::{Knowledge, Snapshot},
+    source::{Source, SourceState},
+};
+use kubeveil_linux::{Count, KernelError, Secrets, fake::FakeKernel};
+
+use super::*;
+
+/// How often the kernel was looked at, and the source read (once each way round).
+#[derive(Clone, Default)]
+struct Costs {
+    looks: Arc<AtomicUsize>,
+    rounds: Arc<AtomicUsize>,
+    views: Arc<AtomicUsize>,
+}
+
+/// A kernel that is slow to look at, as one with thousands of peers is.
+struct SlowKernel {
+    inner: FakeKernel,
+    costs: Costs,
+    asker: Option<Asker>,
+}
+
+/// Has the next question as soon as one is being answered, so that one always waits.
+struct Asker {
+    events: mpsc::Sender<Event>,
+    waits: Option<oneshot::Receiver<Box<View>>>,
+}
+
+impl Asker {
+    fn ask(&mut self) {
+        let (answer, view) = oneshot::channel();
+        self.waits = Some(view);
+        // The loop may have ended.
+        let _ = self.events.send(Event::Ask(answer));
+    }
+}
+
+const SLOW: Duration = Duration::from_millis(5);
+
+impl Kernel for SlowKernel {
+    fn observe(&mut self) -> Result<Observed, KernelError> {
+        self.costs.looks.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(SLOW);
+        self.inner.observe()
+    }
+
+    fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
+        self.inner.execute(action, secrets)
+    }
+
+    fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
+        self.costs.views.fetch_add(1, Ordering::Relaxed);
+        if let Some(asker) = &mut self.asker {
+            asker.ask();
+        }
+        self.inner.counters()
+    }
+
+    fn sweep_flows(&mut self) -> Result<usize, KernelError> {
+        self.inner.sweep_flows()
+    }
+}
+
+/// Knows nothing, and wants to be read again soon.
+struct Restless(Costs);
+
+const SOON: Duration = Duration::from_millis(20);
+
+impl Source for Restless {
+    fn name(&self) -> String {
+        "test".to_owned()
+    }
+
+    fn read(&mut self, _: Duration) -> SourceState {
+        self.0.rounds.fetch_add(1, Ordering::Relaxed);
+        let knowledge = Knowledge::Partial(Snapshot::default());
+        SourceState { knowledge, problems: Vec::new(), look_again: Some(SOON) }
+    }
+
+    fn announce(&mut self, _: &str, _: &str, _: &str) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+fn node(costs: &Costs, state_dir: &Path) -> Node<SlowKernel> {
+    let kernel = SlowKernel { inner: FakeKernel::new("build", &[]), costs: costs.clone(), asker: None };
+    Node::new("node-1", &[], "build", kernel, Box::new(Restless(costs.clone())), state_dir)
+}
+
+#[test]
+fn many_questions_are_answered_from_one_look() {
+    const QUESTIONS: usize = 2_000;
+    let (costs, state) = (Costs::default(), tempfile::tempdir().expect("folder"));
+    let mut node = node(&costs, state.path());
+    node.pass(now());
+    let (before, start) = (costs.looks.load(Ordering::Relaxed), Instant::now());
+    for _ in 0..QUESTIONS {
+        let (answer, mut view) = oneshot::channel();
+        tell(&mut node, answer);
+        view.try_recv().expect("an answer");
+    }
+    let looks = costs.looks.load(Ordering::Relaxed) - before;
+    let most = start.elapsed().as_millis() / FRESH.as_millis() + 1;
+    assert!(looks as u128 <= most, "{looks} looks at the kernel, not {most}, for {QUESTIONS} questions");
+}
+
+/// Who has hung up is told nothing, so a flood of those costs next to nothing.
+#[test]
+fn who_has_gone_is_not_answered() {
+    let (costs, state) = (Costs::default(), tempfile::tempdir().expect("folder"));
+    let mut node = node(&costs, state.path());
+    for _ in 0..100 {
+        let (answer, view) = oneshot::channel();
+        drop(view);
+        tell(&mut node, answer);
+    }
+    let made = costs.views.load(Ordering::Relaxed) + costs.looks.load(Ordering::Relaxed);
+    assert_eq!(made, 0, "views or looks for nobody");
+}
+
+/// It goes round in time though a question always waits, and hears that it is to end.
+#[test]
+fn questions_without_end_keep_nobody_from_going_round() {
+    const ROUNDS: usize = 10;
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let (costs, state) = (Costs::default(), tempfile::tempdir().expect("folder"));
+    let (events, inbox) = mpsc::channel();
+    let mut node = node(&costs, state.path());
+    let mut asker = Asker { events: events.clone(), waits: None };
+    asker.ask();
+    node.kernel.asker = Some(asker);
+    let looping = thread::spawn(move || go_round(&mut node, &inbox, &Durations::new()));
+    let start = Instant::now();
+    while costs.rounds.load(Ordering::Relaxed) < ROUNDS && start.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let rounds = costs.rounds.load(Ordering::Relaxed);
+    let answers = costs.views.load(Ordering::Relaxed);
+    events.send(Event::Stop).expect("the loop listens");
+    looping.join().expect("the loop ends");
+    assert!(rounds >= ROUNDS, "{rounds} ways round while {answers} questions were answered");
+    assert!(answers > BACKLOG, "{answers} questions are no flood");
+}
