@@ -302,3 +302,6 @@ fn travel(
             .insert(node.clone(), Remote { index: *index, key, device: name.clone(), health, tunnelled });
     }
 }
+
+#[cfg(test)]
+mod tests;

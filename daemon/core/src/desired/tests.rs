@@ -1,0 +1,70 @@
+use super::*;
+use crate::{
+    ownership::{Owners, assign},
+    snapshot::NodeFacts,
+    testing::{mesh, net, node, snapshot},
+};
+
+const NOBODYS: Prefix = Prefix { kind: PrefixKind::RemoteNode, peer: 0 };
+
+/// Of the node `me`, in a cluster of these nodes that is known whole.
+fn whole(nodes: &[(&str, NodeFacts)], recorded: &Owners) -> (Desired, Owners) {
+    let knowledge = Knowledge::Whole(snapshot(nodes).attest_whole());
+    let assignment = assign(&knowledge, &mesh(), recorded);
+    let desired = desired(&Inputs {
+        node: "me",
+        key: None,
+        knowledge: &knowledge,
+        assignment: &assignment,
+        announced: &Announced::default(),
+        tunnels: &Tunnels::default(),
+        observed: &Observed::default(),
+        underlay: &[],
+        build: "build",
+        resting: &BTreeSet::new(),
+        now: Duration::ZERO,
+    });
+    (desired, assignment.owners)
+}
+
+/// A node with the pods of the ninth and the addresses of another.
+fn twin_of(n: u8) -> NodeFacts {
+    NodeFacts { internal_ips: node(n).internal_ips, ..node(9) }
+}
+
+/// In the map, so that pods' packets to it are dropped; not there, they would pass for packets to somewhere
+/// outside of the cluster.
+#[test]
+fn an_address_that_two_nodes_claim_is_in_the_map_without_a_peer() {
+    let (desired, _) = whole(&[("b", node(2)), ("me", node(1)), ("twin", twin_of(2))], &Owners::new());
+    for address in ["192.0.2.2/32", "2001:db8::2/128"] {
+        assert_eq!(desired.prefixes.get(&net(address)), Some(&NOBODYS), "{address}");
+    }
+    // What nobody contests is theirs all the same, and nobody is peer 0.
+    let peers = ["10.244.2.0/24", "10.244.9.0/24"].map(|pods| desired.prefixes[&net(pods)].peer);
+    assert!(peers[0] != peers[1] && !peers.contains(&0), "{peers:?}");
+}
+
+#[test]
+fn an_address_on_record_stays_with_its_node_whoever_claims_it() {
+    for (owner, address) in [("b", "192.0.2.2/32"), ("me", "192.0.2.1/32")] {
+        let (before, recorded) = whole(&[("b", node(2)), ("me", node(1))], &Owners::new());
+        let twin = twin_of(if owner == "b" { 2 } else { 1 });
+        for name in ["a", "twin"] {
+            let (after, _) = whole(&[(name, twin.clone()), ("b", node(2)), ("me", node(1))], &recorded);
+            let kind = after.prefixes[&net(address)].kind;
+            assert_eq!(kind, before.prefixes[&net(address)].kind, "{address}, claimed by {name} too");
+            // Peers may have other numbers; the address has its own node's.
+            let pods = if owner == "b" { after.prefixes[&net("10.244.2.0/24")].peer } else { 0 };
+            assert_eq!(after.prefixes[&net(address)].peer, pods, "{address}, claimed by {name} too");
+        }
+    }
+}
+
+/// It does not speak for itself where another's claim is as good.
+#[test]
+fn this_nodes_own_address_is_nobodys_too_where_another_claims_it() {
+    let (desired, _) = whole(&[("me", node(1)), ("twin", twin_of(1))], &Owners::new());
+    assert_eq!(desired.prefixes.get(&net("192.0.2.1/32")), Some(&NOBODYS));
+    assert_eq!(desired.prefixes[&net("10.244.1.0/24")].kind, PrefixKind::LocalPods);
+}
