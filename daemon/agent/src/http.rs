@@ -17,7 +17,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use kubeveil_core::problem::{Problem, ProblemKind};
+use kubeveil_abi::FWMARK;
+use kubeveil_api::status::Status;
+use kubeveil_core::{
+    mtu,
+    problem::{Problem, ProblemKind},
+};
+use kubeveil_linux::route::Routes;
 use rustix::{fs::Mode, process::umask};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -39,6 +45,8 @@ pub(crate) struct Door {
     pub(crate) durations: metrics::SharedDurations,
     /// Doors that can't be opened now, for whoever comes in by another one.
     pub(crate) closed: Closed,
+    /// For what only the status document tells: one question a peer, which the loop need not wait for.
+    pub(crate) routes: Routes,
 }
 
 /// Problems by door.
@@ -52,6 +60,16 @@ impl Door {
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         view.status.problems.extend(closed.values().cloned());
         Ok(view)
+    }
+
+    /// Lowers what fits through a peer's tunnel to what fits on the way to its endpoint in one piece.
+    async fn find_paths(&self, status: &mut Status) {
+        let endpoints = status.peers.iter().filter_map(|peer| Some(peer.endpoint?.ip()));
+        let mtus = self.routes.mtus(endpoints.collect::<Vec<_>>(), FWMARK).await;
+        for peer in &mut status.peers {
+            let found = peer.endpoint.and_then(|to| Some(mtu::inner(*mtus.get(&to.ip())?, to.is_ipv6())));
+            peer.path_mtu = found.map_or(peer.path_mtu, |fits| fits.min(peer.path_mtu));
+        }
     }
 }
 
@@ -166,5 +184,10 @@ async fn readyz(State(door): State<Arc<Door>>) -> Response {
 }
 
 async fn status(State(door): State<Arc<Door>>) -> Response {
-    door.ask().await.map_or_else(|late| late, |view| Json(view.status).into_response())
+    let mut view = match door.ask().await {
+        Ok(view) => view,
+        Err(late) => return late,
+    };
+    door.find_paths(&mut view.status).await;
+    Json(view.status).into_response()
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use kubeveil_linux::{Kernel, RealKernel, harden, link, preflight};
+use kubeveil_linux::{Kernel, RealKernel, harden, link, preflight, route::Routes};
 use kubeveil_manifests::Folder;
 use tokio::{
     runtime::Runtime,
@@ -73,7 +73,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut node = Node::new(node, &args.underlay, &build, kernel, Box::new(folder), &args.state_dir);
 
     let durations: SharedDurations = Arc::new(Durations::new());
-    let door = Door { events: events.clone(), durations: durations.clone(), closed: http::Closed::default() };
+    let door = Door {
+        events: events.clone(),
+        durations: durations.clone(),
+        closed: http::Closed::default(),
+        routes: Routes::connect()?,
+    };
     // Doors that can't be opened (a port in use) are tried again: no reason to leave a node unguarded.
     runtime.spawn(http::serve_status(args.socket.clone(), door.clone()));
     runtime.spawn(http::serve_metrics(args.metrics_address, door));

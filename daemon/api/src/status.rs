@@ -110,7 +110,7 @@ pub struct PeerStatus {
     pub received: u64,
     /// Bytes.
     pub sent: u64,
-    /// Largest inner packet, bytes.
+    /// Largest inner packet, bytes, that reaches it in one piece, by the kernel's route to its endpoint.
     pub path_mtu: u32,
 }
 

@@ -10,11 +10,16 @@ const PADDING: u32 = 16;
 /// Smallest MTU with which IPv6 works (RFC 8200, section 5).
 const MINIMUM: u32 = 1280;
 
-/// Largest inner packet, bytes, over an underlay of `underlay` bytes: 1440 (IPv4) or 1408 (IPv6) at 1500.
+/// MTU of the tunnel device, bytes, over an underlay of `underlay` bytes: 1440 (IPv4) or 1408 (IPv6) at 1500.
 pub fn tunnel_mtu(underlay: u32, outer_v6: bool) -> u32 {
+    inner(underlay, outer_v6).max(MINIMUM)
+}
+
+/// Largest inner packet, bytes, whose outer one is no larger than `outer` bytes.
+pub fn inner(outer: u32, outer_v6: bool) -> u32 {
     let overhead = if outer_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 };
-    let room = underlay.saturating_sub(overhead);
-    (room - room % PADDING).max(MINIMUM)
+    let room = outer.saturating_sub(overhead);
+    room - room % PADDING
 }
 
 /// Largest TCP MSS for inner packets of `mtu` bytes: IPv4 (20 + 20 of headers), IPv6 (40 + 20).
@@ -32,6 +37,7 @@ mod tests {
         assert_eq!(tunnel_mtu(1500, true), 1408);
         assert_eq!(tunnel_mtu(9001, false), 8928);
         assert_eq!(tunnel_mtu(1000, true), 1280);
+        assert_eq!((inner(1400, false), inner(1400, true), inner(40, true)), (1328, 1312, 0));
         assert_eq!(mss(1440), (1400, 1380));
     }
 }

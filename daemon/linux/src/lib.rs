@@ -2,7 +2,7 @@
 //!
 //! [`RealKernel`] is made of WireGuard over netlink ([`wireguard`]), links ([`link`]), [`sysctl`]s and
 //! [`bpf`]. A stateful fake with the same semantics stands in [`fake`]; what it claims is held to on
-//! the real kernel by the lab.
+//! the real kernel by the lab. Beside the port stands [`route`], which only reads.
 
 pub mod bpf;
 #[cfg(any(test, feature = "fake"))]
@@ -15,6 +15,7 @@ pub mod link;
 pub mod port;
 pub mod preflight;
 mod real;
+pub mod route;
 pub mod sysctl;
 pub mod wireguard;
 

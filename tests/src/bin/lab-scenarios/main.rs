@@ -10,6 +10,7 @@ mod kernel;
 mod membership;
 mod modes;
 mod operations;
+mod paths;
 mod refusals;
 mod support;
 mod wire;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         membership::ALL,
         crashes::ALL,
         operations::ALL,
+        paths::ALL,
         modes::ALL,
         kernel::ALL,
     ];
