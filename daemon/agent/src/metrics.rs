@@ -150,6 +150,8 @@ fn directions(reason: Reason) -> &'static [Direction] {
         Reason::Unparsable => &Direction::ALL,
         Reason::PlainFromPod | Reason::PlainToPod | Reason::SpoofedLocal => &[Direction::Ingress],
         Reason::FlowTableFull => &[Direction::Tunnel],
+        Reason::UnguardedDevice => &[Direction::Backstop],
+        Reason::TunnelToPlain => &[Direction::Egress, Direction::Backstop],
         _ => &[Direction::Egress],
     }
 }

@@ -152,6 +152,7 @@ fn direction(of: kubeveil_abi::Direction) -> Direction {
         kubeveil_abi::Direction::Egress => Direction::Egress,
         kubeveil_abi::Direction::Ingress => Direction::Ingress,
         kubeveil_abi::Direction::Tunnel => Direction::Tunnel,
+        kubeveil_abi::Direction::Backstop => Direction::Backstop,
     }
 }
 

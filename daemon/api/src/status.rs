@@ -153,6 +153,8 @@ words! {
         Ingress = "ingress",
         /// Into the node, out of a tunnel.
         Tunnel = "tunnel",
+        /// Out of the node, by a device that nobody guards.
+        Backstop = "backstop",
     }
 }
 

@@ -10,11 +10,13 @@ pub enum Direction {
     Ingress = 1,
     /// `deliver`: into the node, out of a tunnel.
     Tunnel = 2,
+    /// `backstop`: out of the node by a device that nobody guards.
+    Backstop = 3,
 }
 
 impl Direction {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Egress, Self::Ingress, Self::Tunnel];
+    pub const ALL: [Self; 4] = [Self::Egress, Self::Ingress, Self::Tunnel, Self::Backstop];
 
     /// The value of the metrics' label.
     pub const fn name(self) -> &'static str {
@@ -22,6 +24,7 @@ impl Direction {
             Self::Egress => "egress",
             Self::Ingress => "ingress",
             Self::Tunnel => "tunnel",
+            Self::Backstop => "backstop",
         }
     }
 }
@@ -40,8 +43,8 @@ const _: () = assert!(size_of::<Counter>() == 16);
 
 /// Room for reasons of one direction; more than there are, so that a new reason moves no counter.
 pub(crate) const ROOM: u32 = 64;
-/// Entries of [`names::COUNTERS`](crate::names::COUNTERS): three directions, done and only observed.
-pub const COUNTERS: usize = 3 * 2 * ROOM as usize;
+/// Entries of [`names::COUNTERS`](crate::names::COUNTERS): every direction, done and only observed.
+pub const COUNTERS: usize = Direction::ALL.len() * 2 * ROOM as usize;
 
 /// Where a packet is counted. `observed`: the verdict was not carried out, and the packet passed. In the
 /// mode observe that is every packet; in prefer it is one that require would have dropped, where

@@ -25,5 +25,18 @@ pub const STEER: &str = "steer";
 pub const GUARD: &str = "guard";
 /// Ingress of our WireGuard devices.
 pub const DELIVER: &str = "deliver";
-/// Every program.
+/// Netfilter's POST_ROUTING, of the whole node; loaded apart from the others.
+pub const BACKSTOP: &str = "backstop";
+/// Every program that is attached to devices.
 pub const PROGRAMS: [&str; 3] = [STEER, GUARD, DELIVER];
+
+/// Where fields of the kernel's own structures lie differs from build to build. The backstop has these offsets, in
+/// bytes, as constants, which whoever loads it writes: symbol, structure, field.
+pub const FIELDS: [(&str, &str, &str); 6] = [
+    ("STATE_OUT", "nf_hook_state", "out"),
+    ("DEVICE_IFINDEX", "net_device", "ifindex"),
+    ("SKB_DATA", "sk_buff", "data"),
+    ("SKB_LEN", "sk_buff", "len"),
+    ("SKB_DATA_LEN", "sk_buff", "data_len"),
+    ("SKB_IIF", "sk_buff", "skb_iif"),
+];

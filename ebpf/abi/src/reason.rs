@@ -115,6 +115,9 @@ reasons! {
     /// The table of flows that need their replies tunnelled is full.
     FlowTableFull = 26, Drop, "flow_table_full",
         "Too many flows from remote pods to this node's own address are open at once. Their replies could not be sent encrypted, so new ones are refused.";
+    /// To a remote pod, by a device at which no `steer` stands.
+    UnguardedDevice = 32, Drop, "unguarded_device",
+        "A packet for a pod of another node was about to leave in plain by a device that kubeveil does not guard. `ip route get` with the pod's address names the device: if it leads to other nodes, name it (and all others that do) with --underlay; if not, the route is wrong.";
 }
 
 const _: () = {

@@ -6,6 +6,7 @@
 #![no_main]
 
 mod act;
+mod backstop;
 mod maps;
 mod prefixes;
 mod skb;

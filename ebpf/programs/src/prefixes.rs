@@ -62,8 +62,9 @@ pub fn owner_of(address: &Address) -> Option<PrefixValue> {
     Some(value)
 }
 
+/// The same without what is kept: for whoever runs where softirqs may interrupt it.
 #[inline(always)]
-fn ask(address: &Address) -> Option<PrefixValue> {
+pub fn ask(address: &Address) -> Option<PrefixValue> {
     PREFIXES.get(&Key::new(128, *address)).copied()
 }
 

@@ -32,9 +32,11 @@ impl Decision {
             Mode::Require => (reason, false),
             Mode::Observe => (reason, true),
             Mode::Prefer => match reason {
-                Reason::NoTunnel | Reason::DeviceGone | Reason::PlainFromPod | Reason::PlainToPod => {
-                    (Reason::Preferred, false)
-                }
+                Reason::NoTunnel
+                | Reason::DeviceGone
+                | Reason::PlainFromPod
+                | Reason::PlainToPod
+                | Reason::UnguardedDevice => (Reason::Preferred, false),
                 Reason::TunnelToPlain => (reason, false),
                 _ => (reason, matches!(reason.verdict(), Verdict::Drop)),
             },

@@ -11,6 +11,7 @@
 #[cfg(feature = "testing")]
 extern crate std;
 
+mod backstop;
 mod decision;
 mod deliver;
 mod flow;
@@ -24,6 +25,7 @@ mod transport;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use backstop::{Hop, backstop};
 pub use decision::Decision;
 pub use deliver::deliver;
 pub use guard::guard;

@@ -38,6 +38,7 @@ const fn program(direction: Direction) -> &'static str {
         Direction::Egress => names::STEER,
         Direction::Ingress => names::GUARD,
         Direction::Tunnel => names::DELIVER,
+        Direction::Backstop => names::BACKSTOP,
     }
 }
 

@@ -99,6 +99,7 @@ pub(crate) fn on_host(direction: Direction, situation: &Situation, world: &World
         Egress => steer(&meta, &slice, world, &world.config),
         Ingress => guard(&meta, &slice, world, &world.config),
         Tunnel => deliver(&meta, &slice, world, &world.config),
+        Direction::Backstop => unreachable!("it is no program of a device; see backstop.rs"),
     }
 }
 
@@ -115,6 +116,8 @@ pub(crate) fn action(decision: &Decision) -> u32 {
 pub(crate) fn every_reason_has_a_case() -> Result<()> {
     let tested: BTreeSet<Reason> = cases().iter().map(|case| case.expected).collect();
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !tested.contains(reason)).collect();
+    // The backstop's alone has its cases in backstop.rs.
+    let missing: Vec<_> = missing.into_iter().filter(|reason| **reason != Reason::UnguardedDevice).collect();
     ensure!(missing.is_empty(), "no case for {missing:?}");
     Ok(())
 }

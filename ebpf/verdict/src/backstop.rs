@@ -1,0 +1,68 @@
+use kubeveil_abi::{Address, Config, DeviceKind, PeerState, PrefixKind, Reason, v4};
+
+use crate::{
+    Decision,
+    packet::Bytes,
+    tables::{Tables, owner},
+};
+
+/// Which way a packet goes through the node.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop {
+    /// Device that it came in by; 0 for what this host sent itself.
+    pub ingress_ifindex: u32,
+    /// Device that it is about to leave by.
+    pub egress_ifindex: u32,
+}
+
+/// Netfilter's POST_ROUTING: every packet of the node, also by a device that nobody has heard of yet.
+///
+/// `None`: it is left alone and not counted, for it is none of ours, or `steer` is to look at it.
+#[inline(always)]
+pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Option<Decision> {
+    // Whatever its kind: at an underlay device stands `steer`, and a tunnel encrypts.
+    if tables.device(hop.egress_ifindex).is_some() {
+        return None;
+    }
+    let reason = match destination(bytes) {
+        Some(destination) => judge(hop, &destination, tables)?,
+        None => Reason::Unparsable,
+    };
+    Some(Decision::new(config, reason, bytes.length()))
+}
+
+/// Where the packet goes (RFC 791, section 3.1; RFC 8200, section 3). Nothing else in the header matters here.
+#[inline(always)]
+fn destination(bytes: &impl Bytes) -> Option<Address> {
+    let [first] = bytes.words(0)?;
+    match u32::from_be(first) >> 28 {
+        4 => bytes.words(16).map(|[destination]| v4(destination)),
+        6 => bytes.words(24),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn judge(hop: Hop, destination: &Address, tables: &impl Tables) -> Option<Reason> {
+    let (kind, peer) = owner(tables, destination)?;
+    match kind {
+        // WireGuard's own packets go to nodes, too.
+        PrefixKind::LocalPods | PrefixKind::LocalNode | PrefixKind::RemoteNode => None,
+        PrefixKind::RemotePods | PrefixKind::UnownedPods if is_from_tunnel(hop, tables) => {
+            Some(Reason::TunnelToPlain)
+        }
+        PrefixKind::RemotePods if is_bypassed(peer, tables) => Some(Reason::Bypassed),
+        PrefixKind::RemotePods | PrefixKind::UnownedPods => Some(Reason::UnguardedDevice),
+    }
+}
+
+#[inline(always)]
+fn is_from_tunnel(hop: Hop, tables: &impl Tables) -> bool {
+    hop.ingress_ifindex != 0 && matches!(tables.device(hop.ingress_ifindex), Some(DeviceKind::Tunnel))
+}
+
+#[inline(always)]
+fn is_bypassed(peer: u32, tables: &impl Tables) -> bool {
+    let peer = tables.peer(peer);
+    matches!(peer.state(), PeerState::Bypass) && tables.now() < peer.bypass_until()
+}
