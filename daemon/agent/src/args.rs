@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use kubeveil_core::backstop::{Choice, Form};
 
 /// Encrypts the traffic between this node's pods and those of other nodes, in the kernel.
 #[derive(Debug, Parser)]
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// A device that carries frames between nodes; may be given several times. Found by itself if not given.
     #[arg(long)]
     pub(crate) underlay: Vec<String>,
+    /// What holds pod traffic back at devices that nobody guards: a netfilter program, or a table of nftables.
+    #[arg(long, value_enum, default_value_t = BackstopArg::Auto)]
+    pub(crate) backstop: BackstopArg,
     /// What to log: error, warn, info, debug, trace, or a filter such as `info,kubeveil_linux=debug`.
     #[arg(long, default_value = "info", env = "KUBEVEIL_LOG")]
     pub(crate) log: String,
@@ -67,6 +71,27 @@ pub(crate) enum LogFormat {
     Text,
     /// A JSON object an event.
     Json,
+}
+
+/// The value of `--backstop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackstopArg {
+    /// The program, and nftables where the kernel refuses that.
+    Auto,
+    /// The program or nothing.
+    Bpf,
+    /// The table or nothing.
+    Nftables,
+}
+
+impl From<BackstopArg> for Choice {
+    fn from(argument: BackstopArg) -> Self {
+        match argument {
+            BackstopArg::Auto => Self::Auto,
+            BackstopArg::Bpf => Self::Only(Form::Bpf),
+            BackstopArg::Nftables => Self::Only(Form::Nftables),
+        }
+    }
 }
 
 /// The value of `--source`.

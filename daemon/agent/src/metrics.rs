@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::AtomicU64};
 
 use kubeveil_abi::{Direction, Reason, Verdict};
-use kubeveil_api::status::TunnelState;
+use kubeveil_api::status::{BackstopForm, TunnelState};
 use kubeveil_core::problem::ProblemKind;
 use kubeveil_linux::Count;
 use prometheus_client::{
@@ -166,6 +166,8 @@ fn datapath(registry: &mut Registry, view: &View) {
             None => attached.push((labels, one)),
         }
     }
+    let labels = vec![("program", "backstop".to_owned()), ("device_kind", "host".to_owned())];
+    attached.push((labels, f64::from(u8::from(view.status.backstop.form != BackstopForm::None))));
     gauge(registry, "datapath_attached", "Devices that a program is attached to", attached);
     let label = |map: &str| vec![("map", map.to_lowercase())];
     let entries = view.map_entries.iter().map(|(map, n, _)| (label(map), float(*n as u64)));

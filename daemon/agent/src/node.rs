@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use kubeveil_core::{
     action::Action,
     announced::Announced,
+    backstop,
     desired::{Desired, Inputs, desired},
     observed::Observed,
     ownership::{Assignment, assign},
@@ -63,6 +64,8 @@ pub(crate) struct Outcome {
 pub(crate) struct Node<K> {
     pub(crate) name: String,
     underlay: Vec<String>,
+    /// Which form of the backstop the operator wants.
+    pub(crate) backstop: backstop::Choice,
     build: String,
     pub(crate) kernel: K,
     pub(crate) source: Box<dyn Source>,
@@ -101,6 +104,7 @@ impl<K: Kernel> Node<K> {
         Self {
             name: name.to_owned(),
             underlay: underlay.to_vec(),
+            backstop: backstop::Choice::default(),
             build: build.to_owned(),
             kernel,
             source,
@@ -200,6 +204,7 @@ impl<K: Kernel> Node<K> {
             tunnels: &self.tunnels,
             observed,
             underlay: &self.underlay,
+            backstop: self.backstop,
             build: &self.build,
             resting: &self.resting.at(now.monotonic),
             now: now.monotonic,

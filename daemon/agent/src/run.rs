@@ -71,6 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         "kubeveild starts"
     );
     let mut node = Node::new(node, &args.underlay, &build, kernel, Box::new(folder), &args.state_dir);
+    node.backstop = args.backstop.into();
 
     let durations: SharedDurations = Arc::new(Durations::new());
     let door = Door {

@@ -2,10 +2,14 @@
 
 use kubeveil_abi::DeviceKind;
 use kubeveil_api::status::{
-    DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PeerStatus, ProgramStatus, STATUS_VERSION,
-    SourceStatus, Status, Verdict,
+    BackstopForm, BackstopStatus, DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PeerStatus,
+    ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict,
 };
-use kubeveil_core::{desired::Remote, tunnels::Health};
+use kubeveil_core::{
+    backstop::{Form, Standing},
+    desired::Remote,
+    tunnels::Health,
+};
 use kubeveil_keys::Generation;
 use kubeveil_linux::{Count, Kernel, preflight::kernel_release};
 
@@ -57,6 +61,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
         device: device(node),
         peers,
         programs: programs(node),
+        backstop: backstop(&node.last.observed.backstop),
         packets: packets(counts),
         drops: drops(counts, &node.totals),
         problems: node.last.problems.clone(),
@@ -144,6 +149,17 @@ fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
             }
         })
         .collect()
+}
+
+fn backstop(standing: &Standing) -> BackstopStatus {
+    BackstopStatus {
+        form: match standing.in_force() {
+            Some(Form::Bpf) => BackstopForm::Bpf,
+            Some(Form::Nftables) => BackstopForm::Nftables,
+            None => BackstopForm::None,
+        },
+        refused: standing.refused.iter().map(|(form, why)| format!("{}: {why}", form.name())).collect(),
+    }
 }
 
 /// Which way the packets of a counter went.

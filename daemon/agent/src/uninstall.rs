@@ -37,6 +37,7 @@ pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
     if removed.pins {
         gone.push(format!("programs and maps below {}", args.bpf_dir.display()));
     }
+    gone.extend(removed.backstops.iter().map(|form| format!("the backstop ({})", form.name())));
     gone.extend(removed.devices.iter().map(|d| format!("WireGuard device {d}")));
     remove_file(&args.socket, &mut gone, &mut errors);
     remove_file(&args.state_dir.join("known.json"), &mut gone, &mut errors);

@@ -38,6 +38,8 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Where programs should be attached.
     pub programs: Vec<ProgramStatus>,
+    /// What holds at devices at which no program stands.
+    pub backstop: BackstopStatus,
     /// Packets by direction and verdict.
     pub packets: Vec<PacketCount>,
     /// Dropped packets by direction and reason, those with any; what WireGuard itself refused is among them.
@@ -142,6 +144,28 @@ pub struct ProgramStatus {
     pub attached: bool,
     /// Programs of others that run before it.
     pub ahead: usize,
+}
+
+/// What keeps a packet for another node's pod from leaving by a device that nobody guards.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackstopStatus {
+    /// The form that is in force.
+    pub form: BackstopForm,
+    /// What this kernel refused, and why.
+    pub refused: Vec<String>,
+}
+
+words! {
+    /// A form of the backstop.
+    pub enum BackstopForm {
+        /// A netfilter program.
+        Bpf = "bpf",
+        /// A table of nftables.
+        Nftables = "nftables",
+        /// There is none.
+        None = "none",
+    }
 }
 
 words! {

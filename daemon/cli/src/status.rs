@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use comfy_table::{ContentArrangement, Table, TableStyle};
-use kubeveil_api::status::{PeerStatus, Status};
+use kubeveil_api::status::{BackstopForm, BackstopStatus, PeerStatus, Status};
 
 /// The whole, ending in a newline.
 pub(crate) fn table(status: &Status) -> String {
@@ -50,12 +50,27 @@ fn head(status: &Status, out: &mut String) {
             ),
         ));
     }
+    rows.push(("Backstop", backstop(&status.backstop)));
     let synced = if status.source.synced { "in sync" } else { "NOT in sync: nothing is removed" };
     rows.push(("Source", format!("{}, {synced}", status.source.name)));
     rows.push(("Version", format!("kubeveil {}, Linux {}", status.version, status.kernel)));
     for (name, value) in rows {
         // Writing to a String can't fail.
         let _ = writeln!(out, "{name:<10} {value}");
+    }
+}
+
+/// What was refused is of interest where it made a difference.
+fn backstop(backstop: &BackstopStatus) -> String {
+    let form = match backstop.form {
+        BackstopForm::Bpf => return "netfilter program".to_owned(),
+        BackstopForm::Nftables => "nftables",
+        BackstopForm::None => "NONE",
+    };
+    if backstop.refused.is_empty() {
+        form.to_owned()
+    } else {
+        format!("{form} ({})", backstop.refused.join("; "))
     }
 }
 

@@ -7,7 +7,10 @@ use ipnet::IpNet;
 use kubeveil_abi::{Config, DeviceKind, PeerValue};
 use kubeveil_keys::{Generation, PublicKey};
 
-use crate::observed::{Hook, Prefix};
+use crate::{
+    backstop::{Backstop, Form},
+    observed::{Hook, Prefix},
+};
 
 /// One privileged step.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +31,11 @@ pub enum Action {
     Attach(Hook),
     /// Take a program off.
     Detach(Hook),
+    /// Put the backstop into the kernel, in the place of an older one; where the kernel can't have this form, that
+    /// is observed afterwards and no failure.
+    RaiseBackstop(Backstop),
+    /// Take a form of the backstop away.
+    RemoveBackstop(Form),
     /// Make a WireGuard device, down.
     CreateTunnel(String),
     /// Set key, port and mark of a WireGuard device. What is `None` is right already; a key set on a
@@ -92,6 +100,8 @@ impl fmt::Display for Action {
             Self::RemoveDevice(index) => write!(f, "remove device {index}"),
             Self::Attach((program, index)) => write!(f, "attach {} to device {index}", program.name()),
             Self::Detach((program, index)) => write!(f, "detach {} from device {index}", program.name()),
+            Self::RaiseBackstop(backstop) => write!(f, "raise the backstop ({})", backstop.form().name()),
+            Self::RemoveBackstop(form) => write!(f, "remove the backstop ({})", form.name()),
             Self::CreateTunnel(device) => write!(f, "create WireGuard device {device}"),
             Self::ConfigureTunnel { device, key, port, fwmark } => {
                 write!(f, "configure {device}:")?;

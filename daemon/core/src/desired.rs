@@ -15,7 +15,7 @@ use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
     announced::Announced,
-    index, mtu,
+    backstop, index, mtu,
     observed::{Hook, Observed, Prefix, Program},
     ownership::{Assignment, Class},
     problem::{Problem, ProblemKind},
@@ -52,6 +52,8 @@ pub struct Inputs<'a> {
     pub observed: &'a Observed,
     /// Underlay devices given by the operator; empty: find them.
     pub underlay: &'a [String],
+    /// Which form of the backstop the operator wants.
+    pub backstop: backstop::Choice,
     /// Hash of the programs that we bring.
     pub build: &'a str,
     /// Peer indices that were given back a moment ago.
@@ -73,6 +75,8 @@ pub struct Desired {
     pub devices: BTreeMap<u32, DeviceKind>,
     /// Where programs are attached.
     pub hooks: BTreeSet<Hook>,
+    /// Which form of the backstop stands.
+    pub backstop: backstop::Choice,
     /// WireGuard devices by name.
     pub tunnels: BTreeMap<String, DesiredTunnel>,
     /// ifindex by slot.
@@ -126,9 +130,10 @@ pub struct Remote {
 
 /// Computes it. Pure; calling it again gives the same.
 pub fn desired(inputs: &Inputs<'_>) -> Desired {
-    let mut out = Desired { build: inputs.build.to_owned(), ..Desired::default() };
+    let mut out = Desired { build: inputs.build.to_owned(), backstop: inputs.backstop, ..Desired::default() };
     let mesh = inputs.knowledge.snapshot().mesh.as_ref();
     missing(inputs, mesh, &mut out.problems);
+    out.problems.extend(backstop::problems(inputs.backstop, &inputs.observed.backstop));
 
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
@@ -136,6 +141,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let underlay = underlay_of(inputs);
     let underlay_mtu = mtu_of(&underlay, inputs.observed);
     underlay_hooks(underlay, &mut out);
+    overlays(inputs, &mut out);
     // Without a key the tunnel that stands, if one does, says what fits into it.
     let standing = inputs.observed.links.values().find(|l| DEVICE_NAMES.contains(&l.name.as_str()) && l.up);
     let mut mtu = standing.map_or_else(|| mtu::tunnel_mtu(underlay_mtu, false), |l| l.mtu);
@@ -235,6 +241,13 @@ fn underlay_hooks(devices: BTreeSet<u32>, out: &mut Desired) {
     for index in devices {
         out.devices.insert(index, DeviceKind::Underlay);
         out.hooks.extend([(Program::Steer, index), (Program::Guard, index)]);
+    }
+}
+
+/// What goes into an overlay's device comes out at an underlay device, in an envelope; so the backstop lets it go in.
+fn overlays(inputs: &Inputs<'_>, out: &mut Desired) {
+    for index in underlay::overlays(&inputs.observed.links) {
+        out.devices.entry(index).or_insert(DeviceKind::Overlay);
     }
 }
 

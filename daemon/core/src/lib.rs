@@ -6,6 +6,7 @@
 
 pub mod action;
 pub mod announced;
+pub mod backstop;
 pub mod desired;
 pub mod endpoint;
 pub mod index;

@@ -11,6 +11,8 @@ use kubeveil_abi::{Config, DeviceKind, MAX_SLOTS, PeerValue, PrefixKind};
 use kubeveil_keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
+use crate::backstop::Standing;
+
 /// One look at everything that is planned over.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
@@ -20,6 +22,8 @@ pub struct Observed {
     pub tunnels: BTreeMap<String, TunnelDevice>,
     /// Maps and attachments; `None` until they are loaded or adopted.
     pub datapath: Option<Datapath>,
+    /// What holds where no program of ours stands at a device.
+    pub backstop: Standing,
 }
 
 /// A network device.

@@ -7,11 +7,12 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use kubeveil_abi::{FWMARK, PeerState, PeerValue, PrefixKind};
+use kubeveil_abi::{DeviceKind, FWMARK, PeerState, PeerValue, PrefixKind};
 use kubeveil_keys::PublicKey;
 
 use crate::{
     action::Action,
+    backstop,
     desired::{Desired, DesiredPeer, DesiredTunnel},
     observed::{Datapath, Observed, Peer, Prefix, TunnelDevice},
     snapshot::Synced,
@@ -44,6 +45,7 @@ pub fn plan(
     withdraw(desired, datapath, synced, &mut actions);
     maps(desired, datapath, &mut actions);
     attach(desired, datapath, observed, &mut actions);
+    guarded(desired, datapath, &mut actions);
     for (name, tunnel) in &desired.tunnels {
         match observed.tunnels.get(name) {
             Some(device) => device_actions(name, tunnel, device, observed, synced, written, &mut actions),
@@ -53,6 +55,8 @@ pub fn plan(
     }
     travel(desired, datapath, &mut actions);
     remove(desired, datapath, observed, synced, &mut actions);
+    let backstop = backstop::actions(desired, &observed.backstop, datapath, &actions);
+    actions.extend(backstop);
     actions
 }
 
@@ -89,11 +93,31 @@ fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     if datapath.config != desired.config {
         actions.push(Action::SetConfig(desired.config));
     }
-    for (index, want) in &desired.devices {
+    // A tunnel encrypts whatever stands at it; and steer should know one before anything comes out of it.
+    let tunnels = desired.devices.iter().filter(|(_, kind)| **kind == DeviceKind::Tunnel);
+    put_devices(tunnels, datapath, actions);
+}
+
+fn put_devices<'a>(
+    devices: impl Iterator<Item = (&'a u32, &'a DeviceKind)>,
+    datapath: &Datapath,
+    actions: &mut Vec<Action>,
+) {
+    for (index, want) in devices {
         if datapath.devices.get(index) != Some(want) {
             actions.push(Action::PutDevice(*index, *want));
         }
     }
+}
+
+/// The backstop leaves a device alone from here on: so only when all that belongs there was seen to be attached.
+fn guarded(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
+    let is_guarded = |index: u32| {
+        let mut hooks = desired.hooks.iter().filter(|hook| hook.1 == index);
+        hooks.all(|hook| datapath.attached.contains_key(hook))
+    };
+    let others = desired.devices.iter().filter(|(_, kind)| **kind != DeviceKind::Tunnel);
+    put_devices(others.filter(|(index, _)| is_guarded(**index)), datapath, actions);
 }
 
 fn attach(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {

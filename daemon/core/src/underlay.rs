@@ -29,6 +29,27 @@ pub fn underlay(links: &BTreeMap<u32, Link>, own: &[IpAddr], only: &[String]) ->
         .collect()
 }
 
+/// Kinds of devices that put packets into envelopes (`ip link help`), and Open vSwitch's, behind which such a one is.
+const ENVELOPING: [&str; 11] = [
+    "vxlan",
+    "geneve",
+    "ipip",
+    "sit",
+    "gre",
+    "gretap",
+    "ip6gre",
+    "ip6gretap",
+    "ip6tnl",
+    "erspan",
+    "openvswitch",
+];
+
+/// Devices of overlay networks, by ifindex.
+pub fn overlays(links: &BTreeMap<u32, Link>) -> impl Iterator<Item = u32> {
+    let is_one = |link: &Link| link.kind.as_deref().is_some_and(|kind| ENVELOPING.contains(&kind));
+    links.iter().filter(move |(_, link)| is_one(link)).map(|(index, _)| *index)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +82,12 @@ mod tests {
         let own = ["192.0.2.1".parse().expect("ip")];
         assert_eq!(underlay(&links, &own, &[]), [2, 3, 4].into());
         assert_eq!(underlay(&links, &own, &["cni0".to_owned()]), [5].into());
+    }
+
+    #[test]
+    fn overlays_by_their_kind() {
+        let kinds = [None, Some("veth"), Some("vxlan"), Some("bridge"), Some("ipip"), Some("wireguard")];
+        let links = (1..).zip(kinds.map(|kind| link("any", kind))).collect();
+        assert_eq!(overlays(&links).collect::<Vec<_>>(), [3, 5]);
     }
 }

@@ -4,8 +4,12 @@
 use std::{collections::BTreeSet, net::SocketAddr, thread, time::Duration};
 
 use ipnet::IpNet;
-use kubeveil_abi::{BASE_PORT, DEVICE_NAMES};
-use kubeveil_core::{action::Action, observed::TunnelDevice};
+use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, Mode};
+use kubeveil_core::{
+    action::Action,
+    backstop::{Backstop, Form, Range, Rules, Standing},
+    observed::TunnelDevice,
+};
 use kubeveil_keys::{Generation, PrivateKey, PublicKey};
 
 use crate::{Kernel, KernelError, Secrets};
@@ -38,6 +42,10 @@ impl Bench<'_> {
     fn observed(&mut self, device: &str) -> Result<TunnelDevice, String> {
         let mut observed = self.kernel.observe().map_err(|e| e.to_string())?;
         observed.tunnels.remove(device).ok_or_else(|| format!("{device} is not there"))
+    }
+
+    fn standing(&mut self) -> Result<Standing, String> {
+        Ok(self.kernel.observe().map_err(|e| e.to_string())?.backstop)
     }
 
     /// Each side learns of the handshake by the other's first packet.
@@ -172,6 +180,48 @@ pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
     claim(bench.device()?.peers.is_empty(), "a key set on a device removes the peer that has it")
 }
 
+/// Checks what shows of the backstop, over a kernel in which nothing is loaded yet.
+///
+/// # Errors
+/// The first claim that does not hold, in words.
+pub fn check_backstop(kernel: &mut dyn Kernel) -> Result<(), String> {
+    let fresh = || PrivateKey::generate().map_err(|e| e.to_string());
+    let mut bench = Bench { kernel, keys: Keys([fresh()?, fresh()?, fresh()?]) };
+    let mut rules = Rules {
+        mode: Mode::Require,
+        guarded: [1].into(),
+        tunnels: BTreeSet::new(),
+        remote: vec![Range { first: [10, 244, 2, 0].into(), last: [10, 244, 255, 255].into() }],
+    };
+    claim(bench.standing()? == Standing::default(), "at first there is none")?;
+    let raise = Action::RaiseBackstop(Backstop::Bpf);
+    claim(bench.run(raise.clone()).is_err(), "the program needs the maps")?;
+    bench.run(Action::LoadPrograms)?;
+    claim(bench.standing()?.in_force().is_none(), "what is loaded is not in force")?;
+    for _ in 0..2 {
+        bench.run(raise.clone())?;
+        let standing = bench.standing()?;
+        claim(standing.bpf && standing.is_current, "the program is in force when it was raised, also twice")?;
+    }
+    bench.run(Action::RaiseBackstop(Backstop::Nftables(rules.clone())))?;
+    let standing = bench.standing()?;
+    claim(standing.nftables.as_ref() == Some(&rules), "nftables tells the rules that it was given")?;
+    claim(standing.in_force() == Some(Form::Bpf), "the program counts where both are in force")?;
+    bench.run(Action::RemoveBackstop(Form::Bpf))?;
+    claim(bench.standing()?.in_force() == Some(Form::Nftables), "one goes without the other")?;
+    (rules.mode, rules.guarded, rules.remote) = (Mode::Prefer, BTreeSet::new(), vec![]);
+    bench.run(Action::RaiseBackstop(Backstop::Nftables(rules.clone())))?;
+    claim(
+        bench.standing()?.nftables == Some(rules),
+        "new rules take the old ones' place, though they be empty",
+    )?;
+    for _ in 0..2 {
+        bench.run(Action::RemoveBackstop(Form::Nftables))?;
+        claim(bench.standing()? == Standing::default(), "what is removed, also twice, is gone and not lost")?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,5 +233,7 @@ mod tests {
         check(&mut fake).expect("every claim");
         let mut fake = FakeKernel::new("build", &[]);
         check_handshake(&mut fake).expect("every claim");
+        let mut fake = FakeKernel::new("build", &[]);
+        check_backstop(&mut fake).expect("every claim");
     }
 }

@@ -5,6 +5,8 @@
 //! without a word; a private key set on a device leaves the times of handshakes whose sessions it ends;
 //! an update of a peer that is gone adds it again; a keepalive set on a device that is up starts a
 //! handshake.
+//! Of the backstop: it outlives the daemon; the program is in force as soon as it is raised, and nftables tells the
+//! rules that it was given until somebody flushes it, which is told.
 //! And of the datapath, held to by the lab's scenarios: maps and attachments outlive the daemon, and go
 //! with their device.
 //!
@@ -21,6 +23,7 @@ use std::{
 use ipnet::IpNet;
 use kubeveil_core::{
     action::Action,
+    backstop::{Backstop, Form, Standing},
     observed::{Datapath, Link, Observed, Peer, TunnelDevice},
 };
 use kubeveil_keys::PublicKey;
@@ -37,6 +40,9 @@ pub struct FakeKernel {
     tunnels: BTreeMap<String, TunnelDevice>,
     /// What is pinned, whether a daemon has it open or not.
     pinned: Option<Datapath>,
+    backstop: Standing,
+    /// Forms of the backstop that this kernel does not take.
+    refuses: BTreeMap<Form, String>,
     open: bool,
     build: String,
     last_index: u32,
@@ -78,9 +84,36 @@ impl FakeKernel {
         }
     }
 
+    /// From now on a form of the backstop can't be had; it is refused when it is tried.
+    pub fn refuse_backstop(&mut self, form: Form, why: &str) {
+        self.refuses.insert(form, why.to_owned());
+    }
+
+    /// Somebody flushes nftables.
+    pub fn flush_nftables(&mut self) {
+        self.backstop.is_lost |= self.backstop.nftables.take().is_some();
+    }
+
+    fn raise(&mut self, backstop: &Backstop) -> Result<(), i32> {
+        self.datapath()?;
+        let form = backstop.form();
+        if let Some(why) = self.refuses.get(&form) {
+            self.backstop.refused.insert(form, why.clone());
+            return Ok(());
+        }
+        match backstop {
+            Backstop::Bpf => (self.backstop.bpf, self.backstop.is_current) = (true, true),
+            Backstop::Nftables(rules) => self.backstop.nftables = Some(rules.clone()),
+        }
+        Ok(())
+    }
+
     /// The daemon ends, however: all it had open closes, all that is pinned stays.
     pub fn daemon_ends(&mut self) {
         self.open = false;
+        // What a kernel refuses is tried anew by every daemon.
+        self.backstop.refused.clear();
+        self.backstop.is_lost = false;
         self.tried.clear();
     }
 
@@ -106,7 +139,12 @@ impl FakeKernel {
 
     /// What is in the kernel, whoever looks.
     pub fn truth(&self) -> Observed {
-        Observed { links: self.links.clone(), tunnels: self.tunnels.clone(), datapath: self.pinned.clone() }
+        Observed {
+            links: self.links.clone(),
+            tunnels: self.tunnels.clone(),
+            datapath: self.pinned.clone(),
+            backstop: self.backstop.clone(),
+        }
     }
 
     /// Changes a WireGuard device behind the daemon's back.
@@ -259,6 +297,11 @@ impl FakeKernel {
                 self.datapath()?.attached.insert(*hook, 0);
             }
             Action::Detach(hook) => drop(self.datapath()?.attached.remove(hook)),
+            Action::RaiseBackstop(backstop) => self.raise(backstop)?,
+            Action::RemoveBackstop(Form::Bpf) => {
+                (self.backstop.bpf, self.backstop.is_current) = (false, false)
+            }
+            Action::RemoveBackstop(Form::Nftables) => self.backstop.nftables = None,
             Action::CreateTunnel(name) => self.create_tunnel(name),
             Action::ConfigureTunnel { device, key, port, fwmark } => {
                 self.configure(device, key.map(|(_, public)| public), *port, *fwmark)?;

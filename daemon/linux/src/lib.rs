@@ -1,9 +1,10 @@
 //! Everything that talks to the kernel, behind one port: [`Kernel`].
 //!
-//! [`RealKernel`] is made of WireGuard over netlink ([`wireguard`]), links ([`link`]), [`sysctl`]s and
-//! [`bpf`]. A stateful fake with the same semantics stands in [`fake`]; what it claims is held to on
+//! [`RealKernel`] is made of WireGuard over netlink ([`wireguard`]), links ([`link`]), [`sysctl`]s, [`bpf`] and
+//! the [`backstop`]. A stateful fake with the same semantics stands in [`fake`]; what it claims is held to on
 //! the real kernel by the lab. Beside the port stands [`route`], which only reads.
 
+pub mod backstop;
 pub mod bpf;
 #[cfg(any(test, feature = "fake"))]
 pub mod claims;

@@ -5,12 +5,14 @@ use std::{collections::BTreeMap, path::Path};
 use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_core::{
     action::Action,
+    backstop::Form,
     observed::{Link, Observed, TunnelDevice},
 };
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     Count, Kernel, KernelError, Secrets,
+    backstop::Backstops,
     bpf::{Bpf, Pins},
     link::Links,
     sysctl, wireguard,
@@ -23,6 +25,7 @@ pub struct RealKernel {
     object: Vec<u8>,
     build: String,
     bpf: Option<Bpf>,
+    backstops: Backstops,
     /// Devices as last seen: actions name them by index, some system calls want a name.
     seen: BTreeMap<u32, Link>,
 }
@@ -34,15 +37,19 @@ pub struct Removed {
     pub devices: Vec<String>,
     /// Everything that was pinned.
     pub pins: bool,
+    /// The backstop, in the forms that were in force.
+    pub backstops: Vec<Form>,
 }
 
 impl RealKernel {
     /// With the programs of `object`, pinned below `bpf_dir`. Call within a tokio runtime.
     pub fn new(bpf_dir: &Path, object: Vec<u8>) -> Result<Self, KernelError> {
         let build = crate::bpf::build_of(&object);
+        let pins = Pins::new(bpf_dir);
         Ok(Self {
             links: Links::connect()?,
-            pins: Pins::new(bpf_dir),
+            backstops: Backstops::new(pins.clone(), &build),
+            pins,
             object,
             build,
             bpf: None,
@@ -55,12 +62,20 @@ impl RealKernel {
         &self.build
     }
 
-    /// Takes away all that is ours. The programs go first: as long as they stand, what needs a tunnel
-    /// is dropped and nothing is half open.
+    /// Takes away all that is ours. The programs at the devices go first: as long as they stand, what needs a tunnel
+    /// is dropped and nothing is half open. The backstop goes when they are gone: it holds the other devices.
     pub fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
         let mut removed = Removed::default();
         let mut errors = Vec::new();
         self.bpf = None;
+        errors.extend(self.pins.remove_links());
+        for form in [Form::Bpf, Form::Nftables] {
+            match self.backstops.remove(form) {
+                Ok(true) => removed.backstops.push(form),
+                Ok(false) => {}
+                Err(e) => errors.push(e),
+            }
+        }
         match self.pins.remove_all() {
             Ok(there) => removed.pins = there,
             Err(e) => errors.push(e),
@@ -120,8 +135,9 @@ impl Kernel for RealKernel {
             bpf.maps.settle()?;
         }
         let datapath = self.bpf.as_ref().map(|bpf| bpf.observe(&links)).transpose()?;
+        let backstop = self.backstops.observe()?;
         self.seen.clone_from(&links);
-        Ok(Observed { links, tunnels, datapath })
+        Ok(Observed { links, tunnels, datapath, backstop })
     }
 
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
@@ -142,6 +158,11 @@ impl Kernel for RealKernel {
                 self.bpf()?.attach(*hook, &device)
             }
             Action::Detach(hook) => self.bpf()?.detach(*hook),
+            Action::RaiseBackstop(backstop) => {
+                self.bpf()?;
+                self.backstops.raise(backstop, &self.object)
+            }
+            Action::RemoveBackstop(form) => self.backstops.remove(*form).map(drop),
             Action::CreateTunnel(name) => self.links.add_wireguard(name),
             Action::ConfigureTunnel { device, key, port, fwmark } => {
                 let private = key.map(|(generation, _)| {
@@ -173,7 +194,20 @@ impl Kernel for RealKernel {
     }
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
-        self.bpf.as_ref().map_or(Ok(Vec::new()), |bpf| bpf.maps.counters())
+        let mut counts = self.bpf.as_ref().map_or(Ok(Vec::new()), |bpf| bpf.maps.counters())?;
+        for more in self.backstops.counters()? {
+            let is_same = |c: &&mut Count| {
+                (c.direction, c.observed, c.reason) == (more.direction, more.observed, more.reason)
+            };
+            match counts.iter_mut().find(is_same) {
+                Some(count) => {
+                    count.packets += more.packets;
+                    count.bytes += more.bytes;
+                }
+                None => counts.push(more),
+            }
+        }
+        Ok(counts)
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {

@@ -1,7 +1,7 @@
 //! The exposition keeps its budget and its grammar.
 
 use kubeveil_abi::counter_index;
-use kubeveil_api::status::{KeyStatus, PeerStatus, STATUS_VERSION, SourceStatus, Status};
+use kubeveil_api::status::{BackstopStatus, KeyStatus, PeerStatus, STATUS_VERSION, SourceStatus, Status};
 use kubeveil_keys::{Generation, PublicKey};
 
 use super::*;
@@ -70,6 +70,7 @@ fn view() -> View {
                 program("guard", "underlay"),
                 program("deliver", "tunnel"),
             ],
+            backstop: BackstopStatus { form: BackstopForm::Nftables, refused: vec![] },
             packets: vec![],
             drops: vec![],
             problems: vec![],
@@ -139,6 +140,7 @@ fn values_are_those_of_the_view() {
         "kubeveil_peers_desired 5000.0",
         "kubeveil_reconcile_errors_total{kind=\"manifest\"} 3",
         "kubeveil_datapath_attached{program=\"steer\",device_kind=\"underlay\"} 1.0",
+        "kubeveil_datapath_attached{program=\"backstop\",device_kind=\"host\"} 1.0",
         "kubeveil_map_entries{map=\"prefixes\"} 20000.0",
     ] {
         assert!(samples(&text).any(|s| s == line), "no {line} in\n{text}");

@@ -1,5 +1,6 @@
 //! The way round over the fake kernel: what is done, what is not done, and what stands when calls fail.
 
+mod backstop;
 mod bench;
 mod convergence;
 mod failures;

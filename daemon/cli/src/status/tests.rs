@@ -61,6 +61,7 @@ fn example() -> Status {
                 ahead: 1,
             },
         ],
+        backstop: BackstopStatus { form: BackstopForm::Bpf, refused: vec![] },
         packets: vec![PacketCount {
             direction: Direction::Egress,
             verdict: Verdict::Tunnel,
@@ -103,4 +104,16 @@ fn units() {
         ("5 s".to_owned(), "1 min 15 s".to_owned(), "1 d 1 h".to_owned())
     );
     assert_eq!((bytes(1023), bytes(1536)), ("1023 B".to_owned(), "1.5 KiB".to_owned()));
+}
+
+#[test]
+fn a_backstop_that_is_not_the_best_says_why() {
+    let row = |form, refused: &[&str]| {
+        let refused = refused.iter().map(|why| (*why).to_owned()).collect();
+        backstop(&BackstopStatus { form, refused })
+    };
+    assert_eq!(row(BackstopForm::Bpf, &["nftables: no"]), "netfilter program");
+    assert_eq!(row(BackstopForm::Nftables, &[]), "nftables");
+    assert_eq!(row(BackstopForm::Nftables, &["bpf: too old"]), "nftables (bpf: too old)");
+    assert_eq!(row(BackstopForm::None, &["bpf: a", "nftables: b"]), "NONE (bpf: a; nftables: b)");
 }

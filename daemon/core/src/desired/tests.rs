@@ -20,6 +20,7 @@ fn whole(nodes: &[(&str, NodeFacts)], recorded: &Owners) -> (Desired, Owners) {
         tunnels: &Tunnels::default(),
         observed: &Observed::default(),
         underlay: &[],
+        backstop: backstop::Choice::Auto,
         build: "build",
         resting: &BTreeSet::new(),
         now: Duration::ZERO,

@@ -8,6 +8,7 @@ use std::{
 
 use aya::{
     EbpfLoader,
+    maps::{MapError, MapInfo},
     programs::{ProgramError, SchedClassifier},
 };
 use kubeveil_abi::names;
@@ -101,6 +102,7 @@ impl Bpf {
 
 /// Loads the object over the pinned maps and pins its programs. Nothing is attached by it.
 fn load(pins: &Pins, object: &[u8], build: &str) -> Result<(), KernelError> {
+    discard_misfits(pins, object)?;
     let mut loader = EbpfLoader::new();
     for name in names::MAPS {
         // Opens the pinned map where there is one, else makes and pins it.
@@ -118,6 +120,26 @@ fn load(pins: &Pins, object: &[u8], build: &str) -> Result<(), KernelError> {
         // Left over from a daemon that was killed in the midst of this.
         let _ = std::fs::remove_file(&pin);
         loaded.pin(&pin).map_err(|e| KernelError::new("pin", pin.display().to_string(), e))?;
+    }
+    Ok(())
+}
+
+/// Unpins maps that another build of this ABI made in another size (it knew fewer directions to count, say): the new
+/// programs get new ones, which are filled before these are attached. Programs that stand keep theirs.
+fn discard_misfits(pins: &Pins, object: &[u8]) -> Result<(), KernelError> {
+    let object =
+        aya_obj::Object::parse(object).map_err(|e| KernelError::new("read", "the eBPF object", e))?;
+    for name in names::MAPS {
+        let pin = pins.map(name);
+        let (Some(wanted), true) = (object.maps.get(name), pin.exists()) else { continue };
+        let failed = |e: MapError| KernelError::new("look at", pin.display().to_string(), e);
+        let info = MapInfo::from_pin(&pin).map_err(failed)?;
+        let there = (info.key_size(), info.value_size(), info.max_entries());
+        if there != (wanted.key_size(), wanted.value_size(), wanted.max_entries()) {
+            tracing::info!("map {name} of another build has another size and is made anew");
+            std::fs::remove_file(&pin)
+                .map_err(|e| KernelError::new("remove", pin.display().to_string(), e))?;
+        }
     }
     Ok(())
 }

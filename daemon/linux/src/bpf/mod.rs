@@ -4,6 +4,7 @@
 //! <bpf-dir>/v1/maps/CONFIG …           shared by every build of this ABI
 //!              programs-<build>/steer …  the programs of one object file
 //!              links/steer-<ifindex> …   attachments; an upgrade updates them in place
+//!              backstop/v4, v6           links to netfilter; an upgrade renames new ones over them
 //! ```
 
 mod attach;

@@ -51,6 +51,21 @@ impl Pins {
         self.root.join("links").join(format!("{}-{ifindex}", program.name()))
     }
 
+    /// Pin of the backstop's program of one object file.
+    pub fn backstop_program(&self, build: &str) -> PathBuf {
+        self.programs(build).join(kubeveil_abi::names::BACKSTOP)
+    }
+
+    /// Folder of the backstop's links.
+    pub fn backstop_links(&self) -> PathBuf {
+        self.root.join("backstop")
+    }
+
+    /// Pin of the backstop's link for a family.
+    pub fn backstop_link(&self, family: &str) -> PathBuf {
+        self.backstop_links().join(family)
+    }
+
     /// Attachments that are pinned.
     pub fn links(&self) -> Result<Vec<Hook>, KernelError> {
         let dir = self.root.join("links");
@@ -64,6 +79,15 @@ impl Pins {
         let names = names_in(&self.root).unwrap_or_default();
         let other = names.iter().filter(|n| n.starts_with("programs-") && **n != ours);
         other.map(|n| self.root.join(n)).collect()
+    }
+
+    /// Removes the attachments to devices, and nothing else. Goes on where one can't be removed.
+    pub fn remove_links(&self) -> Vec<KernelError> {
+        let dir = self.root.join("links");
+        let names = names_in(&dir).unwrap_or_default();
+        let paths = names.iter().map(|name| dir.join(name));
+        let failed = paths.filter_map(|path| Some((fs::remove_file(&path).err()?, path)));
+        failed.map(|(e, path)| KernelError::new("remove", path.display().to_string(), e)).collect()
     }
 
     /// Removes what this ABI's version has pinned, and nothing else: the folder above may be shared.
