@@ -5,7 +5,9 @@
 //! object that `cargo xtask build-ebpf` makes.
 #![expect(clippy::print_stdout, reason = "a test runner's output is the point of it")]
 
+mod backstop;
 mod cases;
+mod cell;
 mod clamp;
 mod differential;
 mod kernel;
@@ -35,6 +37,17 @@ fn main() -> ExitCode {
         trial("big_tcp_is_counted_whole", cases::big_tcp_is_counted_whole),
         trial("maps_are_as_the_abi_says", maps::are_as_the_abi_says),
         trial("the_kernel_decides_as_the_host_does", differential::kernel_and_host_agree),
+        trial("backstop/the_program_holds", backstop::the_program_holds),
+        trial("backstop/nftables_holds", backstop::nftables_holds),
+        trial("backstop/an_upgrade_opens_and_closes_nothing", backstop::an_upgrade_opens_and_closes_nothing),
+        trial("backstop/a_flush_of_nftables", backstop::a_flush_of_nftables),
+        trial(
+            "backstop/a_changed_table_is_not_taken_for_ours",
+            backstop::a_changed_table_is_not_taken_for_ours,
+        ),
+        trial("backstop/a_large_cluster_fits_into_nftables", backstop::a_large_cluster_fits_into_nftables),
+        trial("backstop/a_map_of_another_size_is_made_anew", backstop::a_map_of_another_size_is_made_anew),
+        trial("backstop/the_kernel_decides_as_the_host_does", backstop::the_kernel_decides_as_the_host_does),
         trial("speed", speed::report),
     ]);
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
