@@ -1,4 +1,4 @@
-//! What crosses the wire, by tcpdump on the bridge `wire0`.
+//! What crosses the wire, by tcpdump on the bridge `wire0` or on another device.
 //!
 //! A capture that saw nothing proves nothing. So each phase stands between two probes, packets of one
 //! host to another that every mode lets pass: it begins when the first has been seen in the file, and
@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
@@ -47,21 +47,38 @@ pub struct Capture {
     watch: Watch,
 }
 
+/// Where frames are captured.
+#[derive(Clone, Copy, Debug)]
+pub struct Tap {
+    /// The namespace of the device.
+    pub namespace: &'static str,
+    /// The device.
+    pub device: &'static str,
+    /// An address of the first node, and one that it reaches by this device, of no pod.
+    pub ends: [IpAddr; 2],
+}
+
 impl Capture {
-    /// Starts it and waits until it captures.
+    /// Starts it on the wire and waits until it captures.
     pub fn start(lab: &Lab, file: &Path) -> Result<Self> {
+        let end = |node: u8| lab.spec().families.first(|family| Node(node).address(family));
+        Self::start_on(lab, Tap { namespace: WIRE, device: BRIDGE, ends: [end(1), end(2)] }, file)
+    }
+
+    /// The same on another device.
+    pub fn start_on(lab: &Lab, tap: Tap, file: &Path) -> Result<Self> {
         let mut command = Command::new("tcpdump");
         // -Z root: it would become a user whom a bare machine lacks, and end. -U: each packet to the
         // file at once.
         command
-            .args(["-Z", "root", "-n", "-i", BRIDGE, "--immediate-mode", "-U", "-s", SNAPLEN, "-B"])
+            .args(["-Z", "root", "-n", "-i", tap.device, "--immediate-mode", "-U", "-s", SNAPLEN, "-B"])
             .arg(BUFFER.to_string())
             .arg("-w")
             .arg(file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut tcpdump = namespace::spawn(WIRE, &mut command)?;
+        let mut tcpdump = namespace::spawn(tap.namespace, &mut command)?;
         let said = tcpdump.stderr.take().context("tcpdump's standard error")?;
         let mut said = BufReader::new(said);
         let heard = listening(&mut said);
@@ -71,8 +88,6 @@ impl Capture {
         }
         heard?;
         let header = wait_for_header(file)?;
-        let families = lab.spec().families;
-        let end = |node: u8| families.first(|family| SocketAddr::new(Node(node).address(family), PROBE_PORT));
         let mut capture = Self {
             tcpdump,
             said,
@@ -80,8 +95,8 @@ impl Capture {
             offset: header.len() as u64,
             parser: PcapParser::new(&header).map_err(not_pcap)?.1,
             probes: 0,
-            ends: [end(1), end(2)],
-            watch: Watch::pods(lab.spec().nodes, families),
+            ends: tap.ends.map(|end| SocketAddr::new(end, PROBE_PORT)),
+            watch: Watch::pods(lab.spec().nodes, lab.spec().families),
         };
         capture.phase().context("see the first probe")?;
         Ok(capture)

@@ -3,6 +3,7 @@
 //! Each plays on a stage that showed first, in the same capture, that it would see a leak. Scenarios
 //! that leave the cluster as they found it share one stage, the others lay their own.
 
+mod backstop;
 mod control;
 mod crashes;
 mod forgery;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         paths::ALL,
         modes::ALL,
         kernel::ALL,
+        backstop::ALL,
     ];
     let trials =
         all.into_iter().flatten().map(|scenario| trial(scenario, &standing, missing.of(scenario.bare)));
