@@ -97,8 +97,8 @@ pub struct Standing {
     pub is_current: bool,
     /// The rules of our table, if it is as we write it.
     pub nftables: Option<Rules>,
-    /// Somebody took our table away, or changed it, since we last wrote it.
-    pub is_lost: bool,
+    /// Forms that stood and that somebody else took away, or changed, a short while ago.
+    pub lost: BTreeSet<Form>,
     /// Why this kernel can't have a form, for those that were tried and refused.
     pub refused: BTreeMap<Form, String>,
 }
@@ -278,7 +278,13 @@ pub fn problems(choice: Choice, standing: &Standing) -> Vec<Problem> {
         advice: advice.to_owned(),
     };
     let mut problems = Vec::new();
-    if standing.is_lost {
+    if standing.lost.contains(&Form::Bpf) {
+        problems.push(problem(
+            "somebody removed the pins of its netfilter program; it was linked anew".to_owned(),
+            "Until then pod traffic by devices that nobody guards was not held back. Find out who removes files below --bpf-dir",
+        ));
+    }
+    if standing.lost.contains(&Form::Nftables) {
         problems.push(problem(
             "somebody took the nftables table `inet kubeveil` away, or changed it; it was written anew".to_owned(),
             "Until then pod traffic by devices that nobody guards was not held back. `nft flush ruleset` does that: let the firewall's reload replace its own tables only, or use a kernel that has the netfilter program (6.4 or later, with BTF)",

@@ -36,6 +36,9 @@ impl KernelError {
 
 /// Making a WireGuard device.
 pub(crate) const CREATE_WIREGUARD: &str = "create WireGuard device";
+/// Loading the backstop's program, and linking it.
+pub(crate) const LOAD_NETFILTER: &str = "load netfilter program";
+pub(crate) const LINK_NETFILTER: &str = "link to netfilter";
 /// Attaching a program.
 pub(crate) const ATTACH: &str = "attach to";
 
@@ -60,6 +63,9 @@ fn advice(operation: &str, errno: i32) -> Option<&'static str> {
             "This kernel lacks it: `modprobe wireguard`, or a kernel with CONFIG_WIREGUARD"
         }
         Errno::INVAL if operation == ATTACH => "Attachment by tcx needs Linux 6.6 or later",
+        Errno::INVAL if [LOAD_NETFILTER, LINK_NETFILTER].contains(&operation) => {
+            "Netfilter programs need Linux 6.4 or later, not locked down for confidentiality"
+        }
         Errno::NOSPC | Errno::TOOBIG => "A map of the datapath is full",
         Errno::NOMEM => "The kernel is short of memory; it is tried again",
         _ => return None,

@@ -91,7 +91,9 @@ impl FakeKernel {
 
     /// Somebody flushes nftables.
     pub fn flush_nftables(&mut self) {
-        self.backstop.is_lost |= self.backstop.nftables.take().is_some();
+        if self.backstop.nftables.take().is_some() {
+            self.backstop.lost.insert(Form::Nftables);
+        }
     }
 
     fn raise(&mut self, backstop: &Backstop) -> Result<(), i32> {
@@ -113,7 +115,7 @@ impl FakeKernel {
         self.open = false;
         // What a kernel refuses is tried anew by every daemon.
         self.backstop.refused.clear();
-        self.backstop.is_lost = false;
+        self.backstop.lost.clear();
         self.tried.clear();
     }
 

@@ -149,6 +149,8 @@ fn bpf(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
     let alone = arguments.only == Some(Part::Bpf);
     let object = build::ebpf(workspace)?;
     let mut tally = Tally::default();
+    // The backstop's tests lay a small network.
+    setup::ensure(workspace, &[setup::LAB])?;
     for suite in suites::bpf(workspace, &object, alone)? {
         // As root: programs are loaded. By `env`, since sudo keeps little of ours.
         let mut root = process::as_root("env")?;

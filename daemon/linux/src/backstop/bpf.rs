@@ -31,6 +31,9 @@ use kubeveil_abi::names;
 use super::btf::Btf;
 use crate::{KernelError, bpf::Pins};
 
+/// Steps at which a kernel shows that it can't have the program.
+pub(super) use crate::error::{LINK_NETFILTER as LINK, LOAD_NETFILTER as LOAD};
+
 /// `NF_INET_POST_ROUTING` (`include/uapi/linux/netfilter.h`).
 const POST_ROUTING: u32 = 4;
 /// Behind source NAT (100), before connection tracking's last step (`INT_MAX`); `enum nf_ip_hook_priorities`. Two of
@@ -40,10 +43,6 @@ const PRIORITIES: [i32; 2] = [200, 201];
 const FAMILIES: [(u32, &str); 2] = [(2, "v4"), (10, "v6")];
 /// What the verifier says of a program that it refuses, bytes.
 const LOG: u32 = 1 << 16;
-
-/// Steps at which a kernel shows that it can't have the program.
-pub(super) const LOAD: &str = "load program";
-pub(super) const LINK: &str = "link to netfilter";
 
 /// What of it is in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

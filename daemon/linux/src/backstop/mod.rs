@@ -9,7 +9,7 @@ mod netlink;
 mod nft;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ use crate::{Count, KernelError, bpf::Pins};
 
 pub use nft::outcome;
 
-/// How long it is told that somebody took our table away: a look or two of whoever watches.
+/// How long it is told that somebody took a form away: a look or two of whoever watches.
 const TOLD: Duration = Duration::from_secs(60);
 
 /// Both forms of it.
@@ -28,9 +28,10 @@ pub(crate) struct Backstops {
     pins: Pins,
     build: String,
     refused: BTreeMap<Form, String>,
-    /// The table was written, or found, since the daemon started, and not removed by us.
-    has_table: bool,
-    lost: Option<Instant>,
+    /// What was raised, or found, since the daemon started, and not removed by us.
+    raised: BTreeSet<Form>,
+    /// What was raised and was not there any more, when last.
+    lost: BTreeMap<Form, Instant>,
     /// What our table has counted: in tables that are gone, and when last looked at.
     before: nft::Counts,
     last: nft::Counts,
@@ -43,8 +44,8 @@ impl Backstops {
             pins,
             build: build.to_owned(),
             refused: BTreeMap::new(),
-            has_table: false,
-            lost: None,
+            raised: BTreeSet::new(),
+            lost: BTreeMap::new(),
             before: nft::Counts::new(),
             last: nft::Counts::new(),
         }
@@ -54,23 +55,30 @@ impl Backstops {
     pub(crate) fn observe(&mut self) -> Result<Standing, KernelError> {
         let linked = bpf::observe(&self.pins, &self.build)?;
         let found = nft::observe()?;
-        if self.has_table && found.rules.is_none() {
-            self.lost = Some(Instant::now());
-        }
+        self.notice(Form::Bpf, linked.stands);
+        self.notice(Form::Nftables, found.rules.is_some());
         if found.is_whole {
             self.keep(found.counts);
         } else {
             // What was counted since the last look nobody knows any more.
             self.keep(nft::Counts::new());
         }
-        self.has_table |= found.rules.is_some();
+        let lately = self.lost.iter().filter(|(_, at)| at.elapsed() < TOLD);
         Ok(Standing {
             bpf: linked.stands,
             is_current: linked.is_current,
             nftables: found.rules,
-            is_lost: self.lost.is_some_and(|at| at.elapsed() < TOLD),
+            lost: lately.map(|(form, _)| *form).collect(),
             refused: self.refused.clone(),
         })
+    }
+
+    fn notice(&mut self, form: Form, stands: bool) {
+        if stands {
+            self.raised.insert(form);
+        } else if self.raised.contains(&form) {
+            self.lost.insert(form, Instant::now());
+        }
     }
 
     /// Puts a form in force. That this kernel can't have it is noted, and no error.
@@ -85,29 +93,28 @@ impl Backstops {
                 self.refused.insert(backstop.form(), e.to_string());
                 Ok(())
             }
-            (Backstop::Nftables(_), Ok(())) => {
-                self.has_table = true;
+            (_, Ok(())) => {
+                self.raised.insert(backstop.form());
                 Ok(())
             }
-            (_, done) => done,
+            (_, Err(e)) => Err(e),
         }
     }
 
     /// Takes a form away; says whether it was there.
     pub(crate) fn remove(&mut self, form: Form) -> Result<bool, KernelError> {
-        match form {
-            Form::Bpf => bpf::remove(&self.pins),
-            Form::Nftables => {
-                let was_there = nft::remove()?;
-                self.has_table = false;
-                Ok(was_there)
-            }
-        }
+        let was_there = match form {
+            Form::Bpf => bpf::remove(&self.pins)?,
+            Form::Nftables => nft::remove()?,
+        };
+        self.raised.remove(&form);
+        self.lost.remove(&form);
+        Ok(was_there)
     }
 
     /// What the table has counted. (The program counts with all others.)
     pub(crate) fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
-        if self.has_table {
+        if self.raised.contains(&Form::Nftables) {
             let now = nft::counters()
                 .map_err(|e| KernelError::new("read the counters of", "nftables table inet kubeveil", e))?;
             self.keep(now);

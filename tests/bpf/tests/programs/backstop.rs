@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use aya::{
+    EbpfLoader,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
     programs::SchedClassifier,
 };
@@ -25,7 +26,7 @@ use proptest::{
 
 use crate::{
     cell::{Cell, LOCAL, NODE, OUTSIDE, REMOTE, UNOWNED, passes, path_of_program, run, within},
-    kernel::{boot_seconds, test_run},
+    kernel::{boot_seconds, object, test_run},
 };
 
 const MODES: [Mode; 3] = [Mode::Require, Mode::Prefer, Mode::Observe];
@@ -148,10 +149,13 @@ pub(crate) fn a_flush_of_nftables() -> Result<()> {
         ensure!(!passes(REMOTE[0])?, "nftables does not hold");
         let counted = cell.counted(Reason::UnguardedDevice)?;
         run("ip", &["link", "add", "other", "type", "veth", "peer", "name", "other-far"])?;
-        ensure!(!cell.observe()?.backstop.is_lost, "told, though nobody touched it");
+        ensure!(cell.observe()?.backstop.lost.is_empty(), "told, though nobody touched it");
         run("nft", &["flush", "ruleset"])?;
         let standing = cell.observe()?.backstop;
-        ensure!(standing.is_lost && standing.in_force().is_none(), "not told: {standing:?}");
+        ensure!(
+            standing.lost.contains(&Form::Nftables) && standing.in_force().is_none(),
+            "not told: {standing:?}"
+        );
         ensure!(passes(REMOTE[0])?, "the flush did nothing");
         cell.raise(table)?;
         ensure!(!passes(REMOTE[0])?, "raised again, nftables does not hold");
@@ -161,6 +165,37 @@ pub(crate) fn a_flush_of_nftables() -> Result<()> {
         cell.run(Action::RemoveBackstop(Form::Nftables))?;
         run("nft", &["flush", "ruleset"])?;
         ensure!(!passes(REMOTE[0])? && !passes(REMOTE[1])?, "a flush opens the program");
+        Ok(())
+    })
+}
+
+/// Of the program's form, its pins are what it hangs by.
+pub(crate) fn pins_that_somebody_removed() -> Result<()> {
+    within(|cell| {
+        cell.load(Mode::Require)?;
+        cell.raise(Backstop::Bpf)?;
+        std::fs::remove_file(cell.dir.path().join("v1/backstop/v6"))?;
+        let standing = cell.observe()?.backstop;
+        ensure!(!standing.bpf && standing.lost.contains(&Form::Bpf), "not told: {standing:?}");
+        ensure!(!passes(REMOTE[0])? && passes(REMOTE[1])?, "not only IPv6 is open");
+        cell.raise(Backstop::Bpf)?;
+        ensure!(!passes(REMOTE[0])? && !passes(REMOTE[1])?, "raised again, it does not hold");
+        Ok(())
+    })
+}
+
+pub(crate) fn uninstall_takes_it_away() -> Result<()> {
+    within(|cell| {
+        cell.load(Mode::Require)?;
+        cell.raise(Backstop::Bpf)?;
+        let table = rules(cell, Mode::Require)?;
+        cell.raise_beside(table)?;
+        let (removed, errors) = cell.kernel.remove_everything();
+        ensure!(errors.is_empty(), "{errors:?}");
+        ensure!(removed.backstops == [Form::Bpf, Form::Nftables], "it reports {:?}", removed.backstops);
+        ensure!(passes(REMOTE[0])? && passes(REMOTE[1])?, "something is left");
+        let (removed, _) = cell.kernel.remove_everything();
+        ensure!(removed.backstops.is_empty(), "removed twice: {:?}", removed.backstops);
         Ok(())
     })
 }
@@ -227,24 +262,11 @@ pub(crate) fn a_map_of_another_size_is_made_anew() -> Result<()> {
         let maps = cell.dir.path().join("v1/maps");
         let before = cell.observe()?.datapath.context("nothing is loaded")?;
         std::fs::remove_file(maps.join(names::COUNTERS))?;
-        run(
-            "bpftool",
-            &[
-                "map",
-                "create",
-                &maps.join(names::COUNTERS).display().to_string(),
-                "type",
-                "percpu_array",
-                "key",
-                "4",
-                "value",
-                "16",
-                "entries",
-                "384",
-                "name",
-                "COUNTERS",
-            ],
-        )?;
+        // As it was with three directions.
+        EbpfLoader::new()
+            .map_max_entries(names::COUNTERS, 384)
+            .map_pin_path(names::COUNTERS, maps.join(names::COUNTERS))
+            .load_file(object()?)?;
         cell.upgrade()?;
         cell.raise(Backstop::Bpf)?;
         let after = cell.observe()?.datapath.context("nothing is loaded")?;

@@ -135,6 +135,11 @@ impl Cell {
         Ok(())
     }
 
+    /// The same beside another form, which is the one that counts.
+    pub(crate) fn raise_beside(&mut self, backstop: Backstop) -> Result<()> {
+        self.run(Action::RaiseBackstop(backstop))
+    }
+
     /// Index of the device that packets leave by.
     pub(crate) fn index(&mut self) -> Result<u32> {
         let links = self.observe()?.links;
