@@ -40,6 +40,16 @@ pub struct Config {
     pub flow_tcp_seconds: u32,
     /// The same for all other protocols.
     pub flow_other_seconds: u32,
+    /// Largest packet that goes into the tunnel, bytes from the IP header on; 0: it is not known, and nothing is
+    /// too big.
+    pub mtu: u32,
+    /// UDP ports of overlays' envelopes, host order; VXLAN, or with [`GENEVE`] set Geneve. 0 is none.
+    pub envelope_ports: [u32; ENVELOPE_PORTS],
 }
 
-const _: () = assert!(size_of::<Config>() == 32);
+/// Different UDP ports of overlays that are looked for.
+pub const ENVELOPE_PORTS: usize = 7;
+/// Beside a port in [`Config::envelope_ports`]: what arrives there is Geneve.
+pub const GENEVE: u32 = 1 << 16;
+
+const _: () = assert!(size_of::<Config>() == 64);

@@ -17,7 +17,7 @@ mod prefix;
 mod reason;
 
 pub use address::{Address, v4, v4_mapped_length};
-pub use config::{Config, Mode};
+pub use config::{Config, ENVELOPE_PORTS, GENEVE, Mode};
 pub use counter::{COUNTERS, Counter, Direction, counter_index};
 pub use device::DeviceKind;
 pub use epoch::is_settled;

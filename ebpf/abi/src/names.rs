@@ -21,6 +21,8 @@ pub const MAPS: [&str; 8] = [CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, FLOWS, COU
 
 /// Egress of underlay devices.
 pub const STEER: &str = "steer";
+/// Egress of overlays' devices that the tunnel replaces.
+pub const REPLACE: &str = "replace";
 /// Ingress of underlay devices.
 pub const GUARD: &str = "guard";
 /// Ingress of our WireGuard devices.
@@ -28,7 +30,7 @@ pub const DELIVER: &str = "deliver";
 /// Netfilter's POST_ROUTING, of the whole node; loaded apart from the others.
 pub const BACKSTOP: &str = "backstop";
 /// Every program that is attached to devices.
-pub const PROGRAMS: [&str; 3] = [STEER, GUARD, DELIVER];
+pub const PROGRAMS: [&str; 4] = [STEER, REPLACE, GUARD, DELIVER];
 
 /// Where fields of the kernel's own structures lie differs from build to build. The backstop has these offsets, in
 /// bytes, as constants, which whoever loads it writes: symbol, structure, field.

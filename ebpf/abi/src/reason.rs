@@ -81,6 +81,15 @@ reasons! {
     /// Out of a tunnel.
     Delivered = 7, Pass, "delivered",
         "Pod traffic from another node, decrypted.";
+    /// An overlay's envelope to a peer node, into the tunnel.
+    Wrapped = 8, Wrap, "wrapped",
+        "An overlay's envelope (VXLAN, Geneve, IPIP, GRE, SIT) to another node, encrypted as a whole.";
+    /// Taken from an overlay's device, into the tunnel.
+    Replaced = 9, Replace, "replaced",
+        "Pod traffic to another node that an overlay would have put into an envelope, encrypted instead.";
+    /// Into the tunnel, which will need two packets on the wire for it.
+    TunnelledInFragments = 10, Tunnel, "tunnelled_in_fragments",
+        "Encrypted, but too big for the tunnel's MTU and without \"don't fragment\": it crosses the wire in fragments. Lower the MTU of the pods' network to the tunnel's.";
     /// The header can't be read.
     Unparsable = 16, Drop, "unparsable",
         "An IP header could not be read, so nobody can say that the packet may pass. Capture on the device named in `kubeveil status`; look for a broken sender or offload.";
@@ -115,6 +124,15 @@ reasons! {
     /// The table of flows that need their replies tunnelled is full.
     FlowTableFull = 26, Drop, "flow_table_full",
         "Too many flows from remote pods to this node's own address are open at once. Their replies could not be sent encrypted, so new ones are refused.";
+    /// Bigger than the tunnel's MTU, and must not be fragmented: its sender is told the MTU.
+    TooBig = 27, Drop, "too_big",
+        "A packet did not fit into the tunnel and its sender was told so (\"packet too big\"); it will send smaller ones. If the count goes on rising, lower the MTU of the pods' network to the tunnel's (`kubeveil status`).";
+    /// An overlay's envelope with a pod's packet inside, to an address that is no known node's.
+    EnvelopeAstray = 28, Drop, "envelope_astray",
+        "An overlay's envelope held a packet for a pod, and went to an address that is no node's InternalIP. Point the overlay at the nodes' InternalIPs, or add the address to the Node's status.";
+    /// Out of one node's tunnel, an envelope with a packet of another's pod, or of one of ours.
+    EnvelopeSpoofed = 29, Drop, "envelope_spoofed",
+        "An overlay's envelope out of a node's tunnel held a packet that claims another node's pod as its source. That node forges packets, or forwards for others without masquerading them.";
     /// To a remote pod, by a device at which no `steer` stands.
     UnguardedDevice = 32, Drop, "unguarded_device",
         "A packet for a pod of another node was about to leave in plain by a device that kubeveil does not guard. `ip route get` with the pod's address names the device: if it leads to other nodes, name it (and all others that do) with --underlay; if not, the route is wrong.";

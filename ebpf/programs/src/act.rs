@@ -5,7 +5,7 @@ use aya_ebpf::{
 use kubeveil_abi::{Direction, Reason, Verdict, counter_index};
 use kubeveil_verdict::{Decision, MssClamp};
 
-use crate::{maps, skb::Skb};
+use crate::{answer, maps, skb::Skb};
 
 /// The next program of the device decides: `TCX_NEXT`, and for clsact `TC_ACT_UNSPEC`; both are -1
 /// (`include/uapi/linux/bpf.h`, `enum tcx_action_base`).
@@ -19,18 +19,20 @@ const MAX_TAGS: usize = 3;
 pub fn carry_out(skb: &Skb, direction: Direction, decision: &Decision) -> i32 {
     let verdict = decision.verdict();
     let is_tunnelled = matches!(verdict, Verdict::Tunnel | Verdict::Wrap | Verdict::Replace);
+    let is_answered = matches!(verdict, Verdict::Drop) && decision.tell_mtu != 0;
     // A tag would go into the tunnel with the packet, and the far end knows none.
-    if is_tunnelled && !pop_tags(skb) {
+    if (is_tunnelled || is_answered) && !pop_tags(skb) {
         maps::count(counter_index(direction, false, Reason::Unparsable), decision.length);
         return TC_ACT_SHOT;
     }
     maps::count(counter_index(direction, decision.observed, decision.reason), decision.length);
     match verdict {
         Verdict::Pass => NEXT,
+        Verdict::Drop if is_answered => answer::too_big(skb, decision),
         Verdict::Drop => TC_ACT_SHOT,
         Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => {
-            if let Some(clamp) = decision.clamp {
-                lower_mss(skb, &clamp);
+            if decision.clamp.is_needed() {
+                lower_mss(skb, &decision.clamp);
             }
             // SAFETY: takes an index; 0 is the egress of that device. The kernel takes the link
             // header off on the way into a device that has none.

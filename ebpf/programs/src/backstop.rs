@@ -121,8 +121,8 @@ impl Bytes for Packet {
 
     /// Not asked: no header's length is held against the packet's.
     #[inline(always)]
-    fn segmented(&self) -> bool {
-        false
+    fn segment(&self) -> u32 {
+        0
     }
 }
 

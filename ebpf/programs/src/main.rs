@@ -6,6 +6,7 @@
 #![no_main]
 
 mod act;
+mod answer;
 mod backstop;
 mod maps;
 mod prefixes;
@@ -21,6 +22,14 @@ use crate::{maps::Maps, skb::Skb};
 pub fn steer(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     let decision = kubeveil_verdict::steer(&skb.meta(), &skb, &Maps, &maps::config());
+    act::carry_out(&skb, Direction::Egress, &decision)
+}
+
+/// Egress of overlays' devices that the tunnel replaces.
+#[classifier]
+pub fn replace(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx);
+    let decision = kubeveil_verdict::replace(&skb.meta(), &skb, &Maps, &maps::config());
     act::carry_out(&skb, Direction::Egress, &decision)
 }
 

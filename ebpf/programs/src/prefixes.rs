@@ -38,6 +38,29 @@ struct Recent {
 /// The longest prefix that holds the address.
 #[inline(always)]
 pub fn owner_of(address: &Address) -> Option<PrefixValue> {
+    let [a, b, c, d] = *address;
+    let word = find_owner(u64::from(a) << 32 | u64::from(b), u64::from(c) << 32 | u64::from(d));
+    let kind = word as u32;
+    (kind != NOBODY).then_some(PrefixValue { kind, peer: (word >> 32) as u32 })
+}
+
+/// Stands for the kind where no prefix holds the address.
+const NOBODY: u32 = u32::MAX;
+
+/// A global function to the verifier, which looks at it once, by itself, and not anew in every state that leads to
+/// it (kernel `kernel/bpf/verifier.c`, `do_check_subprogs`): so address and answer are plain numbers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_owner(upper: u64, lower: u64) -> u64 {
+    let address = [(upper >> 32) as u32, upper as u32, (lower >> 32) as u32, lower as u32];
+    match find(&address) {
+        Some(value) => u64::from(value.peer) << 32 | u64::from(value.kind),
+        None => NOBODY.into(),
+    }
+}
+
+#[inline(always)]
+fn find(address: &Address) -> Option<PrefixValue> {
     // Read before the trie is: what is kept is then at least as new as the epoch that it is kept under.
     let epoch = match EPOCH.get_ptr(0) {
         // SAFETY: an aligned word of the map. One load, since the daemon stores to it meanwhile.

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_pull_data},
     programs::TcContext,
 };
-use kubeveil_verdict::{Bytes, Meta, is_vlan};
+use kubeveil_verdict::{Bytes, Meta, Transport, is_vlan};
 
 /// How much is made contiguous when a header is not: two VLAN tags, both IP headers of an ICMP error
 /// and generous extension headers.
@@ -43,9 +43,27 @@ impl Skb {
         unsafe { (*self.raw).vlan_present != 0 || is_vlan(u16::from_be((*self.raw).protocol as u16)) }
     }
 
+    /// Whether it is IPv6; a VLAN tag must have been popped before.
+    #[inline(always)]
+    pub fn is_v6(&self) -> bool {
+        /// `ETH_P_IPV6` (`include/uapi/linux/if_ether.h`).
+        const IPV6: u16 = 0x86dd;
+        self.meta().protocol == IPV6
+    }
+
+    /// `size` bytes at `offset` from the packet's beginning, if they lie in its linear part. Not to be held over a
+    /// call that may move the packet.
+    #[inline(always)]
+    pub fn contiguous(&self, offset: u32, size: u32) -> Option<*const u8> {
+        // SAFETY: as in `meta`; the verifier knows these two for the bounds of the packet.
+        let (start, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
+        let chunk = start + offset as usize;
+        (chunk + size as usize <= end).then_some(chunk as *const u8)
+    }
+
     /// From the network header on, in what is contiguous.
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+    pub fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let mut words = MaybeUninit::<[u32; N]>::uninit();
         // SAFETY: the helper fills all of `words`, or fails.
         unsafe {
@@ -83,6 +101,13 @@ impl Skb {
     }
 }
 
+/// IPv6 extension headers. A global function to the verifier, as `find_owner` is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn walk(skb: *mut __sk_buff, next: u32, at: u32) -> u64 {
+    Transport::pack(kubeveil_verdict::walk(&Skb { raw: skb }, next, at))
+}
+
 impl Bytes for Skb {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
@@ -103,8 +128,13 @@ impl Bytes for Skb {
     }
 
     #[inline(always)]
-    fn segmented(&self) -> bool {
+    fn segment(&self) -> u32 {
         // SAFETY: as in `meta`.
-        unsafe { (*self.raw).gso_size != 0 }
+        unsafe { (*self.raw).gso_size }
+    }
+
+    #[inline(always)]
+    fn walk(&self, next: u32, at: u32) -> Option<Transport> {
+        Transport::unpack(walk(self.raw, next, at))
     }
 }

@@ -13,10 +13,12 @@ pub struct Decision {
     /// The mode does not carry the verdict out: the packet passes and is counted in the bank of
     /// what was only observed.
     pub observed: bool,
-    /// Device that a tunnelled packet goes into, else 0.
+    /// Device that a tunnelled packet goes into, or that the answer to one too big comes out of; else 0.
     pub ifindex: u32,
+    /// What the sender of a packet too big is told, bytes; 0: nobody is told anything.
+    pub tell_mtu: u32,
     /// A TCP segment size that has to be lowered first.
-    pub clamp: Option<MssClamp>,
+    pub clamp: MssClamp,
     /// Bytes from the IP header on, for the counters.
     pub length: u32,
 }
@@ -25,7 +27,8 @@ impl Decision {
     /// `reason` under the mode of `config`.
     ///
     /// `observe` carries nothing out. `prefer` never drops what would have travelled without us;
-    /// but what was encrypted on its way here does not become plain again.
+    /// but what was encrypted on its way here does not become plain again, and a packet that is too big for
+    /// a tunnel is one that its sender will send anew.
     #[inline(always)]
     pub(crate) fn new(config: &Config, reason: Reason, length: u32) -> Self {
         let (reason, observed) = match Mode::from_raw(config.mode) {
@@ -37,25 +40,21 @@ impl Decision {
                 | Reason::PlainFromPod
                 | Reason::PlainToPod
                 | Reason::UnguardedDevice => (Reason::Preferred, false),
-                Reason::TunnelToPlain => (reason, false),
+                Reason::TunnelToPlain | Reason::TooBig => (reason, false),
                 _ => (reason, matches!(reason.verdict(), Verdict::Drop)),
             },
         };
-        Self { reason, observed, ifindex: 0, clamp: None, length }
+        let clamp = MssClamp { offset: 0, checksum: 0, old: 0, new: 0 };
+        Self { reason, observed, ifindex: 0, tell_mtu: 0, clamp, length }
     }
 
-    /// `judge`'s decision on an IP packet; what is none, or can't be read, is decided for every program alike.
+    /// An IP packet; or what is decided, by every program alike, on what is none or can't be read.
     #[inline(always)]
-    pub(crate) fn on_ip(
-        meta: &Meta,
-        bytes: &impl Bytes,
-        config: &Config,
-        judge: impl FnOnce(&Packet) -> Self,
-    ) -> Self {
+    pub(crate) fn or_ip(meta: &Meta, bytes: &impl Bytes, config: &Config) -> Result<Packet, Self> {
         match parse(meta.protocol, bytes) {
-            Parsed::NonIp => Self::new(config, Reason::NonIp, bytes.length()),
-            Parsed::Unparsable => Self::new(config, Reason::Unparsable, bytes.length()),
-            Parsed::Ip(packet) => judge(&packet),
+            Parsed::NonIp => Err(Self::new(config, Reason::NonIp, bytes.length())),
+            Parsed::Unparsable => Err(Self::new(config, Reason::Unparsable, bytes.length())),
+            Parsed::Ip(packet) => Ok(packet),
         }
     }
 

@@ -1,9 +1,9 @@
 use kubeveil_abi::{Config, FlowKey, PrefixKind, Reason};
 
 use crate::{
-    Decision,
+    Decision, envelope,
     flow::{self, Flow},
-    packet::{Bytes, Meta, Packet},
+    packet::{Bytes, Meta, Packet, Parsed},
     tables::{Tables, owner},
 };
 
@@ -12,19 +12,31 @@ use crate::{
 /// The far end's addresses were checked by WireGuard itself (AllowedIPs).
 #[inline(always)]
 pub fn deliver(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Decision {
-    Decision::on_ip(meta, bytes, config, |packet| {
-        Decision::new(config, judge(packet, bytes, tables, config), packet.length)
-    })
+    match Decision::or_ip(meta, bytes, config) {
+        Ok(packet) => Decision::new(config, judge(&packet, bytes, tables, config), packet.length),
+        Err(decided) => decided,
+    }
 }
 
 #[inline(always)]
 fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Reason {
-    if !may_answer_as_host(packet, tables) {
+    // To this node's own, or to a Service's address that ends here; nothing else can be an envelope for us.
+    if !matches!(owner(tables, &packet.destination), None | Some((PrefixKind::LocalNode, _))) {
         return Reason::Delivered;
     }
     let Some(transport) = packet.transport(bytes) else {
         return Reason::Unparsable;
     };
+    // Envelopes, and what may be a part of one, are answered by envelopes, which are steered as they are.
+    match envelope::is_envelope(&transport, bytes, config) {
+        Some(false) => {}
+        Some(true) => return inside(packet, envelope::open(&transport, bytes, config), tables),
+        None => return Reason::Unparsable,
+    }
+    // A node's address is a pod's behind masquerading; the answer may be the host's own packet.
+    if !matches!(owner(tables, &packet.source), Some((PrefixKind::RemoteNode, _))) {
+        return Reason::Delivered;
+    }
     let key = match flow::incoming(packet, &transport, bytes) {
         Flow::Of(key) => key,
         Flow::Link | Flow::Pods => return Reason::Delivered,
@@ -44,15 +56,23 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
     Reason::Delivered
 }
 
+/// WireGuard holds a peer to its own addresses; what is inside of its envelopes nobody does but we.
+#[inline(always)]
+fn inside(outer: &Packet, content: Option<Parsed>, tables: &impl Tables) -> Reason {
+    use PrefixKind::{LocalPods, RemotePods};
+    let inner = match content {
+        None | Some(Parsed::NonIp) => return Reason::Delivered,
+        Some(Parsed::Unparsable) => return Reason::Unparsable,
+        Some(Parsed::Ip(inner)) => inner,
+    };
+    match (owner(tables, &outer.source), owner(tables, &inner.source)) {
+        (_, Some((LocalPods, _))) => Reason::EnvelopeSpoofed,
+        (Some((_, sender)), Some((RemotePods, claimed))) if sender != claimed => Reason::EnvelopeSpoofed,
+        _ => Reason::Delivered,
+    }
+}
+
 #[inline(always)]
 fn is_to_tunnel_port(config: &Config, key: &FlowKey) -> bool {
     flow::is_tunnel_port(config, key.protocol, key.ports & 0xffff)
-}
-
-/// From a node's address (a pod behind masquerading), to none that is known to be a pod's: this
-/// node's own, or a Service's that ends here. The answer may be the host's own packet.
-#[inline(always)]
-fn may_answer_as_host(packet: &Packet, tables: &impl Tables) -> bool {
-    matches!(owner(tables, &packet.destination), None | Some((PrefixKind::LocalNode, _)))
-        && matches!(owner(tables, &packet.source), Some((PrefixKind::RemoteNode, _)))
 }

@@ -135,8 +135,7 @@ fn icmp(transport: &Transport, bytes: &impl Bytes) -> Option<Icmp> {
             let identifier = u32::from_be(second) >> 16;
             Icmp::Echo(identifier << 16 | identifier)
         }
-        (false, UNREACHABLE | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAMETER_PROBLEM) => Icmp::Error,
-        (true, ..V6_ERRORS_END) => Icmp::Error,
+        (is_v6, kind) if is_error(is_v6, kind) => Icmp::Error,
         (true, kind)
             if V6_NEIGHBOUR.contains(&kind)
                 || V6_MULTICAST_LISTENER.contains(&kind)
@@ -146,6 +145,16 @@ fn icmp(transport: &Transport, bytes: &impl Bytes) -> Option<Icmp> {
         }
         _ => Icmp::Other,
     })
+}
+
+/// Whether this type of ICMP or ICMPv6 message is an error, about the packet that it quotes.
+#[inline(always)]
+pub(crate) const fn is_error(is_v6: bool, kind: u32) -> bool {
+    if is_v6 {
+        kind < V6_ERRORS_END
+    } else {
+        matches!(kind, UNREACHABLE | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAMETER_PROBLEM)
+    }
 }
 
 /// Whether replies of the flow go through the tunnel now.

@@ -14,12 +14,15 @@ extern crate std;
 mod backstop;
 mod decision;
 mod deliver;
+mod envelope;
+mod fit;
 mod flow;
 mod guard;
 mod packet;
 mod steer;
 mod tables;
 mod tcp;
+pub mod too_big;
 mod transport;
 
 #[cfg(feature = "testing")]
@@ -30,7 +33,7 @@ pub use decision::Decision;
 pub use deliver::deliver;
 pub use guard::guard;
 pub use packet::{Bytes, Meta, Packet, Parsed, is_vlan, parse};
-pub use steer::steer;
+pub use steer::{replace, steer};
 pub use tables::Tables;
 pub use tcp::MssClamp;
-pub use transport::Transport;
+pub use transport::{Transport, walk};

@@ -1,8 +1,10 @@
 use kubeveil_abi::{Address, v4};
 
+use crate::transport::{self, Transport};
+
 /// EtherTypes (`include/uapi/linux/if_ether.h`).
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub(crate) const ETH_P_IP: u16 = 0x0800;
+pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 
@@ -13,6 +15,8 @@ const MAX_TAGS: u32 = 2;
 const IPV6_HEADER: u32 = 40;
 /// The 13 bits of an IPv4 fragment's offset (RFC 791, section 3.1).
 const IPV4_OFFSET_MASK: u32 = 0x1fff;
+/// Its flag "don't fragment".
+const IPV4_DF: u32 = 0x4000;
 
 /// The packet's memory, from its network header on.
 pub trait Bytes {
@@ -22,9 +26,18 @@ pub trait Bytes {
     /// Length of the packet. It may count a link header too, so it bounds what can be there.
     fn length(&self) -> u32;
 
-    /// Several segments under one header. Only then may a header say that its length is 0: the
-    /// kernel does so for packets above 64 KiB ("BIG TCP", `iph_set_totlen`).
-    fn segmented(&self) -> bool;
+    /// Bytes that each of several segments under one header carries; 0 if it is but one. Only segmented
+    /// packets may say that their length is 0: the kernel does so above 64 KiB ("BIG TCP", `iph_set_totlen`).
+    fn segment(&self) -> u32;
+
+    /// What lies behind IPv6 extension headers, of which the first is of protocol `next` and lies at `at`. A method
+    /// so that the programs can put it where the verifier looks at it but once.
+    fn walk(&self, next: u32, at: u32) -> Option<Transport>
+    where
+        Self: Sized,
+    {
+        transport::walk(self, next, at)
+    }
 }
 
 /// What the kernel knows of a packet beside its bytes (`struct __sk_buff`).
@@ -57,6 +70,8 @@ pub struct Packet {
     pub(crate) payload: u32,
     /// An IPv4 fragment other than the first.
     pub(crate) later_fragment: bool,
+    /// It may be cut into fragments on its way: IPv4 without "don't fragment".
+    pub(crate) is_divisible: bool,
 }
 
 /// What [`parse`] found.
@@ -73,39 +88,49 @@ pub enum Parsed {
 /// Reads the network header of a packet whose EtherType is `protocol`.
 #[inline(always)]
 pub fn parse(protocol: u16, bytes: &impl Bytes) -> Parsed {
+    let mut packet = match parse_header(protocol, bytes, 0) {
+        Parsed::Ip(packet) => packet,
+        other => return other,
+    };
+    let at = packet.tags * 4;
+    // `length` counts from the network header on or from further left, so this is no false alarm.
+    let room = bytes.length().saturating_sub(at);
+    let header = packet.payload - at;
+    let stated = packet.length;
+    let empty = if packet.is_v6 { IPV6_HEADER } else { 0 };
+    if stated == empty && bytes.segment() != 0 {
+        packet.length = room;
+    } else if stated < header || stated > room {
+        return Parsed::Unparsable;
+    }
+    Parsed::Ip(packet)
+}
+
+/// Reads the network header of what begins at `at` with the EtherType `protocol`. Its length is not held against
+/// the room: what an envelope or an ICMP error holds may go on elsewhere.
+#[inline(always)]
+pub(crate) fn parse_header(protocol: u16, bytes: &impl Bytes, at: u32) -> Parsed {
     let (mut protocol, mut tags) = (protocol, 0);
     // A pod that reaches the wire by a bridge can put tags of its own in front.
     while is_vlan(protocol) {
         if tags == MAX_TAGS {
             return Parsed::Unparsable;
         }
-        let Some([tag]) = bytes.words(tags * 4) else {
+        let Some([tag]) = bytes.words(at + tags * 4) else {
             return Parsed::Unparsable;
         };
         protocol = low_half(tag);
         tags += 1;
     }
-    let at = tags * 4;
     let packet = match protocol {
-        ETH_P_IP => parse_v4(bytes, at),
-        ETH_P_IPV6 => parse_v6(bytes, at),
+        ETH_P_IP => parse_v4(bytes, at + tags * 4),
+        ETH_P_IPV6 => parse_v6(bytes, at + tags * 4),
         _ => return Parsed::NonIp,
     };
-    let Some(mut packet) = packet else {
-        return Parsed::Unparsable;
-    };
-    packet.tags = tags;
-    // `length` counts from the network header on or from further left, so this is no false alarm.
-    let room = bytes.length().saturating_sub(at);
-    let header = packet.payload - at;
-    let stated = packet.length;
-    let empty = if packet.is_v6 { IPV6_HEADER } else { 0 };
-    if stated == empty && bytes.segmented() {
-        packet.length = room;
-    } else if stated < header || stated > room {
-        return Parsed::Unparsable;
+    match packet {
+        Some(packet) => Parsed::Ip(Packet { tags, ..packet }),
+        None => Parsed::Unparsable,
     }
-    Parsed::Ip(packet)
 }
 
 /// Whether an EtherType (host order) announces a VLAN tag.
@@ -114,7 +139,7 @@ pub const fn is_vlan(protocol: u16) -> bool {
     matches!(protocol, ETH_P_8021Q | ETH_P_8021AD)
 }
 
-/// The header that an ICMP error quotes. Its length is not held against the room: a quote is cut short.
+/// The header that an ICMP error quotes.
 #[inline(always)]
 pub(crate) fn parse_quoted(is_v6: bool, bytes: &impl Bytes, at: u32) -> Option<Packet> {
     if is_v6 { parse_v6(bytes, at) } else { parse_v4(bytes, at) }
@@ -124,7 +149,7 @@ pub(crate) fn parse_quoted(is_v6: bool, bytes: &impl Bytes, at: u32) -> Option<P
 #[inline(always)]
 fn parse_v4(bytes: &impl Bytes, at: u32) -> Option<Packet> {
     let [first, fragment, ttl, source, destination] = bytes.words(at)?;
-    let first = u32::from_be(first);
+    let (first, fragment) = (u32::from_be(first), u32::from_be(fragment));
     let header = (first >> 24 & 0xf) * 4;
     if first >> 28 != 4 || header < 20 {
         return None;
@@ -137,7 +162,8 @@ fn parse_v4(bytes: &impl Bytes, at: u32) -> Option<Packet> {
         is_v6: false,
         next: u32::from_be(ttl) >> 16 & 0xff,
         payload: at + header,
-        later_fragment: u32::from_be(fragment) & IPV4_OFFSET_MASK != 0,
+        later_fragment: fragment & IPV4_OFFSET_MASK != 0,
+        is_divisible: fragment & IPV4_DF == 0,
     })
 }
 
@@ -158,6 +184,7 @@ fn parse_v6(bytes: &impl Bytes, at: u32) -> Option<Packet> {
         next: second >> 8 & 0xff,
         payload: at + IPV6_HEADER,
         later_fragment: false,
+        is_divisible: false,
     })
 }
 

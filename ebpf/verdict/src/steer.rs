@@ -1,29 +1,65 @@
 use kubeveil_abi::{Config, DeviceKind, PeerState, PrefixKind, Reason};
 
 use crate::{
-    Decision,
+    Decision, envelope,
+    fit::{Fit, fit},
     flow::{self, Flow},
-    packet::{Bytes, Meta, Packet},
+    packet::{Bytes, Meta, Packet, Parsed},
     tables::{Tables, owner},
     tcp,
-    transport::UDP,
+    transport::{Transport, UDP},
 };
 
-/// Where a packet goes: a reason, and for [`Reason::Tunnelled`] the device.
+/// Where a packet goes: a reason, and the device if that is a tunnel.
 type Way = (Reason, u32);
 
 /// Egress of an underlay device: the last hop, after DNAT and routing.
 #[inline(always)]
 pub fn steer(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Decision {
-    Decision::on_ip(meta, bytes, config, |packet| {
-        let (reason, ifindex) = Step { meta, bytes, tables, config, packet }.way();
-        let mut decision = Decision::new(config, reason, packet.length);
-        if matches!(reason, Reason::Tunnelled) {
-            decision.ifindex = ifindex;
-            decision.clamp = tcp::clamp(packet, bytes, config);
+    decide(meta, bytes, tables, config, Reason::Tunnelled)
+}
+
+/// Egress of an overlay's device whose envelopes carry nothing that the far end would miss: the packet is taken
+/// before it is put into one.
+#[inline(always)]
+pub fn replace(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Decision {
+    decide(meta, bytes, tables, config, Reason::Replaced)
+}
+
+#[inline(always)]
+fn decide(
+    meta: &Meta,
+    bytes: &impl Bytes,
+    tables: &impl Tables,
+    config: &Config,
+    tunnelled: Reason,
+) -> Decision {
+    let packet = match Decision::or_ip(meta, bytes, config) {
+        Ok(packet) => packet,
+        Err(decided) => return decided,
+    };
+    let (mut reason, ifindex) = Step { meta, bytes, tables, config, packet: &packet, tunnelled }.way();
+    let mut tell_mtu = 0;
+    // What an envelope holds is as big as its overlay allows, and nobody here could tell the sender.
+    if matches!(reason, Reason::Tunnelled | Reason::Replaced) {
+        match fit(&packet, bytes, config) {
+            Fit::Fits => {}
+            Fit::InFragments => reason = Reason::TunnelledInFragments,
+            Fit::TooBig { tell } => {
+                reason = Reason::TooBig;
+                tell_mtu = if tell { config.mtu } else { 0 };
+            }
         }
-        decision
-    })
+    }
+    let mut decision = Decision::new(config, reason, packet.length);
+    decision.ifindex = ifindex;
+    decision.tell_mtu = tell_mtu;
+    if matches!(reason, Reason::Tunnelled | Reason::Replaced)
+        && let Some(clamp) = tcp::clamp(&packet, bytes, config)
+    {
+        decision.clamp = clamp;
+    }
+    decision
 }
 
 struct Step<'a, B, T> {
@@ -32,33 +68,52 @@ struct Step<'a, B, T> {
     tables: &'a T,
     config: &'a Config,
     packet: &'a Packet,
+    /// What it is called when a packet goes into a tunnel.
+    tunnelled: Reason,
+}
+
+/// What a packet of this host itself is.
+enum Own {
+    /// The host's affair, for this reason.
+    Affair(Reason),
+    /// It answers a flow that came out of the tunnel, or may be a pod's.
+    Pods,
+    /// An overlay's envelope.
+    Envelope,
+    /// One with a packet for a pod of the cluster, to where no node is.
+    Astray,
 }
 
 impl<B: Bytes, T: Tables> Step<'_, B, T> {
     #[inline(always)]
     fn way(&self) -> Way {
-        if self.is_outer() {
-            return (Reason::Outer, 0);
-        }
-        let Some((kind, peer)) = owner(self.tables, &self.packet.destination) else {
-            return (Reason::Other, 0);
-        };
-        match kind {
-            PrefixKind::LocalNode => return (Reason::Other, 0),
-            PrefixKind::LocalPods => return (self.unless_from_tunnel(Reason::LocalPodOutward), 0),
-            PrefixKind::UnownedPods => return (self.unless_from_tunnel(Reason::NoOwner), 0),
-            PrefixKind::RemoteNode | PrefixKind::RemotePods => {}
-        }
-        let source = owner(self.tables, &self.packet.source).map(|(kind, _)| kind);
+        use PrefixKind::{LocalNode, LocalPods, RemoteNode, RemotePods, UnownedPods};
+        let destination = owner(self.tables, &self.packet.destination);
+        let kind = destination.map(|(kind, _)| kind);
+        // All that the host's own packets may be is told apart in one place: the verifier walks through every copy.
+        let own = if self.is_own() { self.own(kind) } else { Own::Pods };
+        let source =
+            if matches!(kind, Some(RemoteNode | RemotePods)) || matches!(own, Own::Affair(Reason::Outer)) {
+                owner(self.tables, &self.packet.source).map(|(kind, _)| kind)
+            } else {
+                None
+            };
         // Pods on macvlan or ipvlan have not come in by any device of ours: their address tells them.
-        let is_host = self.is_own() && !matches!(source, Some(PrefixKind::LocalPods));
-        if matches!(kind, PrefixKind::RemoteNode)
-            && is_host
-            && let Some(reason) = self.own_affair()
-        {
-            return (reason, 0);
+        let own = if matches!(source, Some(LocalPods)) { Own::Pods } else { own };
+        let mut tunnelled = self.tunnelled;
+        match own {
+            Own::Affair(reason @ Reason::Outer) => return (reason, 0),
+            Own::Affair(reason) if matches!(kind, Some(RemoteNode)) => return (reason, 0),
+            Own::Astray => return (Reason::EnvelopeAstray, 0),
+            Own::Envelope => tunnelled = Reason::Wrapped,
+            Own::Affair(_) | Own::Pods => {}
         }
-        self.to_peer(peer, source)
+        match destination {
+            None | Some((LocalNode, _)) => (Reason::Other, 0),
+            Some((LocalPods, _)) => (self.unless_from_tunnel(Reason::LocalPodOutward), 0),
+            Some((UnownedPods, _)) => (self.unless_from_tunnel(Reason::NoOwner), 0),
+            Some((RemoteNode | RemotePods, peer)) => self.to_peer(peer, source, tunnelled),
+        }
     }
 
     /// Sent by this host itself. What is forwarded is a pod's or a Service's, even where masquerading
@@ -71,59 +126,90 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
     /// The host's own and with WireGuard's mark. A mark of 0 is every packet's: no configuration yet.
     #[inline(always)]
     const fn is_marked(&self) -> bool {
-        self.is_own() && self.config.fwmark != 0 && self.meta.mark == self.config.fwmark
+        self.config.fwmark != 0 && self.meta.mark == self.config.fwmark
     }
 
-    /// WireGuard's own packet, if need be the first of its fragments. Its port alone would prove
-    /// nothing: pods can send from it.
+    /// What the packet is, as far as that matters for its destination.
     #[inline(always)]
-    fn is_outer(&self) -> bool {
-        if !self.is_marked() {
-            return false;
+    fn own(&self, destination: Option<PrefixKind>) -> Own {
+        let is_for_node = matches!(destination, Some(PrefixKind::RemoteNode));
+        if !is_for_node && destination.is_some() && !self.is_marked() {
+            return Own::Pods;
         }
-        match self.packet.transport(self.bytes) {
-            Some(transport) if transport.protocol == UDP => match transport.ports(self.bytes) {
-                Some(ports) => flow::is_tunnel_port(self.config, UDP, ports >> 16),
-                None => false,
-            },
-            _ => false,
-        }
-    }
-
-    /// Why a packet of this host to a node is left alone; `None` if it answers a flow that came out of
-    /// the tunnel.
-    #[inline(always)]
-    fn own_affair(&self) -> Option<Reason> {
         let Some(transport) = self.packet.transport(self.bytes) else {
-            return Some(Reason::Unparsable);
+            return Own::Affair(Reason::Unparsable);
         };
-        // WireGuard's packets, where the underlay's MTU is too small for them.
-        if transport.later_fragment && transport.protocol == UDP && self.is_marked() {
-            return Some(Reason::Outer);
+        if self.is_outer(&transport, is_for_node || destination.is_none()) {
+            return Own::Affair(Reason::Outer);
+        }
+        match envelope::is_envelope(&transport, self.bytes, self.config) {
+            Some(false) => {}
+            Some(true) if is_for_node => return Own::Envelope,
+            Some(true) => return self.envelope_elsewhere(&transport),
+            None => return Own::Affair(Reason::Unparsable),
+        }
+        if !is_for_node {
+            return Own::Pods;
         }
         // The kernel's slow path of IPv6 fragmentation makes new packets that have forgotten that they came in
         // (`net/ipv6/ip6_output.c`, `ip6_copy_metadata`): nobody can say that this one is the host's.
         if transport.is_v6_fragment && !self.is_marked() {
-            return None;
+            return Own::Pods;
         }
-        let key = match flow::outgoing(self.packet, &transport, self.bytes, self.tables) {
+        self.flow(&transport)
+    }
+
+    /// WireGuard's own packet, or where the underlay's MTU is too small for it a later fragment, which shows no
+    /// port. Its port alone would prove nothing: pods can send from it.
+    #[inline(always)]
+    fn is_outer(&self, transport: &Transport, may_be_endpoint: bool) -> bool {
+        if !self.is_marked() || transport.protocol != UDP {
+            return false;
+        }
+        transport.later_fragment && may_be_endpoint
+            || transport
+                .ports(self.bytes)
+                .is_some_and(|ports| flow::is_tunnel_port(self.config, UDP, ports >> 16))
+    }
+
+    /// An overlay must not carry pods' packets to where no node is. What can't be read is no pod's.
+    #[inline(always)]
+    fn envelope_elsewhere(&self, transport: &Transport) -> Own {
+        use PrefixKind::{LocalPods, RemoteNode, RemotePods, UnownedPods};
+        let Some(Parsed::Ip(inner)) = envelope::open(transport, self.bytes, self.config) else {
+            return Own::Envelope;
+        };
+        match owner(self.tables, &inner.destination) {
+            Some((RemotePods | UnownedPods, _)) => Own::Astray,
+            Some((RemoteNode, _)) => match owner(self.tables, &inner.source) {
+                Some((LocalPods, _)) => Own::Astray,
+                _ => Own::Envelope,
+            },
+            _ => Own::Envelope,
+        }
+    }
+
+    /// Whether a packet to a node answers a flow that came out of the tunnel.
+    #[inline(always)]
+    fn flow(&self, transport: &Transport) -> Own {
+        let key = match flow::outgoing(self.packet, transport, self.bytes, self.tables) {
             Flow::Of(key) => key,
-            Flow::Pods => return None,
-            Flow::Link => return Some(Reason::Host),
-            Flow::Unreadable => return Some(Reason::Unparsable),
+            Flow::Pods => return Own::Pods,
+            Flow::Link => return Own::Affair(Reason::Host),
+            Flow::Unreadable => return Own::Affair(Reason::Unparsable),
         };
         let now = self.tables.now();
         if !flow::is_live(self.tables, self.config, &key, now) {
-            return Some(Reason::Host);
+            return Own::Affair(Reason::Host);
         }
         // A stream that only goes out keeps its flow alive, as it does in the far end's NAT. There is
         // room: the entry exists.
         flow::refresh(self.tables, &key, now);
-        None
+        Own::Pods
     }
 
     #[inline(always)]
-    fn to_peer(&self, index: u32, source: Option<PrefixKind>) -> Way {
+    fn to_peer(&self, index: u32, source: Option<PrefixKind>, tunnelled: Reason) -> Way {
         let is_ours = matches!(source, Some(PrefixKind::LocalPods | PrefixKind::LocalNode));
         // Out of one tunnel into another is right for a Service only, and then the source was
         // translated to our own. Anything else is on its way to the wrong node.
@@ -135,7 +221,7 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
             PeerState::Tunnel => match self.tables.slot(peer.slot()) {
                 0 => (Reason::DeviceGone, 0),
                 _ if !is_ours => (Reason::SourceNotOurs, 0),
-                ifindex => (Reason::Tunnelled, ifindex),
+                ifindex => (tunnelled, ifindex),
             },
             PeerState::Bypass if self.tables.now() < peer.bypass_until() => (Reason::Bypassed, 0),
             PeerState::Bypass | PeerState::NoTunnel => (Reason::NoTunnel, 0),

@@ -22,8 +22,11 @@ const MAXIMUM_SEGMENT_SIZE: u32 = 2;
 /// the states that the verifier looks at.
 const BUDGET: u32 = 4;
 
-/// A maximum segment size to lower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A maximum segment size to lower; all zeros is none.
+///
+/// No `Option`: the compiler leaves the fields of a `None` unset, copies them all the same, and the verifier refuses
+/// to read what nobody has written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MssClamp {
     /// Where the two bytes stand, from the IP header on.
     pub offset: u32,
@@ -36,6 +39,12 @@ pub struct MssClamp {
 }
 
 impl MssClamp {
+    /// Whether there is anything to lower.
+    #[inline(always)]
+    pub const fn is_needed(&self) -> bool {
+        self.new != 0
+    }
+
     /// The old and new value as the checksum sees them, in memory order: it sums words from the TCP
     /// header on, and an option may begin at an odd byte (RFC 1624).
     #[inline(always)]

@@ -144,7 +144,7 @@ fn a_length_of_nothing_is_for_segmented_packets_only() {
         let mut bytes = build.network();
         bytes[at..at + 2].fill(0);
         let whole = u32::try_from(bytes.len()).unwrap();
-        let segmented = Slice { segmented: true, ..Slice::new(&bytes) };
+        let segmented = Slice { segment: 1_400, ..Slice::new(&bytes) };
         assert_eq!(ip(parse(build.ether_type(), &segmented)).length, whole);
         match read(&build, &bytes) {
             // An IPv6 packet may carry nothing; what lies behind it is padding.

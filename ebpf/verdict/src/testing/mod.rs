@@ -4,6 +4,6 @@ mod packets;
 mod strategies;
 mod world;
 
-pub use packets::{Build, Extension, Transport, address, ip_of};
-pub use strategies::{Place, Scene, Situation, scene, situation};
+pub use packets::{Build, Envelope, Extension, GENEVE_PORT, Transport, VXLAN_PORT, address, ip_of};
+pub use strategies::{Place, Scene, Situation, envelope, scene, situation};
 pub use world::{Slice, World};

@@ -42,8 +42,58 @@ pub enum Transport {
     Unreachable(std::boxed::Box<Build>),
     /// A neighbour solicitation (IPv6; for IPv4 an ICMP type of the same number).
     Neighbour,
+    /// An overlay's envelope with a packet inside.
+    Envelope(Envelope, std::boxed::Box<Build>),
     /// Another protocol, without a header that we know.
     Raw(u8),
+}
+
+/// UDP port of VXLAN envelopes here (that of flannel).
+pub const VXLAN_PORT: u16 = 8_472;
+/// UDP port of Geneve envelopes here (RFC 8926).
+pub const GENEVE_PORT: u16 = 6_081;
+
+/// What overlays put around packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Envelope {
+    /// With an Ethernet header inside.
+    Vxlan,
+    /// The same without one (VXLAN-GPE).
+    VxlanGpe,
+    /// With so many words of options, and an Ethernet header inside.
+    Geneve(u8),
+    /// IPv4 or IPv6 directly in IP (IPIP, SIT, ip6tnl).
+    Ip,
+    /// With checksum, key and sequence number, or without.
+    Gre(bool),
+    /// With an Ethernet header inside (gretap).
+    Gretap,
+}
+
+impl Envelope {
+    /// Protocol number, and everything before what is inside.
+    fn head(self, inner: &Build) -> (u8, Vec<u8>) {
+        let ip = inner.ip_type();
+        let next = if inner.source.is_ipv6() { 2 } else { 1 };
+        let ethernet = inner.ethernet();
+        let udp = |port: u16, rest: Vec<u8>| {
+            let length = u16::try_from(8 + rest.len() + inner.network().len()).unwrap_or(u16::MAX);
+            let words = [40_000, port, length, 0];
+            (17, words.iter().flat_map(|word| word.to_be_bytes()).chain(rest).collect())
+        };
+        match self {
+            Self::Vxlan => udp(VXLAN_PORT, [vec![8, 0, 0, 0, 0, 0, 1, 0], ethernet].concat()),
+            Self::VxlanGpe => udp(VXLAN_PORT, vec![0xc, 0, 0, next, 0, 0, 1, 0]),
+            Self::Geneve(words) => {
+                let options = vec![0; usize::from(words) * 4];
+                udp(GENEVE_PORT, [vec![words, 0, 0x65, 0x58, 0, 0, 1, 0], options, ethernet].concat())
+            }
+            Self::Ip => (if inner.source.is_ipv6() { 41 } else { 4 }, Vec::new()),
+            Self::Gre(false) => (47, [[0, 0], ip.to_be_bytes()].concat()),
+            Self::Gre(true) => (47, [vec![0xb0, 0], ip.to_be_bytes().to_vec(), vec![0; 12]].concat()),
+            Self::Gretap => (47, [vec![0, 0, 0x65, 0x58], ethernet].concat()),
+        }
+    }
 }
 
 /// An IPv6 extension header; its content is its length in units of its own, and zeros.
@@ -117,10 +167,13 @@ impl Build {
 
     /// With an Ethernet header.
     pub fn frame(&self) -> Vec<u8> {
-        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        frame.extend(self.ether_type().to_be_bytes());
-        frame.extend(self.network());
-        frame
+        [self.ethernet(), self.network()].concat()
+    }
+
+    fn ethernet(&self) -> Vec<u8> {
+        let mut header = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        header.extend(self.ether_type().to_be_bytes());
+        header
     }
 
     fn ip(&self) -> Vec<u8> {
@@ -219,6 +272,13 @@ impl Build {
                 let mut header = vec![kind[0], kind[1], 0, 0, 0, 0, 0, 0];
                 header.extend(quoted.ip());
                 (icmp, header)
+            }
+            Transport::Envelope(envelope, inner) => {
+                let (protocol, mut header) = envelope.head(inner);
+                // What is inside of an IP header directly has no VLAN tags.
+                let is_framed = matches!(envelope, Envelope::Vxlan | Envelope::Geneve(_) | Envelope::Gretap);
+                header.extend(if is_framed { inner.network() } else { inner.ip() });
+                (protocol, header)
             }
             Transport::Neighbour => (icmp, vec![135, 0, 0, 0, 0, 0, 0, 0]),
             Transport::Raw(protocol) => (*protocol, Vec::new()),

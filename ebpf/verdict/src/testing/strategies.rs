@@ -7,11 +7,12 @@ use std::{
 
 use etherparse::TcpOptionElement;
 use kubeveil_abi::{
-    BASE_PORT, Config, DeviceKind, FWMARK, FlowKey, FlowValue, Mode, PeerValue, PrefixKind, v4_mapped_length,
+    BASE_PORT, Config, DeviceKind, FWMARK, FlowKey, FlowValue, GENEVE, Mode, PeerValue, PrefixKind,
+    v4_mapped_length,
 };
 use proptest::prelude::*;
 
-use super::{Build, Extension, Transport, World, address};
+use super::{Build, Envelope, Extension, GENEVE_PORT, Transport, VXLAN_PORT, World, address};
 use crate::Meta;
 
 /// Where an address lies. Node 1 is this one; peer p is node p + 2.
@@ -113,6 +114,8 @@ impl Scene {
                 mss_v6: 1348,
                 flow_tcp_seconds: 3_600,
                 flow_other_seconds: 120,
+                mtu: 1_440,
+                envelope_ports: [VXLAN_PORT.into(), u32::from(GENEVE_PORT) | GENEVE, 0, 0, 0, 0, 0],
             },
             now: self.now,
             ..World::default()
@@ -237,12 +240,31 @@ impl Situation {
         self.build.destination.is_ipv6() && has_header
     }
 
+    /// Whether it is an overlay's envelope, or may be a part of one: a later fragment of UDP shows no port.
+    pub fn may_be_envelope(&self) -> bool {
+        let is_later = self.build.fragment.is_some_and(|(offset, _)| offset != 0);
+        match &self.build.transport {
+            Transport::Udp(_, port) => is_later || [VXLAN_PORT, GENEVE_PORT].contains(port),
+            Transport::Envelope(..) | Transport::Raw(4 | 41 | 47) => true,
+            _ => false,
+        }
+    }
+
+    /// The same in an overlay's envelope between two places; whatever the kernel knew of it, it has forgotten.
+    #[must_use]
+    pub fn in_envelope(self, envelope: Envelope, from: Place, to: Place, is_v6: bool) -> Self {
+        Self::new(from, to, is_v6, Transport::Envelope(envelope, Box::new(self.build)))
+    }
+
     /// Whether it is WireGuard's own: the host's, marked, UDP from one of its ports (or a later fragment,
     /// which shows none).
     pub fn is_outer(&self) -> bool {
         let is_later = self.build.fragment.is_some_and(|(offset, _)| offset != 0);
-        let is_from_port = matches!(self.build.transport, Transport::Udp(source, _)
-            if is_later || source == BASE_PORT || source == BASE_PORT + 1);
+        let is_from_port = match self.build.transport {
+            Transport::Udp(source, _) => is_later || source == BASE_PORT || source == BASE_PORT + 1,
+            Transport::Envelope(Envelope::Vxlan | Envelope::VxlanGpe | Envelope::Geneve(_), _) => is_later,
+            _ => false,
+        };
         self.ingress_ifindex == 0 && self.mark == FWMARK && is_from_port
     }
 }
@@ -301,12 +323,25 @@ pub fn situation() -> impl Strategy<Value = Situation> {
     ];
     let mark = prop_oneof![3 => Just(0), 1 => Just(FWMARK), 1 => Just(0x4000)];
     let tags = prop_oneof![6 => Just(0_u8), 1 => 1_u8..4];
+    // Around the tunnel's MTU, too.
+    let payload = prop_oneof![6 => 0_usize..40, 1 => 1_380_usize..1_480];
+    let inner = (Place::any(), Place::any(), any::<bool>(), transport(), 0..2_u8);
+    let inner = inner.prop_map(|(from, to, is_v6, transport, tags)| {
+        let mut build = Build::new(from.ip(is_v6), to.ip(is_v6), transport);
+        build.tags = tags;
+        build
+    });
+    let inner = prop_oneof![4 => Just(None), 1 => (envelope(), inner).prop_map(Some)];
     (
-        (Place::any(), Place::any(), any::<bool>(), transport(), any::<bool>()),
-        (extensions, fragment, ingress, mark, tags, 0_usize..40),
+        (Place::any(), Place::any(), any::<bool>(), transport(), any::<bool>(), inner),
+        (extensions, fragment, ingress, mark, tags, payload),
     )
-        .prop_map(|((from, to, is_v6, transport, is_error), rest)| {
+        .prop_map(|((from, to, is_v6, transport, is_error, inner), rest)| {
             let (extensions, fragment, ingress_ifindex, mark, tags, payload) = rest;
+            let transport = match inner {
+                Some((envelope, inner)) => Transport::Envelope(envelope, Box::new(inner)),
+                None => transport,
+            };
             let mut situation = Situation::new(from, to, is_v6, transport);
             if is_error && matches!(situation.build.transport, Transport::Raw(_)) {
                 // About a packet that went the other way.
@@ -319,6 +354,18 @@ pub fn situation() -> impl Strategy<Value = Situation> {
             situation.build.payload = payload;
             situation.by(ingress_ifindex).marked(mark)
         })
+}
+
+/// Any envelope.
+pub fn envelope() -> impl Strategy<Value = Envelope> {
+    prop_oneof![
+        Just(Envelope::Vxlan),
+        Just(Envelope::VxlanGpe),
+        (0_u8..16).prop_map(Envelope::Geneve),
+        Just(Envelope::Ip),
+        any::<bool>().prop_map(Envelope::Gre),
+        Just(Envelope::Gretap),
+    ]
 }
 
 fn transport() -> impl Strategy<Value = Transport> {

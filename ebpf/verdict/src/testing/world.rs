@@ -13,14 +13,14 @@ pub struct Slice<'a> {
     pub bytes: &'a [u8],
     /// Length of a link header that the kernel would count too.
     pub link: u32,
-    /// See [`Bytes::segmented`].
-    pub segmented: bool,
+    /// See [`Bytes::segment`].
+    pub segment: u32,
 }
 
 impl<'a> Slice<'a> {
     /// A plain packet without a link header.
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, link: 0, segmented: false }
+        Self { bytes, link: 0, segment: 0 }
     }
 }
 
@@ -38,8 +38,8 @@ impl Bytes for Slice<'_> {
         u32::try_from(self.bytes.len()).unwrap_or(u32::MAX) + self.link
     }
 
-    fn segmented(&self) -> bool {
-        self.segmented
+    fn segment(&self) -> u32 {
+        self.segment
     }
 }
 

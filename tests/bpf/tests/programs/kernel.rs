@@ -27,6 +27,9 @@ const INGRESS_IFINDEX: usize = 36;
 const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
 
+/// Bytes that each of several segments carries.
+pub(crate) const SEGMENT: u32 = 1_300;
+
 /// What the kernel is told to do with a packet (`include/uapi/linux/pkt_cls.h`).
 pub(crate) const NEXT: u32 = u32::MAX;
 pub(crate) const SHOT: u32 = 2;
@@ -136,17 +139,12 @@ impl Kernel {
     /// Brings the maps to the state of the world, whatever was in them; counters begin anew.
     pub(crate) fn install(&mut self, world: &World) -> Result<()> {
         let c = &world.config;
-        let config = [
-            c.mode,
-            c.fwmark,
-            c.ports[0],
-            c.ports[1],
-            c.mss_v4,
-            c.mss_v6,
-            c.flow_tcp_seconds,
-            c.flow_other_seconds,
-        ];
-        Array::<_, [u32; 8]>::try_from(self.map(names::CONFIG)?)?.set(0, config, 0)?;
+        let [even, odd] = c.ports;
+        let [e0, e1, e2, e3, e4, e5, e6] = c.envelope_ports;
+        let (tcp, other) = (c.flow_tcp_seconds, c.flow_other_seconds);
+        let config =
+            [c.mode, c.fwmark, even, odd, c.mss_v4, c.mss_v6, tcp, other, c.mtu, e0, e1, e2, e3, e4, e5, e6];
+        Array::<_, [u32; 16]>::try_from(self.map(names::CONFIG)?)?.set(0, config, 0)?;
         self.unsettle()?;
         self.replace_prefixes(world)?;
         self.settle()?;
@@ -240,13 +238,24 @@ impl Kernel {
         segments: u32,
         repeat: u32,
     ) -> Result<Ran> {
+        self.run_program(program(direction), situation, frame, segments, repeat)
+    }
+
+    /// The same for a program that shares its direction with another.
+    pub(crate) fn run_program(
+        &mut self,
+        name: &'static str,
+        situation: &Situation,
+        frame: &[u8],
+        segments: u32,
+        repeat: u32,
+    ) -> Result<Ran> {
         let mut context = [0; CONTEXT];
         let mut set = |at: usize, value: u32| context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         set(MARK, situation.mark);
         set(INGRESS_IFINDEX, situation.ingress_ifindex);
         set(GSO_SEGS, segments);
-        set(GSO_SIZE, if segments == 0 { 0 } else { 1_400 });
-        let name = program(direction);
+        set(GSO_SIZE, if segments == 0 { 0 } else { SEGMENT });
         let classifier: &mut SchedClassifier = self.ebpf.program_mut(name).context(name)?.try_into()?;
         test_run(classifier, frame, Some(&context), repeat)
             .with_context(|| format!("run {name} on {frame:02x?}"))
@@ -291,6 +300,17 @@ impl Kernel {
 
     fn flow_map(&mut self) -> Result<HashMap<&mut MapData, [u32; 10], [u32; 2]>> {
         Ok(self.map(names::FLOWS)?.try_into()?)
+    }
+
+    /// Instructions that the verifier looked at, by program.
+    pub(crate) fn verified(&mut self) -> Result<BTreeMap<&'static str, u32>> {
+        let mut counts = BTreeMap::new();
+        for name in names::PROGRAMS {
+            let classifier: &SchedClassifier = self.ebpf.program(name).context(name)?.try_into()?;
+            let count = classifier.info()?.verified_instruction_count().context("an old kernel")?;
+            counts.insert(name, count);
+        }
+        Ok(counts)
     }
 
     /// One of the maps.

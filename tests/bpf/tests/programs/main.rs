@@ -14,6 +14,7 @@ mod kernel;
 mod maps;
 mod reasons;
 mod speed;
+mod too_big;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ fn main() -> ExitCode {
         trial("a_long_segment_size_is_lowered", clamp::long_is_lowered),
         trial("only_a_syn_is_clamped", clamp::only_a_syn),
         trial("tags_are_popped", clamp::tags_are_popped),
+        trial("the_sender_of_what_is_too_big_is_told", too_big::its_sender_is_told),
+        trial("segments_are_judged_one_by_one", too_big::segments_are_judged),
         trial("flows_are_remembered", cases::flows_are_remembered),
         trial("a_reply_keeps_its_flow_alive", cases::a_reply_keeps_its_flow_alive),
         trial("prefixes_are_kept_for_an_epoch", cases::prefixes_are_kept_for_an_epoch),
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         trial("big_tcp_is_counted_whole", cases::big_tcp_is_counted_whole),
         trial("maps_are_as_the_abi_says", maps::are_as_the_abi_says),
         trial("the_kernel_decides_as_the_host_does", differential::kernel_and_host_agree),
+        trial("what_the_verifier_looks_at", speed::verified),
         trial("backstop/the_program_holds", backstop::the_program_holds),
         trial("backstop/nftables_holds", backstop::nftables_holds),
         trial("backstop/an_upgrade_opens_and_closes_nothing", backstop::an_upgrade_opens_and_closes_nothing),

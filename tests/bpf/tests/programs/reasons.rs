@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use kubeveil_abi::{
-    BASE_PORT, Direction, FWMARK, FlowKey, FlowValue, Mode, PeerValue, Reason, Verdict, counter_index,
+    BASE_PORT, Direction, FWMARK, FlowKey, FlowValue, Mode, PeerValue, Reason, Verdict, counter_index, names,
 };
 use kubeveil_verdict::{
     Decision, deliver, guard, steer,
-    testing::{Place, Scene, Situation, Slice, Transport, World, address},
+    testing::{Envelope, Extension, Place, Scene, Situation, Slice, Transport, VXLAN_PORT, World, address},
 };
 
 use crate::kernel::{Kernel, NEXT, REDIRECT, SHOT, boot_seconds};
@@ -52,11 +52,25 @@ impl Case {
         for is_v6 in [false, true] {
             let (world, situation) = self.situation(is_v6);
             let mut kernel = Kernel::with(&world)?;
-            let decision = on_host(self.direction, &situation, &world);
-            ensure!(decision.reason == self.expected, "on the host: {decision:?} (IPv6: {is_v6})");
-            let ran = kernel.run(self.direction, &situation)?;
+            let is_overlay = self.expected == Reason::Replaced;
+            // No router cuts IPv6.
+            let expected = match self.expected {
+                Reason::TunnelledInFragments if is_v6 => Reason::TooBig,
+                expected => expected,
+            };
+            let decision = if is_overlay {
+                at_overlay(&situation, &world)
+            } else {
+                on_host(self.direction, &situation, &world)
+            };
+            ensure!(decision.reason == expected, "on the host: {decision:?} (IPv6: {is_v6})");
+            let ran = if is_overlay {
+                kernel.run_program(names::REPLACE, &situation, &situation.build.frame(), 0, 1)?
+            } else {
+                kernel.run(self.direction, &situation)?
+            };
             let counters = kernel.counters()?;
-            let index = counter_index(self.direction, decision.observed, self.expected);
+            let index = counter_index(self.direction, decision.observed, expected);
             ensure!(
                 counters.len() == 1 && counters.get(&index).is_some_and(|c| c.packets == 1),
                 "counted {counters:?} instead of {index} (IPv6: {is_v6})"
@@ -64,16 +78,18 @@ impl Case {
             let bytes = counters.get(&index).map(|c| c.bytes);
             ensure!(bytes == Some(decision.length.into()), "{bytes:?} bytes for {decision:?}");
             ensure!(ran.action == action(&decision), "answered {} for {decision:?}", ran.action);
-            let should = if self.mode == Mode::Observe { Verdict::Pass } else { self.verdict() };
+            let should = if self.mode == Mode::Observe { Verdict::Pass } else { self.verdict(expected) };
             ensure!(decision.verdict() == should, "{decision:?} is carried out otherwise");
         }
         Ok(())
     }
 
     /// `prefer` drops nothing but what came out of a tunnel.
-    fn verdict(&self) -> Verdict {
-        match (self.mode, self.expected.verdict()) {
-            (Mode::Prefer, Verdict::Drop) if self.expected != Reason::TunnelToPlain => Verdict::Pass,
+    fn verdict(&self, expected: Reason) -> Verdict {
+        match (self.mode, expected.verdict()) {
+            (Mode::Prefer, Verdict::Drop) if !matches!(expected, Reason::TunnelToPlain | Reason::TooBig) => {
+                Verdict::Pass
+            }
             (_, verdict) => verdict,
         }
     }
@@ -103,10 +119,18 @@ pub(crate) fn on_host(direction: Direction, situation: &Situation, world: &World
     }
 }
 
-/// What the kernel is to be told.
+/// The same at an overlay's device.
+fn at_overlay(situation: &Situation, world: &World) -> Decision {
+    let bytes = situation.build.network();
+    let slice = Slice { link: LINK, ..Slice::new(&bytes) };
+    kubeveil_verdict::replace(&situation.meta(), &slice, world, &world.config)
+}
+
+/// What the kernel is to be told. A message to the sender of what is too big is redirected too.
 pub(crate) fn action(decision: &Decision) -> u32 {
     match decision.verdict() {
         Verdict::Pass => NEXT,
+        Verdict::Drop if decision.tell_mtu != 0 => REDIRECT,
         Verdict::Drop => SHOT,
         Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => REDIRECT,
     }
@@ -166,8 +190,10 @@ fn old_reply(scene: &mut Scene, _: &mut World, _: &mut Situation) {
     scene.flows = [false, true].map(|is_v6| (0, is_v6, Transport::Udp(53, 40_000), 121)).into();
 }
 
-fn later_fragment_of_reply(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
-    reply(scene, world, situation);
+/// Of UDP nobody knows whether they are an envelope's.
+fn later_fragment_of_reply(scene: &mut Scene, _: &mut World, situation: &mut Situation) {
+    scene.flows = [false, true].map(|is_v6| (0, is_v6, Transport::Echo(7, false), 5)).into();
+    situation.build.transport = Transport::Echo(7, true);
     situation.build.fragment = Some((20, false));
 }
 
@@ -186,6 +212,63 @@ fn full_table(_: &mut Scene, world: &mut World, _: &mut Situation) {
         (key, FlowValue::default())
     };
     world.flows = (0..8).map(entry).collect::<Vec<_>>().into();
+}
+
+/// An overlay's envelope with a packet between pods inside.
+fn in_envelope(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    envelope_between(scene, world, situation, LocalPod, RemotePod(0));
+}
+
+fn envelope_from_remote(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    envelope_between(scene, world, situation, RemotePod(0), LocalPod);
+}
+
+fn envelope_from_another(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    envelope_between(scene, world, situation, RemotePod(1), LocalPod);
+}
+
+/// A Service's client, say, whose address the overlay has kept.
+fn envelope_from_outside(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    envelope_between(scene, world, situation, Outside, LocalPod);
+}
+
+fn envelope_of_strangers(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    envelope_between(scene, world, situation, Outside, Outside);
+}
+
+fn envelope_between(_: &mut Scene, _: &mut World, situation: &mut Situation, from: Place, to: Place) {
+    let is_v6 = situation.build.source.is_ipv6();
+    let inner = Situation::new(from, to, is_v6, Transport::Udp(40_000, 53)).build;
+    situation.build.transport = Transport::Envelope(Envelope::Vxlan, Box::new(inner));
+}
+
+/// An envelope whose inner header is in another fragment.
+fn envelope_cut(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    situation.build.transport = Transport::Udp(40_000, VXLAN_PORT);
+    situation.build.fragment = Some((0, true));
+}
+
+/// Nobody knows which envelope it is a part of.
+fn later_fragment(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    situation.build.fragment = Some((20, false));
+}
+
+fn big(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    situation.build.payload = 1_440;
+}
+
+/// For IPv6 there are no such packets.
+fn big_and_divisible(_: &mut Scene, _: &mut World, situation: &mut Situation) {
+    situation.build.payload = 1_440;
+    situation.build.fragment = situation.build.source.is_ipv4().then_some((0, false));
+}
+
+/// More than a host need accept (RFC 8504, section 5.3). IPv4 has none: too many tags take their place.
+fn too_many_headers(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    if situation.build.source.is_ipv4() {
+        return too_many_tags(scene, world, situation);
+    }
+    situation.build.extensions = vec![Extension::Options(60, 0); 9];
 }
 
 /// An ARP packet, as far as anybody can see.
@@ -253,6 +336,88 @@ pub(crate) fn cases() -> Vec<Case> {
     add("pod is gone", Egress, prefer, (RemotePod(1), LocalPod), TUNNEL, no_change, Reason::TunnelToPlain);
     add("pod is gone", Egress, require, (Outside, LocalPod), WIRE, no_change, Reason::LocalPodOutward);
 
+    add("an envelope", Egress, require, masqueraded, 0, in_envelope, Reason::Wrapped);
+    add("an envelope", Egress, prefer, masqueraded, 0, in_envelope, Reason::Wrapped);
+    add("an envelope of strangers", Egress, require, masqueraded, 0, envelope_of_strangers, Reason::Wrapped);
+    add("an envelope's later part", Egress, require, masqueraded, 0, later_fragment, Reason::Wrapped);
+    add(
+        "an envelope elsewhere",
+        Egress,
+        require,
+        (LocalNode, Outside),
+        0,
+        in_envelope,
+        Reason::EnvelopeAstray,
+    );
+    add(
+        "strangers elsewhere",
+        Egress,
+        require,
+        (LocalNode, Outside),
+        0,
+        envelope_of_strangers,
+        Reason::Other,
+    );
+    add("pod to pod", Egress, require, pods, POD, no_change, Reason::Replaced);
+    add("too big but divisible", Egress, require, pods, POD, big_and_divisible, Reason::TunnelledInFragments);
+    add("too big", Egress, require, pods, POD, big, Reason::TooBig);
+    add("too big", Egress, prefer, pods, POD, big, Reason::TooBig);
+    add("too big", Egress, observe, pods, POD, big, Reason::TooBig);
+
+    add(
+        "an envelope",
+        Ingress,
+        require,
+        (RemoteNode(0), LocalNode),
+        WIRE,
+        envelope_from_remote,
+        Reason::PlainFromPod,
+    );
+    add(
+        "a stranger's envelope",
+        Ingress,
+        require,
+        (Outside, LocalNode),
+        WIRE,
+        envelope_from_remote,
+        Reason::PlainFromPod,
+    );
+    add(
+        "an envelope from outside",
+        Ingress,
+        require,
+        (RemoteNode(0), LocalNode),
+        WIRE,
+        envelope_from_outside,
+        Reason::PlainToPod,
+    );
+    add(
+        "our own in an envelope",
+        Ingress,
+        require,
+        (Outside, LocalNode),
+        WIRE,
+        in_envelope,
+        Reason::SpoofedLocal,
+    );
+    add(
+        "an envelope cut short",
+        Ingress,
+        require,
+        (Outside, LocalNode),
+        WIRE,
+        envelope_cut,
+        Reason::Unparsable,
+    );
+    add(
+        "too many headers",
+        Ingress,
+        require,
+        (Outside, LocalNode),
+        WIRE,
+        too_many_headers,
+        Reason::Unparsable,
+    );
     add("pod to pod", Ingress, require, (RemotePod(0), LocalPod), WIRE, no_change, Reason::PlainFromPod);
     add("pod to pod", Ingress, observe, (RemotePod(0), LocalPod), WIRE, no_change, Reason::PlainFromPod);
     add("pod to pod", Ingress, prefer, (RemotePod(0), LocalPod), WIRE, no_tunnel, Reason::Preferred);
@@ -286,6 +451,33 @@ pub(crate) fn cases() -> Vec<Case> {
         TUNNEL,
         other_version,
         Reason::Unparsable,
+    );
+    add(
+        "an envelope",
+        Tunnel,
+        require,
+        (RemoteNode(0), LocalNode),
+        TUNNEL,
+        envelope_from_remote,
+        Reason::Delivered,
+    );
+    add(
+        "another's pod in it",
+        Tunnel,
+        require,
+        (RemoteNode(0), LocalNode),
+        TUNNEL,
+        envelope_from_another,
+        Reason::EnvelopeSpoofed,
+    );
+    add(
+        "our own pod in it",
+        Tunnel,
+        require,
+        (RemoteNode(0), LocalNode),
+        TUNNEL,
+        in_envelope,
+        Reason::EnvelopeSpoofed,
     );
     add("not IP", Tunnel, require, (RemotePod(0), LocalPod), TUNNEL, not_ip, Reason::NonIp);
     add("no room", Tunnel, require, (RemoteNode(0), LocalNode), TUNNEL, full_table, Reason::FlowTableFull);

@@ -119,3 +119,12 @@ fn empty_program(frame: &[u8]) -> Result<u128> {
     classifier.load()?;
     Ok(test_run(classifier, frame, None, REPEAT)?.duration.as_nanos())
 }
+
+/// Instructions that the verifier looked at, for each program.
+pub(crate) fn verified() -> Result<()> {
+    let mut kernel = Kernel::with(&Scene::calm(Mode::Require).world())?;
+    for (name, count) in kernel.verified()? {
+        println!("{name}: {count} instructions verified");
+    }
+    Ok(())
+}
