@@ -149,7 +149,7 @@ fn directions(reason: Reason) -> &'static [Direction] {
     match reason {
         Reason::Unparsable => &Direction::ALL,
         Reason::PlainFromPod | Reason::PlainToPod | Reason::SpoofedLocal => &[Direction::Ingress],
-        Reason::FlowTableFull => &[Direction::Tunnel],
+        Reason::FlowTableFull | Reason::EnvelopeSpoofed => &[Direction::Tunnel],
         Reason::UnguardedDevice => &[Direction::Backstop],
         Reason::TunnelToPlain => &[Direction::Egress, Direction::Backstop],
         _ => &[Direction::Egress],

@@ -9,7 +9,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kubeveil_abi::{BASE_PORT, Config, DEVICE_NAMES, DeviceKind, FWMARK, MAX_SLOTS, PeerValue, PrefixKind};
+use kubeveil_abi::{
+    BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, PeerValue, PrefixKind,
+};
 use kubeveil_api::mesh::{MeshSpec, Mode};
 use kubeveil_keys::{Generation, PublicKey};
 
@@ -21,7 +23,7 @@ use crate::{
     problem::{Problem, ProblemKind},
     snapshot::Knowledge,
     tunnels::{Health, Tunnels},
-    underlay,
+    underlay::{self, Addresses},
 };
 use peers::Peers;
 
@@ -138,7 +140,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
-    let underlay = underlay_of(inputs);
+    let underlay = underlay_of(inputs, mesh);
     let underlay_mtu = mtu_of(&underlay, inputs.observed);
     underlay_hooks(underlay, &mut out);
     overlays(inputs, &mut out);
@@ -152,7 +154,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         travel(inputs, mesh, &indices, (&name, tunnel.key), &keys, &mut out);
         out.tunnels.insert(name, tunnel);
     }
-    out.config = config(mesh, mtu);
+    out.config = config(mesh, mtu, out.config.envelope_ports);
     out
 }
 
@@ -226,10 +228,19 @@ fn tunnel(
     (name, DesiredTunnel { key: (generation, own_key), port, mtu, peers: peers.by_key }, peers.keys)
 }
 
-fn underlay_of(inputs: &Inputs<'_>) -> BTreeSet<u32> {
+fn underlay_of(inputs: &Inputs<'_>, mesh: Option<&MeshSpec>) -> BTreeSet<u32> {
     let own = inputs.knowledge.snapshot().nodes.get(inputs.node);
-    let own_ips = own.map_or(&[][..], |node| &node.internal_ips);
-    underlay::underlay(&inputs.observed.links, own_ips, inputs.underlay)
+    let others = inputs
+        .assignment
+        .prefixes
+        .iter()
+        .filter(|(_, (node, class))| node != inputs.node && *class == Class::Node);
+    let addresses = Addresses {
+        own: own.map_or(&[][..], |node| &node.internal_ips),
+        nodes: others.map(|(prefix, _)| prefix.addr()).collect(),
+        pods: mesh.map_or(&[][..], |mesh| &mesh.pod_cidrs),
+    };
+    underlay::underlay(&inputs.observed.links, &addresses, inputs.underlay)
 }
 
 fn mtu_of(devices: &BTreeSet<u32>, observed: &Observed) -> u32 {
@@ -246,8 +257,27 @@ fn underlay_hooks(devices: BTreeSet<u32>, out: &mut Desired) {
 
 /// What goes into an overlay's device comes out at an underlay device, in an envelope; so the backstop lets it go in.
 fn overlays(inputs: &Inputs<'_>, out: &mut Desired) {
-    for index in underlay::overlays(&inputs.observed.links) {
+    let links = &inputs.observed.links;
+    for index in underlay::overlays(links) {
         out.devices.entry(index).or_insert(DeviceKind::Overlay);
+    }
+    let own = inputs.assignment.of(inputs.node).iter();
+    let own_pods: Vec<IpNet> = own.filter(|(_, class)| *class == Class::Pods).map(|(net, _)| *net).collect();
+    out.hooks
+        .extend(underlay::replaceable(links, &own_pods).into_iter().map(|index| (Program::Replace, index)));
+    let (ports, left) = underlay::envelope_ports(links);
+    out.config.envelope_ports = ports;
+    if !left.is_empty() {
+        out.problems.push(Problem {
+            kind: ProblemKind::Kernel,
+            object: "VXLAN and Geneve devices".to_owned(),
+            field: "port".to_owned(),
+            message: format!(
+                "they use more than {} UDP ports; envelopes to {left:?} are not looked into",
+                ports.len()
+            ),
+            advice: "Give the overlays' devices fewer different ports".to_owned(),
+        });
     }
 }
 
@@ -269,7 +299,7 @@ fn tunnel_hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
     }
 }
 
-fn config(mesh: Option<&MeshSpec>, mtu: u32) -> Config {
+fn config(mesh: Option<&MeshSpec>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) -> Config {
     let (mss_v4, mss_v6) = mtu::mss(mtu);
     Config {
         mode: match mesh.map(|m| m.mode) {
@@ -283,6 +313,8 @@ fn config(mesh: Option<&MeshSpec>, mtu: u32) -> Config {
         mss_v6,
         flow_tcp_seconds: FLOW_TCP_SECONDS,
         flow_other_seconds: FLOW_OTHER_SECONDS,
+        mtu,
+        envelope_ports,
     }
 }
 

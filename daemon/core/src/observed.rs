@@ -41,8 +41,14 @@ pub struct Link {
     pub mtu: u32,
     /// Its addresses with their prefix lengths.
     pub addresses: BTreeSet<IpNet>,
-    /// A default route of either family leaves by it.
-    pub default_route: bool,
+    /// Where routes lead that leave by it, of all tables.
+    pub routes: Vec<IpNet>,
+    /// The device that it is a port of (a bridge, a bond, Open vSwitch), by ifindex.
+    pub controller: Option<u32>,
+    /// UDP port of the envelopes of a VXLAN or Geneve device.
+    pub port: Option<u16>,
+    /// It puts packets into envelopes as others tell it, packet by packet (`ip link … external`).
+    pub external: bool,
     /// What the device itself dropped or refused.
     pub statistics: LinkStatistics,
 }
@@ -102,6 +108,8 @@ pub struct Peer {
 pub enum Program {
     /// Egress of an underlay device.
     Steer,
+    /// Egress of an overlay's device that the tunnel replaces.
+    Replace,
     /// Ingress of an underlay device.
     Guard,
     /// Ingress of a tunnel device.
@@ -113,13 +121,14 @@ impl Program {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Steer => kubeveil_abi::names::STEER,
+            Self::Replace => kubeveil_abi::names::REPLACE,
             Self::Guard => kubeveil_abi::names::GUARD,
             Self::Deliver => kubeveil_abi::names::DELIVER,
         }
     }
 
     /// Every program.
-    pub const ALL: [Self; 3] = [Self::Steer, Self::Guard, Self::Deliver];
+    pub const ALL: [Self; 4] = [Self::Steer, Self::Replace, Self::Guard, Self::Deliver];
 }
 
 /// Where a program is attached: the program and the ifindex.

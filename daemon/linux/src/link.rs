@@ -1,16 +1,20 @@
-//! Network devices, their addresses and default routes, over rtnetlink.
+//! Network devices, their addresses and the routes by them, over rtnetlink.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use futures_util::{StreamExt as _, TryStream, TryStreamExt as _};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use kubeveil_core::observed::{Link, LinkStatistics};
 use rtnetlink::{
     Handle, LinkUnspec, LinkWireguard, MulticastGroup, RouteMessageBuilder,
     packet_route::{
+        AddressFamily,
         address::{AddressAttribute, AddressMessage, AddressScope},
-        link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        route::{RouteAttribute, RouteMessage},
+        link::{InfoData, InfoGeneve, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     },
 };
 use tokio::{runtime, sync::watch};
@@ -43,10 +47,12 @@ impl Links {
                 let addresses: Vec<AddressMessage> =
                     self.handle.address().get().execute().try_collect().await?;
                 let mut routes = Vec::new();
-                let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-                let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+                let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+                let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
                 for family in [v4, v6] {
-                    routes.extend(defaults(self.handle.route().get(family).execute()).await?);
+                    let all: Vec<RouteMessage> =
+                        self.handle.route().get(family).execute().try_collect().await?;
+                    routes.extend(all.iter().flat_map(leads_to));
                 }
                 Ok::<_, rtnetlink::Error>((links, addresses, routes))
             })
@@ -57,9 +63,9 @@ impl Links {
                 link.addresses.insert(net);
             }
         }
-        for index in routes {
+        for (index, destination) in routes {
             if let Some(link) = out.get_mut(&index) {
-                link.default_route = true;
+                link.routes.push(destination);
             }
         }
         Ok(out)
@@ -134,22 +140,36 @@ pub fn watch_changes() -> Result<watch::Receiver<u64>, KernelError> {
     Ok(receiver)
 }
 
-/// Outgoing devices of default routes among `routes`.
-async fn defaults<S>(routes: S) -> Result<Vec<u32>, rtnetlink::Error>
-where
-    S: TryStream<Ok = RouteMessage, Error = rtnetlink::Error>,
-{
-    let all: Vec<RouteMessage> = routes.try_collect().await?;
-    let default = |m: &&RouteMessage| m.header.destination_prefix_length == 0;
-    Ok(all
-        .iter()
-        .filter(default)
-        .flat_map(|m| &m.attributes)
-        .filter_map(|a| match a {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        })
-        .collect())
+/// By which devices a route leaves, and where it leads. Nothing for routes that lead nowhere else: to this host
+/// itself, to all, or into a hole.
+fn leads_to(message: &RouteMessage) -> Vec<(u32, IpNet)> {
+    if message.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let length = message.header.destination_prefix_length;
+    let destination = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    });
+    let everywhere = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let Ok(destination) = IpNet::new(destination.unwrap_or(everywhere), length) else {
+        return Vec::new();
+    };
+    let mut devices = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => devices.push((*index, destination)),
+            RouteAttribute::MultiPath(hops) => {
+                devices.extend(hops.iter().map(|hop| (hop.interface_index, destination)));
+            }
+            _ => {}
+        }
+    }
+    devices
 }
 
 fn link(message: &LinkMessage) -> Link {
@@ -163,12 +183,8 @@ fn link(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
-            }
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
+            LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link_info(info, &mut link)),
             LinkAttribute::Stats64(stats) => {
                 link.statistics = LinkStatistics {
                     tx_dropped: stats.tx_dropped,
@@ -182,6 +198,31 @@ fn link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn link_info(info: &LinkInfo, link: &mut Link) {
+    match info {
+        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+        LinkInfo::Data(InfoData::Vxlan(details)) => {
+            for detail in details {
+                match detail {
+                    InfoVxlan::Port(port) => link.port = Some(*port),
+                    InfoVxlan::CollectMetadata(external) => link.external |= external,
+                    _ => {}
+                }
+            }
+        }
+        LinkInfo::Data(InfoData::Geneve(details)) => {
+            for detail in details {
+                match detail {
+                    InfoGeneve::Port(port) => link.port = Some(*port),
+                    InfoGeneve::CollectMetadata => link.external = true,
+                    _ => {}
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// The address of a message: on point-to-point devices `Local` is our own end.

@@ -14,7 +14,7 @@ use crate::{KernelError, error::ATTACH};
 
 const fn direction(program: Program) -> TcAttachType {
     match program {
-        Program::Steer => TcAttachType::Egress,
+        Program::Steer | Program::Replace => TcAttachType::Egress,
         Program::Guard | Program::Deliver => TcAttachType::Ingress,
     }
 }
