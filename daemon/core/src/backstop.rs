@@ -99,6 +99,8 @@ pub struct Standing {
     pub nftables: Option<Rules>,
     /// Forms that stood and that somebody else took away, or changed, a short while ago.
     pub lost: BTreeSet<Form>,
+    /// Why it could not be looked at; all else is then as it was when it last could.
+    pub unseen: Option<String>,
     /// Why this kernel can't have a form, for those that were tried and refused.
     pub refused: BTreeMap<Form, String>,
 }
@@ -278,6 +280,12 @@ pub fn problems(choice: Choice, standing: &Standing) -> Vec<Problem> {
         advice: advice.to_owned(),
     };
     let mut problems = Vec::new();
+    if let Some(why) = &standing.unseen {
+        problems.push(problem(
+            format!("it can't be looked at: {why}"),
+            "It is tried again; what stood goes on holding",
+        ));
+    }
     if standing.lost.contains(&Form::Bpf) {
         problems.push(problem(
             "somebody removed the pins of its netfilter program; it was linked anew".to_owned(),

@@ -30,7 +30,7 @@ fn capabilities() -> Vec<Problem> {
     let needed = [
         (Capability::CAP_NET_ADMIN, "make WireGuard devices and attach programs"),
         (Capability::CAP_BPF, "load programs and maps"),
-        (Capability::CAP_PERFMON, "load programs that read packets as they are"),
+        (Capability::CAP_PERFMON, "load programs that read packets as they are, the backstop among them"),
     ];
     let has = |capability| {
         // CAP_SYS_ADMIN includes the other two (kernel `include/linux/capability.h`, `bpf_capable`, `perfmon_capable`).

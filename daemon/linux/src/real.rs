@@ -135,7 +135,7 @@ impl Kernel for RealKernel {
             bpf.maps.settle()?;
         }
         let datapath = self.bpf.as_ref().map(|bpf| bpf.observe(&links)).transpose()?;
-        let backstop = self.backstops.observe()?;
+        let backstop = self.backstops.observe();
         self.seen.clone_from(&links);
         Ok(Observed { links, tunnels, datapath, backstop })
     }
@@ -195,7 +195,7 @@ impl Kernel for RealKernel {
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
         let mut counts = self.bpf.as_ref().map_or(Ok(Vec::new()), |bpf| bpf.maps.counters())?;
-        for more in self.backstops.counters()? {
+        for more in self.backstops.counters() {
             let is_same = |c: &&mut Count| {
                 (c.direction, c.observed, c.reason) == (more.direction, more.observed, more.reason)
             };

@@ -171,3 +171,15 @@ fn a_node_that_does_not_know_its_own_pods_is_not_cut_off_from_them() {
     assert_eq!(actions(&desired, &old, &empty, &[]).len(), 1);
     assert_eq!(actions(&desired, &Standing::default(), &datapath(), &[]).len(), 1);
 }
+
+#[test]
+fn what_a_person_should_know_is_told() {
+    let told = |standing: Standing| {
+        problems(Choice::Auto, &standing).iter().map(|p| p.message.clone()).collect::<String>()
+    };
+    let stands = Standing { bpf: true, is_current: true, ..Standing::default() };
+    assert_eq!(told(stands.clone()), "");
+    assert!(told(Standing { unseen: Some("no".to_owned()), ..stands.clone() }).ends_with("looked at: no"));
+    assert!(told(Standing { lost: [Form::Bpf].into(), ..stands.clone() }).contains("pins"));
+    assert!(told(Standing { lost: [Form::Nftables].into(), ..stands }).contains("inet kubeveil"));
+}

@@ -32,6 +32,8 @@ pub(crate) struct Backstops {
     raised: BTreeSet<Form>,
     /// What was raised and was not there any more, when last.
     lost: BTreeMap<Form, Instant>,
+    /// When it was last seen.
+    seen: Standing,
     /// What our table has counted: in tables that are gone, and when last looked at.
     before: nft::Counts,
     last: nft::Counts,
@@ -46,13 +48,24 @@ impl Backstops {
             refused: BTreeMap::new(),
             raised: BTreeSet::new(),
             lost: BTreeMap::new(),
+            seen: Standing::default(),
             before: nft::Counts::new(),
             last: nft::Counts::new(),
         }
     }
 
-    /// What stands.
-    pub(crate) fn observe(&mut self) -> Result<Standing, KernelError> {
+    /// What stands. That this can't be seen is no reason to see nothing else of the node.
+    pub(crate) fn observe(&mut self) -> Standing {
+        match self.look() {
+            Ok(standing) => {
+                self.seen = standing.clone();
+                standing
+            }
+            Err(e) => Standing { unseen: Some(e.to_string()), ..self.seen.clone() },
+        }
+    }
+
+    fn look(&mut self) -> Result<Standing, KernelError> {
         let linked = bpf::observe(&self.pins, &self.build)?;
         let found = nft::observe()?;
         self.notice(Form::Bpf, linked.stands);
@@ -68,6 +81,7 @@ impl Backstops {
             bpf: linked.stands,
             is_current: linked.is_current,
             nftables: found.rules,
+            unseen: None,
             lost: lately.map(|(form, _)| *form).collect(),
             refused: self.refused.clone(),
         })
@@ -112,11 +126,11 @@ impl Backstops {
         Ok(was_there)
     }
 
-    /// What the table has counted. (The program counts with all others.)
-    pub(crate) fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
-        if self.raised.contains(&Form::Nftables) {
-            let now = nft::counters()
-                .map_err(|e| KernelError::new("read the counters of", "nftables table inet kubeveil", e))?;
+    /// What the table has counted. (The program counts with all others.) What can't be read now is as it was.
+    pub(crate) fn counters(&mut self) -> Vec<Count> {
+        if self.raised.contains(&Form::Nftables)
+            && let Ok(now) = nft::counters()
+        {
             self.keep(now);
         }
         let mut sum = self.before.clone();
@@ -128,7 +142,7 @@ impl Backstops {
             packets,
             bytes,
         };
-        Ok(sum.into_iter().filter(|(_, (packets, _))| *packets != 0).map(count).collect())
+        sum.into_iter().filter(|(_, (packets, _))| *packets != 0).map(count).collect()
     }
 
     /// A table made anew begins at nothing; what the one before had counted stays counted.
@@ -185,7 +199,7 @@ mod tests {
             |packets: u64| nft::Counts::from([((Reason::UnguardedDevice, false), (packets, packets * 60))]);
         for (now, sum) in [(5, 5), (8, 8), (0, 8), (2, 10), (1, 11)] {
             backstops.keep(dropped(now));
-            let counted = backstops.counters().expect("no table is asked");
+            let counted = backstops.counters();
             assert_eq!(counted.iter().map(|c| (c.packets, c.bytes)).collect::<Vec<_>>(), [(sum, sum * 60)]);
         }
     }

@@ -184,6 +184,24 @@ pub(crate) fn pins_that_somebody_removed() -> Result<()> {
     })
 }
 
+/// Something else in the place of a pin: told, and the rest of the node is seen all the same.
+pub(crate) fn what_can_not_be_seen_is_told() -> Result<()> {
+    within(|cell| {
+        cell.load(Mode::Require)?;
+        let place = cell.dir.path().join("v1/backstop/v4");
+        std::fs::create_dir_all(&place)?;
+        let observed = cell.observe()?;
+        ensure!(observed.datapath.is_some(), "nothing is seen of the datapath");
+        ensure!(observed.backstop.unseen.is_some(), "not told: {:?}", observed.backstop);
+        ensure!(
+            cell.run(Action::RaiseBackstop(Backstop::Bpf)).is_err(),
+            "raised, though there is no room for its pin"
+        );
+        std::fs::remove_dir(&place)?;
+        cell.raise(Backstop::Bpf)
+    })
+}
+
 pub(crate) fn uninstall_takes_it_away() -> Result<()> {
     within(|cell| {
         cell.load(Mode::Require)?;

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         trial("backstop/an_upgrade_opens_and_closes_nothing", backstop::an_upgrade_opens_and_closes_nothing),
         trial("backstop/a_flush_of_nftables", backstop::a_flush_of_nftables),
         trial("backstop/pins_that_somebody_removed", backstop::pins_that_somebody_removed),
+        trial("backstop/what_can_not_be_seen_is_told", backstop::what_can_not_be_seen_is_told),
         trial("backstop/uninstall_takes_it_away", backstop::uninstall_takes_it_away),
         trial(
             "backstop/a_changed_table_is_not_taken_for_ours",

@@ -148,7 +148,10 @@ fn uninstall(stage: &mut Stage) -> Result<()> {
     stage.open()?;
     for &node in &nodes {
         let said = kubeveild_uninstall(stage, node, &["--accept-plaintext", "--remove-keys"])?;
-        ensure!(said.contains(DEVICE) && said.contains("keys"), "it does not report: {said}");
+        ensure!(
+            said.contains(DEVICE) && said.contains("keys") && said.contains("backstop"),
+            "it does not report: {said}"
+        );
         ensure!(wireguard_devices(node)?.is_empty(), "a WireGuard device is left");
         let programs = said_in(node, "bpftool", &["net", "show"])?;
         ensure!(!programs.contains("tcx"), "programs are left: {programs}");
