@@ -142,7 +142,21 @@ fn packets(registry: &mut Registry, view: &View) {
         "Packets dropped, by reason; `kubeveil status` says what to do",
         zeros.chain(done).chain(wireguard),
     );
+
+    let zeros = PLAIN.iter().map(|(direction, reason)| (labels(direction.name(), reason.name()), 0));
+    let passed = view.counts.iter().filter(|c| matches!(c.reason, Reason::Preferred | Reason::Bypassed));
+    let passed = passed.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
+    let help =
+        "Pod packets that passed in plain since the mode prefers a tunnel and there was none, by reason";
+    counter(registry, "plain_packets", help, zeros.chain(passed));
 }
+
+/// Where a mode that prefers a tunnel lets packets pass without one.
+const PLAIN: [(Direction, Reason); 3] = [
+    (Direction::Egress, Reason::Preferred),
+    (Direction::Ingress, Reason::Preferred),
+    (Direction::Backstop, Reason::Preferred),
+];
 
 /// Where a drop reason can occur.
 fn directions(reason: Reason) -> &'static [Direction] {

@@ -63,7 +63,7 @@ pub(crate) struct Outcome {
 /// Everything that this node's daemon is.
 pub(crate) struct Node<K> {
     pub(crate) name: String,
-    underlay: Vec<String>,
+    pub(crate) underlay: Vec<String>,
     /// Which form of the backstop the operator wants.
     pub(crate) backstop: backstop::Choice,
     build: String,
@@ -73,7 +73,7 @@ pub(crate) struct Node<K> {
     kept: KeptFile,
     before: Snapshot,
     owners: kubeveil_core::ownership::Owners,
-    announced: Announced,
+    pub(crate) announced: Announced,
     pub(crate) tunnels: Tunnels,
     written: Written,
     resting: Resting,

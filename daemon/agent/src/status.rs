@@ -1,13 +1,17 @@
 //! The status document, from the last way round and the last look at the kernel.
 
-use kubeveil_abi::DeviceKind;
-use kubeveil_api::status::{
-    BackstopForm, BackstopStatus, DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PeerStatus,
-    ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict,
+use kubeveil_abi::{DeviceKind, Reason};
+use kubeveil_api::{
+    mesh::Mode,
+    status::{
+        BackstopForm, BackstopStatus, DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PeerStatus,
+        PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
+    },
 };
 use kubeveil_core::{
     backstop::{Form, Standing},
     desired::Remote,
+    observed::Program,
     tunnels::Health,
 };
 use kubeveil_keys::Generation;
@@ -64,6 +68,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
         backstop: backstop(&node.last.observed.backstop),
         packets: packets(counts),
         drops: drops(counts, &node.totals),
+        plain: plain(counts),
         problems: node.last.problems.clone(),
         kernel_writes: node.writes,
         errors_met: node.errors.values().sum(),
@@ -74,15 +79,25 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
 fn waiting_for<K: Kernel>(node: &Node<K>) -> Vec<String> {
     let last = &node.last;
     let attached = last.observed.datapath.as_ref().map(|d| &d.attached);
-    let steered = !last.desired.hooks.is_empty()
-        && last.desired.hooks.iter().all(|hook| attached.is_some_and(|a| a.contains_key(hook)));
+    let hooks = &last.desired.hooks;
+    let attached_to_all = hooks.iter().all(|hook| attached.is_some_and(|a| a.contains_key(hook)));
     let conditions = [
         (node.mesh().is_some(), "EncryptionMesh default"),
         (node.keeper.info().is_some(), "this node's Node object, to whose UID its key is bound"),
-        (steered, "programs attached to every underlay device"),
+        // The tunnel's own hook guards nothing of what leaves the node.
+        (hooks.iter().any(|(program, _)| *program == Program::Steer), "an underlay device to guard"),
+        (attached_to_all, "programs attached to every underlay device"),
         (last.settled, "the kernel to be as desired (see problems)"),
     ];
-    conditions.into_iter().filter(|(met, _)| !met).map(|(_, what)| what.to_owned()).collect()
+    let unmet = conditions.into_iter().filter(|(met, _)| !met).map(|(_, what)| what.to_owned());
+    let absent = absent(node).map(|name| format!("device {name} (--underlay)"));
+    unmet.chain(absent).collect()
+}
+
+/// Devices that were named and do not exist.
+fn absent<K: Kernel>(node: &Node<K>) -> impl Iterator<Item = &str> {
+    let exists = |name: &&String| node.last.observed.links.values().any(|link| link.name == **name);
+    node.underlay.iter().filter(move |name| !exists(name)).map(String::as_str)
 }
 
 fn key<K: Kernel>(node: &Node<K>, now: Now) -> Option<KeyStatus> {
@@ -111,11 +126,16 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
     let health =
         remote.key.map_or(remote.health, |key| node.tunnels.health(&remote.device, &key, now.monotonic));
     let link = tunnel.and_then(|t| node.last.observed.links.get(&t.ifindex));
-    let index = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
+    let value = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
+    let proven = value.is_some_and(|value| value.state() == kubeveil_abi::PeerState::Tunnel);
+    let way = way(node, proven);
     PeerStatus {
         node: name.to_owned(),
         state: health.state(),
-        tunnelled: index.is_some_and(|value| value.state() == kubeveil_abi::PeerState::Tunnel),
+        way,
+        reason: (way != Way::Tunnel).then(|| why(node, name, remote, health, proven)),
+        tunnelled: way == Way::Tunnel,
+        proven,
         public_key: remote.key,
         endpoint: peer.and_then(|p| p.endpoint),
         last_handshake: match health {
@@ -125,6 +145,38 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
         received: peer.map_or(0, |p| p.received),
         sent: peer.map_or(0, |p| p.sent),
         path_mtu: link.map_or(0, |l| l.mtu),
+    }
+}
+
+/// What the programs that stand make of packets to a peer.
+fn way<K: Kernel>(node: &Node<K>, proven: bool) -> Way {
+    use kubeveil_abi::Mode::{Observe, Prefer, Require};
+    let observed = &node.last.observed;
+    let datapath = observed.datapath.as_ref();
+    let steered = datapath.is_some_and(|d| d.attached.keys().any(|(program, _)| *program == Program::Steer));
+    let mode = datapath.map_or(Require, |d| kubeveil_abi::Mode::from_raw(d.config.mode));
+    match mode {
+        Observe => Way::Plain,
+        Prefer | Require if steered && proven => Way::Tunnel,
+        Require if steered || observed.backstop.in_force().is_some() => Way::Dropped,
+        Prefer | Require => Way::Plain,
+    }
+}
+
+/// Why packets to a peer do not go by its tunnel.
+fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, health: Health, proven: bool) -> String {
+    let tunnel = node.last.observed.tunnels.get(&remote.device);
+    match (remote.key, health) {
+        _ if proven && node.mesh().is_some_and(|mesh| mesh.mode == Mode::Observe) => {
+            "the mode is observe".to_owned()
+        }
+        _ if proven => "no program is attached".to_owned(),
+        (None, _) if node.announced.of(name).is_none() => "no announcement".to_owned(),
+        (None, _) => "its announcement is not used (see problems)".to_owned(),
+        (Some(_), _) if tunnel.is_none() => format!("no device {} here", remote.device),
+        (Some(_), Health::Never(since)) => format!("no handshake yet, in {} s", since.as_secs()),
+        (Some(_), Health::Stale(_)) => "no answer to what was sent".to_owned(),
+        (Some(_), Health::Up(_) | Health::Idle(_)) => "proven a moment ago".to_owned(),
     }
 }
 
@@ -199,6 +251,22 @@ fn packets(counts: &[Count]) -> Vec<PacketCount> {
         }
     }
     out
+}
+
+/// What passed in plain because of the mode.
+pub(crate) fn plain(counts: &[Count]) -> Vec<PlainCount> {
+    let passed = |count: &&Count| {
+        let kept_from = count.observed && count.reason.verdict() != kubeveil_abi::Verdict::Pass;
+        kept_from || matches!(count.reason, Reason::Preferred | Reason::Bypassed)
+    };
+    let one = |count: &Count| PlainCount {
+        direction: direction(count.direction),
+        reason: count.reason.name().to_owned(),
+        verdict: verdict(count),
+        packets: count.packets,
+        advice: count.reason.advice().to_owned(),
+    };
+    counts.iter().filter(passed).map(one).collect()
 }
 
 /// The datapath's drops, and those that WireGuard itself makes without a word.

@@ -44,6 +44,8 @@ pub struct Status {
     pub packets: Vec<PacketCount>,
     /// Dropped packets by direction and reason, those with any; what WireGuard itself refused is among them.
     pub drops: Vec<DropCount>,
+    /// Pods' packets that passed in plain because of the mode, by direction and reason, those with any.
+    pub plain: Vec<PlainCount>,
     /// What is wrong, and what to do about it.
     pub problems: Vec<Problem>,
     /// Privileged steps carried out since the daemon started; a quiet node makes none.
@@ -100,8 +102,14 @@ pub struct PeerStatus {
     pub node: String,
     /// How the tunnel to it is.
     pub state: TunnelState,
+    /// How packets to it go now.
+    pub way: Way,
+    /// Why not by the tunnel; `None` where they do.
+    pub reason: Option<String>,
     /// Packets to it travel in the tunnel.
     pub tunnelled: bool,
+    /// They do, or would if the mode let them.
+    pub proven: bool,
     /// Its key; `None` if it has announced none.
     pub public_key: Option<PublicKey>,
     /// Where its packets go now.
@@ -127,6 +135,18 @@ words! {
         Stale = "stale",
         /// No handshake yet.
         Never = "never",
+    }
+}
+
+words! {
+    /// How packets to a node go.
+    pub enum Way {
+        /// Encrypted.
+        Tunnel = "tunnel",
+        /// As they are.
+        Plain = "plain",
+        /// Not at all.
+        Dropped = "dropped",
     }
 }
 
@@ -232,6 +252,22 @@ pub struct DropCount {
     pub packets: u64,
     /// Not dropped, since the mode is observe or prefer.
     pub observed: bool,
+    /// What it means and what to do.
+    pub advice: String,
+}
+
+/// Packets of one direction and reason that passed in plain, as the mode has it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlainCount {
+    /// Which way they went.
+    pub direction: Direction,
+    /// The reason's name.
+    pub reason: String,
+    /// What would have been done with them in another mode; `pass` for what `prefer` let pass for want of a tunnel.
+    pub verdict: Verdict,
+    /// Packets.
+    pub packets: u64,
     /// What it means and what to do.
     pub advice: String,
 }

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use comfy_table::{ContentArrangement, Table, TableStyle};
-use kubeveil_api::status::{BackstopForm, BackstopStatus, PeerStatus, Status};
+use kubeveil_api::{
+    mesh::Mode,
+    status::{BackstopForm, BackstopStatus, PeerStatus, Status, Verdict},
+};
 
 /// The whole, ending in a newline.
 pub(crate) fn table(status: &Status) -> String {
@@ -12,6 +15,7 @@ pub(crate) fn table(status: &Status) -> String {
     peers(status, &mut out);
     programs(status, &mut out);
     drops(status, &mut out);
+    plain(status, &mut out);
     problems(status, &mut out);
     out
 }
@@ -23,12 +27,8 @@ fn head(status: &Status, out: &mut String) {
         format!("NOT READY, waits for {}", status.waiting_for.join("; "))
     };
     let mode = status.mode.map_or_else(|| "unknown (no mesh seen)".to_owned(), |mode| mode.to_string());
-    let tunnelled = status.peers.iter().filter(|p| p.tunnelled).count();
-    let mut rows = vec![
-        ("Node", format!("{}, {ready}", status.node)),
-        ("Mode", mode),
-        ("Encrypted", format!("to {tunnelled} of {} other nodes", status.peers.len())),
-    ];
+    let mut rows =
+        vec![("Node", format!("{}, {ready}", status.node)), ("Mode", mode), ("Encrypted", encrypted(status))];
     if let Some(key) = &status.key {
         let rotating = if key.generation == key.desired_generation {
             String::new()
@@ -58,6 +58,16 @@ fn head(status: &Status, out: &mut String) {
         // Writing to a String can't fail.
         let _ = writeln!(out, "{name:<10} {value}");
     }
+}
+
+/// Nothing is in `observe`; then, what would be.
+fn encrypted(status: &Status) -> String {
+    let of = |peers: usize| format!("to {peers} of {} other nodes", status.peers.len());
+    if status.mode == Some(Mode::Observe) {
+        let proven = status.peers.iter().filter(|p| p.proven).count();
+        return format!("nothing, since the mode is observe; it would be {}", of(proven));
+    }
+    of(status.peers.iter().filter(|p| p.tunnelled).count())
 }
 
 /// What was refused is of interest where it made a difference.
@@ -93,7 +103,8 @@ fn peers(status: &Status, out: &mut String) {
         vec![
             p.node.clone(),
             p.state.to_string(),
-            if p.tunnelled { "tunnel" } else { "-" }.to_owned(),
+            p.way.to_string(),
+            p.reason.clone().unwrap_or_default(),
             p.last_handshake.map_or_else(|| "never".to_owned(), |s| format!("{} ago", age(s))),
             bytes(p.received),
             bytes(p.sent),
@@ -103,7 +114,7 @@ fn peers(status: &Status, out: &mut String) {
         ]
     };
     let header =
-        ["NODE", "STATE", "PACKETS GO BY", "HANDSHAKE", "RECEIVED", "SENT", "MTU", "ENDPOINT", "KEY"];
+        ["NODE", "STATE", "PACKETS", "REASON", "HANDSHAKE", "RECEIVED", "SENT", "MTU", "ENDPOINT", "KEY"];
     let _ = write!(out, "\n{}", grid(&header, status.peers.iter().map(row)));
 }
 
@@ -120,18 +131,33 @@ fn programs(status: &Status, out: &mut String) {
 }
 
 fn drops(status: &Status, out: &mut String) {
-    if status.drops.is_empty() {
+    let mut dropped = status.drops.iter().filter(|drop| !drop.observed).peekable();
+    if dropped.peek().is_none() {
         let _ = writeln!(out, "\nNo packet was dropped.");
         return;
     }
     let _ = writeln!(out, "\nDropped packets:");
-    for drop in &status.drops {
-        let would = if drop.observed { " (would have been)" } else { "" };
-        let _ = writeln!(
-            out,
-            "  {:>10}  {} {}{would}\n              {}",
-            drop.packets, drop.direction, drop.reason, drop.advice
-        );
+    for drop in dropped {
+        let what = format!("{} {}", drop.direction, drop.reason);
+        let _ = writeln!(out, "  {:>10}  {what}\n              {}", drop.packets, drop.advice);
+    }
+}
+
+fn plain(status: &Status, out: &mut String) {
+    if status.plain.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\nPassed in plain, because of the mode:");
+    for passed in &status.plain {
+        let would = match passed.verdict {
+            Verdict::WouldDrop => " (would have been dropped)",
+            Verdict::WouldTunnel | Verdict::WouldWrap | Verdict::WouldReplace => {
+                " (would have been encrypted)"
+            }
+            _ => "",
+        };
+        let what = format!("{} {}{would}", passed.direction, passed.reason);
+        let _ = writeln!(out, "  {:>10}  {what}\n              {}", passed.packets, passed.advice);
     }
 }
 

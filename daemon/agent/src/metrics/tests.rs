@@ -1,7 +1,9 @@
 //! The exposition keeps its budget and its grammar.
 
 use kubeveil_abi::counter_index;
-use kubeveil_api::status::{BackstopStatus, KeyStatus, PeerStatus, STATUS_VERSION, SourceStatus, Status};
+use kubeveil_api::status::{
+    BackstopStatus, KeyStatus, PeerStatus, STATUS_VERSION, SourceStatus, Status, Way,
+};
 use kubeveil_keys::{Generation, PublicKey};
 
 use super::*;
@@ -29,7 +31,10 @@ fn view() -> View {
     let peer = |n: u32| PeerStatus {
         node: format!("node-{n}"),
         state: TunnelState::ALL[n as usize % 4],
+        way: Way::Tunnel,
+        reason: None,
         tunnelled: true,
+        proven: true,
         public_key: None,
         endpoint: None,
         last_handshake: Some(1),
@@ -73,6 +78,7 @@ fn view() -> View {
             backstop: BackstopStatus { form: BackstopForm::Nftables, refused: vec![] },
             packets: vec![],
             drops: vec![],
+            plain: vec![],
             problems: vec![],
             kernel_writes: 7,
             errors_met: 0,

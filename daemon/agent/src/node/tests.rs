@@ -7,3 +7,4 @@ mod failures;
 mod panics;
 mod proof;
 mod removal;
+mod told;

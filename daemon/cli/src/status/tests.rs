@@ -4,8 +4,8 @@ use kubeveil_api::{
     mesh::Mode,
     problem::{Problem, ProblemKind},
     status::{
-        DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, ProgramStatus, STATUS_VERSION,
-        SourceStatus, TunnelState, Verdict,
+        DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PlainCount, ProgramStatus,
+        STATUS_VERSION, SourceStatus, TunnelState, Verdict, Way,
     },
 };
 use kubeveil_keys::{Generation, PublicKey};
@@ -16,7 +16,10 @@ fn peer(node: &str, state: TunnelState, handshake: Option<u64>) -> PeerStatus {
     PeerStatus {
         node: node.to_owned(),
         state,
+        way: if handshake.is_some() { Way::Tunnel } else { Way::Dropped },
+        reason: handshake.is_none().then(|| "no announcement".to_owned()),
         tunnelled: handshake.is_some(),
+        proven: handshake.is_some(),
         public_key: handshake.map(|_| PublicKey::from_bytes([9; 32])),
         endpoint: handshake.map(|_| "192.0.2.2:51871".parse().expect("endpoint")),
         last_handshake: handshake,
@@ -75,6 +78,13 @@ fn example() -> Status {
             observed: false,
             advice: "The peer has no proven tunnel.".to_owned(),
         }],
+        plain: vec![PlainCount {
+            direction: Direction::Egress,
+            reason: "plain_preferred".to_owned(),
+            verdict: Verdict::Pass,
+            packets: 4,
+            advice: "Pod traffic in plain.".to_owned(),
+        }],
         problems: vec![Problem {
             kind: ProblemKind::Prefix,
             object: "Node node-3".to_owned(),
@@ -90,6 +100,27 @@ fn example() -> Status {
 #[test]
 fn the_table() {
     insta::assert_snapshot!(table(&example()));
+}
+
+/// In `observe` everything passes as it is, whatever the tunnels are like.
+#[test]
+fn the_table_of_one_that_only_observes() {
+    let mut status = example();
+    status.mode = Some(Mode::Observe);
+    for peer in &mut status.peers {
+        (peer.way, peer.tunnelled) = (Way::Plain, false);
+        peer.reason.get_or_insert_with(|| "the mode is observe".to_owned());
+    }
+    status.drops.iter_mut().for_each(|drop| drop.observed = true);
+    let would = |reason: &str, verdict| PlainCount {
+        direction: Direction::Egress,
+        reason: reason.to_owned(),
+        verdict,
+        packets: 12,
+        advice: "What it means.".to_owned(),
+    };
+    status.plain = vec![would("tunnelled", Verdict::WouldTunnel), would("no_tunnel", Verdict::WouldDrop)];
+    insta::assert_snapshot!(table(&status));
 }
 
 #[test]
