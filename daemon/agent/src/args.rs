@@ -27,7 +27,8 @@ pub(crate) struct Args {
     /// /metrics, /healthz and /readyz answer here.
     #[arg(long, default_value = "127.0.0.1:9586")]
     pub(crate) metrics_address: SocketAddr,
-    /// A device that carries frames between nodes; may be given several times. Found by itself if not given.
+    /// A device that carries frames between nodes; may be given several times. Found by itself if not given. What has
+    /// one of the node's own addresses or a default route is guarded in any case.
     #[arg(long)]
     pub(crate) underlay: Vec<String>,
     /// What holds pod traffic back at devices that nobody guards: a netfilter program, or a table of nftables.

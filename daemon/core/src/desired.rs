@@ -52,7 +52,7 @@ pub struct Inputs<'a> {
     pub tunnels: &'a Tunnels,
     /// What the kernel holds.
     pub observed: &'a Observed,
-    /// Underlay devices given by the operator; empty: find them.
+    /// Underlay devices named by the operator; empty: find them.
     pub underlay: &'a [String],
     /// Which form of the backstop the operator wants.
     pub backstop: backstop::Choice,
@@ -140,6 +140,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
+    out.problems.extend(underlay::absent(&inputs.observed.links, inputs.underlay));
     let underlay = underlay_of(inputs, mesh);
     let underlay_mtu = mtu_of(&underlay, inputs.observed);
     underlay_hooks(underlay, &mut out);

@@ -8,7 +8,10 @@ use std::{
 use ipnet::IpNet;
 use kubeveil_abi::{DEVICE_NAMES, ENVELOPE_PORTS, GENEVE};
 
-use crate::observed::Link;
+use crate::{
+    observed::Link,
+    problem::{Problem, ProblemKind},
+};
 
 /// What is known of the cluster's addresses.
 #[derive(Clone, Debug, Default)]
@@ -23,27 +26,48 @@ pub struct Addresses<'a> {
 
 /// The devices of which packets leave the node, by ifindex.
 ///
-/// With `only` given, those names and nothing else. Without: hardware, whatever carries one of the node's own
-/// addresses, and whatever a route to everywhere or to another node leaves by. Pods' own devices, the bridges they
-/// hang on, overlays' devices, and our tunnels are none of these.
-pub fn underlay(links: &BTreeMap<u32, Link>, addresses: &Addresses<'_>, only: &[String]) -> BTreeSet<u32> {
+/// Always: whatever carries one of the node's own addresses, and whatever a default route leaves by, so that a name
+/// mistyped or forgotten opens nothing. Besides, with `named` given, those; without: hardware, and whatever a route to
+/// another node leaves by. Pods' own devices, the bridges they hang on, overlays' devices, and our tunnels are none of these.
+pub fn underlay(links: &BTreeMap<u32, Link>, addresses: &Addresses<'_>, named: &[String]) -> BTreeSet<u32> {
     let leads_to_node = |route: &IpNet| {
         // Routes to other nodes' pods are many, and those of a CNI's own devices are among them.
         let is_pods = addresses.pods.iter().any(|range| range.contains(route));
-        route.prefix_len() == 0 || !is_pods && addresses.nodes.iter().any(|node| route.contains(node))
+        !is_pods && addresses.nodes.iter().any(|node| route.contains(node))
     };
     let chosen = |link: &Link| {
-        if !only.is_empty() {
-            return only.contains(&link.name);
-        }
         let carries_own = link.addresses.iter().any(|net| addresses.own.contains(&net.addr()));
-        link.kind.is_none() || carries_own || !is_overlay(link) && link.routes.iter().any(leads_to_node)
+        let leads = |to: &dyn Fn(&IpNet) -> bool| !is_overlay(link) && link.routes.iter().any(to);
+        let always = carries_own || leads(&|route| route.prefix_len() == 0);
+        let found = || link.kind.is_none() || leads(&leads_to_node);
+        always || if named.is_empty() { found() } else { named.contains(&link.name) }
     };
     links
         .iter()
         .filter(|(_, link)| !link.loopback && !DEVICE_NAMES.contains(&link.name.as_str()) && chosen(link))
         .map(|(index, _)| *index)
         .collect()
+}
+
+/// Names given by the operator that no device has: a device that was meant is not guarded.
+pub fn absent(links: &BTreeMap<u32, Link>, named: &[String]) -> Vec<Problem> {
+    let of =
+        |wanted: fn(&Link) -> bool| links.values().filter(move |link| wanted(link)).map(|link| &link.name);
+    // Pods' devices come and go, and are many.
+    let all: Vec<_> =
+        of(|link| !link.loopback && (link.kind.as_deref() != Some("veth") || !link.addresses.is_empty()))
+            .map(String::as_str)
+            .filter(|name| !DEVICE_NAMES.contains(name))
+            .collect();
+    let missing = named.iter().filter(|name| !of(|_| true).any(|exists| exists == *name));
+    let tell = |name: &String| Problem {
+        kind: ProblemKind::Missing,
+        object: format!("device {name}"),
+        field: "--underlay".to_owned(),
+        message: format!("it does not exist, so nobody guards it; there are: {}", all.join(", ")),
+        advice: "Correct the name, or leave --underlay out where the devices are found by itself".to_owned(),
+    };
+    missing.map(tell).collect()
 }
 
 /// Kinds of devices that put packets into envelopes (`ip link help`), and Open vSwitch's, behind which such a one is.
@@ -155,7 +179,17 @@ mod tests {
         let nodes = vec!["192.0.2.2".parse().expect("ip")];
         let addresses = Addresses { own: &own, nodes, pods: &pods };
         assert_eq!(underlay(&links, &addresses, &[]), [2, 3, 4, 5].into());
-        assert_eq!(underlay(&links, &addresses, &["cni0".to_owned()]), [6].into());
+        // What is named comes besides what has the node's address or a default route: a name forgotten opens nothing.
+        assert_eq!(underlay(&links, &addresses, &["cni0".to_owned()]), [2, 4, 6].into());
+        assert_eq!(underlay(&links, &addresses, &["eht0".to_owned()]), [2, 4].into());
+        let told = absent(&links, &["cni0".to_owned(), "eht0".to_owned()]);
+        assert_eq!(told.len(), 1);
+        assert_eq!((&*told[0].object, &*told[0].field), ("device eht0", "--underlay"));
+        assert!(
+            told[0].message.ends_with("there are: eth0, ens3, bond0, eth0.7, cni0, docker0, flannel.1"),
+            "{}",
+            told[0]
+        );
     }
 
     #[test]

@@ -150,17 +150,25 @@ fn open_key() {
     contains(&again["problems"].to_string(), &["set aside by an earlier start"]);
 }
 
-/// Found by itself it is `eth0`, which has the node's address.
+/// `eth0` has the node's address: it is guarded whatever is named, as well as what is named.
 fn underlay() {
     let devices = |status: &serde_json::Value| {
         let programs = status["programs"].as_array().unwrap().iter();
         let there = programs.filter(|p| p["deviceKind"] == "underlay" && p["attached"] == true);
-        there.map(|p| p["device"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        let mut devices: Vec<_> = there.map(|p| p["device"].as_str().unwrap().to_owned()).collect();
+        devices.sort_unstable();
+        devices
     };
     let cell = Cell::start();
     cell.wait_for(|status| devices(status) == ["eth0", "eth0"]);
     let cell = cell.stop().start_with(&["--underlay", "far"]);
-    cell.wait_for(|status| devices(status) == ["far", "far"]);
+    cell.wait_for(|status| devices(status) == ["eth0", "eth0", "far", "far"]);
+    let cell = cell.stop().start_with(&["--underlay", "eht0"]);
+    let status = cell.wait_for(|status| status["problems"].to_string().contains("--underlay"));
+    contains(&status["problems"].to_string(), &["device eht0", "there are:", "eth0"]);
+    contains(&status["waitingFor"].to_string(), &["device eht0 (--underlay)"]);
+    assert_eq!(status["ready"], false);
+    assert_eq!(devices(&status), ["eth0", "eth0"]);
 }
 
 fn port_in_use() {

@@ -48,7 +48,11 @@ fn without_a_guarded_device_nobody_is_ready() {
 fn a_named_device_that_is_not_there_is_waited_for() {
     let (_bench, status) = started(Mode::Require, |_, node| node.underlay = vec!["eht0".to_owned()]);
     assert!(!status.ready);
-    assert!(status.waiting_for.contains(&"device eht0 (--underlay)".to_owned()), "{:?}", status.waiting_for);
+    assert_eq!(status.waiting_for, ["device eht0 (--underlay)"]);
+    let problem = status.problems.iter().find(|p| p.field == "--underlay").expect("a problem");
+    assert!(problem.message.contains("there are: eth0"), "{problem}");
+    // What has the node's own address is guarded all the same.
+    assert!(status.programs.iter().any(|p| p.device == "eth0" && p.program == "steer" && p.attached));
 }
 
 #[test]
