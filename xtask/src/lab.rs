@@ -23,6 +23,9 @@ pub(crate) struct Arguments {
     /// The address families of the lab
     #[arg(long, value_enum, default_value_t = Family::Dual)]
     family: Family,
+    /// How pods' packets get from node to node: as they are, or in an overlay's envelopes
+    #[arg(long, value_enum, default_value_t = Overlay::None)]
+    overlay: Overlay,
     #[command(flatten)]
     place: Place,
     /// The command; an interactive shell if none
@@ -77,6 +80,15 @@ enum Family {
     Ipv6,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Overlay {
+    None,
+    Vxlan,
+    Geneve,
+    Ipip,
+    Gre,
+}
+
 /// What laying the lab and taking it down may take beyond the command's own time limit.
 const LAB_MARGIN: u64 = 120;
 
@@ -105,6 +117,7 @@ fn lab_command(arguments: &Arguments) -> Vec<String> {
     words.extend(["--nodes".to_owned(), arguments.nodes.to_string()]);
     words.extend(["--mode".to_owned(), name_of(arguments.mode.to_possible_value())]);
     words.extend(["--family".to_owned(), name_of(arguments.family.to_possible_value())]);
+    words.extend(["--overlay".to_owned(), name_of(arguments.overlay.to_possible_value())]);
     if let Some(seconds) = arguments.place.timeout {
         words.extend(["--timeout".to_owned(), seconds.to_string()]);
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use kubeveil_tests::address::Families;
-use kubeveil_tests::lab::{self, Lab, Mode, Spec};
+use kubeveil_tests::lab::{self, Lab, Mode, Overlay, Spec};
 use kubeveil_tests::process::{Handle, descendants};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
@@ -32,6 +32,9 @@ struct Arguments {
     /// The address families of nodes and pods.
     #[arg(long, value_enum, default_value = "dual")]
     family: Families,
+    /// How pods' packets get from node to node.
+    #[arg(long, value_enum, default_value = "none")]
+    overlay: Overlay,
     /// Seconds until COMMAND is ended.
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
@@ -65,7 +68,8 @@ fn run(arguments: &Arguments) -> Result<u8> {
     // Before the thread that waits for signals: it inherits what the first one has.
     lab::make_private()?;
     let signals = listen()?;
-    let spec = Spec { nodes: arguments.nodes, mode: arguments.mode, families: arguments.family };
+    let Arguments { nodes, mode, family: families, overlay, .. } = *arguments;
+    let spec = Spec { nodes, mode, families, overlay };
     let lab = Lab::lay(spec)?;
     let outcome = inside(&lab, arguments, &signals);
     let left = end_descendants(&lab);

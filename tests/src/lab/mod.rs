@@ -2,6 +2,7 @@
 
 mod daemon;
 mod manifests;
+mod overlay;
 mod plan;
 mod privacy;
 
@@ -17,6 +18,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 pub use daemon::{Daemon, READY};
 pub use manifests::{Manifest, mesh, node as node_manifest, pods as pods_manifest};
+pub use overlay::Overlay;
 pub use plan::{BRIDGE, WIRE};
 pub use privacy::make_private;
 
@@ -58,6 +60,8 @@ pub struct Spec {
     pub mode: Mode,
     /// Which address families.
     pub families: Families,
+    /// How packets of pods get from node to node.
+    pub overlay: Overlay,
 }
 
 /// A laid lab. Dropping it takes it down too, and says on standard error what could not be.
@@ -116,7 +120,7 @@ impl Lab {
     }
 
     fn lay_network(&mut self) -> Result<()> {
-        let network = Network::plan(self.spec.nodes, self.spec.families);
+        let network = Network::plan(self.spec.nodes, self.spec.families, self.spec.overlay);
         for inner in &network.inner {
             ensure!(
                 !namespace::path(&inner.namespace).exists(),

@@ -14,6 +14,7 @@
 
 use std::net::IpAddr;
 
+use super::overlay::{self, Overlay};
 use crate::address::{Families, Family, Node, Pod, nodes};
 
 /// The namespace of the wire.
@@ -52,12 +53,12 @@ pub(super) struct Network {
 
 impl Network {
     /// The network of so many nodes.
-    pub(super) fn plan(count: u8, families: Families) -> Self {
+    pub(super) fn plan(count: u8, families: Families, overlay: Overlay) -> Self {
         let mut inner = vec![wire(count)];
         let mut links = Vec::new();
         for node in nodes(count) {
             links.push(pair("eth0", &node.name(), &format!("port-{}", node.0), WIRE));
-            inner.push(node_inner(node, count, families));
+            inner.push(node_inner(node, count, families, overlay));
             for pod in node.pods() {
                 links.push(pair("eth0", &pod.name(), &format!("veth-{}", pod.letter), &node.name()));
                 inner.push(Inner {
@@ -107,7 +108,7 @@ fn common() -> Vec<Sysctl> {
     ]
 }
 
-fn node_inner(node: Node, count: u8, families: Families) -> Inner {
+fn node_inner(node: Node, count: u8, families: Families, overlay: Overlay) -> Inner {
     let mut sysctls = common();
     sysctls.extend([
         Sysctl { key: "net/ipv4/ip_forward", value: "1" },
@@ -116,10 +117,10 @@ fn node_inner(node: Node, count: u8, families: Families) -> Inner {
         Sysctl { key: "net/ipv4/conf/all/rp_filter", value: "0" },
         Sysctl { key: "net/ipv4/conf/default/rp_filter", value: "2" },
     ]);
-    Inner { namespace: node.name(), sysctls, lines: node_lines(node, count, families) }
+    Inner { namespace: node.name(), sysctls, lines: node_lines(node, count, families, overlay) }
 }
 
-fn node_lines(node: Node, count: u8, families: Families) -> Vec<String> {
+fn node_lines(node: Node, count: u8, families: Families, overlay: Overlay) -> Vec<String> {
     let mut lines = vec![
         "link set dev lo up".to_owned(),
         // A packet of many segments is cut before it leaves, so that a capture shows frames as a real
@@ -136,10 +137,7 @@ fn node_lines(node: Node, count: u8, families: Families) -> Vec<String> {
         lines.push(address(node.gateway(family), pod_length, "cni0", family));
     }
     for other in nodes(count).filter(|&other| other != node) {
-        for &family in families.all() {
-            let (to, by) = (other.pod_cidr(family), other.address(family));
-            lines.push(format!("route add {to} via {by} dev eth0"));
-        }
+        lines.extend(overlay::lines(overlay, node, other, families));
     }
     lines
 }
@@ -186,14 +184,17 @@ mod tests {
 
     #[test]
     fn the_namespaces_of_the_contract() {
-        let names: Vec<_> =
-            Network::plan(2, Families::Dual).inner.into_iter().map(|inner| inner.namespace).collect();
+        let names: Vec<_> = Network::plan(2, Families::Dual, Overlay::None)
+            .inner
+            .into_iter()
+            .map(|inner| inner.namespace)
+            .collect();
         assert_eq!(names, ["wire", "node-1", "pod-1a", "pod-1b", "node-2", "pod-2a", "pod-2b"]);
     }
 
     #[test]
     fn a_node_has_a_route_to_each_other_nodes_pods() {
-        let lines = lines_of(&Network::plan(3, Families::Dual), "node-2");
+        let lines = lines_of(&Network::plan(3, Families::Dual, Overlay::None), "node-2");
         let routes: Vec<_> = lines.iter().filter(|line| line.starts_with("route")).collect();
         assert_eq!(
             routes,
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn a_family_that_is_absent_leaves_no_trace() {
         for (families, absent) in [(Families::Ipv4, "::"), (Families::Ipv6, ".244.")] {
-            let network = Network::plan(3, families);
+            let network = Network::plan(3, families, Overlay::None);
             let found =
                 network.inner.iter().flat_map(|inner| &inner.lines).find(|line| line.contains(absent));
             assert_eq!(found, None);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kubeveil_tests::address::{Families, Node};
-use kubeveil_tests::lab::{Mode, READY, Spec, batch};
+use kubeveil_tests::lab::{Mode, Overlay, READY, Spec, batch};
 use kubeveil_tests::stage::{Stage, pod};
 use kubeveil_tests::status::{wireguard_devices, wireguard_peers};
 use kubeveil_tests::traffic::{Load, flows};
@@ -13,7 +13,7 @@ use kubeveil_tests::traffic::{Load, flows};
 use crate::facts::{Act, Facts};
 use crate::show::Screen;
 
-const SPEC: Spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dual };
+const SPEC: Spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dual, overlay: Overlay::None };
 /// How often each daemon is killed.
 const ROUNDS: u64 = 6;
 /// The machine itself may lose packets; then an act is played again, at most so often.

@@ -10,7 +10,9 @@ mod forgery;
 mod kernel;
 mod membership;
 mod modes;
+mod mtu;
 mod operations;
+mod overlays;
 mod paths;
 mod refusals;
 mod support;
@@ -22,7 +24,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kubeveil_tests::address::Families;
-use kubeveil_tests::lab::{self, Mode, Spec};
+use kubeveil_tests::lab::{self, Mode, Overlay, Spec};
 use kubeveil_tests::stage::{Inconclusive, Stage};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -42,7 +44,7 @@ struct Scenario {
 impl Scenario {
     /// Three nodes of both families, that encrypt or drop.
     const fn new(name: &'static str, act: fn(&mut Stage) -> Result<()>) -> Self {
-        let spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dual };
+        let spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dual, overlay: Overlay::None };
         Self { name, spec, shares: false, bare: false, act }
     }
 
@@ -64,6 +66,11 @@ impl Scenario {
 
     const fn families(mut self, families: Families) -> Self {
         self.spec.families = families;
+        self
+    }
+
+    const fn overlay(mut self, overlay: Overlay) -> Self {
+        self.spec.overlay = overlay;
         self
     }
 
@@ -100,6 +107,8 @@ fn main() -> ExitCode {
         membership::ALL,
         crashes::ALL,
         operations::ALL,
+        overlays::ALL,
+        mtu::ALL,
         paths::ALL,
         modes::ALL,
         kernel::ALL,

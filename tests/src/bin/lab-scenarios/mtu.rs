@@ -1,0 +1,116 @@
+//! Packets around the size that the tunnel takes: what does not fit is told to its sender.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use kubeveil_tests::address::{Families, Family, Node};
+use kubeveil_tests::lab::{batch, program_path};
+use kubeveil_tests::process;
+use kubeveil_tests::stage::{Stage, conclusive, encrypted, none_plain, pod};
+use kubeveil_tests::traffic::{Flow, Load};
+
+use crate::Scenario;
+use crate::support::{rises_by, told};
+
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario::new("sizes_around_the_edge", edge).nodes(2),
+    Scenario::new("sizes_around_the_edge_over_ipv6", edge).nodes(2).families(Families::Ipv6),
+    Scenario::new("a_masqueraded_sender_is_told", masqueraded).nodes(2),
+];
+
+const SENDER: &str = "1a";
+const RECEIVER: &str = "2a";
+const TOO_BIG: (&str, &str) = ("egress", "too_big");
+
+/// Largest packet that the tunnel takes, from its IP header on (`daemon/core/src/mtu.rs`).
+fn limit(stage: &Stage) -> usize {
+    if stage.lab.spec().families == Families::Ipv6 { 1408 } else { 1440 }
+}
+
+/// Bytes of IP and UDP headers.
+fn headers(family: Family) -> usize {
+    match family {
+        Family::V4 => 20 + 8,
+        Family::V6 => 40 + 8,
+    }
+}
+
+/// What fits arrives; the first that does not teaches its sender, whose later ones arrive in pieces that fit.
+fn edge(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let limit = limit(stage);
+    for &family in stage.lab.spec().families.all() {
+        let mut load = Load::new(vec![Flow { from: pod(SENDER), to: pod(RECEIVER), family }], 100);
+        let before = told(stage, Node(1), TOO_BIG)?;
+        for size in [limit - 17, limit - 16, limit - 15, limit - 1, limit] {
+            load.size = size - headers(family);
+            let (tally, census) = stage.send(load.clone(), 10)?;
+            encrypted(&tally, &census).with_context(|| format!("{size} bytes of {family}"))?;
+        }
+        rises_by(stage, Node(1), TOO_BIG, before, 0)?;
+        ensure!(path_mtu(SENDER, RECEIVER, family)?.is_none(), "told though all fits");
+
+        load.size = limit + 1 - headers(family);
+        let (tally, census) = stage.send(load.clone(), 50)?;
+        none_plain(&census)?;
+        conclusive(&tally)?;
+        let told_mtu = path_mtu(SENDER, RECEIVER, family)?;
+        ensure!(told_mtu == Some(limit), "{family}: the pod knows {told_mtu:?}, not {limit}");
+        // What was on its way before the message came is lost; nothing after.
+        ensure!((1..=5).contains(&tally.lost()), "{family}, one byte too many: {tally}");
+        rises_by(stage, Node(1), TOO_BIG, before, tally.lost())?;
+
+        for size in [limit + 1, 1500] {
+            load.size = size - headers(family);
+            let (tally, census) = stage.send(load.clone(), 50)?;
+            encrypted(&tally, &census).with_context(|| format!("{size} bytes of {family}, in pieces"))?;
+        }
+        rises_by(stage, Node(1), TOO_BIG, before, tally.lost())?;
+    }
+    Ok(())
+}
+
+/// The message finds its way back through the node's own translation of addresses.
+fn masqueraded(stage: &mut Stage) -> Result<()> {
+    let rules = "add table inet masquerade
+        add chain inet masquerade post { type nat hook postrouting priority srcnat; }
+        add rule inet masquerade post ip saddr 10.244.1.0/24 ip daddr 192.0.2.0/24 masquerade
+        add rule inet masquerade post ip6 saddr fd00:244:1::/64 ip6 daddr 2001:db8::/64 masquerade";
+    let mut nft = Command::new("ip");
+    nft.args(["netns", "exec", "node-1", "nft", "-f", "-"]).env("PATH", program_path());
+    process::run(&mut nft, rules).context("masquerade the first node's pods")?;
+    stage.start()?;
+    for &family in Families::Dual.all() {
+        let to = Node(2).address(family).to_string();
+        for size in ["1400", "1472"] {
+            let mut ping = Command::new("ip");
+            let option = if family == Family::V6 { "-6" } else { "-4" };
+            ping.args([
+                "netns", "exec", "pod-1a", "ping", option, "-M", "do", "-c", "2", "-i", "0.2", "-W", "1",
+            ]);
+            ping.args(["-s", size, &to]).env("PATH", program_path());
+            // The larger ones don't get through, which is an error to ping.
+            let answer = process::run(&mut ping, "");
+            ensure!(size == "1472" || answer.is_ok(), "{size} bytes by {family}: {answer:?}");
+        }
+        let found = route_mtu("pod-1a", &to, family)?;
+        ensure!(found == Some(1440), "{family}: the pod knows {found:?}");
+    }
+    let census = stage.phase()?;
+    none_plain(&census)?;
+    batch(Some("node-1"), &["route flush cache".to_owned()])
+}
+
+/// What a pod has learnt of the way to another.
+fn path_mtu(from: &str, to: &str, family: Family) -> Result<Option<usize>> {
+    route_mtu(&pod(from).name(), &pod(to).address(family).to_string(), family)
+}
+
+fn route_mtu(namespace: &str, to: &str, family: Family) -> Result<Option<usize>> {
+    let option = if family == Family::V6 { "-6" } else { "-4" };
+    let mut ip = Command::new("ip");
+    ip.args(["-n", namespace, option, "route", "get", to]);
+    let answer = process::run(&mut ip, "")?;
+    let mut words = answer.split_whitespace().skip_while(|word| *word != "mtu");
+    words.nth(1).map(|mtu| mtu.parse().with_context(|| format!("no MTU: {answer}"))).transpose()
+}
