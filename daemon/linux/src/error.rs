@@ -62,7 +62,6 @@ fn advice(operation: &str, errno: i32) -> Option<&'static str> {
         Errno::OPNOTSUPP if operation == CREATE_WIREGUARD => {
             "This kernel lacks it: `modprobe wireguard`, or a kernel with CONFIG_WIREGUARD"
         }
-        Errno::INVAL if operation == ATTACH => "Attachment by tcx needs Linux 6.6 or later",
         Errno::INVAL if [LOAD_NETFILTER, LINK_NETFILTER].contains(&operation) => {
             "Netfilter programs need Linux 6.4 or later, not locked down for confidentiality"
         }

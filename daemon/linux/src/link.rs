@@ -15,6 +15,7 @@ use rtnetlink::{
         address::{AddressAttribute, AddressMessage, AddressScope},
         link::{InfoData, InfoGeneve, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+        tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
     },
 };
 use tokio::{runtime, sync::watch};
@@ -109,12 +110,69 @@ impl Links {
         self.set(LinkUnspec::new_with_index(index).up().build(), "set up device")
     }
 
+    /// The filters with a program at one side of a device's clsact qdisc, in the order in which they run.
+    pub fn filters(&self, index: u32, is_egress: bool) -> Result<Vec<Filter>, KernelError> {
+        let name = || index.to_string();
+        let Ok(signed) = i32::try_from(index) else {
+            return Ok(Vec::new());
+        };
+        let request = self.handle.traffic_filter(signed).get();
+        let request = if is_egress { request.egress() } else { request.ingress() };
+        let messages: Result<Vec<TcMessage>, _> = self.runtime.block_on(request.execute().try_collect());
+        let gone =
+            [rustix::io::Errno::NODEV, rustix::io::Errno::INVAL].map(|errno| Some(errno.raw_os_error()));
+        match messages.map_err(io_error) {
+            Ok(messages) => Ok(messages.iter().filter_map(filter).collect()),
+            // The device is gone, or has no such qdisc.
+            Err(e) if gone.contains(&e.raw_os_error()) => Ok(Vec::new()),
+            Err(e) => Err(KernelError::new("list the filters of device", name(), e)),
+        }
+    }
+
     fn set(&self, message: LinkMessage, operation: &'static str) -> Result<(), KernelError> {
         let index = message.header.index;
         self.runtime
             .block_on(self.handle.link().set(message).execute())
             .map_err(|e| KernelError::new(operation, index.to_string(), io_error(e)))
     }
+}
+
+/// A filter with a program, of a clsact qdisc.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// The lowest runs first.
+    pub priority: u16,
+    /// Tells it from others of the same priority.
+    pub handle: u32,
+    /// Name of the program, as its owner has given it.
+    pub name: String,
+    /// The program.
+    pub program: u32,
+}
+
+/// The filter of a message. A priority is told once more without a filter, with handle 0.
+fn filter(message: &TcMessage) -> Option<Filter> {
+    let handle = message.header.handle;
+    let handle = u32::from(handle.major) << 16 | u32::from(handle.minor);
+    let options = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    })?;
+    let mut filter = Filter {
+        // `TC_H_MAJ` of `tcm_info` (kernel `include/uapi/linux/pkt_sched.h`).
+        priority: u16::try_from(message.header.info >> 16).unwrap_or_default(),
+        handle,
+        name: String::new(),
+        program: 0,
+    };
+    for option in options {
+        match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => filter.name.clone_from(name),
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => filter.program = *id,
+            _ => {}
+        }
+    }
+    (handle != 0).then_some(filter)
 }
 
 /// Counts up whenever a device, an address or a route changes. Call within a tokio runtime.

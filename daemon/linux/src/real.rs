@@ -68,7 +68,12 @@ impl RealKernel {
         let mut removed = Removed::default();
         let mut errors = Vec::new();
         self.bpf = None;
+        let links = self.links.dump().unwrap_or_else(|e| {
+            errors.push(e);
+            BTreeMap::new()
+        });
         errors.extend(self.pins.remove_links());
+        errors.extend(crate::bpf::remove_filters(&links, &self.links));
         for form in [Form::Bpf, Form::Nftables] {
             match self.backstops.remove(form) {
                 Ok(true) => removed.backstops.push(form),
@@ -80,10 +85,6 @@ impl RealKernel {
             Ok(there) => removed.pins = there,
             Err(e) => errors.push(e),
         }
-        let links = self.links.dump().unwrap_or_else(|e| {
-            errors.push(e);
-            BTreeMap::new()
-        });
         let ours =
             |l: &Link| DEVICE_NAMES.contains(&l.name.as_str()) && l.kind.as_deref() == Some("wireguard");
         for (index, link) in links.iter().filter(|(_, link)| ours(link)) {
@@ -96,9 +97,7 @@ impl RealKernel {
     }
 
     fn bpf(&mut self) -> Result<&mut Bpf, KernelError> {
-        self.bpf.as_mut().ok_or_else(|| {
-            KernelError::new("use", "the programs", std::io::Error::other("they are not loaded yet"))
-        })
+        self.bpf.as_mut().ok_or_else(not_loaded)
     }
 
     fn name(&self, index: u32) -> Result<String, KernelError> {
@@ -106,6 +105,10 @@ impl RealKernel {
             || KernelError::new("find device", index.to_string(), std::io::Error::from_raw_os_error(NODEV));
         self.seen.get(&index).map(|link| link.name.clone()).ok_or_else(gone)
     }
+}
+
+fn not_loaded() -> KernelError {
+    KernelError::new("use", "the programs", std::io::Error::other("they are not loaded yet"))
 }
 
 const NODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
@@ -134,7 +137,7 @@ impl Kernel for RealKernel {
         if let Some(bpf) = &mut self.bpf {
             bpf.maps.settle()?;
         }
-        let datapath = self.bpf.as_ref().map(|bpf| bpf.observe(&links)).transpose()?;
+        let datapath = self.bpf.as_ref().map(|bpf| bpf.observe(&links, &self.links)).transpose()?;
         let backstop = self.backstops.observe();
         self.seen.clone_from(&links);
         Ok(Observed { links, tunnels, datapath, backstop })
@@ -155,7 +158,8 @@ impl Kernel for RealKernel {
             Action::RemoveDevice(index) => self.bpf()?.maps.remove_device(*index),
             Action::Attach(hook) => {
                 let device = self.name(hook.1)?;
-                self.bpf()?.attach(*hook, &device)
+                let bpf = self.bpf.as_mut().ok_or_else(not_loaded)?;
+                bpf.attach(*hook, &device, &self.links)
             }
             Action::Detach(hook) => self.bpf()?.detach(*hook),
             Action::RaiseBackstop(backstop) => {

@@ -11,16 +11,21 @@ use aya::{
     maps::{MapError, MapInfo},
     programs::{ProgramError, SchedClassifier},
 };
-use kubeveil_abi::names;
+use kubeveil_abi::{DeviceKind, names};
 use kubeveil_core::observed::{Datapath, Hook, Link, Program};
 
-use super::{Maps, Pins, attach, pins::remove_tree};
-use crate::KernelError;
+use super::{
+    Maps, Pins,
+    attach::{Form, clsact, tcx},
+    pins::remove_tree,
+};
+use crate::{KernelError, link::Links};
 
 /// The programs and maps in the kernel.
 pub struct Bpf {
     pins: Pins,
     build: String,
+    form: Form,
     /// Open maps.
     pub maps: Maps,
     programs: BTreeMap<Program, (SchedClassifier, u32)>,
@@ -55,17 +60,34 @@ impl Bpf {
         for dir in pins.other_programs(build) {
             remove_tree(&dir).map_err(|e| KernelError::new("remove", dir.display().to_string(), e))?;
         }
-        Ok(Self { pins, build: build.to_owned(), maps, programs })
+        Ok(Self { pins, build: build.to_owned(), form: Form::find(), maps, programs })
     }
 
     /// What stands in the kernel. `links` are the devices there are.
-    pub fn observe(&self, links: &BTreeMap<u32, Link>) -> Result<Datapath, KernelError> {
+    pub fn observe(&self, links: &BTreeMap<u32, Link>, netlink: &Links) -> Result<Datapath, KernelError> {
+        let devices = self.maps.devices()?;
+        let attached = match self.form {
+            Form::Tcx => self.linked(links)?,
+            Form::Clsact => self.filtering(&devices, links, netlink)?,
+        };
+        Ok(Datapath {
+            build: self.build.clone(),
+            config: self.maps.config()?,
+            prefixes: self.maps.prefixes()?,
+            peers: self.maps.peers(),
+            slots: self.maps.slots()?,
+            devices,
+            attached,
+        })
+    }
+
+    fn linked(&self, links: &BTreeMap<u32, Link>) -> Result<BTreeMap<Hook, usize>, KernelError> {
         let mut attached = BTreeMap::new();
         for hook in self.pins.links()? {
             let (program, index) = hook;
             match (links.get(&index), self.programs.get(&program)) {
                 (Some(link), Some((_, id))) => {
-                    if let Some(ahead) = attach::position(program, &link.name, *id)? {
+                    if let Some(ahead) = tcx::position(program, &link.name, *id)? {
                         attached.insert(hook, ahead);
                     }
                 }
@@ -75,28 +97,46 @@ impl Bpf {
                 }
             }
         }
-        Ok(Datapath {
-            build: self.build.clone(),
-            config: self.maps.config()?,
-            prefixes: self.maps.prefixes()?,
-            peers: self.maps.peers(),
-            slots: self.maps.slots()?,
-            devices: self.maps.devices()?,
-            attached,
-        })
+        Ok(attached)
+    }
+
+    /// On the devices that the programs know, which they are told before anything is attached.
+    fn filtering(
+        &self,
+        devices: &BTreeMap<u32, DeviceKind>,
+        links: &BTreeMap<u32, Link>,
+        netlink: &Links,
+    ) -> Result<BTreeMap<Hook, usize>, KernelError> {
+        let mut attached = BTreeMap::new();
+        for index in devices.keys().filter(|index| links.contains_key(index)) {
+            for (program, (_, id)) in &self.programs {
+                let position = clsact::position(*program, *index, netlink)?;
+                if let Some((ahead, _)) = position.filter(|(_, there)| there == id) {
+                    attached.insert((*program, *index), ahead);
+                }
+            }
+        }
+        Ok(attached)
     }
 
     /// Attaches at a hook of the device called `device`.
-    pub fn attach(&mut self, hook: Hook, device: &str) -> Result<(), KernelError> {
-        match self.programs.get_mut(&hook.0) {
-            Some((program, _)) => attach::attach(program, hook, device, &self.pins),
-            None => Ok(()),
+    pub fn attach(&mut self, hook: Hook, device: &str, netlink: &Links) -> Result<(), KernelError> {
+        let Some((program, _)) = self.programs.get_mut(&hook.0) else {
+            return Ok(());
+        };
+        match self.form {
+            Form::Tcx => tcx::attach(program, hook, device, &self.pins),
+            Form::Clsact => clsact::attach(program, hook.0, (hook.1, device), netlink),
         }
     }
 
-    /// Takes a program off.
+    /// Takes a program off a device that is gone.
     pub fn detach(&mut self, hook: Hook) -> Result<(), KernelError> {
-        attach::detach(hook, &self.pins)
+        match self.form {
+            Form::Tcx => tcx::detach(hook, &self.pins),
+            // Its filters went with the device.
+            Form::Clsact => Ok(()),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! <bpf-dir>/v1/maps/CONFIG …           shared by every build of this ABI
 //!              programs-<build>/steer …  the programs of one object file
 //!              links/steer-<ifindex> …   attachments; an upgrade updates them in place
+//!                                      (before Linux 6.6: filters, which need no pin)
 //!              backstop/v4, v6           links to netfilter; an upgrade renames new ones over them
 //! ```
 
@@ -13,6 +14,7 @@ mod maps;
 mod peers;
 mod pins;
 
+pub use attach::remove_filters;
 pub use load::{Bpf, build_of};
 pub use maps::Maps;
 pub use pins::Pins;

@@ -3,24 +3,21 @@
 use std::{fs, io};
 
 use aya::programs::{
-    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    LinkOrder, ProgramError, SchedClassifier,
     links::{FdLink, LinkError, PinnedLink},
     tc::TcAttachOptions,
 };
 use kubeveil_core::observed::{Hook, Program};
 
-use super::Pins;
-use crate::{KernelError, error::ATTACH};
-
-const fn direction(program: Program) -> TcAttachType {
-    match program {
-        Program::Steer | Program::Replace => TcAttachType::Egress,
-        Program::Guard | Program::Deliver => TcAttachType::Ingress,
-    }
-}
+use super::direction;
+use crate::{KernelError, bpf::Pins, error::ATTACH};
 
 /// Position of program `id` at the hook of `device`: how many run before it; `None` if it is not there.
-pub(super) fn position(program: Program, device: &str, id: u32) -> Result<Option<usize>, KernelError> {
+pub(in crate::bpf) fn position(
+    program: Program,
+    device: &str,
+    id: u32,
+) -> Result<Option<usize>, KernelError> {
     match SchedClassifier::query_tcx(device, direction(program)) {
         Ok((_, there)) => Ok(there.iter().position(|info| info.id() == id)),
         Err(e) => {
@@ -33,7 +30,7 @@ pub(super) fn position(program: Program, device: &str, id: u32) -> Result<Option
 
 /// Attaches `program` ahead of all others. Where a link is pinned already its program is replaced in
 /// place, without a gap; a link whose device is gone is thrown away first.
-pub(super) fn attach(
+pub(in crate::bpf) fn attach(
     program: &mut SchedClassifier,
     hook: Hook,
     device: &str,
@@ -82,7 +79,7 @@ fn is_defunct(error: &io::Error) -> bool {
 }
 
 /// Takes a program off: the pin was the last reference to its link.
-pub(super) fn detach(hook: Hook, pins: &Pins) -> Result<(), KernelError> {
+pub(in crate::bpf) fn detach(hook: Hook, pins: &Pins) -> Result<(), KernelError> {
     let pin = pins.link(hook);
     match fs::remove_file(&pin) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
