@@ -36,9 +36,10 @@ pub(super) use crate::error::{LINK_NETFILTER as LINK, LOAD_NETFILTER as LOAD};
 
 /// `NF_INET_POST_ROUTING` (`include/uapi/linux/netfilter.h`).
 const POST_ROUTING: u32 = 4;
-/// Behind source NAT (100), before connection tracking's last step (`INT_MAX`); `enum nf_ip_hook_priorities`. Two of
-/// them: the kernel takes one program at each (EBUSY) and can't change that of a link (EOPNOTSUPP).
-const PRIORITIES: [i32; 2] = [200, 201];
+/// Behind source NAT (100), before connection tracking's last step (`INT_MAX`); `enum nf_ip_hook_priorities`. Several:
+/// the kernel takes one program at each (EBUSY), can't change that of a link (EOPNOTSUPP), and frees a link some time
+/// after its last pin is gone.
+const PRIORITIES: [i32; 3] = [200, 201, 202];
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`, and how their links are called.
 const FAMILIES: [(u32, &str); 2] = [(2, "v4"), (10, "v6")];
 /// What the verifier says of a program that it refuses, bytes.
@@ -211,8 +212,10 @@ fn load_program(instructions: &[bpf_insn], license: &CString) -> Result<OwnedFd,
 /// Links the program at the priority that is free.
 fn link(program: &OwnedFd, family: u32) -> Result<OwnedFd, KernelError> {
     let mut done = link_at(program, family, PRIORITIES[0]);
-    if done.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
-        done = link_at(program, family, PRIORITIES[1]);
+    for priority in &PRIORITIES[1..] {
+        if done.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
+            done = link_at(program, family, *priority);
+        }
     }
     done.map_err(|e| KernelError::new(LINK, names::BACKSTOP, e))
 }
