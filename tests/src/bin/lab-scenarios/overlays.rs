@@ -76,8 +76,7 @@ fn forgery(family: Family, by: &'static str) -> Load {
     Load::new(vec![Flow { from: CLAIMED.pods()[0], to: pod("1a"), family }], 100).by(by).disguised(claimed)
 }
 
-/// Lines that make an envelope's device as the claimed node has one, with packets to the victim's pods going by it,
-/// if they claim to be from the claimed pod.
+/// Lines that make an envelope's device as the claimed node has one, with packets to the victim's pod going by it.
 fn forge(own: IpAddr) -> Vec<String> {
     let (low, high) = (VICTIM.0, CLAIMED.0);
     let id = u32::from(low) << 8 | u32::from(high);
@@ -88,17 +87,15 @@ fn forge(own: IpAddr) -> Vec<String> {
         format!("link set dev {FORGE} up"),
     ];
     for &family in Families::Dual.all() {
-        let (length, hop, option) = match family {
-            Family::V4 => (32, "169.254.77.1", ""),
-            Family::V6 => (128, "fe80::77:1", "-6 "),
+        let (length, hop) = match family {
+            Family::V4 => (32, "169.254.77.1"),
+            Family::V6 => (128, "fe80::77:1"),
         };
         lines.push(format!("address add {}/{length} dev lo", claimed(family)));
         lines.push(format!("neighbour replace {hop} lladdr 02:00:00:01:01:02 dev {FORGE} nud permanent"));
-        lines.push(format!(
-            "{option}route add {} via {hop} dev {FORGE} onlink table 77",
-            VICTIM.pod_cidr(family)
-        ));
-        lines.push(format!("{option}rule add from {} lookup 77", claimed(family)));
+        // Closer than the way that the forger's own pods take.
+        let victim = pod("1a").address(family);
+        lines.push(format!("route add {victim}/{length} via {hop} dev {FORGE} onlink"));
     }
     lines
 }
