@@ -64,7 +64,10 @@ pub extern "C" fn backstop(context: *const Context) -> i32 {
         let beyond: u32 = field(skb, &SKB_DATA_LEN);
         (hop, Packet { data: field(skb, &SKB_DATA), length, contiguous: length.saturating_sub(beyond) })
     };
-    let Some(decision) = kubeveil_verdict::backstop(hop, &packet, &Uncached, &maps::config()) else {
+    let Some(config) = maps::config() else {
+        return NF_DROP;
+    };
+    let Some(decision) = kubeveil_verdict::backstop(hop, &packet, &Uncached, config) else {
         return NF_ACCEPT;
     };
     maps::count(counter_index(Direction::Backstop, decision.observed, decision.reason), decision.length);

@@ -12,7 +12,7 @@ mod maps;
 mod prefixes;
 mod skb;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
 use kubeveil_abi::Direction;
 
 use crate::{maps::Maps, skb::Skb};
@@ -21,7 +21,10 @@ use crate::{maps::Maps, skb::Skb};
 #[classifier]
 pub fn steer(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    let decision = kubeveil_verdict::steer(&skb.meta(), &skb, &Maps, &maps::config());
+    let Some(config) = maps::config() else {
+        return TC_ACT_SHOT;
+    };
+    let decision = kubeveil_verdict::steer(&skb.meta(), &skb, &Maps, config);
     act::carry_out(&skb, Direction::Egress, &decision)
 }
 
@@ -29,7 +32,10 @@ pub fn steer(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn replace(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    let decision = kubeveil_verdict::replace(&skb.meta(), &skb, &Maps, &maps::config());
+    let Some(config) = maps::config() else {
+        return TC_ACT_SHOT;
+    };
+    let decision = kubeveil_verdict::replace(&skb.meta(), &skb, &Maps, config);
     act::carry_out(&skb, Direction::Egress, &decision)
 }
 
@@ -37,7 +43,10 @@ pub fn replace(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn guard(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    let decision = kubeveil_verdict::guard(&skb.meta(), &skb, &Maps, &maps::config());
+    let Some(config) = maps::config() else {
+        return TC_ACT_SHOT;
+    };
+    let decision = kubeveil_verdict::guard(&skb.meta(), &skb, &Maps, config);
     act::carry_out(&skb, Direction::Ingress, &decision)
 }
 
@@ -45,7 +54,10 @@ pub fn guard(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn deliver(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    let decision = kubeveil_verdict::deliver(&skb.meta(), &skb, &Maps, &maps::config());
+    let Some(config) = maps::config() else {
+        return TC_ACT_SHOT;
+    };
+    let decision = kubeveil_verdict::deliver(&skb.meta(), &skb, &Maps, config);
     act::carry_out(&skb, Direction::Tunnel, &decision)
 }
 

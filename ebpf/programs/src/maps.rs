@@ -36,10 +36,10 @@ static FLOWS: HashMap<FlowKey, FlowValue, MAX_FLOWS> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, COUNTERS_LEN> = PerCpuArray::new();
 
-/// The configuration; should it be missing, the strictest.
+/// The configuration, where it lies: a copy would take a good part of the stack. An array of one has it always.
 #[inline(always)]
-pub fn config() -> Config {
-    CONFIG.get(0).copied().unwrap_or_default()
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
 }
 
 /// Adds a packet to a counter of this CPU.

@@ -5,7 +5,10 @@ use aya_ebpf::{
     helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_pull_data},
     programs::TcContext,
 };
-use kubeveil_verdict::{Bytes, Meta, Transport, is_vlan};
+use kubeveil_abi::Config;
+use kubeveil_verdict::{Bytes, Content, Fitting, Meta, Packet, Tables, Transport, is_vlan};
+
+use crate::maps::{self, Maps};
 
 /// How much is made contiguous when a header is not: two VLAN tags, both IP headers of an ICMP error
 /// and generous extension headers.
@@ -108,6 +111,26 @@ pub extern "C" fn walk(skb: *mut __sk_buff, next: u32, at: u32) -> u64 {
     Transport::pack(kubeveil_verdict::walk(&Skb { raw: skb }, next, at))
 }
 
+/// What a packet needs on its way into the tunnel; its outline and the answer are packed into words.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fitting(skb: *mut __sk_buff, outline: u64) -> u64 {
+    let Some(config) = maps::config() else {
+        return Fitting::NOT.pack();
+    };
+    kubeveil_verdict::fitting(&Skb { raw: skb }, &Packet::of_outline(outline), config).pack()
+}
+
+/// What is inside of an envelope.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn inside(skb: *mut __sk_buff, transport: u64) -> u64 {
+    let (Some(transport), Some(config)) = (Transport::unpack(transport), maps::config()) else {
+        return Content::Unreadable.pack();
+    };
+    kubeveil_verdict::inside(&Skb { raw: skb }, &transport, &Maps, config).pack()
+}
+
 impl Bytes for Skb {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
@@ -136,5 +159,15 @@ impl Bytes for Skb {
     #[inline(always)]
     fn walk(&self, next: u32, at: u32) -> Option<Transport> {
         Transport::unpack(walk(self.raw, next, at))
+    }
+
+    #[inline(always)]
+    fn fitting(&self, packet: &Packet, _: &Config) -> Fitting {
+        Fitting::unpack(fitting(self.raw, packet.outline()))
+    }
+
+    #[inline(always)]
+    fn inside(&self, transport: &Transport, _: &impl Tables, _: &Config) -> Content {
+        Content::unpack(inside(self.raw, Transport::pack(Some(*transport))))
     }
 }

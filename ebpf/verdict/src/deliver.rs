@@ -1,9 +1,10 @@
 use kubeveil_abi::{Config, FlowKey, PrefixKind, Reason};
 
 use crate::{
-    Decision, envelope,
+    Decision,
+    envelope::{self, Content},
     flow::{self, Flow},
-    packet::{Bytes, Meta, Packet, Parsed},
+    packet::{Bytes, Meta, Packet},
     tables::{Tables, owner},
 };
 
@@ -30,7 +31,10 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
     // Envelopes, and what may be a part of one, are answered by envelopes, which are steered as they are.
     match envelope::is_envelope(&transport, bytes, config) {
         Some(false) => {}
-        Some(true) => return inside(packet, envelope::open(&transport, bytes, config), tables),
+        Some(true) => {
+            let content = bytes.inside(&transport, tables, config);
+            return inside(owner(tables, &packet.source), content);
+        }
         None => return Reason::Unparsable,
     }
     // A node's address is a pod's behind masquerading; the answer may be the host's own packet.
@@ -58,14 +62,14 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
 
 /// WireGuard holds a peer to its own addresses; what is inside of its envelopes nobody does but we.
 #[inline(always)]
-fn inside(outer: &Packet, content: Option<Parsed>, tables: &impl Tables) -> Reason {
+fn inside(sender: Option<(PrefixKind, u32)>, content: Content) -> Reason {
     use PrefixKind::{LocalPods, RemotePods};
-    let inner = match content {
-        None | Some(Parsed::NonIp) => return Reason::Delivered,
-        Some(Parsed::Unparsable) => return Reason::Unparsable,
-        Some(Parsed::Ip(inner)) => inner,
+    let ends = match content {
+        Content::None | Content::NonIp => return Reason::Delivered,
+        Content::Unreadable => return Reason::Unparsable,
+        Content::Ip(ends) | Content::Nested(ends) => ends,
     };
-    match (owner(tables, &outer.source), owner(tables, &inner.source)) {
+    match (sender, ends.source) {
         (_, Some((LocalPods, _))) => Reason::EnvelopeSpoofed,
         (Some((_, sender)), Some((RemotePods, claimed))) if sender != claimed => Reason::EnvelopeSpoofed,
         _ => Reason::Delivered,

@@ -3,10 +3,11 @@
 //! An envelope is the host's own packet to another node, and the kernel has forgotten that it forwarded what
 //! is inside (`skb_scrub_packet`), so only its bytes tell.
 
-use kubeveil_abi::{Config, GENEVE};
+use kubeveil_abi::{Config, GENEVE, PrefixKind};
 
 use crate::{
     packet::{Bytes, ETH_P_IP, ETH_P_IPV6, Packet, Parsed, low_half, parse_header},
+    tables::{Tables, owner},
     transport::{Transport, UDP, is_extension},
 };
 
@@ -64,9 +65,100 @@ pub(crate) fn is_envelope(transport: &Transport, bytes: &impl Bytes, config: &Co
     kind(transport, bytes, config).map(|kind| !matches!(kind, Kind::No))
 }
 
+/// What an envelope holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// It is no envelope, or a part that does not show it.
+    None,
+    /// No IP packet: the overlay's own business.
+    NonIp,
+    /// It can't be read.
+    Unreadable,
+    /// A packet of whom to whom.
+    Ip(Ends),
+    /// The same, and it is, or may be, an envelope in turn. Nobody looks deeper.
+    Nested(Ends),
+}
+
+/// Whose the addresses of a packet are: kind, and peer index for remote ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The source's.
+    pub source: Option<(PrefixKind, u32)>,
+    /// The destination's.
+    pub destination: Option<(PrefixKind, u32)>,
+}
+
+impl Ends {
+    /// Those of a packet.
+    #[inline(always)]
+    pub(crate) fn of(packet: &Packet, tables: &impl Tables) -> Self {
+        Self { source: owner(tables, &packet.source), destination: owner(tables, &packet.destination) }
+    }
+}
+
+impl Content {
+    /// In one word, as a global function of the programs can return it.
+    #[inline(always)]
+    pub const fn pack(&self) -> u64 {
+        const fn end(end: Option<(PrefixKind, u32)>) -> u64 {
+            match end {
+                None => 0,
+                // Peer indices are below `MAX_PEERS`, 2^14.
+                Some((kind, peer)) => kind as u64 | (peer as u64 & 0xffff) << 8,
+            }
+        }
+        match self {
+            Self::None => 0,
+            Self::NonIp => 1,
+            Self::Unreadable => 2,
+            Self::Ip(ends) | Self::Nested(ends) => {
+                (if matches!(self, Self::Ip(_)) { 3 } else { 4 })
+                    | end(ends.source) << 8
+                    | end(ends.destination) << 32
+            }
+        }
+    }
+
+    /// What [`Content::pack`] has packed.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the word is taken apart")]
+    pub const fn unpack(word: u64) -> Self {
+        const fn end(word: u32) -> Option<(PrefixKind, u32)> {
+            match PrefixKind::from_raw(word & 0xff) {
+                Some(kind) => Some((kind, word >> 8 & 0xffff)),
+                None => None,
+            }
+        }
+        let ends =
+            Ends { source: end((word >> 8) as u32 & 0xff_ffff), destination: end((word >> 32) as u32) };
+        match word & 0xff {
+            0 => Self::None,
+            1 => Self::NonIp,
+            2 => Self::Unreadable,
+            3 => Self::Ip(ends),
+            _ => Self::Nested(ends),
+        }
+    }
+}
+
+/// Opens an envelope.
+#[inline(always)]
+pub fn inside(bytes: &impl Bytes, transport: &Transport, tables: &impl Tables, config: &Config) -> Content {
+    match open(transport, bytes, config) {
+        None => Content::None,
+        Some(Parsed::NonIp) => Content::NonIp,
+        Some(Parsed::Unparsable) => Content::Unreadable,
+        Some(Parsed::Ip(inner)) if is_nested(&inner, bytes, config) => {
+            Content::Nested(Ends::of(&inner, tables))
+        }
+        Some(Parsed::Ip(inner)) => Content::Ip(Ends::of(&inner, tables)),
+    }
+}
+
 /// What is inside of an envelope; `None` if the packet is none, or a part that does not show it.
 #[inline(always)]
-pub(crate) fn open(transport: &Transport, bytes: &impl Bytes, config: &Config) -> Option<Parsed> {
+fn open(transport: &Transport, bytes: &impl Bytes, config: &Config) -> Option<Parsed> {
     let at = transport.offset;
     let Some(kind) = kind(transport, bytes, config) else {
         return Some(Parsed::Unparsable);
@@ -91,9 +183,9 @@ pub(crate) fn open(transport: &Transport, bytes: &impl Bytes, config: &Config) -
     })
 }
 
-/// Whether what an envelope held is, or may be, an envelope in turn. Nobody looks deeper.
+/// Whether what an envelope held is, or may be, an envelope in turn.
 #[inline(always)]
-pub(crate) fn is_nested(inner: &Packet, bytes: &impl Bytes, config: &Config) -> bool {
+fn is_nested(inner: &Packet, bytes: &impl Bytes, config: &Config) -> bool {
     let transport = Transport {
         protocol: inner.next,
         offset: inner.payload,

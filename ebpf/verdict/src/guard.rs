@@ -1,10 +1,11 @@
 use kubeveil_abi::{Config, PeerState, PrefixKind, Reason};
 
 use crate::{
-    Decision, envelope,
+    Decision,
+    envelope::{Content, Ends},
     flow::is_tunnel_port,
-    packet::{Bytes, Meta, Packet, Parsed},
-    tables::{Tables, owner},
+    packet::{Bytes, Meta, Packet},
+    tables::Tables,
     transport::Transport,
 };
 
@@ -19,7 +20,8 @@ pub fn guard(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Con
 
 #[inline(always)]
 fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Reason {
-    let reason = by_addresses(packet, tables);
+    let ends = Ends::of(packet, tables);
+    let reason = by_ends(&ends, tables);
     if !matches!(reason, Reason::Other | Reason::Host) {
         return reason;
     }
@@ -28,13 +30,13 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
     let Some(transport) = packet.transport(bytes) else {
         return Reason::Unparsable;
     };
-    match envelope::open(&transport, bytes, config) {
-        None => outer(packet, &transport, bytes, tables, config, reason),
-        Some(Parsed::NonIp) => reason,
-        Some(Parsed::Unparsable) => Reason::Unparsable,
-        Some(Parsed::Ip(inner)) if envelope::is_nested(&inner, bytes, config) => Reason::Unparsable,
-        Some(Parsed::Ip(inner)) => match by_addresses(&inner, tables) {
-            Reason::Other | Reason::Host => unless_for_pod(packet, &inner, tables, reason),
+    match bytes.inside(&transport, tables, config) {
+        Content::None => outer(&ends, &transport, bytes, config, reason),
+        Content::NonIp => reason,
+        Content::Unreadable => Reason::Unparsable,
+        content @ (Content::Ip(inner) | Content::Nested(inner)) => match by_ends(&inner, tables) {
+            Reason::Other | Reason::Host if matches!(content, Content::Nested(_)) => Reason::Unparsable,
+            Reason::Other | Reason::Host => unless_for_pod(&ends, &inner, tables, reason),
             inside => inside,
         },
     }
@@ -42,32 +44,30 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
 
 /// By whose addresses a packet bears, or one inside of an envelope.
 #[inline(always)]
-fn by_addresses(packet: &Packet, tables: &impl Tables) -> Reason {
-    let Some((kind, peer)) = owner(tables, &packet.source) else {
+fn by_ends(ends: &Ends, tables: &impl Tables) -> Reason {
+    let Some((kind, peer)) = ends.source else {
         return Reason::Other;
     };
     match kind {
         PrefixKind::RemotePods => unless_bypassed(tables, peer, Reason::PlainFromPod),
         PrefixKind::UnownedPods => Reason::PlainFromPod,
         PrefixKind::LocalPods => Reason::SpoofedLocal,
-        PrefixKind::RemoteNode | PrefixKind::LocalNode => {
-            match (kind, owner(tables, &packet.destination)) {
-                (PrefixKind::RemoteNode, Some((PrefixKind::LocalPods, _))) => {
-                    unless_bypassed(tables, peer, Reason::PlainToPod)
-                }
-                // IPv6 has no rp_filter, and pods let their own node in.
-                (_, Some((PrefixKind::LocalPods, _))) => Reason::SpoofedLocal,
-                (_, Some((PrefixKind::LocalNode | PrefixKind::RemoteNode, _))) => Reason::Host,
-                _ => Reason::Other,
+        PrefixKind::RemoteNode | PrefixKind::LocalNode => match (kind, ends.destination) {
+            (PrefixKind::RemoteNode, Some((PrefixKind::LocalPods, _))) => {
+                unless_bypassed(tables, peer, Reason::PlainToPod)
             }
-        }
+            // IPv6 has no rp_filter, and pods let their own node in.
+            (_, Some((PrefixKind::LocalPods, _))) => Reason::SpoofedLocal,
+            (_, Some((PrefixKind::LocalNode | PrefixKind::RemoteNode, _))) => Reason::Host,
+            _ => Reason::Other,
+        },
     }
 }
 
 /// An envelope from a peer node with a packet for one of our pods, wherever that one comes from.
 #[inline(always)]
-fn unless_for_pod(outer: &Packet, inner: &Packet, tables: &impl Tables, reason: Reason) -> Reason {
-    match (owner(tables, &outer.source), owner(tables, &inner.destination)) {
+fn unless_for_pod(outer: &Ends, inner: &Ends, tables: &impl Tables, reason: Reason) -> Reason {
+    match (outer.source, inner.destination) {
         (Some((PrefixKind::RemoteNode, peer)), Some((PrefixKind::LocalPods, _))) => {
             unless_bypassed(tables, peer, Reason::PlainToPod)
         }
@@ -87,20 +87,12 @@ fn unless_bypassed(tables: &impl Tables, peer: u32, reason: Reason) -> Reason {
 /// `reason`, or [`Reason::Outer`] for a packet to one of our WireGuard ports. Both pass: this only
 /// counts, for whether such a packet is genuine only WireGuard can tell.
 #[inline(always)]
-fn outer(
-    packet: &Packet,
-    transport: &Transport,
-    bytes: &impl Bytes,
-    tables: &impl Tables,
-    config: &Config,
-    reason: Reason,
-) -> Reason {
-    match transport.ports(bytes) {
-        Some(ports) if is_tunnel_port(config, transport.protocol, ports & 0xffff) => {
-            match owner(tables, &packet.destination) {
-                Some((PrefixKind::LocalNode, _)) => Reason::Outer,
-                _ => reason,
-            }
+fn outer(ends: &Ends, transport: &Transport, bytes: &impl Bytes, config: &Config, reason: Reason) -> Reason {
+    match (transport.ports(bytes), ends.destination) {
+        (Some(ports), Some((PrefixKind::LocalNode, _)))
+            if is_tunnel_port(config, transport.protocol, ports & 0xffff) =>
+        {
+            Reason::Outer
         }
         _ => reason,
     }

@@ -31,6 +31,8 @@ pub mod testing;
 pub use backstop::{Hop, backstop};
 pub use decision::Decision;
 pub use deliver::deliver;
+pub use envelope::{Content, Ends, inside};
+pub use fit::{Fit, Fitting, fitting};
 pub use guard::guard;
 pub use packet::{Bytes, Meta, Packet, Parsed, is_vlan, parse};
 pub use steer::{replace, steer};

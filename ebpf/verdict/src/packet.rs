@@ -1,6 +1,11 @@
-use kubeveil_abi::{Address, v4};
+use kubeveil_abi::{Address, Config, v4};
 
-use crate::transport::{self, Transport};
+use crate::{
+    Tables, envelope,
+    envelope::Content,
+    fit::{self, Fitting},
+    transport::{self, Transport},
+};
 
 /// EtherTypes (`include/uapi/linux/if_ether.h`).
 pub(crate) const ETH_P_IP: u16 = 0x0800;
@@ -38,6 +43,22 @@ pub trait Bytes {
     {
         transport::walk(self, next, at)
     }
+
+    /// What the packet needs on its way into the tunnel. A method for the same reason.
+    fn fitting(&self, packet: &Packet, config: &Config) -> Fitting
+    where
+        Self: Sized,
+    {
+        fit::fitting(self, packet, config)
+    }
+
+    /// What is inside, if the packet is an envelope. A method for the same reason.
+    fn inside(&self, transport: &Transport, tables: &impl Tables, config: &Config) -> Content
+    where
+        Self: Sized,
+    {
+        envelope::inside(self, transport, tables, config)
+    }
 }
 
 /// What the kernel knows of a packet beside its bytes (`struct __sk_buff`).
@@ -72,6 +93,38 @@ pub struct Packet {
     pub(crate) later_fragment: bool,
     /// It may be cut into fragments on its way: IPv4 without "don't fragment".
     pub(crate) is_divisible: bool,
+}
+
+impl Packet {
+    /// All but the addresses in one word, as a global function of the programs can take it.
+    #[inline(always)]
+    pub const fn outline(&self) -> u64 {
+        // Two tags and an IPv4 header with options are 68 bytes.
+        self.length as u64
+            | (self.payload as u64 & 0xff) << 32
+            | (self.next as u64 & 0xff) << 40
+            | (self.tags as u64 & 3) << 48
+            | (self.is_v6 as u64) << 50
+            | (self.later_fragment as u64) << 51
+            | (self.is_divisible as u64) << 52
+    }
+
+    /// What [`Packet::outline`] has kept.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the word is taken apart")]
+    pub const fn of_outline(word: u64) -> Self {
+        Self {
+            source: [0; 4],
+            destination: [0; 4],
+            length: word as u32,
+            payload: (word >> 32) as u32 & 0xff,
+            next: (word >> 40) as u32 & 0xff,
+            tags: (word >> 48) as u32 & 3,
+            is_v6: word >> 50 & 1 != 0,
+            later_fragment: word >> 51 & 1 != 0,
+            is_divisible: word >> 52 & 1 != 0,
+        }
+    }
 }
 
 /// What [`parse`] found.

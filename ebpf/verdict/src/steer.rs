@@ -1,12 +1,12 @@
 use kubeveil_abi::{Config, DeviceKind, PeerState, PrefixKind, Reason};
 
 use crate::{
-    Decision, envelope,
-    fit::{Fit, fit},
+    Decision,
+    envelope::{self, Content},
+    fit::Fit,
     flow::{self, Flow},
-    packet::{Bytes, Meta, Packet, Parsed},
+    packet::{Bytes, Meta, Packet},
     tables::{Tables, owner},
-    tcp,
     transport::{Transport, UDP},
 };
 
@@ -39,26 +39,26 @@ fn decide(
         Err(decided) => return decided,
     };
     let (mut reason, ifindex) = Step { meta, bytes, tables, config, packet: &packet, tunnelled }.way();
-    let mut tell_mtu = 0;
     // What an envelope holds is as big as its overlay allows, and nobody here could tell the sender.
-    if matches!(reason, Reason::Tunnelled | Reason::Replaced) {
-        match fit(&packet, bytes, config) {
-            Fit::Fits => {}
-            Fit::InFragments => reason = Reason::TunnelledInFragments,
-            Fit::TooBig { tell } => {
-                reason = Reason::TooBig;
-                tell_mtu = if tell { config.mtu } else { 0 };
-            }
+    if !matches!(reason, Reason::Tunnelled | Reason::Replaced) {
+        let mut decision = Decision::new(config, reason, packet.length);
+        decision.ifindex = ifindex;
+        return decision;
+    }
+    let fitting = bytes.fitting(&packet, config);
+    let mut tell_mtu = 0;
+    match fitting.fit {
+        Fit::Fits => {}
+        Fit::InFragments => reason = Reason::TunnelledInFragments,
+        Fit::TooBig { tell } => {
+            reason = Reason::TooBig;
+            tell_mtu = if tell { config.mtu } else { 0 };
         }
     }
     let mut decision = Decision::new(config, reason, packet.length);
     decision.ifindex = ifindex;
     decision.tell_mtu = tell_mtu;
-    if matches!(reason, Reason::Tunnelled | Reason::Replaced)
-        && let Some(clamp) = tcp::clamp(&packet, bytes, config)
-    {
-        decision.clamp = clamp;
-    }
+    decision.clamp = fitting.clamp;
     decision
 }
 
@@ -176,15 +176,15 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
     #[inline(always)]
     fn envelope_elsewhere(&self, transport: &Transport) -> Own {
         use PrefixKind::{LocalPods, RemoteNode, RemotePods, UnownedPods};
-        let Some(Parsed::Ip(inner)) = envelope::open(transport, self.bytes, self.config) else {
+        let (Content::Ip(ends) | Content::Nested(ends)) =
+            self.bytes.inside(transport, self.tables, self.config)
+        else {
             return Own::Envelope;
         };
-        match owner(self.tables, &inner.destination) {
-            Some((RemotePods | UnownedPods, _)) => Own::Astray,
-            Some((RemoteNode, _)) => match owner(self.tables, &inner.source) {
-                Some((LocalPods, _)) => Own::Astray,
-                _ => Own::Envelope,
-            },
+        match (ends.source, ends.destination) {
+            (_, Some((RemotePods | UnownedPods, _))) | (Some((LocalPods, _)), Some((RemoteNode, _))) => {
+                Own::Astray
+            }
             _ => Own::Envelope,
         }
     }
