@@ -1,7 +1,7 @@
 //! Network devices, their addresses and the routes by them, over rtnetlink.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -108,6 +108,18 @@ impl Links {
     /// Sets a device up.
     pub fn set_up(&self, index: u32) -> Result<(), KernelError> {
         self.set(LinkUnspec::new_with_index(index).up().build(), "set up device")
+    }
+
+    /// Devices that have a clsact qdisc.
+    pub fn with_clsact(&self) -> Result<BTreeSet<u32>, KernelError> {
+        let qdiscs: Vec<TcMessage> = self
+            .runtime
+            .block_on(self.handle.qdisc().get().execute().try_collect())
+            .map_err(|e| KernelError::new("list", "qdiscs", io_error(e)))?;
+        let is_clsact = |message: &&TcMessage| {
+            message.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == "clsact"))
+        };
+        Ok(qdiscs.iter().filter(is_clsact).filter_map(|m| u32::try_from(m.header.index).ok()).collect())
     }
 
     /// The filters with a program at one side of a device's clsact qdisc, in the order in which they run.

@@ -11,7 +11,7 @@ use aya::{
     maps::{MapError, MapInfo},
     programs::{ProgramError, SchedClassifier},
 };
-use kubeveil_abi::{DeviceKind, names};
+use kubeveil_abi::names;
 use kubeveil_core::observed::{Datapath, Hook, Link, Program};
 
 use super::{
@@ -65,10 +65,9 @@ impl Bpf {
 
     /// What stands in the kernel. `links` are the devices there are.
     pub fn observe(&self, links: &BTreeMap<u32, Link>, netlink: &Links) -> Result<Datapath, KernelError> {
-        let devices = self.maps.devices()?;
         let attached = match self.form {
             Form::Tcx => self.linked(links)?,
-            Form::Clsact => self.filtering(&devices, links, netlink)?,
+            Form::Clsact => self.filtering(netlink)?,
         };
         Ok(Datapath {
             build: self.build.clone(),
@@ -76,7 +75,7 @@ impl Bpf {
             prefixes: self.maps.prefixes()?,
             peers: self.maps.peers(),
             slots: self.maps.slots()?,
-            devices,
+            devices: self.maps.devices()?,
             attached,
         })
     }
@@ -100,19 +99,13 @@ impl Bpf {
         Ok(attached)
     }
 
-    /// On the devices that the programs know, which they are told before anything is attached.
-    fn filtering(
-        &self,
-        devices: &BTreeMap<u32, DeviceKind>,
-        links: &BTreeMap<u32, Link>,
-        netlink: &Links,
-    ) -> Result<BTreeMap<Hook, usize>, KernelError> {
+    fn filtering(&self, netlink: &Links) -> Result<BTreeMap<Hook, usize>, KernelError> {
         let mut attached = BTreeMap::new();
-        for index in devices.keys().filter(|index| links.contains_key(index)) {
+        for index in netlink.with_clsact()? {
             for (program, (_, id)) in &self.programs {
-                let position = clsact::position(*program, *index, netlink)?;
+                let position = clsact::position(*program, index, netlink)?;
                 if let Some((ahead, _)) = position.filter(|(_, there)| there == id) {
-                    attached.insert((*program, *index), ahead);
+                    attached.insert((*program, index), ahead);
                 }
             }
         }
