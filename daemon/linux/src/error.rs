@@ -4,7 +4,7 @@ use std::io;
 
 /// A privileged step that failed: what was done, to what, why, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {object}: {source}{}", .advice.map(|a| format!(". {a}")).unwrap_or_default())]
+#[error("{operation} {object}: {}{}", self.cause(), .advice.map(|a| format!(". {a}")).unwrap_or_default())]
 pub struct KernelError {
     /// For example `attach steer to`.
     pub operation: &'static str,
@@ -26,6 +26,20 @@ impl KernelError {
         let source = source.into();
         let advice = errno(source.as_ref()).and_then(|errno| advice(operation, errno));
         Self { operation, object: object.into(), advice, source }
+    }
+
+    /// What the kernel said, to the bottom of it: libraries tell which of their calls failed, and only their sources why.
+    pub fn cause(&self) -> String {
+        let mut said = self.source.to_string();
+        let mut at = self.source.source();
+        while let Some(deeper) = at {
+            let more = deeper.to_string();
+            if !said.contains(&more) {
+                said = format!("{said}: {more}");
+            }
+            at = deeper.source();
+        }
+        said
     }
 
     /// The kernel's error number, if one is at the bottom of it.
@@ -69,4 +83,26 @@ fn advice(operation: &str, errno: i32) -> Option<&'static str> {
         Errno::NOMEM => "The kernel is short of memory; it is tried again",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::{maps::MapError, sys::SyscallError};
+
+    use super::*;
+
+    /// As aya tells of it: the call, and below it why.
+    #[test]
+    fn an_error_tells_what_the_kernel_said() {
+        let busy = rustix::io::Errno::BUSY;
+        let of_call = SyscallError { call: "bpf_map_update_elem", io_error: busy.into() };
+        let error = KernelError::new("write", "map PREFIXES", MapError::from(of_call));
+        let text = error.to_string();
+        assert!(text.starts_with("write map PREFIXES: `bpf_map_update_elem` failed: "), "{text}");
+        assert!(text.contains(&io::Error::from(busy).to_string()), "{text}");
+        assert_eq!(error.errno(), Some(busy.raw_os_error()));
+        // What is the bottom itself is told once.
+        let plain = KernelError::new("list", "devices", io::Error::from(busy));
+        assert_eq!(plain.cause(), io::Error::from(busy).to_string());
+    }
 }
