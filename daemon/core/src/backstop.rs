@@ -124,7 +124,8 @@ impl Standing {
 /// The steps that are left, given those that are planned for prefixes and devices already.
 ///
 /// Before this node's own pods are known nothing is raised that was not there: to the backstop they would be pods that
-/// nobody owns, and the node would be cut off from its own pods.
+/// nobody owns, and the node would be cut off from its own pods. So the program, which reads the maps, also waits until
+/// they are seen there: a write that is planned may fail.
 pub(crate) fn actions(
     desired: &Desired,
     standing: &Standing,
@@ -140,7 +141,9 @@ pub(crate) fn actions(
     let stands = match form {
         Form::Bpf => {
             let stands = standing.bpf && standing.is_current;
-            if !stands && (knows_own || standing.bpf) {
+            let mut own = desired.prefixes.iter().filter(|(_, prefix)| is_own(prefix));
+            let sees_own = own.all(|(net, prefix)| datapath.prefixes.get(net) == Some(prefix));
+            if !stands && sees_own && (knows_own || standing.bpf) {
                 actions.push(Action::RaiseBackstop(Backstop::Bpf));
             }
             stands

@@ -64,6 +64,8 @@ struct Track {
     first_seen: Duration,
     /// The kernel's time of it, only ever compared with itself.
     handshake: Option<Duration>,
+    /// One that took place under another key of the device: it proves nothing, and the kernel still tells of it.
+    void: Option<Duration>,
     /// On our own monotonic clock.
     handshake_at: Duration,
     sent: u64,
@@ -76,6 +78,8 @@ struct Track {
 #[derive(Debug, Default)]
 pub struct Tunnels {
     tracks: BTreeMap<(String, PublicKey), Track>,
+    /// The key of each device.
+    own: BTreeMap<String, PublicKey>,
 }
 
 impl Tunnels {
@@ -83,10 +87,16 @@ impl Tunnels {
     pub fn observe(&mut self, observed: &Observed, now: Duration, wall: Duration) {
         let mut present = BTreeSet::new();
         for (device, tunnel) in &observed.tunnels {
+            let before = tunnel.public_key.and_then(|key| self.own.insert(device.clone(), key));
+            let is_rekeyed = before.is_some() && before != tunnel.public_key;
             for (key, peer) in &tunnel.peers {
                 let id = (device.clone(), *key);
                 present.insert(id.clone());
-                self.tracks.entry(id).or_insert_with(|| Track::new(peer, now, wall)).update(peer, now);
+                let track = self.tracks.entry(id).or_insert_with(|| Track::new(peer, now, wall));
+                if is_rekeyed {
+                    *track = Track { void: track.handshake.or(track.void), ..Track::unproven(now) };
+                }
+                track.update(peer, now);
             }
         }
         self.tracks.retain(|id, _| present.contains(id));
@@ -126,27 +136,39 @@ impl Tunnels {
 }
 
 impl Track {
-    fn new(peer: &Peer, now: Duration, wall: Duration) -> Self {
-        // The one use of the wall clock: the age of a handshake that took place before we looked.
-        let age = peer.last_handshake.map_or(Duration::ZERO, |at| wall.saturating_sub(at));
+    fn unproven(now: Duration) -> Self {
         Self {
             first_seen: now,
-            handshake: peer.last_handshake,
-            handshake_at: now.saturating_sub(age),
-            sent: peer.sent,
-            received: peer.received,
+            handshake: None,
+            void: None,
+            handshake_at: now,
+            sent: 0,
+            received: 0,
             unanswered_since: None,
         }
     }
 
+    fn new(peer: &Peer, now: Duration, wall: Duration) -> Self {
+        // The one use of the wall clock: the age of a handshake that took place before we looked.
+        let age = peer.last_handshake.map_or(Duration::ZERO, |at| wall.saturating_sub(at));
+        Self {
+            handshake: peer.last_handshake,
+            handshake_at: now.saturating_sub(age),
+            sent: peer.sent,
+            received: peer.received,
+            ..Self::unproven(now)
+        }
+    }
+
     fn update(&mut self, peer: &Peer, now: Duration) {
-        let shaken = peer.last_handshake != self.handshake;
+        let handshake = peer.last_handshake.filter(|at| Some(*at) != self.void);
+        let shaken = handshake != self.handshake;
         if shaken {
-            if peer.last_handshake.is_none() {
+            if handshake.is_none() {
                 // The device or the peer was made again between two looks.
                 *self = Self::new(peer, now, now);
             }
-            self.handshake = peer.last_handshake;
+            self.handshake = handshake;
             self.handshake_at = now;
         }
         if shaken || peer.received != self.received {
@@ -231,6 +253,28 @@ mod tests {
             tunnels.observe(&with(Some(1_000), 0), seconds(20), seconds(wall));
             assert_eq!(tunnels.health(DEVICE, &key(7), seconds(20)), Health::Up(seconds(20)));
         }
+    }
+
+    #[test]
+    fn a_handshake_under_another_key_of_the_device_proves_nothing() {
+        let of = |own: u8, handshake| {
+            let mut observed = with(Some(handshake), 0);
+            observed.tunnels.get_mut(DEVICE).expect("device").public_key = Some(key(own));
+            observed
+        };
+        let mut tunnels = Tunnels::default();
+        let proven = |t: &Tunnels, now| t.health(DEVICE, &key(7), seconds(now)).is_proven();
+        tunnels.observe(&of(1, 1_000), seconds(10), seconds(1_010));
+        assert!(proven(&tunnels, 10));
+        for now in [11, 12] {
+            tunnels.observe(&of(2, 1_000), seconds(now), seconds(1_011));
+            assert!(!proven(&tunnels, now));
+        }
+        // Twice another key, and nothing in between.
+        tunnels.observe(&of(3, 1_000), seconds(13), seconds(1_012));
+        assert!(!proven(&tunnels, 13));
+        tunnels.observe(&of(3, 1_013), seconds(14), seconds(1_014));
+        assert!(proven(&tunnels, 14));
     }
 
     #[test]
