@@ -82,6 +82,8 @@ pub(crate) struct Node<K> {
     pub(crate) counts: Vec<Count>,
     /// Flows that were remembered when they were last swept.
     pub(crate) flows: usize,
+    /// What failed beside the way round, by what it was; over as soon as it succeeds.
+    beside: BTreeMap<&'static str, Problem>,
     standing: Vec<Problem>,
     pub(crate) last: Outcome,
     pub(crate) totals: Totals,
@@ -120,6 +122,7 @@ impl<K: Kernel> Node<K> {
             looked: Duration::ZERO,
             counts: Vec::new(),
             flows: 0,
+            beside: BTreeMap::new(),
             standing: standing.into_iter().collect(),
             last: Outcome::default(),
             totals: Totals::default(),
@@ -242,6 +245,36 @@ impl<K: Kernel> Node<K> {
         }
     }
 
+    /// Reads the counters. Those that can't be read now are as they were: none ever falls.
+    pub(crate) fn count(&mut self) {
+        let read = self.kernel.counters();
+        if let Some(counts) = self.beside("counters", read) {
+            self.counts = counts;
+        }
+    }
+
+    /// Forgets flows that are over.
+    pub(crate) fn sweep_flows(&mut self) {
+        let left = self.kernel.sweep_flows();
+        if let Some(left) = self.beside("flows", left) {
+            self.flows = left;
+        }
+    }
+
+    /// What came of a call that is no part of the way round; the next one tells that it failed.
+    fn beside<T>(&mut self, what: &'static str, done: Result<T, KernelError>) -> Option<T> {
+        match done {
+            Ok(value) => {
+                self.beside.remove(what);
+                Some(value)
+            }
+            Err(error) => {
+                self.beside.insert(what, problems::of_kernel(&error));
+                None
+            }
+        }
+    }
+
     /// Looks at the kernel, and keeps count of what it forgets.
     fn observe(&mut self, now: Now) -> Result<Observed, KernelError> {
         let observed = self.kernel.observe()?;
@@ -293,6 +326,7 @@ impl<K: Kernel> Node<K> {
         problems.extend(self.announced.problems().cloned());
         problems.extend(self.keeper.problems().cloned());
         problems.extend(self.standing.iter().cloned());
+        problems.extend(self.beside.values().cloned());
         problems.extend(problems::ahead(&outcome.observed));
         problems.extend(self.other_generation());
         problems.sort();

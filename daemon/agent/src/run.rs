@@ -106,10 +106,7 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
         durations.observe(began.elapsed().as_secs_f64());
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
-            match node.kernel.sweep_flows() {
-                Ok(left) => node.flows = left,
-                Err(e) => tracing::warn!("{e}"),
-            }
+            node.sweep_flows();
         }
         // Until the time has come or something stirs, whoever asks.
         while let Some(left) = next.checked_duration_since(Instant::now()) {

@@ -34,10 +34,7 @@ pub(crate) struct View {
 
 /// Tells of the last look at the kernel, with the counters of this moment.
 pub(crate) fn view<K: Kernel>(node: &mut Node<K>, now: Now) -> View {
-    // Counters that can't be read now are as they were: none ever falls.
-    if let Ok(counts) = node.kernel.counters() {
-        node.counts = counts;
-    }
+    node.count();
     let counts = node.counts.clone();
     View {
         status: status(node, &counts, now),

@@ -7,15 +7,16 @@
 //! handshake.
 //! Of the backstop: it outlives the daemon; the program is in force as soon as it is raised, and nftables tells the
 //! rules that it was given until somebody flushes it, which is told.
-//! And of the datapath, held to by the lab's scenarios: maps and attachments outlive the daemon, and go
-//! with their device.
+//! And of the datapath, held to by the lab's scenarios: maps and attachments outlive the daemon; a program does nothing
+//! any more when its device is gone, but what pins it stays; a link keeps the program of the build that attached it.
 //!
 //! What it can't prove: that packets are steered, dropped or encrypted; timing; what the verifier says;
 //! anything about two CPUs.
 
+mod calls;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::SocketAddr,
     time::Duration,
 };
@@ -24,22 +25,21 @@ use ipnet::IpNet;
 use kubeveil_core::{
     action::Action,
     backstop::{Backstop, Form, Standing},
-    observed::{Datapath, Link, Observed, Peer, TunnelDevice},
+    observed::{Datapath, Hook, Link, Observed, Peer, TunnelDevice},
 };
 use kubeveil_keys::PublicKey;
 
-use crate::{Count, Kernel, KernelError, Secrets};
-
-/// Says which calls fail, and with which error number.
-type Fault = Box<dyn FnMut(&Action) -> Option<i32> + Send>;
+pub use calls::{Call, Failure};
 
 /// The fake.
 #[derive(Default)]
 pub struct FakeKernel {
     links: BTreeMap<u32, Link>,
     tunnels: BTreeMap<String, TunnelDevice>,
-    /// What is pinned, whether a daemon has it open or not.
+    /// What is pinned, whether a daemon has it open or not; attachments apart.
     pinned: Option<Datapath>,
+    /// Attachments that are pinned, with the build of their program.
+    attached: BTreeMap<Hook, String>,
     backstop: Standing,
     /// Forms of the backstop that this kernel does not take.
     refuses: BTreeMap<Form, String>,
@@ -48,7 +48,7 @@ pub struct FakeKernel {
     last_index: u32,
     answering: BTreeSet<PublicKey>,
     clock: Duration,
-    fault: Option<Fault>,
+    fault: Option<calls::Fault>,
     /// Every action that was tried, in order.
     pub tried: Vec<Action>,
 }
@@ -74,14 +74,26 @@ impl FakeKernel {
         self.last_index
     }
 
-    /// Deletes a device as `ip link del` does: what is attached to it goes with it.
+    /// Deletes a device as `ip link del` does: what is attached to it does nothing any more.
     pub fn delete_link(&mut self, name: &str) {
         let Some(index) = self.index(name) else { return };
         self.links.remove(&index);
         self.tunnels.remove(name);
-        if let Some(datapath) = &mut self.pinned {
-            datapath.attached.retain(|(_, at), _| *at != index);
-        }
+    }
+
+    /// The next daemon brings other programs.
+    pub fn upgrade(&mut self, build: &str) {
+        build.clone_into(&mut self.build);
+    }
+
+    /// Where a program of ours looks at packets, of whichever build.
+    pub fn enforced(&self) -> BTreeSet<Hook> {
+        self.attached.keys().filter(|hook| self.links.contains_key(&hook.1)).copied().collect()
+    }
+
+    /// From now on every form of the backstop can be had.
+    pub fn take_backstops(&mut self) {
+        self.refuses.clear();
     }
 
     /// From now on a form of the backstop can't be had; it is refused when it is tried.
@@ -129,8 +141,16 @@ impl FakeKernel {
         self.answering.clear();
     }
 
+    /// Makes actions fail, with these error numbers.
+    pub fn fail(&mut self, mut fault: impl FnMut(&Action) -> Option<i32> + Send + 'static) {
+        self.fail_calls(move |call| match call {
+            Call::Execute(action) => fault(action).map(|errno| Failure { errno, is_done: false }),
+            Call::Observe | Call::Counters | Call::SweepFlows => None,
+        });
+    }
+
     /// Makes calls fail.
-    pub fn fail(&mut self, fault: impl FnMut(&Action) -> Option<i32> + Send + 'static) {
+    pub fn fail_calls(&mut self, fault: impl FnMut(&Call<'_>) -> Option<Failure> + Send + 'static) {
         self.fault = Some(Box::new(fault));
     }
 
@@ -139,12 +159,19 @@ impl FakeKernel {
         self.fault = None;
     }
 
-    /// What is in the kernel, whoever looks.
+    /// What is in the kernel, whoever looks. A program of another build than the maps' last counts as not attached.
     pub fn truth(&self) -> Observed {
+        let datapath = self.pinned.clone().map(|mut datapath| {
+            let is_shown = |(hook, build): &(&Hook, &String)| {
+                **build == datapath.build || !self.links.contains_key(&hook.1)
+            };
+            datapath.attached = self.attached.iter().filter(is_shown).map(|(hook, _)| (*hook, 0)).collect();
+            datapath
+        });
         Observed {
             links: self.links.clone(),
             tunnels: self.tunnels.clone(),
-            datapath: self.pinned.clone(),
+            datapath,
             backstop: self.backstop.clone(),
         }
     }
@@ -296,9 +323,13 @@ impl FakeKernel {
             Action::RemoveDevice(index) => drop(self.datapath()?.devices.remove(index)),
             Action::Attach(hook) => {
                 self.link(hook.1)?;
-                self.datapath()?.attached.insert(*hook, 0);
+                let build = self.datapath()?.build.clone();
+                self.attached.insert(*hook, build);
             }
-            Action::Detach(hook) => drop(self.datapath()?.attached.remove(hook)),
+            Action::Detach(hook) => {
+                self.datapath()?;
+                self.attached.remove(hook);
+            }
             Action::RaiseBackstop(backstop) => self.raise(backstop)?,
             Action::RemoveBackstop(Form::Bpf) => {
                 (self.backstop.bpf, self.backstop.is_current) = (false, false)
@@ -345,31 +376,3 @@ impl FakeKernel {
 const ENOENT: i32 = rustix::io::Errno::NOENT.raw_os_error();
 const EBADF: i32 = rustix::io::Errno::BADF.raw_os_error();
 const ENODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
-
-impl Kernel for FakeKernel {
-    fn observe(&mut self) -> Result<Observed, KernelError> {
-        // Time has passed: keepalives that are set repeat themselves.
-        for device in self.tunnels.keys().cloned().collect::<Vec<_>>() {
-            self.shake(&device);
-        }
-        let mut truth = self.truth();
-        truth.datapath = truth.datapath.filter(|_| self.open);
-        Ok(truth)
-    }
-
-    fn execute(&mut self, action: &Action, _: &dyn Secrets) -> Result<(), KernelError> {
-        self.tried.push(action.clone());
-        let injected = self.fault.as_mut().and_then(|fault| fault(action));
-        injected.map_or_else(|| self.carry_out(action), Err).map_err(|errno| {
-            KernelError::new("execute", action.to_string(), io::Error::from_raw_os_error(errno))
-        })
-    }
-
-    fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
-        Ok(Vec::new())
-    }
-
-    fn sweep_flows(&mut self) -> Result<usize, KernelError> {
-        Ok(0)
-    }
-}

@@ -4,6 +4,7 @@ mod backstop;
 mod bench;
 mod convergence;
 mod failures;
+mod faults;
 mod panics;
 mod proof;
 mod removal;

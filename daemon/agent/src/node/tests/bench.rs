@@ -1,7 +1,7 @@
 //! Nodes around a daemon, on a kernel that outlives it.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use kubeveil_core::{
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::{Source, SourceState},
 };
-use kubeveil_keys::{Generation, PrivateKey, PublicKey};
+use kubeveil_keys::{Generation, PrivateKey};
 use kubeveil_linux::{Count, Kernel, KernelError, Secrets, fake::FakeKernel};
 
 use crate::node::{Node, Now};
@@ -73,7 +73,8 @@ pub(super) struct Shared(Arc<Mutex<FakeKernel>>);
 
 impl Shared {
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut FakeKernel) -> R) -> R {
-        f(&mut self.0.lock().expect("lock"))
+        // A test may end a daemon in the midst of a call.
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -110,7 +111,10 @@ fn facts(n: u8) -> NodeFacts {
             format!("10.244.{n}.0/24").parse().expect("net"),
             format!("fd00:244:{n}::/64").parse().expect("net"),
         ],
-        internal_ips: vec![format!("192.0.2.{n}").parse().expect("ip")],
+        internal_ips: vec![
+            format!("192.0.2.{n}").parse().expect("ip"),
+            format!("2001:db8::{n}").parse().expect("ip"),
+        ],
         announcement: None,
     }
 }
@@ -130,14 +134,23 @@ pub(super) fn announce(n: u8, key: &PrivateKey, port: u16) -> String {
 impl Bench {
     /// `nodes` nodes; this one is node-1, the others have announced their keys and answer.
     pub(super) fn new(nodes: u8) -> Self {
-        let kernel =
-            Shared(Arc::new(Mutex::new(FakeKernel::new("build", &["192.0.2.1/24".parse().expect("net")]))));
-        let dir = tempfile::tempdir().expect("temp dir");
+        let key = |_| PrivateKey::generate().expect("randomness");
+        Self::with((2..=nodes).map(key).collect())
+    }
+
+    /// This node, and others with these keys.
+    pub(super) fn with(keys: Vec<PrivateKey>) -> Self {
+        let addresses = ["192.0.2.1/24", "2001:db8::1/64"].map(|net| net.parse().expect("net"));
+        let kernel = Shared(Arc::new(Mutex::new(FakeKernel::new("build", &addresses))));
+        // In memory where that can be: thousands of runs sync what they keep.
+        let memory = std::path::Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let dir = dir.expect("temp dir");
         let mut bench = Self { dir, world: World::default(), kernel, keys: vec![], seconds: 0 };
         let mesh = MeshSpec {
             mode: Mode::Require,
             pod_cidrs: vec!["10.244.0.0/16".parse().expect("net"), "fd00:244::/32".parse().expect("net")],
-            node_cidrs: vec!["192.0.2.0/24".parse().expect("net")],
+            node_cidrs: vec!["192.0.2.0/24".parse().expect("net"), "2001:db8::/64".parse().expect("net")],
             key_generation: 0,
             revoked_keys: vec![],
         };
@@ -146,21 +159,19 @@ impl Bench {
             said.snapshot.mesh = Some(mesh);
             said.snapshot.nodes.insert("node-1".to_owned(), facts(1));
         });
-        for n in 2..=nodes {
-            bench.join(n);
+        for (n, key) in (2..).zip(keys) {
+            bench.join(n, key);
         }
         bench
     }
 
-    fn join(&mut self, n: u8) -> PublicKey {
-        let key = PrivateKey::generate().expect("randomness");
-        let public = key.public();
-        self.kernel.with(|k| k.answer(public));
+    /// Node `n` comes, with `key`, and answers.
+    pub(super) fn join(&mut self, n: u8, key: PrivateKey) {
+        self.kernel.with(|k| k.answer(key.public()));
         let mut facts = facts(n);
         facts.announcement = Some(announce(n, &key, 51871));
         self.world.change(|said| drop(said.snapshot.nodes.insert(format!("node-{n}"), facts)));
         self.keys.push(key);
-        public
     }
 
     pub(super) fn start(&self) -> Node<Shared> {
@@ -184,7 +195,7 @@ impl Bench {
     }
 
     /// Goes round until nothing is left to do, as the loop would; says how many actions that took.
-    pub(super) fn settle(&mut self, node: &mut Node<Shared>) -> u64 {
+    pub(super) fn settle<K: Kernel>(&mut self, node: &mut Node<K>) -> u64 {
         let before = node.writes;
         for _ in 0..20 {
             self.seconds += 1;

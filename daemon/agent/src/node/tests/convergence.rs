@@ -18,7 +18,7 @@ fn from_nothing_to_encrypted() {
     let tunnel = &truth.tunnels[DEVICE];
     assert_eq!(tunnel.public_key, node.keeper.info().map(|i| i.public));
     assert_eq!(tunnel.peers.len(), 2);
-    assert!(tunnel.peers.values().all(|p| p.keepalive == 0 && p.allowed_ips.len() == 3), "{tunnel:?}");
+    assert!(tunnel.peers.values().all(|p| p.keepalive == 0 && p.allowed_ips.len() == 4), "{tunnel:?}");
     let datapath = truth.datapath.expect("loaded");
     assert_eq!(datapath.slots[0], tunnel.ifindex);
     assert_eq!(datapath.attached.len(), 3);

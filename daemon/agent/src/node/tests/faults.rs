@@ -1,0 +1,9 @@
+//! Every call fails, and the daemon is killed between any two actions, in whole scenarios: what comes of it is what
+//! would have come anyway, and nothing is open meanwhile. Generated: a new action, or a new scenario, is in it.
+
+mod killed;
+mod matrix;
+mod packets;
+mod scenarios;
+mod stage;
+mod state;

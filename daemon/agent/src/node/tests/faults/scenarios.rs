@@ -1,0 +1,103 @@
+//! What happens to a node, with and without faults.
+
+use kubeveil_api::mesh::Mode;
+use kubeveil_core::{backstop::Form, observed::Link};
+use kubeveil_linux::fake::FakeKernel;
+
+use super::stage::Stage;
+use crate::node::tests::bench::{DEVICE, announce};
+
+/// A scenario: a node at rest, or none yet, and a change. Faults begin with the change.
+#[derive(Clone, Copy)]
+pub(super) struct Scenario {
+    pub(super) name: &'static str,
+    /// What stands before; a mesh of three nodes that is at rest.
+    pub(super) before: Before,
+    pub(super) change: fn(&mut Stage),
+    /// The daemon is started after the change, over what stands.
+    pub(super) restarts: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    /// Nothing.
+    Nothing,
+    /// All is as it should be.
+    Rest,
+    /// The same in mode prefer.
+    Prefer,
+    /// The same, on a kernel that has no netfilter programs.
+    Table,
+}
+
+const fn scenario(name: &'static str, change: fn(&mut Stage)) -> Scenario {
+    Scenario { name, before: Before::Rest, change, restarts: false }
+}
+
+const fn restart(name: &'static str, change: fn(&mut Stage)) -> Scenario {
+    Scenario { restarts: true, ..scenario(name, change) }
+}
+
+/// All of them.
+pub(super) const SCENARIOS: [Scenario; 13] = [
+    Scenario { before: Before::Nothing, ..restart("a cold start", |_| {}) },
+    scenario("a node joins", |stage| stage.join()),
+    scenario("a node leaves", |stage| {
+        stage.bench.world.change(|said| drop(said.snapshot.nodes.remove("node-3")));
+    }),
+    scenario("another key of a node", |stage| stage.rekey(3)),
+    scenario("a node moves, another grows", |stage| {
+        stage.facts(2, |facts| facts.internal_ips[0] = "192.0.2.102".parse().expect("ip"));
+        stage.facts(3, |facts| facts.internal_ips.push("192.0.2.103".parse().expect("ip")));
+    }),
+    scenario("the tunnel is deleted", |stage| stage.bench.kernel.with(|k| k.delete_link(DEVICE))),
+    scenario("the underlay is another device", |stage| {
+        stage.bench.kernel.with(|k| {
+            let link = k.truth().links.remove(&1).unwrap_or_default();
+            k.delete_link("eth0");
+            k.add_link(Link { name: "eth1".to_owned(), mtu: 1400, ..link });
+        });
+    }),
+    Scenario {
+        before: Before::Prefer,
+        ..scenario("the mode is tightened", |stage| {
+            stage.bench.world.change(|said| {
+                said.snapshot.mesh.as_mut().expect("a mesh").mode = Mode::Require;
+            });
+        })
+    },
+    restart("a restart", |_| {}),
+    restart("an upgrade", |stage| stage.upgrade()),
+    restart("another key of this node", |stage| stage.other_own_key()),
+    restart("a restart while a node joined and one left", |stage| {
+        stage.bench.world.change(|said| drop(said.snapshot.nodes.remove("node-2")));
+        stage.join();
+    }),
+    Scenario {
+        before: Before::Table,
+        ..restart("a kernel that takes the backstop's program", |stage| {
+            stage.bench.kernel.with(FakeKernel::take_backstops);
+        })
+    },
+];
+
+impl Stage {
+    /// Node 4 comes.
+    fn join(&mut self) {
+        let key = self.spare();
+        self.bench.join(4, key);
+    }
+
+    /// Node `n` has another key, which answers.
+    fn rekey(&mut self, n: u8) {
+        let key = self.spare();
+        self.bench.kernel.with(|k| k.answer(key.public()));
+        let json = announce(n, &key, 51871);
+        self.facts(n, |facts| facts.announcement = Some(json));
+    }
+
+    /// The kernel refuses netfilter programs until it is another.
+    pub(super) fn without_program(&self) {
+        self.bench.kernel.with(|k| k.refuse_backstop(Form::Bpf, "it is too old"));
+    }
+}
