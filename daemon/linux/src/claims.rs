@@ -198,15 +198,19 @@ pub fn check_backstop(kernel: &mut dyn Kernel) -> Result<(), String> {
     claim(bench.run(raise.clone()).is_err(), "the program needs the maps")?;
     bench.run(Action::LoadPrograms)?;
     claim(bench.standing()?.in_force().is_none(), "what is loaded is not in force")?;
+    bench.run(raise.clone())?;
+    let is_refused = bench.standing()?.refused.contains_key(&Form::Bpf);
     for _ in 0..2 {
         bench.run(raise.clone())?;
         let standing = bench.standing()?;
-        claim(standing.bpf && standing.is_current, "the program is in force when it was raised, also twice")?;
+        let stands = standing.bpf && standing.is_current;
+        claim(stands != is_refused, "the program is refused, or in force when it was raised, also twice")?;
     }
     bench.run(Action::RaiseBackstop(Backstop::Nftables(rules.clone())))?;
     let standing = bench.standing()?;
     claim(standing.nftables.as_ref() == Some(&rules), "nftables tells the rules that it was given")?;
-    claim(standing.in_force() == Some(Form::Bpf), "the program counts where both are in force")?;
+    let first = if is_refused { Form::Nftables } else { Form::Bpf };
+    claim(standing.in_force() == Some(first), "the program counts where both are in force")?;
     bench.run(Action::RemoveBackstop(Form::Bpf))?;
     claim(bench.standing()?.in_force() == Some(Form::Nftables), "one goes without the other")?;
     (rules.mode, rules.guarded, rules.remote) = (Mode::Prefer, BTreeSet::new(), vec![]);
@@ -217,7 +221,9 @@ pub fn check_backstop(kernel: &mut dyn Kernel) -> Result<(), String> {
     )?;
     for _ in 0..2 {
         bench.run(Action::RemoveBackstop(Form::Nftables))?;
-        claim(bench.standing()? == Standing::default(), "what is removed, also twice, is gone and not lost")?;
+        let standing = bench.standing()?;
+        let is_gone = standing.in_force().is_none() && standing.lost.is_empty();
+        claim(is_gone, "what is removed, also twice, is gone and not lost")?;
     }
     Ok(())
 }
@@ -234,6 +240,9 @@ mod tests {
         let mut fake = FakeKernel::new("build", &[]);
         check_handshake(&mut fake).expect("every claim");
         let mut fake = FakeKernel::new("build", &[]);
+        check_backstop(&mut fake).expect("every claim");
+        let mut fake = FakeKernel::new("build", &[]);
+        fake.refuse_backstop(Form::Bpf, "it is too old");
         check_backstop(&mut fake).expect("every claim");
     }
 }

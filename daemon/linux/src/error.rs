@@ -50,6 +50,8 @@ impl KernelError {
 
 /// Making a WireGuard device.
 pub(crate) const CREATE_WIREGUARD: &str = "create WireGuard device";
+/// Writing the backstop's table.
+pub(crate) const WRITE_TABLE: &str = "write the rules of";
 /// Loading the backstop's program, and linking it.
 pub(crate) const LOAD_NETFILTER: &str = "load netfilter program";
 pub(crate) const LINK_NETFILTER: &str = "link to netfilter";
@@ -78,6 +80,11 @@ fn advice(operation: &str, errno: i32) -> Option<&'static str> {
         }
         Errno::INVAL if [LOAD_NETFILTER, LINK_NETFILTER].contains(&operation) => {
             "Netfilter programs need Linux 6.4 or later, not locked down for confidentiality"
+        }
+        Errno::NOENT | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::INVAL
+            if operation == WRITE_TABLE =>
+        {
+            "This kernel lacks nf_tables or a part of it: `modprobe -a nf_tables nft_objref`"
         }
         Errno::NOSPC | Errno::TOOBIG => "A map of the datapath is full",
         Errno::NOMEM => "The kernel is short of memory; it is tried again",

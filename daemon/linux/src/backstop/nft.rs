@@ -67,7 +67,7 @@ const COUNTER: u32 = 1;
 const ELEMENTS: usize = 1_000;
 
 /// The step at which a kernel shows that it has no nf_tables.
-pub(super) const WRITE: &str = "write";
+pub(super) use crate::error::WRITE_TABLE as WRITE;
 
 const TABLE: &str = "kubeveil";
 const CHAIN: &str = "backstop";

@@ -118,6 +118,14 @@ fn arguments(form: &str, more: &[&str]) -> Vec<String> {
     [&["--backstop", form], more].concat().into_iter().map(str::to_owned).collect()
 }
 
+/// What the daemon should find that this kernel can have: netfilter programs came with 6.4.
+fn best() -> Result<&'static str> {
+    let release = kubeveil_linux::preflight::kernel_release();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().context(release.clone())?, numbers.next().unwrap_or(0));
+    Ok(if version >= (6, 4) { "bpf" } else { "nftables" })
+}
+
 /// All daemons, with this form of the backstop.
 fn start(stage: &mut Stage, form: &str, shown: &str) -> Result<()> {
     for node in stage.lab.nodes() {
@@ -159,7 +167,7 @@ fn sent_outside(stage: &Stage) -> Result<u64> {
 }
 
 fn by_program(stage: &mut Stage) -> Result<()> {
-    hold(stage, "auto", "bpf")
+    hold(stage, "auto", best()?)
 }
 
 fn by_nftables(stage: &mut Stage) -> Result<()> {
@@ -254,7 +262,7 @@ fn from_tunnel(stage: &mut Stage, cable: &mut Cable) -> Result<()> {
 /// One build takes over from another: what is guarded loses nothing, what is not shows nothing.
 fn upgrade(stage: &mut Stage) -> Result<()> {
     let mut cable = Cable::lay(stage)?;
-    start(stage, "auto", "bpf")?;
+    start(stage, "auto", best()?)?;
     let file = other_build(stage)?;
     cable.capture.phase()?;
     let closed = stage.load("1a", "2a", 300).start()?;
@@ -278,7 +286,7 @@ fn upgrade(stage: &mut Stage) -> Result<()> {
     none_plain(&cable.capture.phase()?).context("on the new cable")?;
     conclusive(&tally)?;
     encrypted(&tally, &census)?;
-    ensure!(form(stage, NEAR)? == "bpf", "the program is not in force any more");
+    ensure!(form(stage, NEAR)? == best()?, "it is not in force any more");
     Ok(())
 }
 
@@ -309,7 +317,7 @@ fn flush(stage: &mut Stage) -> Result<()> {
 fn modes(stage: &mut Stage) -> Result<()> {
     use kubeveil_tests::lab::{Mode, mesh};
     let mut cable = Cable::lay(stage)?;
-    start(stage, "auto", "bpf")?;
+    start(stage, "auto", best()?)?;
     stage.open()?;
     for (mode, verdict) in [(Mode::Prefer, "pass"), (Mode::Observe, "would_drop")] {
         mesh(mode, stage.lab.spec().families).write(&stage.lab.manifests())?;
