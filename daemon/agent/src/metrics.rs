@@ -144,7 +144,7 @@ fn packets(registry: &mut Registry, view: &View) {
     );
 
     let zeros = PLAIN.iter().map(|(direction, reason)| (labels(direction.name(), reason.name()), 0));
-    let passed = view.counts.iter().filter(|c| matches!(c.reason, Reason::Preferred | Reason::Bypassed));
+    let passed = view.counts.iter().filter(|c| PLAIN.contains(&(c.direction, c.reason)));
     let passed = passed.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
     let help =
         "Pod packets that passed in plain since the mode prefers a tunnel and there was none, by reason";
