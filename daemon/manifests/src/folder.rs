@@ -50,7 +50,7 @@ impl Folder {
     fn contents(&self) -> Result<BTreeMap<String, Content>, Problem> {
         let mut out = BTreeMap::new();
         for folder in ["", names::ANNOUNCEMENTS_DIR] {
-            let dir = self.path.join(folder);
+            let dir = if folder.is_empty() { self.path.clone() } else { self.path.join(folder) };
             let entries = fs::read_dir(&dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
             let entries = match entries {
                 // Nobody has announced anything yet.
@@ -118,12 +118,17 @@ fn unwatched(dir: &Path, error: &notify::Error) -> Problem {
 }
 
 fn unreadable(dir: &Path, error: &io::Error) -> Problem {
+    let (message, advice) = if error.kind() == io::ErrorKind::NotFound {
+        ("does not exist".to_owned(), "Create it, or correct --source; what was known stands until then")
+    } else {
+        (format!("can't be read: {error}"), "Make it readable again; what was known stands until then")
+    };
     Problem {
         kind: ProblemKind::Manifest,
         object: format!("folder {}", dir.display()),
         field: String::new(),
-        message: format!("can't be read: {error}"),
-        advice: "What was known stands, and nothing is removed; make the folder readable again".to_owned(),
+        message,
+        advice: advice.to_owned(),
     }
 }
 
@@ -143,8 +148,11 @@ impl Source for Folder {
             self.watcher = watch(&self.path, self.wake.clone());
         }
         let contents = self.contents();
+        let unwatched = self.watcher.as_ref().err().map(|e| unwatched(&self.path, e));
+        // Who has no folder is told so once.
+        let unwatched = unwatched.filter(|_| contents.is_ok());
         let mut state = self.index.update(contents, now);
-        state.problems.extend(self.watcher.as_ref().err().map(|e| unwatched(&self.path, e)));
+        state.problems.extend(unwatched);
         state
     }
 
@@ -178,7 +186,8 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         return Ok(());
     }
     let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    // The temporary name, which tempfile puts into its errors, tells nobody anything.
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| io::Error::from(e.kind()))?;
     file.write_all(text.as_bytes())?;
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
     file.as_file().sync_all()?;
@@ -198,6 +207,22 @@ mod tests {
         let state = folder.read(Duration::ZERO);
         assert!(state.problems[0].to_string().contains("no regular file"), "{:?}", state.problems);
         assert!(state.knowledge.synced().is_none());
+    }
+
+    #[test]
+    fn a_folder_that_is_missing_is_one_problem() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("none");
+        let mut folder = Folder::open(&path, || {});
+        let state = folder.read(Duration::ZERO);
+        let told: Vec<_> = state.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("none: does not exist. Create it"), "{told:?}");
+        let refused = folder.announce("a", "u", "said").expect_err("no folder").to_string();
+        // That of the test's own folder.
+        assert_eq!(refused.matches(".tmp").count(), 1, "{refused}");
+        fs::create_dir(&path).expect("made");
+        assert_eq!(folder.read(Duration::ZERO).problems, []);
     }
 
     #[test]

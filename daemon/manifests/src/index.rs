@@ -27,6 +27,16 @@ struct File {
     problem: Option<Problem>,
 }
 
+impl File {
+    /// A file that never was good has no state that could stand.
+    fn advised(&self, mut problem: Problem) -> Problem {
+        if self.good.is_none() {
+            "Correct the file; nothing of it counts until then".clone_into(&mut problem.advice);
+        }
+        problem
+    }
+}
+
 /// Remembers files and nodes from one reading to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
@@ -72,12 +82,12 @@ impl Index {
                 Ok(text) => {
                     match parse(&name, &text) {
                         Ok(objects) => (file.good, file.problem) = (Some(objects), None),
-                        Err(e) => file.problem = Some(e),
+                        Err(e) => file.problem = Some(file.advised(e)),
                     }
                     file.text = Some(text);
                 }
                 Err(e) => {
-                    file.problem = Some(problem(&name, "", "", format!("can't be read: {e}")));
+                    file.problem = Some(file.advised(problem(&name, "", "", format!("can't be read: {e}"))));
                     file.text = None;
                 }
             }
@@ -92,12 +102,8 @@ impl Index {
             for object in file.good.iter().flatten() {
                 match object {
                     Object::Mesh(_) if snapshot.mesh.is_some() => {
-                        problems.push(problem(
-                            name,
-                            "EncryptionMesh default",
-                            "",
-                            "another file has one too; that one counts",
-                        ));
+                        let twice = "another file has one too; that one counts";
+                        problems.push(told_twice(name, "EncryptionMesh default", twice));
                     }
                     Object::Mesh(spec) => snapshot.mesh = Some((**spec).clone()),
                     Object::Node(node) => {
@@ -110,12 +116,8 @@ impl Index {
                         let facts = self.not_less(name, &node.metadata.name, facts, problems);
                         if snapshot.nodes.insert(node.metadata.name.clone(), facts).is_some() {
                             let object = format!("Node {}", node.metadata.name);
-                            problems.push(problem(
-                                name,
-                                &object,
-                                "",
-                                "another file has it too; this one counts",
-                            ));
+                            let twice = "another file has it too; this one counts";
+                            problems.push(told_twice(name, &object, twice));
                         }
                     }
                 }
@@ -177,6 +179,11 @@ impl Index {
     }
 }
 
+fn told_twice(file: &str, object: &str, message: &str) -> Problem {
+    let advice = "Take it out of one of the two; until then nothing is removed".to_owned();
+    Problem { advice, ..problem(file, object, "", message) }
+}
+
 fn is_announcement(file: &str) -> bool {
     file.strip_prefix(names::ANNOUNCEMENTS_DIR).is_some_and(|rest| rest.starts_with('/'))
 }
@@ -226,6 +233,18 @@ mod tests {
         let state = index.update(unreadable, seconds(200));
         assert_eq!(names_of(&state), ["node-1", "node-2"]);
         assert!(state.knowledge.synced().is_none());
+    }
+
+    #[test]
+    fn no_last_good_state_is_claimed_where_there_is_none() {
+        let mut index = Index::default();
+        let bad = MESH.replace("require", "requires");
+        let advice = |state: &SourceState| state.problems[0].advice.clone();
+        let fresh = index.update(folder(&[("mesh.yaml", &bad)]), seconds(0));
+        assert!(advice(&fresh).contains("nothing of it counts"), "{:?}", fresh.problems);
+        index.update(folder(&[("mesh.yaml", MESH)]), seconds(1));
+        let later = index.update(folder(&[("mesh.yaml", &bad)]), seconds(2));
+        assert!(advice(&later).contains("last good state stands"), "{:?}", later.problems);
     }
 
     #[test]
