@@ -1,6 +1,6 @@
 //! Asking the daemon over its UNIX socket.
 
-use std::{io::ErrorKind, path::Path};
+use std::{io::ErrorKind, os::unix::fs::FileTypeExt as _, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use http_body_util::{BodyExt as _, Empty};
@@ -38,14 +38,40 @@ async fn get(socket: &Path, path: &str) -> Result<Bytes> {
     Ok(body)
 }
 
+fn is_no_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket())
+}
+
 fn explain(socket: &Path, error: std::io::Error) -> anyhow::Error {
     let advice = match error.kind() {
         ErrorKind::NotFound => "is kubeveild running on this node, and with this --socket?",
+        _ if is_no_socket(socket) => "it is no socket; --socket names that of kubeveild",
         ErrorKind::ConnectionRefused => {
-            "kubeveild is not running; what it left in the kernel goes on enforcing"
+            "nobody listens there: kubeveild has ended, which opens nothing that it closed"
         }
         ErrorKind::PermissionDenied => "only root may ask",
         _ => "",
     };
     anyhow::Error::new(error).context(format!("connect to {}: {advice}", socket.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(path: &Path) -> String {
+        format!("{:#}", status(path).expect_err("nobody answers"))
+    }
+
+    #[test]
+    fn only_what_was_looked_at_is_told() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").expect("written");
+        assert!(said(&file).contains("it is no socket"), "{}", said(&file));
+        let dead = dir.path().join("dead");
+        drop(std::os::unix::net::UnixListener::bind(&dead).expect("bound"));
+        assert!(said(&dead).contains("nobody listens there"), "{}", said(&dead));
+        assert!(said(&dir.path().join("none")).contains("is kubeveild running"));
+    }
 }

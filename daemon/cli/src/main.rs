@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 /// Sees to the encryption of pod traffic between nodes.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "kubeveil", version)]
 struct Args {
     #[command(subcommand)]
     command: Command,
