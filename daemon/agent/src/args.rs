@@ -7,13 +7,13 @@ use kubeveil_core::backstop::{Choice, Form};
 
 /// Encrypts the traffic between this node's pods and those of other nodes, in the kernel.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "kubeveild", version, subcommand_negates_reqs = true)]
 pub(crate) struct Args {
     /// Where the cluster is read from: `dir:PATH`, a folder of manifests.
-    #[arg(long, global = true, env = "KUBEVEIL_SOURCE")]
+    #[arg(long, required = true, env = "KUBEVEIL_SOURCE")]
     pub(crate) source: Option<SourceArg>,
     /// Name of this node, as its Node object is called.
-    #[arg(long, global = true, env = "KUBEVEIL_NODE")]
+    #[arg(long, required = true, env = "KUBEVEIL_NODE")]
     pub(crate) node: Option<String>,
     /// Keys, and what must be known after a restart. On a disk that survives reboots.
     #[arg(long, global = true, default_value = "/var/lib/kubeveil")]

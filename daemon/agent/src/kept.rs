@@ -61,7 +61,8 @@ impl KeptFile {
             return Ok(());
         }
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        // The temporary name, which tempfile puts into its errors, tells nobody anything.
+        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| io::Error::from(e.kind()))?;
         file.write_all(&serde_json::to_vec(&File { version: VERSION, kept })?)?;
         file.as_file().sync_all()?;
         file.persist(&self.path).map_err(|e| e.error)?;

@@ -5,6 +5,7 @@ mod events;
 mod http;
 mod keeper;
 mod kept;
+mod lock;
 mod metrics;
 mod node;
 mod run;

@@ -91,6 +91,10 @@ pub(crate) struct Node<K> {
     pub(crate) errors: BTreeMap<&'static str, u64>,
 }
 
+fn knows(snapshot: &Snapshot, node: &str) -> bool {
+    snapshot.nodes.contains_key(node)
+}
+
 impl<K: Kernel> Node<K> {
     /// `build` names the programs that `kernel` brings.
     pub(crate) fn new(
@@ -144,6 +148,7 @@ impl<K: Kernel> Node<K> {
         }
         let read = self.source.read(now.monotonic);
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
+        let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
         let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.before);
         self.before.clone_from(knowledge.snapshot());
         let assignment = self.learn(&knowledge, now);
@@ -151,6 +156,9 @@ impl<K: Kernel> Node<K> {
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
         let mut problems = read.problems;
+        // Where it was never known there is another problem.
+        problems
+            .extend((lacks_us && knows(&self.before, &self.name)).then(|| problems::not_seen(&self.name)));
         problems.extend((deleted && self.before.mesh.is_some()).then(problems::mesh_deleted));
         for round in 0.. {
             match self.round(&knowledge, &assignment, now, &mut outcome) {

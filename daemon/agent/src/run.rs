@@ -3,8 +3,6 @@
 
 use std::{
     fs,
-    os::unix::fs::DirBuilderExt as _,
-    path::Path,
     process::ExitCode,
     sync::{Arc, mpsc},
     thread,
@@ -25,6 +23,7 @@ use crate::{
     args::{Args, LogFormat, SourceArg},
     events::Event,
     http::{self, Door},
+    lock,
     metrics::{Durations, SharedDurations},
     node::{Node, Now},
     status::{self, View},
@@ -45,15 +44,14 @@ const SWEEP: Duration = Duration::from_secs(60);
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     log(args)?;
     harden::harden()?;
-    let node = args.node.as_deref().context("--node is missing: the name of this node's Node object")?;
-    let source =
-        args.source.as_ref().context("--source is missing, for example --source dir:/etc/kubeveil")?;
+    let node = args.node.as_deref().context("--node is missing")?;
+    let source = args.source.as_ref().context("--source is missing")?;
     let missing = preflight::preflight(&args.bpf_dir);
     if !missing.is_empty() {
         let lines: Vec<String> = missing.iter().map(|p| format!("\n  {p}")).collect();
         bail!("this node lacks what kubeveild needs:{}", lines.concat());
     }
-    let _locks = lock(args)?;
+    let _locks = lock::lock(args)?;
 
     let runtime = Runtime::new().context("start the async runtime")?;
     let _guard = runtime.enter();
@@ -182,32 +180,6 @@ fn object(args: &Args) -> Result<Vec<u8>> {
             bail!("this kubeveild was built without its eBPF programs: build it by `cargo xtask build`")
         }
         None => Ok(OBJECT.to_vec()),
-    }
-}
-
-/// One daemon a node: locks on what two would fight over, held as long as the process lives.
-pub(crate) fn lock(args: &Args) -> Result<[fs::File; 2]> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&args.state_dir)
-        .with_context(|| format!("make {} (--state-dir)", args.state_dir.display()))?;
-    fs::create_dir_all(&args.bpf_dir)
-        .with_context(|| format!("make {} (--bpf-dir)", args.bpf_dir.display()))?;
-    let path = args.state_dir.join("lock");
-    let state = fs::File::create(&path).with_context(|| format!("open {}", path.display()))?;
-    let pins = fs::File::open(&args.bpf_dir).with_context(|| format!("open {}", args.bpf_dir.display()))?;
-    Ok([hold(state, &path)?, hold(pins, &args.bpf_dir)?])
-}
-
-fn hold(file: fs::File, path: &Path) -> Result<fs::File> {
-    match fs4::FileExt::try_lock(&file) {
-        Ok(()) => Ok(file),
-        Err(fs4::TryLockError::WouldBlock) => bail!(
-            "another kubeveild runs on this node: it holds {}. Two would undo each other's work; stop one of them",
-            path.display()
-        ),
-        Err(fs4::TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
     }
 }
 

@@ -26,7 +26,8 @@ fn problem(object: impl Into<String>, message: impl Into<String>, advice: impl I
     }
 }
 
-fn capabilities() -> Vec<Problem> {
+/// The capabilities that are missing, each with what it is needed for.
+pub fn capabilities() -> Vec<Problem> {
     let needed = [
         (Capability::CAP_NET_ADMIN, "make WireGuard devices and attach programs"),
         (Capability::CAP_BPF, "load programs and maps"),

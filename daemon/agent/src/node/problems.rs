@@ -51,6 +51,18 @@ pub(super) fn mesh_deleted() -> Problem {
     }
 }
 
+pub(super) fn not_seen(node: &str) -> Problem {
+    Problem {
+        kind: ProblemKind::Missing,
+        object: format!("Node {node}"),
+        field: String::new(),
+        message: "the source does not have this very node, so it can't be whole: what was known stands and \
+                  nothing is removed"
+            .to_owned(),
+        advice: "Put this node's Node back into the source".to_owned(),
+    }
+}
+
 pub(super) fn of_kernel(error: &KernelError) -> Problem {
     Problem {
         kind: ProblemKind::Kernel,

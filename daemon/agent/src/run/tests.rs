@@ -1,6 +1,9 @@
 //! The loop, asked without end: what it tells costs little, and its work is done in time.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use kubeveil_core::{
     action::Action,

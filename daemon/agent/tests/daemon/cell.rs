@@ -78,13 +78,13 @@ impl Cell {
         cell.start_again()
     }
 
-    /// A daemon, to be run in the cell, with its state in a folder of that name.
-    pub(crate) fn command(&self, state: &str) -> Command {
+    /// A daemon, to be run in the cell, with its state and its pins in folders of these names.
+    pub(crate) fn command(&self, state: &str, pins: &str) -> Command {
         let mut command = self.enter();
         command.arg(env!("CARGO_BIN_EXE_kubeveild"));
         command.args(["--node", "node-1", "--log", "debug", "--source"]);
         command.arg(format!("dir:{}", self.dir.path().join("manifests").display()));
-        self.places(&mut command, state);
+        self.places(&mut command, state, pins);
         command
     }
 
@@ -94,9 +94,9 @@ impl Cell {
         command
     }
 
-    fn places(&self, command: &mut Command, state: &str) {
+    fn places(&self, command: &mut Command, state: &str, pins: &str) {
         let at = |name: &str| self.dir.path().join(name);
-        command.arg("--state-dir").arg(at(state)).arg("--bpf-dir").arg(at("bpf/kubeveil"));
+        command.arg("--state-dir").arg(at(state)).arg("--bpf-dir").arg(at("bpf").join(pins));
         command.arg("--socket").arg(at("socket"));
     }
 
@@ -108,8 +108,14 @@ impl Cell {
     /// The same, with more arguments.
     pub(crate) fn start_with(mut self, arguments: &[&str]) -> Self {
         let log = fs::File::create(self.dir.path().join("log")).unwrap();
-        self.daemon =
-            Some(self.command("state").args(arguments).stderr(log).stdout(Stdio::null()).spawn().unwrap());
+        self.daemon = Some(
+            self.command("state", "kubeveil")
+                .args(arguments)
+                .stderr(log)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
         self
     }
 
@@ -126,7 +132,7 @@ impl Cell {
     pub(crate) fn uninstall(&self, options: &[&str]) -> Output {
         let mut command = self.enter();
         command.arg(env!("CARGO_BIN_EXE_kubeveild"));
-        self.places(&mut command, "state");
+        self.places(&mut command, "state", "kubeveil");
         command.arg("uninstall").args(options).output().unwrap()
     }
 

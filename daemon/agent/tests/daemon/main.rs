@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         trial("counters_survive_a_restart", counters, needs_root()),
         trial("promtool_is_content", promtool, needs_root().or_else(needs_promtool)),
         trial("uninstall_wants_to_be_told", uninstall, needs_root()),
+        trial("uninstall_by_others_than_root_says_so", uninstall_unprivileged, needs_root()),
     ];
     // A kernel that has it can't show what is said where it is missing.
     if needs_root().is_some() || !has_wireguard() {
@@ -69,13 +70,17 @@ fn contains(text: &str, parts: &[&str]) {
 
 fn flags() {
     for (arguments, said) in [
-        (&["--source", "dir:/tmp"][..], "--node is missing"),
-        (&["--node", "a"][..], "--source is missing"),
+        (&[][..], "--source <SOURCE>\n  --node <NODE>"),
+        (&["--source", "dir:/tmp"][..], "--node <NODE>"),
+        (&["--node", "a"][..], "--source <SOURCE>"),
         (&["--node", "a", "--source", "etcd:x"][..], "must be dir:PATH"),
         (&["--node", "a", "--source", "dir:/tmp", "--log", "no=such=filter"][..], "--log"),
     ] {
-        let output = daemon().args(arguments).output().unwrap();
+        let mut command = daemon();
+        command.env_remove("KUBEVEIL_NODE").env_remove("KUBEVEIL_SOURCE");
+        let output = command.args(arguments).output().unwrap();
         assert!(!output.status.success(), "{arguments:?}");
+        assert!(arguments.contains(&"--log") || output.status.code() == Some(2), "{arguments:?}");
         contains(&String::from_utf8_lossy(&output.stderr), &[said]);
     }
 }
@@ -121,10 +126,14 @@ fn no_wireguard() {
 fn second() {
     let cell = Cell::start();
     cell.wait_for(|_| true);
-    // Over the same state, and over the same pins alone.
-    for state in ["state", "elsewhere"] {
-        let output = cell.command(state).output().unwrap();
-        assert!(!output.status.success());
+    // Over the same state, over the same pins alone, and with nothing in common but the network.
+    for (state, pins) in [("state", "kubeveil"), ("elsewhere", "kubeveil"), ("elsewhere", "other")] {
+        // One that is not refused runs until it is ended.
+        let mut second = Command::new("timeout");
+        let command = cell.command(state, pins);
+        second.arg("10").arg(command.get_program()).args(command.get_args());
+        let output = second.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{state}, {pins}");
         let said = String::from_utf8_lossy(&output.stderr);
         contains(&said, &["another kubeveild runs on this node", "stop one of them"]);
     }
@@ -254,4 +263,24 @@ fn uninstall() {
     let told = cell.uninstall(&["--accept-plaintext"]);
     assert!(told.status.success());
     contains(&String::from_utf8_lossy(&told.stdout), &["removed programs and maps", "kept    keys"]);
+    // Nothing is left to take away.
+    for options in [&[][..], &["--accept-plaintext"]] {
+        let again = cell.uninstall(options);
+        assert_eq!(again.status.code(), Some(1), "{options:?}");
+        contains(&String::from_utf8_lossy(&again.stderr), &["nothing of kubeveil is on this node"]);
+    }
+}
+
+fn uninstall_unprivileged() {
+    let output = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .arg("/proc/self/fd/0")
+        .arg("uninstall")
+        .stdin(fs::File::open(env!("CARGO_BIN_EXE_kubeveild")).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    contains(&said, &["CAP_NET_ADMIN", "Run kubeveild as root"]);
+    assert!(!said.contains("stopped"), "{said}");
 }

@@ -104,3 +104,17 @@ fn what_passes_in_plain_is_told() {
     ];
     assert_eq!(told, expected);
 }
+
+/// The folder is emptied between two lives: what is kept stands, and why it is not in sync is told.
+#[test]
+fn a_source_without_this_node_is_told() {
+    let (mut bench, node) = Bench::settled(2);
+    let mut again = bench.restart(node);
+    bench.world.change(|said| said.snapshot.nodes.clear());
+    bench.settle(&mut again);
+    let told: Vec<_> = again.last.problems.iter().filter(|p| p.object == "Node node-1").collect();
+    assert!(!again.last.synced);
+    assert_eq!(told.len(), 1, "{:?}", again.last.problems);
+    assert!(told[0].message.contains("does not have this very node"), "{}", told[0]);
+    assert_eq!(bench.tunnelled(), 1, "what was known stands");
+}
