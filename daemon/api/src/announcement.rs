@@ -17,7 +17,7 @@ use std::num::NonZeroU16;
 
 use kubeveil_keys::{Generation, PrivateKey, PublicKey, Signature, VerifyError};
 
-use crate::words::words;
+use crate::{names::is_node_name, words::words};
 
 mod wire;
 
@@ -31,8 +31,6 @@ pub const MAX_GENERATIONS: usize = 4;
 pub const MAX_NOT_FLIPPED: usize = 32;
 /// Bytes of names that [`NotFlipped::of`] lists, so that the rest has room within [`MAX_BYTES`].
 const MAX_NAME_BYTES: usize = 4 * 1024;
-/// Longest name of a Node: a DNS subdomain (RFC 1123), in bytes.
-const MAX_NAME: usize = 253;
 
 /// A node's announcement whose every signature holds: there is no way to have one that was not checked or made here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -269,14 +267,6 @@ fn check(generations: &[GenerationEntry], not_flipped: &NotFlipped) -> Result<()
         return Err(AnnouncementError::field("notFlipped", FieldProblem::NotAName));
     }
     Ok(())
-}
-
-/// The characters of a DNS subdomain; which may stand where is for the API server to check.
-fn is_node_name(name: &str) -> bool {
-    (1..=MAX_NAME).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte))
 }
 
 fn path(index: usize, field: &str) -> String {

@@ -10,3 +10,14 @@ pub const ANNOUNCEMENT: &str = "kubeveil.io/announcement";
 pub const MESH: &str = "default";
 /// Folder of a manifest source in which agents write their announcements.
 pub const ANNOUNCEMENTS_DIR: &str = "announcements";
+
+/// Longest name of a Node: a DNS subdomain (RFC 1123), in bytes.
+const MAX_NAME: usize = 253;
+
+/// The characters of a DNS subdomain; which may stand where is for the API server to check.
+pub fn is_node_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte))
+}

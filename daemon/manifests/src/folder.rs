@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Write as _,
+    io::{Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,6 +25,9 @@ use crate::index::{Content, Index};
 
 /// Largest file that is read: 5,000 Nodes as `kubectl` prints them are some 50 MB.
 const MAX_BYTES: u64 = 256 << 20;
+/// The same of an announcement, which other nodes write: a Node with one annotation of at most 8 KiB. It also bounds
+/// the time that a hostile one takes to be read.
+const MAX_ANNOUNCEMENT_BYTES: u64 = 64 << 10;
 
 /// A folder of manifests.
 pub struct Folder {
@@ -50,7 +53,11 @@ impl Folder {
     fn contents(&self) -> Result<BTreeMap<String, Content>, Problem> {
         let mut out = BTreeMap::new();
         for folder in ["", names::ANNOUNCEMENTS_DIR] {
-            let dir = if folder.is_empty() { self.path.clone() } else { self.path.join(folder) };
+            let (dir, most) = if folder.is_empty() {
+                (self.path.clone(), MAX_BYTES)
+            } else {
+                (self.path.join(folder), MAX_ANNOUNCEMENT_BYTES)
+            };
             let entries = fs::read_dir(&dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
             let entries = match entries {
                 // Nobody has announced anything yet.
@@ -61,7 +68,7 @@ impl Folder {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if is_manifest(&name) {
                     let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-                    match read(&entry.path()) {
+                    match read(&entry.path(), most) {
                         Ok(text) => out.insert(key, Ok(text)),
                         // Renamed away between the listing and now.
                         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -75,15 +82,18 @@ impl Folder {
 }
 
 /// A pipe would keep us waiting for ever, and nobody's manifest is that large.
-fn read(path: &Path) -> io::Result<String> {
+fn read(path: &Path, most: u64) -> io::Result<String> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
         return Err(io::Error::other("is no regular file"));
     }
-    if metadata.len() > MAX_BYTES {
-        return Err(io::Error::other(format!("is larger than {MAX_BYTES} bytes")));
+    // It may grow while it is read.
+    let mut text = String::new();
+    fs::File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(io::Error::other(format!("is larger than {most} bytes")));
     }
-    fs::read_to_string(path)
+    Ok(text)
 }
 
 fn watch(path: &Path, wake: Wake) -> Result<RecommendedWatcher, notify::Error> {
@@ -207,6 +217,26 @@ mod tests {
         let state = folder.read(Duration::ZERO);
         assert!(state.problems[0].to_string().contains("no regular file"), "{:?}", state.problems);
         assert!(state.knowledge.synced().is_none());
+    }
+
+    /// What another node wrote costs this one little, and concerns nobody else.
+    #[test]
+    fn an_announcement_of_a_megabyte_is_not_read() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut folder = Folder::open(dir.path(), || {});
+        let node = "apiVersion: v1\nkind: Node\nmetadata: {name: a, uid: u}\n";
+        fs::write(dir.path().join("a.yaml"), node).expect("written");
+        for text in ["[".repeat(1 << 20), format!("{node}#{}", "x".repeat(1 << 20))] {
+            fs::write(dir.path().join("announcements/b.yaml"), text).expect("written");
+            let state = folder.read(Duration::ZERO);
+            assert_eq!(state.problems.len(), 1, "{:?}", state.problems);
+            let told = state.problems[0].to_string();
+            assert!(
+                told.contains("announcements/b.yaml: can't be read: is larger than 65536 bytes"),
+                "{told}"
+            );
+            assert!(state.knowledge.synced().is_some(), "it stops no removal");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Index {
             self.files.iter().partition(|(name, _)| is_announcement(name));
         problems.extend(plain.iter().filter_map(|(_, f)| f.problem.clone()));
         let mut minor: Vec<Problem> = announced.iter().filter_map(|(_, f)| f.problem.clone()).collect();
-        let mut snapshot = self.merge(&mut problems);
+        let mut snapshot = self.merge(&mut problems, &mut minor);
         let waiting = self.keep_for_a_while(&mut snapshot, now);
         let whole = problems.is_empty() && !waiting;
         self.nodes.clone_from(&snapshot.nodes);
@@ -94,7 +94,7 @@ impl Index {
         }
     }
 
-    fn merge(&self, problems: &mut Vec<Problem>) -> Snapshot {
+    fn merge(&self, problems: &mut Vec<Problem>, minor: &mut Vec<Problem>) -> Snapshot {
         let mut snapshot = Snapshot::default();
         let (announced, plain): (Vec<_>, Vec<_>) =
             self.files.iter().partition(|(name, _)| is_announcement(name));
@@ -123,8 +123,21 @@ impl Index {
                 }
             }
         }
-        for object in announced.into_iter().flat_map(|(_, file)| file.good.iter().flatten()) {
+        for (file, object) in
+            announced.into_iter().flat_map(|(name, f)| f.good.iter().flatten().map(move |o| (name, o)))
+        {
             let Object::Node(node) = object else { continue };
+            // Who may write one node's file must not speak for another.
+            if announcer(file) != Some(&node.metadata.name) {
+                let object = format!("Node {}", node.metadata.name);
+                minor.push(problem(
+                    file,
+                    &object,
+                    "metadata.name",
+                    "is not the node that the file is named after",
+                ));
+                continue;
+            }
             let known = snapshot.nodes.get_mut(&node.metadata.name).filter(|n| n.uid == node.metadata.uid);
             if let (Some(known), Some(json)) = (known, node.metadata.annotations.get(names::ANNOUNCEMENT)) {
                 known.announcement = Some(json.clone());
@@ -186,6 +199,11 @@ fn told_twice(file: &str, object: &str, message: &str) -> Problem {
 
 fn is_announcement(file: &str) -> bool {
     file.strip_prefix(names::ANNOUNCEMENTS_DIR).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// The node that a file of an announcement is named after.
+fn announcer(file: &str) -> Option<&str> {
+    Some(file.rsplit('/').next()?.rsplit_once('.')?.0)
 }
 
 #[cfg(test)]
@@ -284,6 +302,30 @@ mod tests {
         let files = folder(&[("mesh.yaml", MESH), ("1.yaml", &node(1)), ("announcements/x.yaml", "{")]);
         let state = index.update(files, seconds(0));
         assert_eq!(state.problems.len(), 1);
+        assert!(state.knowledge.synced().is_some());
+    }
+
+    #[test]
+    fn nobody_speaks_for_another() {
+        let mut index = Index::default();
+        let say = |text: &str| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: node-1, uid: u1, annotations: {{kubeveil.io/announcement: {text}}}}}\n"
+            )
+        };
+        let (own, forged) = (say("own"), say("forged"));
+        let files = folder(&[
+            ("mesh.yaml", MESH),
+            ("1.yaml", &node(1)),
+            ("announcements/node-1.yaml", &own),
+            ("announcements/node-2.yaml", &forged),
+            ("announcements/node-1.yaml.yaml", &forged),
+        ]);
+        let state = index.update(files, seconds(0));
+        assert_eq!(state.knowledge.snapshot().nodes["node-1"].announcement.as_deref(), Some("own"));
+        assert_eq!(state.problems.len(), 2, "{:?}", state.problems);
+        assert!(state.problems[1].to_string().contains("node-2.yaml, Node node-1 metadata.name"));
+        // It stops no removal either.
         assert!(state.knowledge.synced().is_some());
     }
 

@@ -28,14 +28,17 @@ pub(crate) fn problem(
     Problem {
         kind: ProblemKind::Manifest,
         object: if object.is_empty() { format!("file {file}") } else { format!("file {file}, {object}") },
-        field: field.into(),
-        message: message.into(),
+        field: readable(&field.into()),
+        message: readable(&message.into()),
         advice: ADVICE.to_owned(),
     }
 }
 
 /// All objects of `text`, or the first thing that is wrong with it: a file counts as a whole.
 pub(crate) fn parse(file: &str, text: &str) -> Result<Vec<Object>, Problem> {
+    if is_too_deep(text) {
+        return Err(problem(file, "", "", "opens more brackets within brackets than anybody means"));
+    }
     let mut objects = Vec::new();
     let mut documents = 0;
     for document in serde_norway::Deserializer::from_str(text) {
@@ -57,7 +60,7 @@ fn object(file: &str, value: Value, objects: &mut Vec<Object>) -> Result<(), Pro
     let types: TypeMeta = typed(file, "", value.clone())?;
     let name =
         value.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or("without a name");
-    let label = format!("{} {name}", types.kind);
+    let label = readable(&format!("{} {name}", types.kind));
     match (types.api_version.as_str(), types.kind.as_str()) {
         ("v1", "List" | "NodeList") => {
             let items = value.get("items").and_then(Value::as_sequence).cloned();
@@ -85,6 +88,28 @@ fn object(file: &str, value: Value, objects: &mut Vec<Object>) -> Result<(), Pro
     }
 }
 
+/// The YAML reader looks, at each token, through all brackets that are open: time without end for a small file.
+/// Brackets within texts count too, which is no matter with so many.
+fn is_too_deep(text: &str) -> bool {
+    const MOST: usize = 10_000;
+    let mut open = 0_usize;
+    text.bytes().any(|byte| {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        open > MOST
+    })
+}
+
+/// Somebody else's words, short and in one line: they go into a log.
+fn readable(text: &str) -> String {
+    /// Longer than any name.
+    const MOST: usize = 300;
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MOST).collect()
+}
+
 fn typed<T: DeserializeOwned>(file: &str, object: &str, value: Value) -> Result<T, Problem> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let field = e.path().to_string();
@@ -93,6 +118,9 @@ fn typed<T: DeserializeOwned>(file: &str, object: &str, value: Value) -> Result<
 }
 
 fn check_node(file: &str, label: &str, node: &Node) -> Result<(), Problem> {
+    if !names::is_node_name(&node.metadata.name) {
+        return Err(problem(file, label, "metadata.name", "is not a name that a Node can have"));
+    }
     if node.metadata.uid.is_empty() {
         return Err(problem(file, label, "metadata.uid", "is missing; the node's key is bound to it"));
     }
@@ -147,5 +175,55 @@ mod tests {
         assert!(fails("").contains("holds no object"));
         assert!(fails("apiVersion: v1\n").contains("kind"));
         assert!(fails("apiVersion: v1\nkind: Node\nmetadata: {name: a").contains("is not YAML"));
+    }
+
+    /// Whatever is written into a file, reading it ends, in a short line that says where it is wrong.
+    #[test]
+    fn hostile_files_are_refused() {
+        let annotated = |text: &str| NODE.replace("uid: u", &format!("uid: u, annotations: {text}"));
+        let bomb: String = (1..40).fold("a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned(), |all, n| {
+            let of = format!("*a{}, ", n - 1).repeat(9);
+            format!("{all}a{n}: &a{n} [{}]\n", of.trim_end_matches(", "))
+        });
+        let cases = [
+            ("brackets", "[".repeat(1 << 20), ""),
+            ("braces", "{a: ".repeat(200_000), ""),
+            ("dashes", "- ".repeat(200_000), ""),
+            ("brackets in a node", annotated(&"[".repeat(1 << 20)), ""),
+            ("an alias of itself", format!("{NODE}status: &a {{addresses: *a}}\n"), ""),
+            ("aliases of aliases", format!("{bomb}apiVersion: v1\nkind: Node\n"), ""),
+            ("a number for a name", NODE.replace("name: a", "name: 7"), "metadata.name"),
+            (
+                "lines in a name",
+                NODE.replace("name: a", "name: \"a\\nforged: line\\e[31m\""),
+                "metadata.name",
+            ),
+            ("a path for a name", NODE.replace("name: a", "name: ../../a"), "metadata.name"),
+            ("no name", NODE.replace("name: a", "name: ''"), "metadata.name"),
+            (
+                "a long name",
+                NODE.replace("name: a", &format!("name: {}", "a".repeat(1 << 20))),
+                "metadata.name",
+            ),
+            ("another type", NODE.replace("podCIDRs: [10.244.1.0/24]", "podCIDRs: {a: b}"), "spec.podCIDRs"),
+            ("a long prefix", NODE.replace("10.244.1.0/24", "10.244.1.0/33"), "spec.podCIDRs[0]"),
+            ("a text for a prefix", NODE.replace("10.244.1.0/24", &"1".repeat(1 << 20)), "spec.podCIDRs[0]"),
+            (
+                "a list in a list",
+                format!(
+                    "apiVersion: v1\nkind: List\nitems: [{}",
+                    "{apiVersion: v1, kind: List, items: [".repeat(10_000)
+                ),
+                "",
+            ),
+            ("zeros", "\0".repeat(1000), ""),
+        ];
+        for (what, text, field) in cases {
+            let error = parse("x.yaml", &text).expect_err(what);
+            assert!(error.object.starts_with("file x.yaml"), "{what}: {error}");
+            assert!(error.field.starts_with(field), "{what}: {error}");
+            let line = error.to_string();
+            assert!(!line.chars().any(char::is_control) && line.len() < 2000, "{what}: {line}");
+        }
     }
 }

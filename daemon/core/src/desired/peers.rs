@@ -40,7 +40,14 @@ impl Peers {
         let mut out = Self::default();
         let own_ips = addresses(inputs.assignment.of(inputs.node));
         let holders = holders(inputs.observed, device);
-        for (node, owned) in inputs.assignment.nodes().filter(|(n, _)| *n != inputs.node) {
+        let mut nodes: Vec<_> = inputs.assignment.nodes().filter(|(n, _)| *n != inputs.node).collect();
+        // Of two nodes with one key, the one that the device has it for keeps it, whatever the other is called.
+        nodes.sort_by_key(|(node, owned)| {
+            let key = announced(inputs, node, generation).map(|entry| entry.public_key);
+            let mut held = owned.iter().filter_map(|(prefix, _)| holders.get(prefix));
+            !held.any(|(holder, _)| Some(**holder) == key)
+        });
+        for (node, owned) in nodes {
             let Some(entry) = announced(inputs, node, generation) else {
                 // A node whose announcement is not known (not any more, or not yet since we started) is not
                 // cut off for that: the peer that the device has for its prefixes stays as it is.
