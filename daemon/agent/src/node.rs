@@ -1,5 +1,6 @@
 //! The one-way flow, once round: read, decide, act, publish.
 
+mod changes;
 mod problems;
 mod resting;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use kubeveil_linux::{Count, Kernel, KernelError};
 use crate::{
     keeper::Keeper,
     kept::{Kept, KeptFile},
+    status,
     totals::Totals,
 };
 use resting::Resting;
@@ -86,6 +88,8 @@ pub(crate) struct Node<K> {
     beside: BTreeMap<&'static str, Problem>,
     standing: Vec<Problem>,
     pub(crate) last: Outcome,
+    /// As last told.
+    ready: bool,
     pub(crate) totals: Totals,
     pub(crate) writes: u64,
     pub(crate) errors: BTreeMap<&'static str, u64>,
@@ -129,6 +133,7 @@ impl<K: Kernel> Node<K> {
             beside: BTreeMap::new(),
             standing: standing.into_iter().collect(),
             last: Outcome::default(),
+            ready: false,
             totals: Totals::default(),
             writes: 0,
             errors: BTreeMap::new(),
@@ -347,7 +352,22 @@ impl<K: Kernel> Node<K> {
             tracing::info!(kind = problem.kind.name(), "over: {problem}");
         }
         outcome.problems = problems;
+        for change in changes::changes(&self.last, &outcome) {
+            tracing::info!("{change}");
+        }
         self.last = outcome;
+        self.tell_readiness();
+    }
+
+    fn tell_readiness(&mut self) {
+        let waiting_for = status::waiting_for(self);
+        let ready = waiting_for.is_empty();
+        if ready && !self.ready {
+            tracing::info!("ready");
+        } else if self.ready && !ready {
+            tracing::warn!("not ready any more; waits for {}", waiting_for.join("; "));
+        }
+        self.ready = ready;
     }
 
     fn other_generation(&self) -> Option<Problem> {

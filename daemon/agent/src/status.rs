@@ -73,7 +73,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
 }
 
 /// What stands between this node and readiness: that policy is enforced on all it knows.
-fn waiting_for<K: Kernel>(node: &Node<K>) -> Vec<String> {
+pub(crate) fn waiting_for<K: Kernel>(node: &Node<K>) -> Vec<String> {
     let last = &node.last;
     let attached = last.observed.datapath.as_ref().map(|d| &d.attached);
     let hooks = &last.desired.hooks;

@@ -79,7 +79,7 @@ fn nothing_is_here(args: &Args) -> bool {
         |name: &&str| devices.lines().any(|line| line.trim_start().starts_with(&format!("{name}:")));
     is_empty(&args.bpf_dir)
         && !args.state_dir.join("known.json").exists()
-        && !DEVICE_NAMES.iter().any(|name| has_device(name))
+        && !DEVICE_NAMES.iter().any(has_device)
 }
 
 fn is_empty(dir: &Path) -> bool {

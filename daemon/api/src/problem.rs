@@ -49,6 +49,6 @@ impl fmt::Display for Problem {
         if !self.field.is_empty() {
             write!(f, " {}", self.field)?;
         }
-        write!(f, ": {}. {}", self.message, self.advice)
+        write!(f, ": {}. {}.", self.message, self.advice)
     }
 }

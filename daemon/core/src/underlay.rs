@@ -53,12 +53,10 @@ pub fn underlay(links: &BTreeMap<u32, Link>, addresses: &Addresses<'_>, named: &
 pub fn absent(links: &BTreeMap<u32, Link>, named: &[String]) -> Vec<Problem> {
     let of =
         |wanted: fn(&Link) -> bool| links.values().filter(move |link| wanted(link)).map(|link| &link.name);
-    // Pods' devices come and go, and are many.
-    let all: Vec<_> =
-        of(|link| !link.loopback && (link.kind.as_deref() != Some("veth") || !link.addresses.is_empty()))
-            .map(String::as_str)
-            .filter(|name| !DEVICE_NAMES.contains(name))
-            .collect();
+    let all: Vec<_> = of(|link| !link.loopback && !is_pods(link))
+        .map(String::as_str)
+        .filter(|name| !DEVICE_NAMES.contains(name))
+        .collect();
     let missing = named.iter().filter(|name| !of(|_| true).any(|exists| exists == *name));
     let tell = |name: &String| Problem {
         kind: ProblemKind::Missing,
@@ -68,6 +66,15 @@ pub fn absent(links: &BTreeMap<u32, Link>, named: &[String]) -> Vec<Problem> {
         advice: "Correct the name, or leave --underlay out where the devices are found by itself".to_owned(),
     };
     missing.map(tell).collect()
+}
+
+/// Pods' devices come and go, are many, and have an address of their link at most.
+fn is_pods(link: &Link) -> bool {
+    let of_link = |net: &IpNet| match net.addr() {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    link.kind.as_deref() == Some("veth") && link.addresses.iter().all(of_link)
 }
 
 /// Kinds of devices that put packets into envelopes (`ip link help`), and Open vSwitch's, behind which such a one is.
@@ -171,7 +178,7 @@ mod tests {
             cni0,
             docker0,
             flannel,
-            link("veth1234", Some("veth")),
+            Link { addresses: nets(&["fe80::1/64"]).into_iter().collect(), ..link("veth1234", Some("veth")) },
             link("kubeveil0", Some("wireguard")),
         ]);
         let own = ["192.0.2.1".parse().expect("ip")];

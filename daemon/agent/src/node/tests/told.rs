@@ -11,7 +11,7 @@ use kubeveil_linux::{Count, fake::FakeKernel};
 
 use super::bench::{Bench, Shared};
 use crate::{
-    node::{Node, Now},
+    node::{Node, Now, Outcome, changes::changes},
     status::view,
 };
 
@@ -117,4 +117,18 @@ fn a_source_without_this_node_is_told() {
     assert_eq!(told.len(), 1, "{:?}", again.last.problems);
     assert!(told[0].message.contains("does not have this very node"), "{}", told[0]);
     assert_eq!(bench.tunnelled(), 1, "what was known stands");
+}
+
+/// A log at info tells what came about, once.
+#[test]
+fn changes_are_told_once() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let told = |before: &Outcome, now: &Outcome| changes(before, now).join("\n");
+    let all = "attached to eth0: steer, guard\nattached to kubeveil0: deliver\ntunnel to node-2 up\ntunnel to node-3 up";
+    assert_eq!(told(&Outcome::default(), &node.last), all);
+    assert_eq!(told(&node.last, &node.last), "");
+    let before = std::mem::take(&mut node.last);
+    bench.world.change(|said| drop(said.snapshot.nodes.remove("node-3")));
+    bench.settle(&mut node);
+    assert_eq!(told(&before, &node.last), "tunnel to node-3 lost");
 }
