@@ -1,6 +1,6 @@
 //! Just enough of HTTP to ask a daemon, from inside its network namespace.
 
-use std::io::{Read, Write};
+use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -10,6 +10,9 @@ use crate::namespace;
 
 /// Where every daemon of the lab answers.
 pub const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9586);
+
+/// How long an answer may take.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// An answer.
 #[derive(Clone, Debug)]
@@ -22,17 +25,27 @@ pub struct Answer {
 
 /// Asks the daemon in the namespace `name` for `path`.
 pub fn get(name: &str, path: &str) -> Result<Answer> {
-    let limit = Duration::from_secs(5);
     let mut stream = namespace::within(name, || {
-        TcpStream::connect_timeout(&METRICS, limit).with_context(|| format!("connect to {METRICS} in {name}"))
+        TcpStream::connect_timeout(&METRICS, LIMIT).with_context(|| format!("connect to {METRICS} in {name}"))
     })?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: {METRICS}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).with_context(|| format!("ask {name} for {path}"))?;
+    stream.write_all(request.as_bytes()).map_err(timely).with_context(|| format!("ask {name} for {path}"))?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).with_context(|| format!("hear {name} about {path}"))?;
+    let heard = stream.read_to_string(&mut text).map_err(timely);
+    heard.with_context(|| format!("hear {name} about {path}"))?;
     parse(&text).with_context(|| format!("{name} answered about {path} what is not HTTP"))
+}
+
+/// A socket's time-out is EAGAIN, which tells nobody anything.
+fn timely(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            Error::new(ErrorKind::TimedOut, format!("no answer in time ({} s)", LIMIT.as_secs()))
+        }
+        _ => error,
+    }
 }
 
 fn parse(text: &str) -> Option<Answer> {
@@ -46,6 +59,13 @@ fn parse(text: &str) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_timeout_is_called_one() {
+        let error = timely(Error::from(ErrorKind::WouldBlock));
+        assert_eq!(error.to_string(), "no answer in time (5 s)");
+        assert_eq!(timely(Error::from(ErrorKind::BrokenPipe)).kind(), ErrorKind::BrokenPipe);
+    }
 
     #[test]
     fn answers_are_taken_apart() {

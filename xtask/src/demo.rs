@@ -28,6 +28,7 @@ pub(crate) struct Arguments {
 
 /// Runs the demo; success only if all held.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    machine::refuse_without_wireguard(arguments.kernel.as_ref())?;
     let programs = build::programs(workspace)?;
     let machine = Machine::ensure(workspace, arguments.kernel.as_ref())?;
     let out = workspace.fresh_folder("demo")?;

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// How many nodes
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=MAX_NODES))]
     nodes: u8,
     /// What the mesh does; off starts no daemon
     #[arg(long, value_enum, default_value_t = Mode::Require)]
@@ -31,6 +31,9 @@ pub(crate) struct Arguments {
     /// The command; an interactive shell if none
     #[arg(last = true)]
     command: Vec<String>,
+    /// Seconds that the daemons may take to get ready, and again that their tunnels may take
+    #[arg(long, value_name = "SECONDS")]
+    ready_timeout: Option<u64>,
 }
 
 #[derive(Args)]
@@ -89,12 +92,18 @@ enum Overlay {
     Gre,
 }
 
+/// As the lab has it (`MAX_NODES` in tests/src/address.rs): refused before anything is built.
+const MAX_NODES: i64 = 32;
+
 /// What laying the lab and taking it down may take beyond the command's own time limit.
 const LAB_MARGIN: u64 = 120;
 
 /// Runs a command in the lab.
 pub(crate) fn run(workspace: &Workspace, mut arguments: Arguments) -> Result<ExitCode> {
     let command = lab_command(&arguments);
+    if arguments.mode != Mode::Off {
+        machine::refuse_without_wireguard(arguments.place.kernel.as_ref())?;
+    }
     // The lab keeps the limit itself, so that it is taken down in order; this is the net below.
     arguments.place.timeout = arguments.place.timeout.map(|seconds| seconds.saturating_add(LAB_MARGIN));
     arguments.place.run(workspace, None, command)
@@ -120,6 +129,9 @@ fn lab_command(arguments: &Arguments) -> Vec<String> {
     words.extend(["--overlay".to_owned(), name_of(arguments.overlay.to_possible_value())]);
     if let Some(seconds) = arguments.place.timeout {
         words.extend(["--timeout".to_owned(), seconds.to_string()]);
+    }
+    if let Some(seconds) = arguments.ready_timeout {
+        words.extend(["--ready-timeout".to_owned(), seconds.to_string()]);
     }
     if !arguments.command.is_empty() {
         words.push("--".to_owned());
@@ -171,10 +183,24 @@ mod tests {
 
     #[test]
     fn the_lab_program_gets_what_the_person_said() {
-        assert_eq!(words(&[]), "kubeveil-lab --nodes 3 --mode require --family dual");
+        assert_eq!(words(&[]), "kubeveil-lab --nodes 3 --mode require --family dual --overlay none");
         assert_eq!(
             words(&["--nodes", "2", "--mode", "off", "--timeout", "9", "--", "ping", "-c1", "--mode"]),
-            "kubeveil-lab --nodes 2 --mode off --family dual --timeout 9 -- ping -c1 --mode"
+            "kubeveil-lab --nodes 2 --mode off --family dual --overlay none --timeout 9 -- ping -c1 --mode"
         );
+        assert_eq!(
+            words(&["--ready-timeout", "300"]),
+            "kubeveil-lab --nodes 3 --mode require --family dual --overlay none --ready-timeout 300"
+        );
+    }
+
+    #[test]
+    fn the_range_is_the_labs_own() {
+        let theirs = include_str!("../../tests/src/address.rs");
+        assert!(theirs.contains(&format!("pub const MAX_NODES: u8 = {MAX_NODES};")));
+        for refused in ["0", "33", "1000"] {
+            let said = Line::try_parse_from(["lab", "--nodes", refused]).err().expect("refused").to_string();
+            assert!(said.contains("1..=32"), "{said}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     process,
@@ -184,6 +184,19 @@ impl fmt::Display for Facts {
         };
         write!(f, "{} {lacks}", self.release)
     }
+}
+
+/// An error where the machine's own kernel was asked for and can't encrypt: before anything is built for it.
+pub(crate) fn refuse_without_wireguard(kernel: Option<&Kernel>) -> Result<()> {
+    let host = Facts::of_host();
+    if kernel == Some(&Kernel::Host) && !host.wireguard {
+        bail!(
+            "--kernel host: this machine's own kernel ({}) has no WireGuard (`modprobe wireguard`?); \
+             without --kernel it runs in a VM",
+            host.release
+        );
+    }
+    Ok(())
 }
 
 /// Whether a link of that kind can be made, in a network namespace that ends with the try.

@@ -132,5 +132,6 @@ if [[ -z $exit_status ]]; then
     exit 125
 fi
 [[ -z ${VM_TIMES:-} ]] || sed -n 's/^boot /run.sh: boot /p' "$work/control" >&2
-((exit_status != 124 || limit == 0)) || echo "run.sh: ended after $limit s" >&2
+# A command that has a limit of its own says 124 too, sooner.
+((exit_status != 124 || limit == 0 || SECONDS < limit)) || echo "run.sh: ended after $limit s" >&2
 exit "$exit_status"

@@ -58,8 +58,10 @@ if [[ -n $python ]]; then
 fi
 
 cp "$here/guest" "$root/.guest"
-echo 'root:x:0:0:root:/root:/bin/bash' >"$root/etc/passwd"
-echo 'root:x:0:' >"$root/etc/group"
+# tcpdump becomes the user that Debian built it for, and ends where there is none. Here it is root by another name:
+# all in the guest is, and so it can write where COMMAND wants its captures.
+printf '%s:x:0:0:root:/root:/bin/bash\n' root tcpdump >"$root/etc/passwd"
+printf '%s:x:0:\n' root tcpdump >"$root/etc/group"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
 cp /etc/protocols /etc/services "$root/etc/" 2>/dev/null || true
 mkdir -p "$root/etc/iproute2"

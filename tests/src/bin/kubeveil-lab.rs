@@ -1,7 +1,7 @@
 //! `kubeveil-lab`: lays the lab, runs a command in it, takes the lab down.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use kubeveil_tests::address::Families;
+use kubeveil_tests::address::{Families, MAX_NODES, Node};
 use kubeveil_tests::lab::{self, Lab, Mode, Overlay, Spec};
 use kubeveil_tests::process::{Handle, descendants};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
@@ -24,7 +24,7 @@ use signal_hook::iterator::Signals;
 #[command(version)]
 struct Arguments {
     /// How many nodes.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_NODES)))]
     nodes: u8,
     /// The mesh's mode; off starts no daemon and loads nothing.
     #[arg(long, value_enum, default_value = "require")]
@@ -38,7 +38,7 @@ struct Arguments {
     /// Seconds until COMMAND is ended.
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
-    /// Seconds that the daemons may take to get ready.
+    /// Seconds that the daemons may take to get ready, and again that their tunnels may take.
     #[arg(long, value_name = "S", default_value_t = lab::READY.as_secs())]
     ready_timeout: u64,
     /// What to run; an interactive bash if nothing.
@@ -46,6 +46,17 @@ struct Arguments {
     command: Vec<OsString>,
 }
 
+/// What to do first, for who sits before it.
+const HINTS: &str = "\
+  kubeveil status                         node-1's (of another: --socket $KUBEVEIL_LAB/node-2/kubeveild.sock)
+  ip netns exec pod-1a ping 10.244.2.10   from a pod of node-1 to one of node-2
+  ip netns exec wire tcpdump -ni wire0    what crosses from node to node
+  lab-node kill 1                         ends node-1's daemon; `exit` takes the lab down";
+
+/// There is no such command.
+const NOT_FOUND: u8 = 127;
+/// It is none that can be run.
+const NOT_RUN: u8 = 126;
 /// The lab itself failed.
 const FAILED: u8 = 125;
 /// The time was over.
@@ -86,25 +97,54 @@ fn listen() -> Result<Receiver<i32>> {
 }
 
 fn inside(lab: &Lab, arguments: &Arguments, signals: &Receiver<i32>) -> Result<u8> {
-    if arguments.mode != Mode::Off {
-        lab.start_daemons(Duration::from_secs(arguments.ready_timeout))?;
-    }
-    if let Some(signal) = signals.try_iter().find(|&signal| signal != SIGCHLD) {
+    let mut ended_by = None;
+    let started = start(lab, arguments, || {
+        ended_by = signals.try_iter().find(|&signal| signal != SIGCHLD);
+        if ended_by.is_some() { bail!("a signal ends it") } else { Ok(()) }
+    });
+    if let Some(signal) = ended_by {
         return Ok(died_of(signal));
     }
+    started?;
     let mut command = match arguments.command.split_first() {
         Some((program, rest)) => {
             let mut command = Command::new(program);
             command.args(rest);
             command
         }
-        None => Command::new("bash"),
+        None => {
+            if std::io::stdin().is_terminal() {
+                eprintln!("{HINTS}");
+            }
+            Command::new("bash")
+        }
     };
     command.env("PATH", lab::program_path()).env("KUBEVEIL_LAB", lab.folder());
+    command.env("KUBEVEIL_SOCKET", lab.daemon(Node(1)).file("kubeveild.sock"));
     let name = command.get_program().display().to_string();
-    let child = command.spawn().with_context(|| format!("start {name}"))?;
+    let child = match command.spawn() {
+        Ok(child) => child,
+        // As shells say it.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            eprintln!("kubeveil-lab: {name}: {error}");
+            return Ok(if error.kind() == ErrorKind::NotFound { NOT_FOUND } else { NOT_RUN });
+        }
+        Err(error) => return Err(error).with_context(|| format!("start {name}")),
+    };
     let timeout = arguments.timeout.map(Duration::from_secs);
     attend(child.id().cast_signed(), timeout, signals)
+}
+
+/// Starts the daemons and waits for all that the mode needs.
+fn start(lab: &Lab, arguments: &Arguments, mut go_on: impl FnMut() -> Result<()>) -> Result<()> {
+    let limit = Duration::from_secs(arguments.ready_timeout);
+    if arguments.mode != Mode::Off {
+        lab.start_daemons_while(limit, &mut go_on)?;
+    }
+    if arguments.mode.needs_tunnels() {
+        lab.wait_tunnels(limit, &mut go_on)?;
+    }
+    go_on()
 }
 
 /// Waits for the command and meanwhile reaps orphans; hands on the signals that ask for an end.
@@ -122,7 +162,8 @@ fn attend(pid: i32, timeout: Option<Duration>, signals: &Receiver<i32>) -> Resul
             Some(SIGINT) if std::io::stdin().is_terminal() => {}
             end if asked.is_none() => {
                 if end.is_none() {
-                    eprintln!("kubeveil-lab: the time is over");
+                    let limit = timeout.unwrap_or_default().as_secs();
+                    eprintln!("kubeveil-lab: ended after {limit} s (--timeout)");
                 }
                 asked = Some(end.map_or(TIMED_OUT, died_of));
                 let signal = end.and_then(Signal::from_named_raw).unwrap_or(Signal::TERM);

@@ -14,8 +14,9 @@ use crate::http;
 use crate::namespace;
 use crate::process::Handle;
 
-/// How long a daemon may take to get ready.
-pub const READY: Duration = Duration::from_secs(30);
+/// How long a daemon may take to get ready: under emulation, beside other work, on a machine that is slow. It is no
+/// wait where all is well.
+pub const READY: Duration = Duration::from_secs(120);
 /// How long it may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(10);
 /// How many lines of its log an error shows.
@@ -129,6 +130,11 @@ impl Daemon {
 
     /// Waits until it says that it is ready.
     pub fn wait_ready(&self, limit: Duration) -> Result<()> {
+        self.wait_ready_while(limit, || Ok(()))
+    }
+
+    /// The same, for as long as `go_on`, asked again and again, does not err.
+    pub fn wait_ready_while(&self, limit: Duration, mut go_on: impl FnMut() -> Result<()>) -> Result<()> {
         let end = Instant::now() + limit;
         let name = self.node.name();
         let Some(process) = self.running()? else {
@@ -140,6 +146,7 @@ impl Daemon {
                 Ok(answer) => format!("/readyz says {}: {}", answer.status, answer.body.trim()),
                 Err(error) => format!("{error:#}"),
             };
+            go_on()?;
             if process.ended_within(Duration::from_millis(30))? {
                 bail!("the daemon of {name} ended before it was ready; {}", self.tail());
             }

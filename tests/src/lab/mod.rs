@@ -5,6 +5,7 @@ mod manifests;
 mod overlay;
 mod plan;
 mod privacy;
+mod tunnels;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -153,11 +154,16 @@ impl Lab {
 
     /// Starts all daemons, then waits until each is ready.
     pub fn start_daemons(&self, limit: Duration) -> Result<()> {
+        self.start_daemons_while(limit, || Ok(()))
+    }
+
+    /// The same, for as long as `go_on`, asked again and again, does not err.
+    pub fn start_daemons_while(&self, limit: Duration, mut go_on: impl FnMut() -> Result<()>) -> Result<()> {
         for node in self.nodes() {
             self.daemon(node).spawn(&[])?;
         }
         for node in self.nodes() {
-            self.daemon(node).wait_ready(limit)?;
+            self.daemon(node).wait_ready_while(limit, &mut go_on)?;
         }
         Ok(())
     }
