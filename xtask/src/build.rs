@@ -36,6 +36,13 @@ pub(crate) fn ebpf(workspace: &Workspace) -> Result<PathBuf> {
     Ok(object)
 }
 
+/// Says what is to come before the first build in a target folder.
+pub(crate) fn tell_first_time(workspace: &Workspace) {
+    if !workspace.target.join("lab").exists() {
+        say("the first time everything is compiled, which takes about ten minutes on two cores");
+    }
+}
+
 /// Builds everything that the lab runs; gives the folder that holds it.
 pub(crate) fn programs(workspace: &Workspace) -> Result<PathBuf> {
     let object = ebpf(workspace)?;

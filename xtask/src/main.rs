@@ -59,6 +59,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
+    if !matches!(command, Command::Lint(_) | Command::BuildEbpf) {
+        build::tell_first_time(&workspace);
+    }
     match command {
         Command::Demo(arguments) => demo::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),

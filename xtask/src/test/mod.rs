@@ -6,7 +6,10 @@ mod stream;
 mod suites;
 mod tally;
 
-use std::process::{Command, ExitCode};
+use std::{
+    process::{Command, ExitCode},
+    time::Instant,
+};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -55,11 +58,14 @@ enum Part {
 /// Runs the tests; success only if some ran and none failed.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let mut total = Tally::default();
+    let mut times = Vec::new();
     let parts = [Part::Rules, Part::Unit, Part::Bpf, Part::Lab];
     for part in parts.into_iter().filter(|p| arguments.only.is_none_or(|only| only == *p)) {
         let name = format!("{part:?}").to_lowercase();
         report::say(format!("tests: {name}"));
+        let start = Instant::now();
         let tally = part.run(workspace, arguments);
+        times.push(format!("{name} {} s", start.elapsed().as_secs()));
         let mut tally = tally.unwrap_or_else(|error| Tally::broken(format!("part `{name}`: {error:#}")));
         if is_ci() {
             let abilities = part.abilities(arguments)?;
@@ -67,6 +73,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         }
         total.add(tally);
     }
+    report::say(format!("it took: {}", times.join(", ")));
     Ok(close(&total))
 }
 

@@ -50,6 +50,7 @@ impl Reader {
     fn test(&mut self, rest: &str) {
         let Some((name, result)) = rest.rsplit_once(" ... ") else { return };
         let name = name.trim();
+        let result = without_time(result);
         if result.starts_with("FAILED") {
             self.tally.failures.push(name.to_owned());
         } else if let Some(reason) = result.strip_prefix("ignored") {
@@ -110,7 +111,7 @@ fn name_of(skip: &str) -> &str {
     skip.split(" (").next().unwrap_or(skip)
 }
 
-/// A line without the `(11.6 s) ` that a runner of long tests may begin it with.
+/// A line, or a result, without the `(11.6 s) ` that a runner of long tests may begin it with.
 fn without_time(line: &str) -> &str {
     match line.strip_prefix('(').and_then(|rest| rest.split_once(" s) ")) {
         Some((seconds, rest)) if seconds.parse::<f64>().is_ok() => rest,
@@ -172,6 +173,9 @@ mod tests {
             false,
         );
         assert_eq!((tally.failed, tally.failures), (1, vec!["a_node_joins".to_owned()]));
+        let output =
+            "running 1 test\ntest a_node_joins ... (11.6 s) FAILED\ntest result: FAILED. 0 passed; 1 failed";
+        assert_eq!(read(output, false).failures, ["a_node_joins"]);
     }
 
     #[test]

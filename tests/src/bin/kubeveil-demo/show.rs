@@ -76,11 +76,10 @@ impl Screen {
         for (name, count) in drops {
             let known = Reason::ALL.iter().find(|reason| reason.name() == name);
             let advice = known.map_or("", |reason| reason.advice());
-            self.line(&format!(
-                "  {}  {}",
-                self.paint(YELLOW, &format!("{name} {count}")),
-                self.paint(FAINT, advice)
-            ));
+            self.line(&format!("  {}", self.paint(YELLOW, &format!("{name} {count}"))));
+            wrapped(advice, WIDTH - 2)
+                .iter()
+                .for_each(|line| self.line(&format!("    {}", self.paint(FAINT, line))));
         }
     }
 
@@ -96,7 +95,7 @@ impl Screen {
         self.row(facts.recovered_held(), "Recovered", &sent(facts.recovered.as_ref()));
         self.line(&format!("╰{}╯", "─".repeat(WIDTH)));
         let (colour, text) = if facts.all_held() {
-            (GREEN, "All of it held: no packet of a pod crossed the wire in plain.")
+            (GREEN, "All of it held: with encryption on, no packet of a pod crossed the wire in plain.")
         } else {
             (RED, "Not all of it held.")
         };
@@ -140,12 +139,10 @@ fn sent(act: Option<&Act>) -> String {
 
 fn cut(facts: &Facts) -> String {
     facts.cut.as_ref().map_or_else(not_reached, |act| {
-        let reasons: Vec<_> = facts.drops.keys().cloned().collect();
         format!(
-            "{} sent, {} dropped ({}), {} in plain",
+            "{} sent, {} dropped and counted, {} in plain",
             act.tally.sent,
             facts.dropped(),
-            reasons.join(", "),
             act.census.plaintext
         )
     })
@@ -153,4 +150,33 @@ fn cut(facts: &Facts) -> String {
 
 fn not_reached() -> String {
     "not reached".to_owned()
+}
+
+/// Text in lines of at most `width` characters, where its words allow that.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_stay_within_the_box() {
+        for reason in Reason::ALL {
+            let lines = wrapped(reason.advice(), WIDTH - 2);
+            assert!(lines.iter().all(|line| line.chars().count() <= WIDTH - 2), "{lines:?}");
+            assert_eq!(lines.join(" "), reason.advice());
+        }
+    }
 }

@@ -37,12 +37,12 @@ pub(crate) fn tell(screen: &Screen, facts: &mut Facts) -> Result<()> {
     facts.version = version(&stage)?;
     facts.handshakes = handshakes(&stage)?;
     screen.note(&format!(
-        "kubeveild {}, WireGuard {}; {} handshakes, of {} that {} nodes can have",
+        "kubeveild {}, WireGuard {}; {} of {} tunnels have shaken hands, each node's to the {} others",
         facts.version,
         facts.wireguard,
         facts.handshakes,
         SPEC.nodes * (SPEC.nodes - 1),
-        SPEC.nodes,
+        SPEC.nodes - 1,
     ));
     facts.encrypted = Some(whole(|| everybody(&mut stage, 600))?);
     screen.held(facts.encrypted_held(), "the same pods, the same packets", facts.encrypted.as_ref());
