@@ -68,7 +68,7 @@ pub(super) fn of_kernel(error: &KernelError) -> Problem {
         kind: ProblemKind::Kernel,
         object: error.object.clone(),
         field: String::new(),
-        message: format!("{} failed: {}", error.operation, error.cause()),
+        message: format!("could not {}: {}", error.operation, error.cause()),
         advice: error.advice.unwrap_or("It is tried again; see the log of kubeveild").to_owned(),
     }
 }

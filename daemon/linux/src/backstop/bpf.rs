@@ -8,7 +8,7 @@ use std::{
     fs, io,
     mem::zeroed,
     os::{
-        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -29,7 +29,10 @@ use aya_obj::{
 use kubeveil_abi::names;
 
 use super::btf::Btf;
-use crate::{KernelError, bpf::Pins};
+use crate::{
+    KernelError,
+    bpf::{Pins, call::bpf},
+};
 
 /// Steps at which a kernel shows that it can't have the program.
 pub(super) use crate::error::{LINK_NETFILTER as LINK, LOAD_NETFILTER as LOAD};
@@ -267,13 +270,4 @@ fn bpf_object(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: the kernel has just given it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
-    // SAFETY: the kernel keeps within the size that it is told; what `attr` points to outlives the call.
-    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<bpf_attr>()) };
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    RawFd::try_from(answer).map_err(io::Error::other)
 }

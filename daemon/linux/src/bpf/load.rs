@@ -86,7 +86,7 @@ impl Bpf {
             let (program, index) = hook;
             match (links.get(&index), self.programs.get(&program)) {
                 (Some(link), Some((_, id))) => {
-                    if let Some(ahead) = tcx::position(program, &link.name, *id)? {
+                    if let Some(ahead) = tcx::position(hook, &link.name, *id)? {
                         attached.insert(hook, ahead);
                     }
                 }

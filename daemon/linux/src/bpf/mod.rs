@@ -9,6 +9,7 @@
 //! ```
 
 mod attach;
+pub(crate) mod call;
 mod load;
 mod maps;
 mod peers;

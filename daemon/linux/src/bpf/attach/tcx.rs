@@ -1,32 +1,57 @@
 //! Attaching programs by tcx links (kernel 6.6 and later), pinned, at the head of their hook.
 
-use std::{fs, io};
+use std::{fs, io, mem::zeroed};
 
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier,
     links::{FdLink, LinkError, PinnedLink},
-    tc::TcAttachOptions,
+    tc::{TcAttachOptions, TcAttachType},
 };
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
 use kubeveil_core::observed::{Hook, Program};
 
 use super::direction;
-use crate::{KernelError, bpf::Pins, error::ATTACH};
+use crate::{
+    KernelError,
+    bpf::{Pins, call::bpf},
+    error::ATTACH,
+};
 
 /// Position of program `id` at the hook of `device`: how many run before it; `None` if it is not there.
 pub(in crate::bpf) fn position(
-    program: Program,
+    (program, index): Hook,
     device: &str,
     id: u32,
 ) -> Result<Option<usize>, KernelError> {
-    match SchedClassifier::query_tcx(device, direction(program)) {
-        Ok((_, there)) => Ok(there.iter().position(|info| info.id() == id)),
-        Err(e) => {
-            let error = KernelError::new("list the programs of", device, e);
-            // Gone since the devices were listed, and its attachments with it.
-            if error.errno() == Some(rustix::io::Errno::NODEV.raw_os_error()) { Ok(None) } else { Err(error) }
-        }
+    match there(program, index) {
+        Ok(there) => Ok(there.iter().position(|one| *one == id)),
+        // Gone since the devices were listed, and its attachments with it.
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+        Err(e) => Err(KernelError::new("list the programs of device", device, e)),
     }
 }
+
+/// Ids of the programs at a hook, in the order in which they run. Not by aya, which opens each of them: that takes
+/// CAP_SYS_ADMIN (kernel `kernel/bpf/syscall.c`, `bpf_prog_get_fd_by_id`), the list itself CAP_NET_ADMIN.
+fn there(program: Program, index: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MOST as usize];
+    // SAFETY: plain data, for which zero stands for "not given".
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.query.__bindgen_anon_1.target_ifindex = index;
+    attr.query.attach_type = match direction(program) {
+        TcAttachType::Egress => bpf_attach_type::BPF_TCX_EGRESS,
+        _ => bpf_attach_type::BPF_TCX_INGRESS,
+    } as u32;
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.count = MOST;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel has written the number of programs here, of all that there are.
+    let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
+    Ok(ids.into_iter().take(count).collect())
+}
+
+/// Programs that one hook can have (kernel `include/linux/bpf_mprog.h`, `BPF_MPROG_MAX`).
+const MOST: u32 = 64;
 
 /// Attaches `program` ahead of all others. Where a link is pinned already its program is replaced in
 /// place, without a gap; a link whose device is gone is thrown away first.
