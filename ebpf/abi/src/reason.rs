@@ -71,7 +71,7 @@ reasons! {
         "Between the nodes themselves; never steered, so that encryption can't cut a node off from the API server.";
     /// Plain, since the mode prefers a tunnel and there is none.
     Preferred = 4, Pass, "plain_preferred",
-        "Pod traffic in plain: the mode is prefer and the peer has no proven tunnel. `kubeveil status` says why it has none.";
+        "Pod traffic in plain: the mode is prefer and the peer has no proven tunnel. The peer's REASON in `kubeveil status` says why.";
     /// Plain, since a timed bypass is in force.
     Bypassed = 5, Pass, "bypassed",
         "Pod traffic in plain: a timed bypass for this peer is in force.";
@@ -95,7 +95,7 @@ reasons! {
         "An IP header could not be read, so nobody can say that the packet may pass. Capture on the device named in `kubeveil status`; look for a broken sender or offload.";
     /// No proven tunnel to the peer.
     NoTunnel = 17, Drop, "no_tunnel",
-        "The peer has no proven tunnel. `kubeveil status` shows which peer and why: no announcement, or no handshake (are UDP 51871 and 51872 open between the nodes?).";
+        "The peer has no proven tunnel. The peer's REASON in `kubeveil status` says why: no announcement (does kubeveild run there, and does its file reach this node?), or no handshake (are UDP 51871 and 51872 open between the nodes?).";
     /// The tunnel's device is gone or down.
     DeviceGone = 18, Drop, "device_gone",
         "The WireGuard device was deleted or set down by somebody. The daemon makes it again; is it running?";

@@ -26,6 +26,7 @@ impl Abilities {
             ("netkit", has_link_kind("netkit")),
             ("btf", Path::new("/sys/kernel/btf/vmlinux").exists()),
             ("kvm", Path::new("/dev/kvm").exists()),
+            ("systemd-analyze", process::find("systemd-analyze").is_some()),
             ("smp", std::thread::available_parallelism().is_ok_and(|n| n.get() > 1)),
         ]))
     }

@@ -100,6 +100,20 @@ impl Cell {
         command.arg("--socket").arg(at("socket"));
     }
 
+    /// Starts a daemon with these capabilities (as setpriv(1) writes them) and no others.
+    pub(crate) fn start_bounded(mut self, capabilities: &str) -> Self {
+        let inner = self.command("state", "kubeveil");
+        let log = fs::File::create(self.dir.path().join("log")).unwrap();
+        let mut command = Command::new("nsenter");
+        // Its own arguments up to the program, which setpriv then runs.
+        let mut arguments = inner.get_args();
+        let of_nsenter = arguments.by_ref().take_while(|a| *a != env!("CARGO_BIN_EXE_kubeveild"));
+        command.args(of_nsenter).args(["setpriv", "--bounding-set", capabilities, "--no-new-privs"]);
+        command.arg(env!("CARGO_BIN_EXE_kubeveild")).args(arguments);
+        self.daemon = Some(command.stderr(log).stdout(Stdio::null()).spawn().unwrap());
+        self
+    }
+
     /// Starts a daemon where none runs.
     pub(crate) fn start_again(self) -> Self {
         self.start_with(&[])

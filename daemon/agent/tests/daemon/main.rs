@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod cell;
+mod unit;
 
 use std::{
     fs,
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
         trial("a_program_ahead_of_ours_is_a_problem", ahead, needs_root()),
         trial("counters_survive_a_restart", counters, needs_root()),
         trial("promtool_is_content", promtool, needs_root().or_else(needs_promtool)),
+        trial("the_systemd_unit_is_one", unit::verified, needs_systemd()),
+        trial("the_systemd_units_capabilities_suffice", unit::capabilities, needs_root()),
         trial("uninstall_wants_to_be_told", uninstall, needs_root()),
         trial("uninstall_by_others_than_root_says_so", uninstall_unprivileged, needs_root()),
     ];
@@ -60,6 +63,11 @@ fn has_wireguard() -> bool {
 
 fn needs_promtool() -> Option<&'static str> {
     std::env::var_os("KUBEVEIL_PROMTOOL").is_none().then_some("needs promtool: `cargo xtask test` brings it")
+}
+
+fn needs_systemd() -> Option<&'static str> {
+    let version = Command::new("systemd-analyze").arg("--version").stdout(Stdio::null()).status();
+    version.is_err().then_some("needs systemd-analyze: it reads the unit")
 }
 
 fn contains(text: &str, parts: &[&str]) {
