@@ -306,7 +306,8 @@ impl<K: Kernel> Node<K> {
             match self.kernel.execute(action, &self.keeper) {
                 Ok(()) => self.written.carried_out(action),
                 Err(e) => {
-                    tracing::warn!(%action, "{e}");
+                    // Told once, at its level, as a problem.
+                    tracing::debug!(%action, "{e}");
                     errors.push(e);
                 }
             }
