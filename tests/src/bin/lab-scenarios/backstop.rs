@@ -303,8 +303,11 @@ fn flush(stage: &mut Stage) -> Result<()> {
         Ok(said_in(NEAR, "nft", &["list", "tables"])?.contains("table inet kubeveil"))
     })?;
     ensure!(healed, "the table does not come back");
-    let log = stage.lab.daemon(NEAR).log();
-    ensure!(log.contains("somebody took the nftables table"), "nobody is told");
+    // At the end of the way round in which it came back.
+    let told = wait_until(RESYNC, Duration::from_millis(200), || {
+        Ok(stage.lab.daemon(NEAR).log().contains("somebody took the nftables table"))
+    })?;
+    ensure!(told, "nobody is told");
     cable.capture.phase()?;
     let (tally, census) = cable.send(stage, stage.load("1a", "2a", 200))?;
     none_arrived(&tally)?;
