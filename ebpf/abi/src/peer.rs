@@ -9,6 +9,8 @@ pub enum PeerState {
     Tunnel = 1,
     /// In plain until the value's end of bypass, then as [`PeerState::NoTunnel`].
     Bypass = 2,
+    /// The same, since the mesh is being adopted and this peer's tunnel was never proven.
+    Adopting = 3,
 }
 
 /// One entry of [`names::PEERS`](crate::names::PEERS): 64 bits, so that a change is one atomic store.
@@ -36,12 +38,26 @@ impl PeerValue {
         Self(PeerState::Bypass as u64 | (until as u64) << 32)
     }
 
+    /// In plain until `until`, seconds since boot, or until its tunnel is proven.
+    #[inline(always)]
+    pub const fn adopting(until: u32) -> Self {
+        Self(PeerState::Adopting as u64 | (until as u64) << 32)
+    }
+
+    /// Through the tunnel, while until `until` the peer's own packets may come in plain: it learns a moment later
+    /// than we do that the tunnel is proven.
+    #[inline(always)]
+    pub const fn heard_in_plain(self, until: u32) -> Self {
+        Self(self.0 & 0xffff_ffff | (until as u64) << 32)
+    }
+
     /// The state; what is unknown counts as no tunnel.
     #[inline(always)]
     pub const fn state(self) -> PeerState {
         match self.0 & 0xff {
             1 => PeerState::Tunnel,
             2 => PeerState::Bypass,
+            3 => PeerState::Adopting,
             _ => PeerState::NoTunnel,
         }
     }
@@ -52,7 +68,7 @@ impl PeerValue {
         (self.0 >> 8 & 0xff) as u8
     }
 
-    /// End of the bypass, seconds since boot.
+    /// End of what passes in plain, seconds since boot.
     #[inline(always)]
     pub const fn bypass_until(self) -> u32 {
         (self.0 >> 32) as u32

@@ -90,6 +90,9 @@ reasons! {
     /// Into the tunnel, which will need two packets on the wire for it.
     TunnelledInFragments = 10, Tunnel, "tunnelled_in_fragments",
         "Encrypted, but too big for the tunnel's MTU and without \"don't fragment\": it crosses the wire in fragments. Lower the MTU of the pods' network to the tunnel's.";
+    /// Plain, since the mesh is being adopted and the peer's tunnel was never proven.
+    Adopting = 11, Pass, "plain_adopting",
+        "Pod traffic in plain: spec.adoption lets it pass until the peer's tunnel is proven for the first time, or the deadline is over. `kubeveil status` says why it is not.";
     /// The header can't be read.
     Unparsable = 16, Drop, "unparsable",
         "An IP header could not be read, so nobody can say that the packet may pass. Capture on the device named in `kubeveil status`; look for a broken sender or offload.";

@@ -1,9 +1,9 @@
-use kubeveil_abi::{Address, Config, DeviceKind, PeerState, PrefixKind, Reason, v4};
+use kubeveil_abi::{Address, Config, DeviceKind, PrefixKind, Reason, v4};
 
 use crate::{
     Decision,
     packet::Bytes,
-    tables::{Tables, owner},
+    tables::{Tables, owner, plain},
 };
 
 /// Which way a packet goes through the node.
@@ -51,18 +51,12 @@ fn judge(hop: Hop, destination: &Address, tables: &impl Tables) -> Option<Reason
         PrefixKind::RemotePods | PrefixKind::UnownedPods if is_from_tunnel(hop, tables) => {
             Some(Reason::TunnelToPlain)
         }
-        PrefixKind::RemotePods if is_bypassed(peer, tables) => Some(Reason::Bypassed),
-        PrefixKind::RemotePods | PrefixKind::UnownedPods => Some(Reason::UnguardedDevice),
+        PrefixKind::RemotePods => Some(plain(tables, tables.peer(peer)).unwrap_or(Reason::UnguardedDevice)),
+        PrefixKind::UnownedPods => Some(Reason::UnguardedDevice),
     }
 }
 
 #[inline(always)]
 fn is_from_tunnel(hop: Hop, tables: &impl Tables) -> bool {
     hop.ingress_ifindex != 0 && matches!(tables.device(hop.ingress_ifindex), Some(DeviceKind::Tunnel))
-}
-
-#[inline(always)]
-fn is_bypassed(peer: u32, tables: &impl Tables) -> bool {
-    let peer = tables.peer(peer);
-    matches!(peer.state(), PeerState::Bypass) && tables.now() < peer.bypass_until()
 }

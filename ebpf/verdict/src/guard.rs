@@ -1,11 +1,11 @@
-use kubeveil_abi::{Config, PeerState, PrefixKind, Reason};
+use kubeveil_abi::{Config, PrefixKind, Reason};
 
 use crate::{
     Decision,
     envelope::{Content, Ends},
     flow::is_tunnel_port,
     packet::{Bytes, Meta, Packet},
-    tables::Tables,
+    tables::{Tables, heard_in_plain},
     transport::Transport,
 };
 
@@ -77,11 +77,7 @@ fn unless_for_pod(outer: &Ends, inner: &Ends, tables: &impl Tables, reason: Reas
 
 #[inline(always)]
 fn unless_bypassed(tables: &impl Tables, peer: u32, reason: Reason) -> Reason {
-    let peer = tables.peer(peer);
-    match peer.state() {
-        PeerState::Bypass if tables.now() < peer.bypass_until() => Reason::Bypassed,
-        _ => reason,
-    }
+    heard_in_plain(tables, tables.peer(peer)).unwrap_or(reason)
 }
 
 /// `reason`, or [`Reason::Outer`] for a packet to one of our WireGuard ports. Both pass: this only

@@ -6,7 +6,7 @@ use crate::{
     fit::Fit,
     flow::{self, Flow},
     packet::{Bytes, Meta, Packet},
-    tables::{Tables, owner},
+    tables::{Tables, owner, plain},
     transport::{Transport, UDP},
 };
 
@@ -223,8 +223,9 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
                 _ if !is_ours => (Reason::SourceNotOurs, 0),
                 ifindex => (tunnelled, ifindex),
             },
-            PeerState::Bypass if self.tables.now() < peer.bypass_until() => (Reason::Bypassed, 0),
-            PeerState::Bypass | PeerState::NoTunnel => (Reason::NoTunnel, 0),
+            PeerState::Bypass | PeerState::Adopting | PeerState::NoTunnel => {
+                (plain(self.tables, peer).unwrap_or(Reason::NoTunnel), 0)
+            }
         }
     }
 

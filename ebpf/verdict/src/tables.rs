@@ -1,4 +1,6 @@
-use kubeveil_abi::{Address, DeviceKind, FlowKey, FlowValue, PeerValue, PrefixKind, PrefixValue};
+use kubeveil_abi::{
+    Address, DeviceKind, FlowKey, FlowValue, PeerState, PeerValue, PrefixKind, PrefixValue, Reason,
+};
 
 /// What is known of the cluster: the maps.
 pub trait Tables {
@@ -26,4 +28,26 @@ pub(crate) fn owner(tables: &impl Tables, address: &Address) -> Option<(PrefixKi
     let value = tables.prefix(address)?;
     let kind = PrefixKind::from_raw(value.kind).unwrap_or(PrefixKind::UnownedPods);
     Some((kind, value.peer))
+}
+
+/// Why packets to a peer pass in plain now, if they may.
+#[inline(always)]
+pub(crate) fn plain(tables: &impl Tables, peer: PeerValue) -> Option<Reason> {
+    let reason = match peer.state() {
+        PeerState::Bypass => Reason::Bypassed,
+        PeerState::Adopting => Reason::Adopting,
+        PeerState::NoTunnel | PeerState::Tunnel => return None,
+    };
+    (tables.now() < peer.bypass_until()).then_some(reason)
+}
+
+/// The same of packets from it: for a moment also where ours go into its tunnel already.
+#[inline(always)]
+pub(crate) fn heard_in_plain(tables: &impl Tables, peer: PeerValue) -> Option<Reason> {
+    match peer.state() {
+        PeerState::Tunnel if peer.bypass_until() != 0 && tables.now() < peer.bypass_until() => {
+            Some(Reason::Adopting)
+        }
+        _ => plain(tables, peer),
+    }
 }

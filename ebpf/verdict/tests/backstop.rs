@@ -1,6 +1,6 @@
 //! The backstop's decision: what must hold of every packet by every device.
 
-use kubeveil_abi::{DeviceKind, Mode, Reason, Verdict};
+use kubeveil_abi::{DeviceKind, Mode, PeerState, Reason, Verdict};
 use kubeveil_verdict::{
     Decision, Hop, backstop,
     testing::{Place, Scene, Situation, Slice, Transport, World, scene, situation},
@@ -22,7 +22,7 @@ fn decide(situation: &Situation, egress_ifindex: u32, world: &World) -> Option<D
 fn is_bypassed(scene: &Scene, to: Place) -> bool {
     matches!(to, Place::RemotePod(p) if {
         let peer = scene.peers[usize::from(p)];
-        peer.state() == kubeveil_abi::PeerState::Bypass && scene.now < peer.bypass_until()
+        matches!(peer.state(), PeerState::Bypass | PeerState::Adopting) && scene.now < peer.bypass_until()
     })
 }
 
@@ -60,7 +60,8 @@ proptest! {
         if from_tunnel || !is_bypassed(&scene, to) {
             prop_assert_eq!(decision.map(|d| d.verdict()), Some(Verdict::Drop));
         } else {
-            prop_assert_eq!(decision.map(|d| d.reason), Some(Reason::Bypassed));
+            let reason = decision.map(|d| d.reason);
+            prop_assert!(matches!(reason, Some(Reason::Bypassed | Reason::Adopting)), "{:?}", reason);
         }
     }
 

@@ -272,12 +272,15 @@ impl Situation {
 /// Any state of the world at `now` seconds since boot. Nothing in it changes within a minute, so that
 /// it may be shown to a kernel whose clock goes on.
 pub fn scene(now: u32) -> impl Strategy<Value = Scene> {
+    let moment = || prop_oneof![Just(now.saturating_sub(60)), Just(now + 600)];
     let peer = prop_oneof![
         Just(PeerValue::NO_TUNNEL),
         Just(PeerValue::tunnel(0, 3)),
         Just(PeerValue::tunnel(1, 4)),
         Just(PeerValue::tunnel(9, 4)),
-        prop_oneof![Just(now.saturating_sub(60)), Just(now + 600)].prop_map(PeerValue::bypass),
+        moment().prop_map(PeerValue::bypass),
+        moment().prop_map(PeerValue::adopting),
+        moment().prop_map(|until| PeerValue::tunnel(0, 3).heard_in_plain(until)),
         any::<u32>().prop_map(|upper| PeerValue(u64::from(upper) << 32 | 0x77)),
     ];
     let slot = prop_oneof![3 => Just(true), 1 => Just(false)];

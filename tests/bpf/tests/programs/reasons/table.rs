@@ -28,6 +28,23 @@ fn expired_bypass(scene: &mut Scene, _: &mut World, _: &mut Situation) {
     scene.peers[0] = PeerValue::bypass(scene.now);
 }
 
+fn adopting(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::adopting(scene.now + 600);
+}
+
+fn adopted_too_late(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::adopting(scene.now);
+}
+
+/// Its tunnel was proven a moment ago, or some time ago.
+fn just_adopted(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::tunnel(0, 3).heard_in_plain(scene.now + 600);
+}
+
+fn long_adopted(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::tunnel(0, 3).heard_in_plain(scene.now);
+}
+
 fn no_device(scene: &mut Scene, _: &mut World, _: &mut Situation) {
     scene.slots = [0; 2];
 }
@@ -193,6 +210,9 @@ pub(crate) fn cases() -> Vec<Case> {
     add("masqueraded pod", Egress, require, masqueraded, POD, no_tunnel, Reason::NoTunnel);
     add("bypass", Egress, require, pods, POD, bypass, Reason::Bypassed);
     add("bypass that is over", Egress, require, pods, POD, expired_bypass, Reason::NoTunnel);
+    add("adopting", Egress, require, pods, POD, adopting, Reason::Adopting);
+    add("adopting is over", Egress, require, pods, POD, adopted_too_late, Reason::NoTunnel);
+    add("just adopted", Egress, require, pods, POD, just_adopted, Reason::Tunnelled);
     add("no device", Egress, require, pods, POD, no_device, Reason::DeviceGone);
     add("no device", Egress, prefer, pods, POD, no_device, Reason::Preferred);
     add("no owner", Egress, require, (LocalPod, Unowned), POD, no_change, Reason::NoOwner);
@@ -290,6 +310,9 @@ pub(crate) fn cases() -> Vec<Case> {
     add("pod to pod", Ingress, observe, (RemotePod(0), LocalPod), WIRE, no_change, Reason::PlainFromPod);
     add("pod to pod", Ingress, prefer, (RemotePod(0), LocalPod), WIRE, no_tunnel, Reason::Preferred);
     add("pod to pod", Ingress, require, (RemotePod(0), LocalPod), WIRE, bypass, Reason::Bypassed);
+    add("adopting", Ingress, require, (RemotePod(0), LocalPod), WIRE, adopting, Reason::Adopting);
+    add("just adopted", Ingress, require, (RemotePod(0), LocalPod), WIRE, just_adopted, Reason::Adopting);
+    add("long adopted", Ingress, require, (RemotePod(0), LocalPod), WIRE, long_adopted, Reason::PlainFromPod);
     add("a stray pod's", Ingress, require, (Unowned, LocalPod), WIRE, no_change, Reason::PlainFromPod);
     add(
         "forged for WireGuard",
