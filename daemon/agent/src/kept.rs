@@ -7,9 +7,9 @@ use std::{
 };
 
 use kubeveil_core::{ownership::Owners, snapshot::Snapshot};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// Version of the file.
+/// Version of the files.
 const VERSION: u32 = 1;
 
 /// The last whole knowledge of the cluster, and who owns which prefix. No secrets.
@@ -29,18 +29,18 @@ struct File<T> {
     kept: T,
 }
 
-/// Where it is kept, and what was written last.
+/// Where something is kept, and what was written last.
 #[derive(Debug)]
-pub(crate) struct KeptFile {
+pub(crate) struct KeptFile<T> {
     path: PathBuf,
-    written: Option<Kept>,
+    written: Option<T>,
 }
 
-impl KeptFile {
+impl<T: Clone + Default + PartialEq + DeserializeOwned + Serialize> KeptFile<T> {
     /// Reads it; nothing is known if there is no file. A file that can't be read is an error that says
     /// so, and is left alone until it is overwritten by whole knowledge.
-    pub(crate) fn open(state_dir: &Path) -> (Self, Kept, Option<String>) {
-        let path = state_dir.join("known.json");
+    pub(crate) fn open(state_dir: &Path, name: &str) -> (Self, T, Option<String>) {
+        let path = state_dir.join(name);
         let read = match fs::read(&path) {
             Ok(bytes) => parse(&bytes).map(Some),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -50,13 +50,13 @@ impl KeptFile {
             Ok(kept) => (Self { path, written: kept.clone() }, kept.unwrap_or_default(), None),
             Err(e) => {
                 let message = format!("{} can't be read: {e}", path.display());
-                (Self { path, written: None }, Kept::default(), Some(message))
+                (Self { path, written: None }, T::default(), Some(message))
             }
         }
     }
 
     /// Writes it, by rename, if it differs from what was written last.
-    pub(crate) fn keep(&mut self, kept: &Kept) -> io::Result<()> {
+    pub(crate) fn keep(&mut self, kept: &T) -> io::Result<()> {
         if self.written.as_ref() == Some(kept) {
             return Ok(());
         }
@@ -77,8 +77,8 @@ impl KeptFile {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Kept, String> {
-    let file: File<Kept> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let file: File<T> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if file.version == VERSION {
         Ok(file.kept)
     } else {
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn it_comes_back() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let (mut file, nothing, problem) = KeptFile::open(dir.path());
+        let (mut file, nothing, problem) = KeptFile::open(dir.path(), "known.json");
         assert_eq!((nothing, problem), (Kept::default(), None));
         let mut kept = Kept::default();
         kept.snapshot.nodes.insert("a".to_owned(), Default::default());
@@ -116,8 +116,8 @@ mod tests {
             kubeveil_core::ownership::Owner { name: "a".to_owned(), uid: "u".to_owned() },
         );
         file.keep(&kept).expect("written");
-        assert_eq!(KeptFile::open(dir.path()).1, kept);
+        assert_eq!(KeptFile::<Kept>::open(dir.path(), "known.json").1, kept);
         fs::write(dir.path().join("known.json"), b"{\"version\":9").expect("written");
-        assert!(KeptFile::open(dir.path()).2.is_some());
+        assert!(KeptFile::<Kept>::open(dir.path(), "known.json").2.is_some());
     }
 }

@@ -144,10 +144,10 @@ fn packets(registry: &mut Registry, view: &View) {
     );
 
     let zeros = PLAIN.iter().map(|(direction, reason)| (labels(direction.name(), reason.name()), 0));
-    let passed = view.counts.iter().filter(|c| PLAIN.contains(&(c.direction, c.reason)));
+    let is_plain = |c: &&Count| c.reason == Reason::Adopting || PLAIN.contains(&(c.direction, c.reason));
+    let passed = view.counts.iter().filter(is_plain);
     let passed = passed.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
-    let help =
-        "Pod packets that passed in plain since the mode prefers a tunnel and there was none, by reason";
+    let help = "Pod packets that passed in plain since there was no tunnel and the mode, or adoption, allows it, by reason";
     counter(registry, "plain_packets", help, zeros.chain(passed));
 }
 

@@ -1,5 +1,6 @@
 //! The one-way flow, once round: read, decide, act, publish.
 
+mod adoption;
 mod changes;
 mod problems;
 mod resting;
@@ -9,8 +10,10 @@ mod written;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use kubeveil_api::status::AdoptionStatus;
 use kubeveil_core::{
     action::Action,
+    adoption::Seen,
     announced::Announced,
     backstop,
     desired::{Desired, Inputs, desired},
@@ -30,6 +33,7 @@ use crate::{
     status,
     totals::Totals,
 };
+use adoption::Pairs;
 use resting::Resting;
 use written::Written;
 
@@ -72,7 +76,8 @@ pub(crate) struct Node<K> {
     pub(crate) kernel: K,
     pub(crate) source: Box<dyn Source>,
     pub(crate) keeper: Keeper,
-    kept: KeptFile,
+    kept: KeptFile<Kept>,
+    pairs: Pairs,
     before: Snapshot,
     owners: kubeveil_core::ownership::Owners,
     pub(crate) announced: Announced,
@@ -109,8 +114,9 @@ impl<K: Kernel> Node<K> {
         source: Box<dyn Source>,
         state_dir: &Path,
     ) -> Self {
-        let (kept, Kept { snapshot, owners }, unreadable) = KeptFile::open(state_dir);
-        let standing = unreadable.map(|message| problems::kept_unreadable(kept.path(), message));
+        let (kept, Kept { snapshot, owners }, unreadable) = KeptFile::open(state_dir, "known.json");
+        let (pairs, unknown) = Pairs::open(state_dir);
+        let unreadable = unreadable.map(|message| problems::kept_unreadable(kept.path(), message));
         Self {
             name: name.to_owned(),
             underlay: underlay.to_vec(),
@@ -120,6 +126,7 @@ impl<K: Kernel> Node<K> {
             source,
             keeper: Keeper::new(state_dir, name),
             kept,
+            pairs,
             before: snapshot,
             owners,
             announced: Announced::default(),
@@ -131,7 +138,7 @@ impl<K: Kernel> Node<K> {
             counts: Vec::new(),
             flows: 0,
             beside: BTreeMap::new(),
-            standing: standing.into_iter().collect(),
+            standing: unreadable.into_iter().chain(unknown).collect(),
             last: Outcome::default(),
             ready: false,
             totals: Totals::default(),
@@ -174,13 +181,15 @@ impl<K: Kernel> Node<K> {
             }
             break;
         }
+        problems.append(&mut outcome.problems);
         self.publish(&outcome, &mut problems);
         if outcome.synced {
             self.keep(&mut problems);
         }
         problems.extend(assignment.problems);
         self.conclude(outcome, problems);
-        let wait = [Some(self.wait()), read.look_again, self.tunnels.next_look(now.monotonic)];
+        let tunnels = self.tunnels.next_look(now.monotonic);
+        let wait = [Some(self.wait()), read.look_again, tunnels, self.pairs.next_look(now)];
         wait.into_iter().flatten().min().unwrap_or(RESYNC)
     }
 
@@ -222,6 +231,7 @@ impl<K: Kernel> Node<K> {
             underlay: &self.underlay,
             backstop: self.backstop,
             build: &self.build,
+            adopting: &self.pairs.adopting,
             resting: &self.resting.at(now.monotonic),
             now: now.monotonic,
         })
@@ -237,12 +247,43 @@ impl<K: Kernel> Node<K> {
     ) -> Result<usize, Vec<KernelError>> {
         outcome.observed = self.observe(now).map_err(|e| vec![e])?;
         outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
+        if self.adopt(knowledge, assignment, outcome, now) {
+            outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
+        }
         self.resting.uses(outcome.desired.remotes.values().map(|r| r.index).collect(), now.monotonic);
         self.written.look(&outcome.desired, &outcome.observed);
         let written = self.written.endpoints();
         let actions = plan(&outcome.desired, &outcome.observed, knowledge.synced(), written);
         self.execute(&actions)?;
         Ok(actions.len())
+    }
+
+    /// Which pairs are open, by what was observed and what follows from it; true if something else follows now.
+    fn adopt(
+        &mut self,
+        knowledge: &Knowledge,
+        assignment: &Assignment,
+        outcome: &mut Outcome,
+        now: Now,
+    ) -> bool {
+        // What the maps keep closed counts: so not before they are seen.
+        let Some(datapath) = &outcome.observed.datapath else { return false };
+        let remotes = outcome.desired.remotes.iter();
+        let proven = remotes.filter(|(_, remote)| remote.tunnelled).map(|(name, _)| name.clone()).collect();
+        let seen = Seen::of(&self.name, knowledge, assignment, datapath, proven, now.epoch);
+        let (changes, problem) = self.pairs.look(&seen, now);
+        outcome.problems.extend(problem);
+        changes
+    }
+
+    /// How far `spec.adoption` has come, for people.
+    pub(crate) fn adoption(&self) -> Option<AdoptionStatus> {
+        let adoption = self.mesh()?.adoption?;
+        Some(AdoptionStatus {
+            deadline: adoption.deadline.to_string(),
+            over: self.pairs.is_over(),
+            open: self.pairs.adopting.open.iter().cloned().collect(),
+        })
     }
 
     /// Was the last look at the kernel longer than `age` ago?

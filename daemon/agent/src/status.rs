@@ -57,6 +57,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
         ready: waiting_for.is_empty(),
         waiting_for,
         mode: node.mesh().map(|mesh| mesh.mode),
+        adoption: node.adoption(),
         source: SourceStatus { name: node.source.name(), synced: node.last.synced },
         key: key(node, now),
         device: device(node),
@@ -125,12 +126,19 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
     let link = tunnel.and_then(|t| node.last.observed.links.get(&t.ifindex));
     let value = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
     let proven = value.is_some_and(|value| value.state() == kubeveil_abi::PeerState::Tunnel);
-    let way = way(node, proven);
+    let is_open = value.is_some_and(|value| {
+        value.state() == kubeveil_abi::PeerState::Adopting
+            && now.monotonic.as_secs() < value.bypass_until().into()
+    });
+    let way = if is_open { Way::Plain } else { way(node, proven) };
     PeerStatus {
         node: name.to_owned(),
         state: health.state(),
         way,
-        reason: (way != Way::Tunnel).then(|| why(node, name, remote, health, proven)),
+        reason: (way != Way::Tunnel).then(|| {
+            let why = why(node, name, remote, health, proven);
+            if is_open { format!("adopting; {why}") } else { why }
+        }),
         tunnelled: way == Way::Tunnel,
         proven,
         public_key: remote.key,
@@ -250,11 +258,11 @@ fn packets(counts: &[Count]) -> Vec<PacketCount> {
     out
 }
 
-/// What passed in plain because of the mode.
+/// What passed in plain because of the mode, or of adoption.
 pub(crate) fn plain(counts: &[Count]) -> Vec<PlainCount> {
     let passed = |count: &&Count| {
         let kept_from = count.observed && count.reason.verdict() != kubeveil_abi::Verdict::Pass;
-        kept_from || matches!(count.reason, Reason::Preferred | Reason::Bypassed)
+        kept_from || matches!(count.reason, Reason::Preferred | Reason::Bypassed | Reason::Adopting)
     };
     let one = |count: &Count| PlainCount {
         direction: direction(count.direction),

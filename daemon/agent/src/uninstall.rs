@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     args::{Args, Uninstall},
-    kept::KeptFile,
+    kept::{Kept, KeptFile},
     lock,
 };
 
@@ -29,7 +29,7 @@ pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
         true => e.context("uninstall needs the daemon to be stopped"),
         false => e,
     })?;
-    let (_, kept, unreadable) = KeptFile::open(&args.state_dir);
+    let (_, kept, unreadable) = KeptFile::<Kept>::open(&args.state_dir, "known.json");
     let mode = kept.snapshot.mesh.map(|mesh| mesh.mode);
     // Not knowing the mode is no reason to open.
     let lenient = unreadable.is_none() && matches!(mode, Some(Mode::Prefer | Mode::Observe));
@@ -53,7 +53,9 @@ pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
     gone.extend(removed.backstops.iter().map(|form| format!("the backstop ({})", form.name())));
     gone.extend(removed.devices.iter().map(|d| format!("WireGuard device {d}")));
     remove_file(&args.socket, &mut gone, &mut errors);
-    remove_file(&args.state_dir.join("known.json"), &mut gone, &mut errors);
+    for name in ["known.json", "adoption.json"] {
+        remove_file(&args.state_dir.join(name), &mut gone, &mut errors);
+    }
     if options.remove_keys {
         let keys = args.state_dir.join("keys");
         match fs::remove_dir_all(&keys) {

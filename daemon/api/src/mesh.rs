@@ -1,6 +1,9 @@
 //! `EncryptionMesh`: the cluster-wide settings, one object called `default`.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
+use jiff::Timestamp;
 use kubeveil_keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
@@ -45,12 +48,39 @@ pub struct MeshSpec {
     /// Ranges that nodes have addresses of. Nothing outside of them is ever a node's.
     #[serde(rename = "nodeCIDRs")]
     pub node_cidrs: Vec<IpNet>,
+    /// How a running cluster comes to be encrypted; without it, nothing is ever plain in mode require.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adoption: Option<Adoption>,
     /// The key generation that every node shall be at.
     #[serde(rename = "keyGeneration", default)]
     pub key_generation: u32,
     /// Keys that are never spoken to again.
     #[serde(rename = "revokedKeys", default, skip_serializing_if = "Vec::is_empty")]
     pub revoked_keys: Vec<PublicKey>,
+}
+
+/// `spec.adoption`: in mode require, packets between two nodes pass in plain until the tunnel between them is proven
+/// for the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adoption {
+    /// … or until this moment, though it be not proven. Written as RFC 3339 has it.
+    #[serde(deserialize_with = "time")]
+    pub deadline: Timestamp,
+}
+
+impl Adoption {
+    /// The deadline, since 1970; a time before that is 1970.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_secs(u64::try_from(self.deadline.as_second()).unwrap_or(0))
+    }
+}
+
+fn time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        serde::de::Error::custom("is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339)")
+    })
 }
 
 impl MeshSpec {

@@ -28,6 +28,9 @@ pub struct Status {
     pub waiting_for: Vec<String>,
     /// The mesh's mode; `None` while no mesh is known.
     pub mode: Option<Mode>,
+    /// Which pairs may still speak in plain; `None` where the mesh has no `spec.adoption`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adoption: Option<AdoptionStatus>,
     /// Where the cluster is read from, and whether all of it has been.
     pub source: SourceStatus,
     /// This node's key; `None` until there is one.
@@ -52,6 +55,18 @@ pub struct Status {
     pub kernel_writes: u64,
     /// Problems met since then, of every kind.
     pub errors_met: u64,
+}
+
+/// How far `spec.adoption` has come on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdoptionStatus {
+    /// `spec.adoption.deadline`, as RFC 3339 has it.
+    pub deadline: String,
+    /// Every pair is closed for good.
+    pub over: bool,
+    /// Nodes to which packets go in plain until their tunnel is proven, at most until the deadline.
+    pub open: Vec<String>,
 }
 
 /// Where the cluster is read from.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use kubeveil_api::{
     mesh::Mode,
-    status::{BackstopForm, BackstopStatus, PeerStatus, Status, Verdict},
+    status::{AdoptionStatus, BackstopForm, BackstopStatus, PeerStatus, Status, Verdict},
 };
 
 /// The whole, ending in a newline.
@@ -51,6 +51,9 @@ fn head(status: &Status, out: &mut String) {
         ));
     }
     rows.push(("Backstop", backstop(&status.backstop)));
+    rows.extend(
+        status.adoption.as_ref().map(|adoption| ("Adoption", adopting(adoption, status.peers.len()))),
+    );
     let synced = if status.source.synced { "in sync" } else { "NOT in sync: nothing is removed" };
     rows.push(("Source", format!("{}, {synced}", status.source.name)));
     rows.push(("Version", format!("kubeveil {}, Linux {}", status.version, status.kernel)));
@@ -68,6 +71,19 @@ fn encrypted(status: &Status) -> String {
         return format!("nothing, since the mode is observe; it would be {}", of(proven));
     }
     of(status.peers.iter().filter(|p| p.tunnelled).count())
+}
+
+/// A pair that is open is named: somebody has to find out why.
+fn adopting(adoption: &AdoptionStatus, others: usize) -> String {
+    let deadline = &adoption.deadline;
+    match adoption.open.len() {
+        _ if adoption.over => format!("over, every pair is closed (deadline {deadline})"),
+        0 => format!("no pair is open (deadline {deadline})"),
+        open => format!(
+            "{open} of {others} pairs open, in plain until proven, at most until {deadline}: {}",
+            adoption.open.join(", ")
+        ),
+    }
 }
 
 /// What was refused is of interest where it made a difference.

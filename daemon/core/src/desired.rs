@@ -10,12 +10,14 @@ use std::{
 
 use ipnet::IpNet;
 use kubeveil_abi::{
-    BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, PeerValue, PrefixKind,
+    BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, PeerState, PeerValue,
+    PrefixKind,
 };
 use kubeveil_api::mesh::{MeshSpec, Mode};
 use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
+    adoption::Adopting,
     announced::Announced,
     backstop, index, mtu,
     observed::{Hook, Observed, Prefix, Program},
@@ -58,6 +60,8 @@ pub struct Inputs<'a> {
     pub backstop: backstop::Choice,
     /// Hash of the programs that we bring.
     pub build: &'a str,
+    /// Which nodes may be spoken to in plain.
+    pub adopting: &'a Adopting,
     /// Peer indices that were given back a moment ago.
     pub resting: &'a BTreeSet<u32>,
     /// Monotonic.
@@ -155,6 +159,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         travel(inputs, mesh, &indices, (&name, tunnel.key), &keys, &mut out);
         out.tunnels.insert(name, tunnel);
     }
+    adopting(inputs, &indices, &mut out);
     out.config = config(mesh, mtu, out.config.envelope_ports);
     out
 }
@@ -342,10 +347,28 @@ fn travel(
         let given_up = matches!(health, Health::Stale(_)) && mesh.is_some_and(|m| m.mode == Mode::Prefer);
         let tunnelled = up.is_some() && health.is_proven() && !given_up;
         if tunnelled {
-            out.values.insert(*index, PeerValue::tunnel(slot, generation.number()));
+            let value = PeerValue::tunnel(slot, generation.number());
+            let heard = inputs.adopting.heard.get(node);
+            out.values.insert(*index, heard.map_or(value, |until| value.heard_in_plain(*until)));
         }
         out.remotes
             .insert(node.clone(), Remote { index: *index, key, device: name.clone(), health, tunnelled });
+    }
+}
+
+/// Peers that packets may go to in plain, until they are proven.
+fn adopting(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desired) {
+    /// Seconds by which two clocks differ that go differently, and are read one after the other.
+    const SLACK: u32 = 2;
+    let until = inputs.adopting.until;
+    for index in inputs.adopting.open.iter().filter_map(|node| indices.get(node)) {
+        let datapath = inputs.observed.datapath.as_ref();
+        let standing = datapath.and_then(|datapath| datapath.peers.get(index)).copied();
+        let is_same = |value: &PeerValue| {
+            value.state() == PeerState::Adopting && value.bypass_until().abs_diff(until) <= SLACK
+        };
+        let value = standing.filter(is_same).unwrap_or(PeerValue::adopting(until));
+        out.values.entry(*index).or_insert(value);
     }
 }
 

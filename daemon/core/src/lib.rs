@@ -1,10 +1,12 @@
 //! What the daemon decides, without any effect: no clock, no file, no system call.
 //!
 //! Read in this order: [`snapshot`] (what is known of the cluster), [`ownership`] (whose prefix is
-//! it), [`tunnels`] (which peer is proven to answer), [`desired`] (what the kernel should hold),
+//! it), [`tunnels`] (which peer is proven to answer), [`adoption`] (who may be
+//! spoken to in plain until it is), [`desired`] (what the kernel should hold),
 //! [`observed`] (what it holds), [`plan`] (the difference, as a list of [`action`]s).
 
 pub mod action;
+pub mod adoption;
 pub mod announced;
 pub mod backstop;
 pub mod desired;

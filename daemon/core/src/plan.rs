@@ -62,6 +62,13 @@ pub fn plan(
 
 /// First, packets stop going where they no longer may. A slot is changed before the peers that use it.
 fn withdraw(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, actions: &mut Vec<Action>) {
+    // One that is proven goes from plain into its tunnel by one store, and not by way of nowhere.
+    let is_closed = |(index, have): &(&u32, &PeerValue)| {
+        let is_known = || synced.is_some() || desired.prefixes.values().any(|prefix| prefix.peer == **index);
+        have.state() == PeerState::Adopting && !desired.values.contains_key(index) && is_known()
+    };
+    let closed = datapath.peers.iter().filter(is_closed);
+    actions.extend(closed.map(|(index, _)| Action::SetPeer(*index, PeerValue::NO_TUNNEL)));
     // Without our own key we know of no tunnel, which is no reason to take one away.
     if desired.tunnels.is_empty() {
         return;
@@ -87,6 +94,12 @@ fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     for (prefix, want) in ranges.into_iter().chain(owned) {
         if datapath.prefixes.get(prefix) != Some(want) {
             actions.push(Action::PutPrefix(*prefix, *want));
+        }
+    }
+    // What may pass in plain as yet is not cut off by what follows.
+    for (index, want) in desired.values.iter().filter(|(_, want)| want.state() == PeerState::Adopting) {
+        if datapath.peers.get(index) != Some(want) {
+            actions.push(Action::SetPeer(*index, *want));
         }
     }
     // After the prefixes: a mode that is stricter than the last one must know all it is about.
@@ -228,7 +241,7 @@ fn travel(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
             actions.push(Action::SetSlot(slot, *want));
         }
     }
-    for (index, want) in &desired.values {
+    for (index, want) in desired.values.iter().filter(|(_, want)| want.state() != PeerState::Adopting) {
         if datapath.peers.get(index) != Some(want) {
             actions.push(Action::SetPeer(*index, *want));
         }

@@ -16,6 +16,7 @@ pub(crate) fn mesh() -> MeshSpec {
         node_cidrs: vec![net("192.0.2.0/24"), net("2001:db8::/64")],
         key_generation: 0,
         revoked_keys: vec![],
+        adoption: None,
     }
 }
 

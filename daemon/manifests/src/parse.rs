@@ -171,6 +171,32 @@ mod tests {
     }
 
     #[test]
+    fn adoption_ends_at_a_time_that_can_be_read() {
+        let mesh = |adoption: &str| {
+            format!(
+                "apiVersion: kubeveil.io/v1alpha1\nkind: EncryptionMesh\nmetadata: {{name: default}}\nspec: {{mode: require, podCIDRs: [10.0.0.0/8], nodeCIDRs: [], adoption: {adoption}}}\n"
+            )
+        };
+        for good in ["2027-01-31T12:00:00Z", "\"2027-01-31T13:00:00+01:00\""] {
+            let objects = parse("x.yaml", &mesh(&format!("{{deadline: {good}}}"))).expect(good);
+            let [Object::Mesh(spec)] = &objects[..] else { panic!("{objects:?}") };
+            assert_eq!(spec.adoption.expect("adoption").deadline().as_secs(), 1_801_396_800, "{good}");
+        }
+        for (bad, field, why) in [
+            ("{deadline: tomorrow}", "spec.adoption.deadline", "2027-01-31T12:00:00Z (RFC 3339)"),
+            ("{deadline: 2027-01-31}", "spec.adoption.deadline", "RFC 3339"),
+            ("{deadline: 2027-01-31T12:00:00}", "spec.adoption.deadline", "RFC 3339"),
+            ("{deadline: 1801396800}", "spec.adoption.deadline", "expected a string"),
+            ("{deadline: }", "spec.adoption.deadline", "expected a string"),
+            ("{}", "spec.adoption", "missing field `deadline`"),
+            ("{until: 2027-01-31T12:00:00Z}", "spec.adoption", "unknown field `until`"),
+        ] {
+            let error = parse("x.yaml", &mesh(bad)).expect_err(bad);
+            assert!(error.field.starts_with(field) && error.message.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
     fn half_a_file_is_no_file() {
         assert!(fails("").contains("holds no object"));
         assert!(fails("apiVersion: v1\n").contains("kind"));

@@ -60,6 +60,7 @@ fn view() -> View {
             ready: true,
             waiting_for: vec![],
             mode: None,
+            adoption: None,
             source: SourceStatus { name: "test".to_owned(), synced: true },
             key: Some(KeyStatus {
                 generation: Generation::FIRST,

@@ -20,6 +20,16 @@ pub(super) fn kept_unreadable(path: &Path, message: String) -> Problem {
     }
 }
 
+pub(super) fn pairs_unreadable(path: &Path, message: String) -> Problem {
+    Problem {
+        kind: ProblemKind::State,
+        object: format!("file {}", path.display()),
+        field: String::new(),
+        message,
+        advice: "It told to which nodes packets might still go in plain; as it is lost, to none".to_owned(),
+    }
+}
+
 pub(super) fn kept_unwritable(path: &Path, error: &io::Error) -> Problem {
     Problem {
         kind: ProblemKind::State,

@@ -38,6 +38,7 @@ fn example() -> Status {
         ready: true,
         waiting_for: vec![],
         mode: Some(Mode::Require),
+        adoption: None,
         source: SourceStatus { name: "dir:/etc/kubeveil".to_owned(), synced: true },
         key: Some(KeyStatus {
             generation: Generation::new(0),
@@ -147,4 +148,17 @@ fn a_backstop_that_is_not_the_best_says_why() {
     assert_eq!(row(BackstopForm::Nftables, &[]), "nftables");
     assert_eq!(row(BackstopForm::Nftables, &["bpf: too old"]), "nftables (bpf: too old)");
     assert_eq!(row(BackstopForm::None, &["bpf: a", "nftables: b"]), "NONE (bpf: a; nftables: b)");
+}
+
+#[test]
+fn open_pairs_are_named_with_their_deadline() {
+    let row = |over, open: &[&str]| {
+        let open = open.iter().map(|name| (*name).to_owned()).collect();
+        adopting(&AdoptionStatus { deadline: "2027-01-31T12:00:00Z".to_owned(), over, open }, 3)
+    };
+    assert_eq!(
+        row(false, &["node-2", "node-3"]),
+        "2 of 3 pairs open, in plain until proven, at most until 2027-01-31T12:00:00Z: node-2, node-3"
+    );
+    assert_eq!(row(true, &[]), "over, every pair is closed (deadline 2027-01-31T12:00:00Z)");
 }

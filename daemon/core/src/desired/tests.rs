@@ -24,6 +24,7 @@ fn whole(nodes: &[(&str, NodeFacts)], recorded: &Owners) -> (Desired, Owners) {
         underlay: &[],
         backstop: backstop::Choice::Auto,
         build: "build",
+        adopting: &Adopting::default(),
         resting: &BTreeSet::new(),
         now: Duration::ZERO,
     });

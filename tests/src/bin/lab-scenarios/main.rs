@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "a test runner's output is the point of it")]
 
+mod adoption;
 mod backstop;
 mod control;
 mod crashes;
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         mtu::ALL,
         paths::ALL,
         modes::ALL,
+        adoption::ALL,
         kernel::ALL,
         backstop::ALL,
     ];

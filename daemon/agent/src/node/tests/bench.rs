@@ -101,7 +101,7 @@ pub(super) struct Bench {
     pub(super) world: World,
     pub(super) kernel: Shared,
     pub(super) keys: Vec<PrivateKey>,
-    seconds: u64,
+    pub(super) seconds: u64,
 }
 
 fn facts(n: u8) -> NodeFacts {
@@ -153,6 +153,7 @@ impl Bench {
             node_cidrs: vec!["192.0.2.0/24".parse().expect("net"), "2001:db8::/64".parse().expect("net")],
             key_generation: 0,
             revoked_keys: vec![],
+            adoption: None,
         };
         bench.world.change(|said| {
             said.whole = true;
@@ -192,6 +193,13 @@ impl Bench {
         drop(node);
         self.kernel.with(FakeKernel::daemon_ends);
         self.start()
+    }
+
+    /// Pairs are open until this time, seconds since 1970.
+    pub(super) fn adopts_until(&self, seconds: i64) {
+        let json = format!(r#"{{"deadline":"{}"}}"#, jiff::Timestamp::from_second(seconds).expect("time"));
+        let adoption = serde_json::from_str(&json).expect("adoption");
+        self.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").adoption = Some(adoption));
     }
 
     /// Goes round until nothing is left to do, as the loop would; says how many actions that took.

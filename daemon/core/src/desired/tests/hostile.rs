@@ -49,6 +49,7 @@ fn wanted(nodes: &[(&str, NodeFacts)], owners: &Owners, observed: &Observed) -> 
         underlay: &[],
         backstop: backstop::Choice::Auto,
         build: "build",
+        adopting: &Adopting::default(),
         resting: &BTreeSet::new(),
         now: Duration::ZERO,
     });

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
-use kubeveil_abi::{Mode, Verdict};
+use kubeveil_abi::{Mode, PeerState, Verdict};
 use kubeveil_core::observed::{Hook, Observed, Program};
 use kubeveil_linux::fake::FakeKernel;
 use kubeveil_verdict::{
@@ -107,6 +107,16 @@ impl Datapath {
         let net = IpNet::from(probe.to);
         node_of(&net).is_none_or(|n| n == 1)
             || self.truth.datapath.as_ref().is_some_and(|datapath| datapath.prefixes.contains_key(&net))
+    }
+
+    /// Do packets to its other end go into a tunnel?
+    pub(super) fn is_proven(&self, probe: &Probe) -> bool {
+        let remote = if let Way::Out { .. } = probe.way { probe.to } else { probe.from };
+        let Some(datapath) = &self.truth.datapath else { return false };
+        let holder = datapath.prefixes.iter().filter(|(net, _)| net.contains(&remote));
+        let holder = holder.max_by_key(|(net, _)| net.prefix_len());
+        let value = holder.and_then(|(_, prefix)| datapath.peers.get(&prefix.peer));
+        value.is_some_and(|value| value.state() == PeerState::Tunnel)
     }
 
     /// Is the packet kept from being seen, or from being believed, at `device`?

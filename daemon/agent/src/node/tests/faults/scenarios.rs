@@ -14,6 +14,8 @@ pub(super) struct Scenario {
     /// What stands before; a mesh of three nodes that is at rest.
     pub(super) before: Before,
     pub(super) change: fn(&mut Stage),
+    /// Pairs are open until they are proven, and the third node never is.
+    pub(super) adopts: bool,
     /// The daemon is started after the change, over what stands.
     pub(super) restarts: bool,
 }
@@ -31,7 +33,7 @@ pub(super) enum Before {
 }
 
 const fn scenario(name: &'static str, change: fn(&mut Stage)) -> Scenario {
-    Scenario { name, before: Before::Rest, change, restarts: false }
+    Scenario { name, before: Before::Rest, change, adopts: false, restarts: false }
 }
 
 const fn restart(name: &'static str, change: fn(&mut Stage)) -> Scenario {
@@ -39,8 +41,16 @@ const fn restart(name: &'static str, change: fn(&mut Stage)) -> Scenario {
 }
 
 /// All of them.
-pub(super) const SCENARIOS: [Scenario; 13] = [
+pub(super) const SCENARIOS: [Scenario; 15] = [
     Scenario { before: Before::Nothing, ..restart("a cold start", |_| {}) },
+    Scenario { before: Before::Nothing, adopts: true, ..restart("adoption", |_| {}) },
+    Scenario {
+        adopts: true,
+        ..scenario("the last pair is proven", |stage| {
+            let key = stage.bench.keys[1].public();
+            stage.bench.kernel.with(|k| k.answer(key));
+        })
+    },
     scenario("a node joins", |stage| stage.join()),
     scenario("a node leaves", |stage| {
         stage.bench.world.change(|said| drop(said.snapshot.nodes.remove("node-3")));

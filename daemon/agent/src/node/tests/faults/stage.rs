@@ -33,6 +33,8 @@ use crate::{
 
 /// Ways round within which a node comes to rest, a second apart.
 const WAYS: usize = 20;
+/// A node that makes no step in so many of them is at rest, though it wait for somebody who never answers.
+const QUIET: usize = 6;
 /// A node that waits as long as this has nothing to do, and expects nothing.
 const REST: Duration = Duration::from_secs(10);
 
@@ -72,6 +74,8 @@ impl Keys {
 #[derive(Default)]
 pub(super) struct Watch {
     held: BTreeSet<(u32, Probe)>,
+    /// Some may pass in plain until they are proven: only what was encrypted has to stay so.
+    adopts: bool,
     /// A call was made to fail: what has to come first may be missing, and nothing can be said of what was never closed.
     is_faulty: bool,
     /// What was looked at last.
@@ -128,6 +132,15 @@ impl Stage {
             names: Names { keys: names },
             seconds: 0,
         };
+        if scenario.adopts {
+            stage.bench.adopts_until(1_000_000);
+            let key = stage.bench.keys[0].public();
+            stage.bench.kernel.with(|k| {
+                k.nobody_answers();
+                k.answer(key);
+            });
+            lock(&stage.watch).adopts = true;
+        }
         match scenario.before {
             Before::Nothing => return (stage, None),
             Before::Rest => {}
@@ -204,14 +217,17 @@ impl Stage {
 
     /// Until there is nothing to do, as the loop would; false if there always is.
     pub(super) fn goes_round(&mut self, node: &mut Node<Watched>) -> bool {
+        let mut quiet = 0;
         for _ in 0..WAYS {
             self.seconds += 1;
+            let before = node.writes;
             let at = Duration::from_secs(self.seconds);
             let now = Now { monotonic: at, epoch: at };
             node.sweep_flows();
             status::view(node, now);
             let wait = node.pass(now);
-            if wait >= REST && node.last.problems.is_empty() {
+            quiet = if node.writes == before && node.last.settled { quiet + 1 } else { 0 };
+            if (wait >= REST || quiet >= QUIET) && node.last.problems.is_empty() {
                 return true;
             }
         }
@@ -296,9 +312,12 @@ impl Watched {
         watch.held.retain(|(index, _)| devices.iter().any(|(device, _)| device == index));
         for probe in packets::secret(&[2, 3, 4]).into_iter().chain(packets::masqueraded(&nodes)) {
             for (index, name) in &devices {
-                let must = !watch.is_faulty && datapath.is_guarded(*index) && datapath.knows(&probe);
+                let must = !watch.is_faulty && !watch.adopts;
+                let must = must && datapath.is_guarded(*index) && datapath.knows(&probe);
                 if datapath.holds(&probe, *index) {
-                    watch.held.insert((*index, probe));
+                    if !watch.adopts || datapath.is_proven(&probe) {
+                        watch.held.insert((*index, probe));
+                    }
                 } else if must || watch.held.contains(&(*index, probe)) {
                     let Probe { from, to, .. } = probe;
                     watch.wrong.push(format!("{from} to {to} is in plain by {name} after: {what}"));

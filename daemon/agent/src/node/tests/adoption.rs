@@ -1,0 +1,211 @@
+//! A pair is open until its tunnel is proven once.
+
+use std::{fs, time::Duration};
+
+use kubeveil_abi::{PeerState, PeerValue, PrefixKind};
+use kubeveil_core::{action::Action, problem::ProblemKind};
+use kubeveil_keys::PrivateKey;
+use kubeveil_linux::fake::FakeKernel;
+
+use super::bench::{Bench, Shared};
+use crate::{
+    node::{Node, Now},
+    status,
+};
+
+const DEADLINE: i64 = 1_000;
+
+/// Three nodes, of which the third does not answer.
+fn halfway() -> (Bench, Node<Shared>) {
+    let mut bench = Bench::new(3);
+    bench.adopts_until(DEADLINE);
+    bench.kernel.with(FakeKernel::nobody_answers);
+    let key = bench.keys[0].public();
+    bench.kernel.with(|k| k.answer(key));
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    (bench, node)
+}
+
+/// The value for the packets of node `n`.
+fn value(bench: &Bench, n: u8) -> PeerValue {
+    let datapath = bench.truth().datapath.expect("loaded");
+    let prefix = datapath.prefixes[&format!("10.244.{n}.0/24").parse().expect("net")];
+    assert_eq!(prefix.kind, PrefixKind::RemotePods);
+    datapath.peers.get(&prefix.peer).copied().unwrap_or(PeerValue::NO_TUNNEL)
+}
+
+fn state(bench: &Bench, n: u8) -> PeerState {
+    value(bench, n).state()
+}
+
+/// Once round at this time on the wall.
+fn pass_at(bench: &mut Bench, node: &mut Node<Shared>, epoch: u64) {
+    bench.seconds += 1;
+    let monotonic = Duration::from_secs(bench.seconds);
+    node.pass(Now { monotonic, epoch: Duration::from_secs(epoch) });
+}
+
+#[test]
+fn what_is_not_proven_passes_in_plain_until_it_is() {
+    let (mut bench, mut node) = halfway();
+    assert_eq!((state(&bench, 2), state(&bench, 3)), (PeerState::Tunnel, PeerState::Adopting));
+    assert_eq!(value(&bench, 3).bypass_until(), 1_000, "the programs know the deadline");
+    let told = node.adoption().expect("told");
+    assert_eq!((told.over, told.open), (false, vec!["node-3".to_owned()]));
+    let at = Duration::from_secs(bench.seconds);
+    let status = status::view(&mut node, Now { monotonic: at, epoch: at }).status;
+    let peer = status.peers.iter().find(|peer| peer.node == "node-3").expect("a peer");
+    assert_eq!(peer.way, kubeveil_api::status::Way::Plain);
+    assert!(
+        peer.reason.as_ref().is_some_and(|why| why.starts_with("adopting; no handshake yet")),
+        "{peer:?}"
+    );
+    // It costs a quiet node nothing.
+    assert_eq!(bench.settle(&mut node), 0);
+
+    let key = bench.keys[1].public();
+    bench.kernel.with(|k| k.answer(key));
+    bench.settle(&mut node);
+    assert_eq!(state(&bench, 3), PeerState::Tunnel);
+    assert!(node.adoption().expect("told").over, "at once when the last one is proven");
+}
+
+/// One store from plain into the tunnel, and the other's packets are heard in plain a moment longer: it learns later.
+#[test]
+fn the_switch_itself_loses_nothing() {
+    let (mut bench, mut node) = halfway();
+    bench.tried();
+    let key = bench.keys[1].public();
+    bench.kernel.with(|k| k.answer(key));
+    let mut values = Vec::new();
+    for _ in 0..20 {
+        let second = bench.seconds + 1;
+        pass_at(&mut bench, &mut node, second);
+        values.push((second, value(&bench, 3)));
+    }
+    let stores: Vec<_> =
+        bench.tried().into_iter().filter(|action| matches!(action, Action::SetPeer(..))).collect();
+    assert_eq!(stores.len(), 2, "{stores:?}");
+    let (second, first) =
+        values.iter().find(|(_, value)| value.state() == PeerState::Tunnel).expect("proven");
+    assert!(u64::from(first.bypass_until()) >= second + 5, "{first:?} at {second}");
+    assert_eq!(values.last().expect("some").1.bypass_until(), 0);
+}
+
+/// What may pass is in the maps before the first program looks at a packet, and on disk before it is in the maps.
+#[test]
+fn switching_on_cuts_nobody_off() {
+    let (bench, _node) = halfway();
+    let tried = bench.tried();
+    let opened = tried.iter().position(
+        |action| matches!(action, Action::SetPeer(_, value) if value.state() == PeerState::Adopting),
+    );
+    let attached = tried.iter().position(|action| matches!(action, Action::Attach(_)));
+    assert!(opened.expect("opened") < attached.expect("attached"), "{tried:#?}");
+}
+
+#[test]
+fn where_the_record_should_be_is_something_else() {
+    let mut bench = Bench::new(3);
+    bench.adopts_until(DEADLINE);
+    bench.kernel.with(FakeKernel::nobody_answers);
+    // A folder where the file should be.
+    fs::create_dir(bench.dir.path().join("adoption.json")).expect("made");
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    assert_eq!(state(&bench, 3), PeerState::NoTunnel);
+    assert!(node.last.problems.iter().any(|p| p.kind == ProblemKind::State), "{:?}", node.last.problems);
+}
+
+#[test]
+fn closed_is_closed_whatever_becomes_of_the_tunnel() {
+    let (mut bench, mut node) = halfway();
+    // The second node comes back with another key, and does not answer any more.
+    let key = PrivateKey::generate().expect("randomness");
+    let json = super::bench::announce(2, &key, 51871);
+    bench.world.change(|said| said.snapshot.nodes.get_mut("node-2").expect("node").announcement = Some(json));
+    bench.settle(&mut node);
+    assert_eq!((state(&bench, 2), state(&bench, 3)), (PeerState::NoTunnel, PeerState::Adopting));
+    // … nor after a restart, nor where either record is lost.
+    let mut again = bench.restart(node);
+    bench.settle(&mut again);
+    assert_eq!((state(&bench, 2), state(&bench, 3)), (PeerState::NoTunnel, PeerState::Adopting));
+    fs::remove_file(bench.dir.path().join("adoption.json")).expect("removed");
+    let mut again = bench.restart(again);
+    bench.settle(&mut again);
+    assert_eq!((state(&bench, 2), state(&bench, 3)), (PeerState::NoTunnel, PeerState::Adopting));
+    // A record that can't be read closes all.
+    fs::write(bench.dir.path().join("adoption.json"), "{").expect("written");
+    let mut again = bench.restart(again);
+    bench.settle(&mut again);
+    assert_eq!((state(&bench, 2), state(&bench, 3)), (PeerState::NoTunnel, PeerState::NoTunnel));
+}
+
+#[test]
+fn the_deadline_closes_what_is_left_and_a_clock_set_back_opens_nothing() {
+    let (mut bench, mut node) = halfway();
+    pass_at(&mut bench, &mut node, 999);
+    assert_eq!(state(&bench, 3), PeerState::Adopting);
+    pass_at(&mut bench, &mut node, 1_000);
+    assert_eq!(state(&bench, 3), PeerState::NoTunnel);
+    let mut again = bench.restart(node);
+    for node in [&mut again] {
+        pass_at(&mut bench, node, 5);
+        pass_at(&mut bench, node, 6);
+    }
+    assert_eq!(state(&bench, 3), PeerState::NoTunnel);
+    assert!(again.adoption().expect("told").over);
+}
+
+/// The look after the deadline is not left to chance.
+#[test]
+fn it_looks_again_at_the_deadline() {
+    let (mut bench, mut node) = halfway();
+    // Long enough for the tunnels to be given up.
+    bench.seconds = 500;
+    pass_at(&mut bench, &mut node, 500);
+    bench.seconds += 1;
+    let wait =
+        node.pass(Now { monotonic: Duration::from_secs(bench.seconds), epoch: Duration::from_secs(995) });
+    assert!(wait <= Duration::from_secs(6), "{wait:?}");
+}
+
+#[test]
+fn who_joins_later_starts_closed() {
+    let (mut bench, mut node) = halfway();
+    let key = PrivateKey::generate().expect("randomness");
+    bench.join(4, key);
+    bench.kernel.with(FakeKernel::nobody_answers);
+    bench.settle(&mut node);
+    assert_eq!((state(&bench, 3), state(&bench, 4)), (PeerState::Adopting, PeerState::NoTunnel));
+}
+
+#[test]
+fn without_adoption_it_is_closed_from_the_first_attach() {
+    let mut bench = Bench::new(3);
+    bench.kernel.with(FakeKernel::nobody_answers);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    bench.adopts_until(DEADLINE);
+    bench.settle(&mut node);
+    let opens =
+        |action: &Action| matches!(action, Action::SetPeer(_, value) if value.state() == PeerState::Adopting);
+    assert!(!bench.tried().iter().any(opens));
+    assert_eq!((state(&bench, 2), state(&bench, 3)), (PeerState::NoTunnel, PeerState::NoTunnel));
+}
+
+/// Where nothing is known of the mesh any more, what was open stays so until the programs themselves close it.
+#[test]
+fn not_knowing_closes_nobody() {
+    let (mut bench, node) = halfway();
+    fs::remove_file(bench.dir.path().join("known.json")).expect("removed");
+    bench.world.change(|said| {
+        said.whole = false;
+        said.snapshot = Default::default();
+    });
+    let mut again = bench.restart(node);
+    bench.settle(&mut again);
+    let peers = bench.truth().datapath.expect("loaded").peers;
+    assert!(peers.values().any(|value| value.state() == PeerState::Adopting), "{peers:?}");
+}

@@ -1,0 +1,177 @@
+//! Adoption: which pairs of nodes may still speak in plain in mode require.
+//!
+//! Whoever switches encryption on in a running cluster can't prove all its tunnels at one moment. With
+//! `spec.adoption` a pair is open until its tunnel is proven once, and then closed for good; what is left closes at the
+//! deadline. Without it, every pair is closed from the first moment on.
+//!
+//! [`Gate`] is what is on record, on disk; [`Gate::step`] only ever closes. The record of a gate that has not begun
+//! holds nothing to open: who lost it goes by what the kernel's maps let pass ([`Seen::barred`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use kubeveil_abi::{Mode, PeerState, PrefixKind};
+use kubeveil_api::mesh::{Adoption, MeshSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    observed::Datapath,
+    ownership::{Assignment, Class},
+    snapshot::Knowledge,
+};
+
+/// How long the packets of a node may come in plain after its tunnel was found proven: it looks every 250 ms while it
+/// waits for that ([`crate::tunnels`]), and has its maps to write.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// Names of nodes with the UID of their Node.
+pub type Nodes = BTreeMap<String, String>;
+
+/// The record of this node's pairs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Gate {
+    /// Every pair is closed, for ever.
+    over: bool,
+    /// Pairs that were open when adoption began, and still are; `None`: it has not begun, since not all nodes were
+    /// known yet.
+    open: Option<Nodes>,
+    /// The deadline that was last told to the datapath, seconds since 1970: past it all is closed, though no daemon was
+    /// there to see, and somebody has set another meanwhile.
+    deadline: Option<u64>,
+    /// Pairs that were closed before it began: name and UID.
+    closed: BTreeSet<(String, String)>,
+}
+
+/// What a step goes by.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// `spec.adoption`, where the mesh's mode is require.
+    pub adoption: Option<Adoption>,
+    /// The mesh's mode is require. In any other mode nothing begins and nothing ends.
+    pub requires: bool,
+    /// The other nodes.
+    pub others: Nodes,
+    /// Those are all.
+    pub whole: bool,
+    /// Those whose tunnel is proven.
+    pub proven: BTreeSet<String>,
+    /// Those that the kernel's maps keep closed, which is how another daemon left them.
+    pub barred: BTreeSet<String>,
+    /// Wall clock, since 1970.
+    pub epoch: Duration,
+}
+
+impl Seen {
+    /// What `knowledge` says, and `datapath`.
+    pub fn of(
+        node: &str,
+        knowledge: &Knowledge,
+        assignment: &Assignment,
+        datapath: &Datapath,
+        proven: BTreeSet<String>,
+        epoch: Duration,
+    ) -> Self {
+        let snapshot = knowledge.snapshot();
+        let requires = |mesh: &&MeshSpec| mesh.mode == kubeveil_api::mesh::Mode::Require;
+        let mesh = snapshot.mesh.as_ref().filter(requires);
+        let others = snapshot.nodes.iter().filter(|(name, _)| *name != node);
+        Self {
+            adoption: mesh.and_then(|mesh| mesh.adoption),
+            requires: mesh.is_some(),
+            others: others.map(|(name, facts)| (name.clone(), facts.uid.clone())).collect(),
+            whole: knowledge.synced().is_some(),
+            proven,
+            barred: barred(assignment, datapath),
+            epoch,
+        }
+    }
+}
+
+/// Nodes whose pods are in the map of a datapath that requires, and whose packets it does not let pass.
+fn barred(assignment: &Assignment, datapath: &Datapath) -> BTreeSet<String> {
+    if Mode::from_raw(datapath.config.mode) != Mode::Require {
+        return BTreeSet::new();
+    }
+    let is_closed = |(net, class): &(IpNet, Class)| {
+        let Some(prefix) = datapath.prefixes.get(net).filter(|_| *class == Class::Pods) else { return false };
+        let value = datapath.peers.get(&prefix.peer);
+        prefix.kind == PrefixKind::RemotePods
+            && value.is_none_or(|value| value.state() != PeerState::Adopting)
+    };
+    let closed = assignment.nodes().filter(|(_, owned)| owned.iter().any(is_closed));
+    closed.map(|(name, _)| name.to_owned()).collect()
+}
+
+impl Gate {
+    /// Every pair is closed.
+    pub fn closed() -> Self {
+        Self { over: true, ..Self::default() }
+    }
+
+    /// Has it begun, or is it over?
+    pub const fn is_begun(&self) -> bool {
+        self.over || self.open.is_some()
+    }
+
+    /// Is every pair closed for ever?
+    pub const fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// The record from now on. Nothing that is closed in this one is open in it.
+    pub fn step(&self, seen: &Seen) -> Self {
+        if self.over || !seen.requires {
+            return self.clone();
+        }
+        let Some(adoption) = seen.adoption else { return Self::closed() };
+        let told = self.deadline.map(Duration::from_secs);
+        if told.into_iter().chain([adoption.deadline()]).any(|deadline| seen.epoch >= deadline) {
+            return Self::closed();
+        }
+        let mut next = Self { deadline: Some(adoption.deadline().as_secs()), ..self.clone() };
+        match &mut next.open {
+            Some(open) => open.retain(|name, uid| {
+                let is_there = seen.others.get(name).map_or(!seen.whole, |now| now == uid);
+                is_there && !seen.proven.contains(name)
+            }),
+            None => {
+                let closes = |name: &String| seen.proven.contains(name) || seen.barred.contains(name);
+                let closed = seen.others.iter().filter(|(name, _)| closes(name));
+                next.closed.extend(closed.map(|(name, uid)| (name.clone(), uid.clone())));
+                if seen.whole {
+                    let mut open = seen.others.clone();
+                    open.retain(|name, uid| !next.closed.contains(&(name.clone(), uid.clone())));
+                    next = Self { open: Some(open), closed: BTreeSet::new(), ..next };
+                }
+            }
+        }
+        if next.open.as_ref().is_some_and(BTreeMap::is_empty) { Self::closed() } else { next }
+    }
+
+    /// Those of the nodes seen whose pairs are open. To be asked of what a step over them gave.
+    pub fn open(&self, seen: &Seen) -> BTreeSet<String> {
+        let is_open = |name: &String, uid: &String| match &self.open {
+            _ if self.over || seen.adoption.is_none() => false,
+            Some(open) => open.get(name) == Some(uid),
+            None => !self.closed.contains(&(name.clone(), uid.clone())),
+        };
+        seen.others.iter().filter(|(name, uid)| is_open(name, uid)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// What the datapath is told of adoption.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adopting {
+    /// Nodes whose pairs are open.
+    pub open: BTreeSet<String>,
+    /// Until when, seconds since boot: the programs go by it though the daemon be dead.
+    pub until: u32,
+    /// Nodes that may be heard in plain though ours to them are encrypted, until when.
+    pub heard: BTreeMap<String, u32>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const DEADLINE: u64 = 1_000;
+
+fn adoption() -> Option<Adoption> {
+    serde_json::from_str(r#"{"deadline":"1970-01-01T00:16:40Z"}"#).ok()
+}
+
+fn nodes(names: &[&str]) -> Nodes {
+    names.iter().map(|name| ((*name).to_owned(), format!("uid-{name}"))).collect()
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn seen(others: &[&str], proven: &[&str], seconds: u64) -> Seen {
+    Seen {
+        adoption: adoption(),
+        requires: true,
+        others: nodes(others),
+        whole: true,
+        proven: names(proven),
+        barred: BTreeSet::new(),
+        epoch: Duration::from_secs(seconds),
+    }
+}
+
+/// Steps, and says who is open then.
+fn step(gate: &mut Gate, seen: &Seen) -> BTreeSet<String> {
+    *gate = gate.step(seen);
+    gate.open(seen)
+}
+
+#[test]
+fn a_pair_closes_when_it_is_proven_and_stays_closed() {
+    let mut gate = Gate::default();
+    assert_eq!(step(&mut gate, &seen(&["a", "b", "c"], &[], 1)), names(&["a", "b", "c"]));
+    assert_eq!(step(&mut gate, &seen(&["a", "b", "c"], &["b"], 2)), names(&["a", "c"]));
+    assert_eq!(step(&mut gate, &seen(&["a", "b", "c"], &[], 3)), names(&["a", "c"]));
+    // At once when the last one is.
+    assert_eq!(step(&mut gate, &seen(&["a", "b", "c"], &["a", "c"], 4)), names(&[]));
+    assert!(gate.is_over());
+}
+
+#[test]
+fn the_deadline_is_latched() {
+    let mut gate = Gate::default();
+    step(&mut gate, &seen(&["a"], &[], DEADLINE - 1));
+    assert!(!gate.is_over());
+    step(&mut gate, &seen(&["a"], &[], DEADLINE));
+    assert_eq!(step(&mut gate, &seen(&["a"], &[], 1)), names(&[]), "a clock that is set back opens nothing");
+    // Nor does another deadline, once it is over; nor one that was past at the first look.
+    let mut late = Gate::default();
+    assert_eq!(step(&mut late, &seen(&["a"], &[], DEADLINE + 1)), names(&[]));
+}
+
+/// It was past while no daemon ran, so the programs closed what was open; what somebody has written since is too late.
+#[test]
+fn a_deadline_that_nobody_saw_is_past_all_the_same() {
+    let later = |deadline: &str, seconds| {
+        let adoption = serde_json::from_str(&format!(r#"{{"deadline":"{deadline}"}}"#)).ok();
+        Seen { adoption, ..seen(&["a"], &[], seconds) }
+    };
+    let mut gate = Gate::default();
+    step(&mut gate, &seen(&["a"], &[], 1));
+    // In time it may be put off.
+    assert_eq!(step(&mut gate, &later("1970-01-01T00:33:20Z", 2)), names(&["a"]));
+    assert_eq!(step(&mut gate, &later("1970-01-01T00:33:20Z", DEADLINE)), names(&["a"]));
+    assert_eq!(step(&mut gate, &later("1970-01-01T01:00:00Z", 2 * DEADLINE)), names(&[]));
+    assert!(gate.is_over());
+}
+
+#[test]
+fn who_joins_later_starts_closed() {
+    let mut gate = Gate::default();
+    step(&mut gate, &seen(&["a"], &[], 1));
+    assert_eq!(step(&mut gate, &seen(&["a", "b"], &[], 2)), names(&["a"]));
+    // One that left comes back later, too.
+    let mut left = gate.clone();
+    step(&mut left, &seen(&[], &[], 3));
+    assert_eq!(step(&mut left, &seen(&["a"], &[], 4)), names(&[]));
+    // A Node of an old name is another node.
+    let mut again = seen(&["a", "b"], &[], 3);
+    again.others.insert("a".to_owned(), "another".to_owned());
+    assert_eq!(step(&mut gate, &again), names(&[]));
+}
+
+#[test]
+fn who_is_not_known_yet_is_not_cut_off() {
+    let mut gate = Gate::default();
+    let half = Seen { whole: false, ..seen(&["a", "b"], &["b"], 1) };
+    assert_eq!(step(&mut gate, &half), names(&["a"]));
+    // The rest is read; b has proven itself before, though not now.
+    assert_eq!(step(&mut gate, &seen(&["a", "b", "c"], &[], 2)), names(&["a", "c"]));
+    // Half of it again: nobody is forgotten.
+    let half = Seen { whole: false, ..seen(&["c"], &[], 3) };
+    assert_eq!(step(&mut gate, &half), names(&["c"]));
+    assert_eq!(step(&mut gate, &seen(&["a", "b", "c"], &[], 4)), names(&["a", "c"]));
+}
+
+#[test]
+fn without_adoption_nothing_is_ever_open() {
+    let mut gate = Gate::default();
+    let bare = Seen { adoption: None, ..seen(&["a"], &[], 1) };
+    assert_eq!(step(&mut gate, &bare), names(&[]));
+    assert_eq!(step(&mut gate, &seen(&["a"], &[], 2)), names(&[]), "it came after all was closed");
+    // In another mode nothing begins.
+    let mut gate = Gate::default();
+    let prefer = Seen { adoption: None, requires: false, ..seen(&["a"], &[], 1) };
+    assert_eq!(step(&mut gate, &prefer), names(&[]));
+    assert_eq!(step(&mut gate, &seen(&["a"], &[], 2)), names(&["a"]));
+}
+
+#[test]
+fn a_lost_record_opens_nothing_that_the_maps_keep_closed() {
+    let mut gate = Gate::default();
+    let found = Seen { barred: names(&["b"]), ..seen(&["a", "b"], &[], 1) };
+    assert_eq!(step(&mut gate, &found), names(&["a"]));
+}
+
+fn any_seen() -> impl Strategy<Value = Seen> {
+    let some = || prop::collection::btree_set(prop::sample::select(vec!["a", "b", "c", "d"]), 0..4);
+    let owned = |set: BTreeSet<&str>| set.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
+    let uid = prop_oneof![9 => Just("uid"), 1 => Just("other")];
+    (
+        (prop::bool::weighted(0.9), prop::bool::weighted(0.9), any::<bool>()),
+        (some(), some(), some()),
+        uid,
+        prop_oneof![9 => 0..DEADLINE, 1 => DEADLINE..2 * DEADLINE],
+    )
+        .prop_map(move |((has_adoption, requires, whole), (others, proven, barred), uid, seconds)| {
+            Seen {
+                adoption: adoption().filter(|_| has_adoption && requires),
+                requires,
+                others: others.into_iter().map(|name| (name.to_owned(), format!("{uid}-{name}"))).collect(),
+                whole,
+                proven: owned(proven),
+                barred: owned(barred),
+                epoch: Duration::from_secs(seconds),
+            }
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is seen, in whatever order, and however often the daemon starts anew from its record.
+    #[test]
+    fn what_was_closed_is_never_open_again(steps in prop::collection::vec(any_seen(), 1..30)) {
+        let mut gate = Gate::default();
+        let mut closed: BTreeSet<(String, String)> = BTreeSet::new();
+        let mut over = false;
+        for seen in steps {
+            let open = step(&mut gate, &seen);
+            if seen.requires {
+                over |= seen.adoption.is_none_or(|adoption| seen.epoch >= adoption.deadline());
+            }
+            for (name, uid) in &seen.others {
+                let pair = (name.clone(), uid.clone());
+                let is_open = open.contains(name);
+                prop_assert!(!(is_open && (over || closed.contains(&pair))), "{name} is open again");
+                prop_assert!(!(is_open && seen.proven.contains(name)), "{name} is proven");
+                if seen.requires && !is_open {
+                    closed.insert(pair);
+                }
+            }
+            let json = serde_json::to_string(&gate).expect("JSON");
+            gate = serde_json::from_str(&json).expect("read back");
+        }
+    }
+}
