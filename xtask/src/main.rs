@@ -5,6 +5,7 @@
 
 mod build;
 mod demo;
+mod fuzz;
 mod lab;
 mod lint;
 mod machine;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Set up what is missing and run every test
     Test(test::Arguments),
+    /// Any input, led by what it makes the code do
+    Fuzz(fuzz::Arguments),
     /// Formatting, clippy, dependency rules, licences, paths
     Lint(lint::Arguments),
     /// Lay the lab, start a daemon a node, run a command in it
@@ -65,6 +68,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(arguments) => demo::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Lint(arguments) => lint::run(&workspace, &arguments),
         Command::Lab(arguments) => lab::run(&workspace, arguments),
         Command::Vm(arguments) => lab::run_vm(&workspace, arguments),

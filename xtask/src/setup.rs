@@ -26,6 +26,9 @@ const fn tool(program: &'static str, package: &'static str, why: &'static str) -
 pub(crate) const COMPILER: &[Tool] =
     &[tool("cc", "gcc", "links the programs"), tool("ld", "binutils", "links the programs")];
 
+/// Needed to fuzz.
+pub(crate) const FUZZER: &[Tool] = &[tool("c++", "g++", "builds libFuzzer")];
+
 /// Needed to boot a guest.
 pub(crate) const EMULATOR: &[Tool] = &[
     tool("qemu-system-x86_64", "qemu-system-x86", "runs a kernel that has WireGuard"),

@@ -8,3 +8,10 @@ mod index;
 mod parse;
 
 pub use folder::Folder;
+
+/// What a folder of these files says, by name and text, read for the first time.
+#[cfg(feature = "testing")]
+pub fn read_once(files: &[(&str, &str)]) -> kubeveil_core::source::SourceState {
+    let contents = files.iter().map(|(name, text)| ((*name).to_owned(), Ok((*text).to_owned())));
+    index::Index::default().update(Ok(contents.collect()), std::time::Duration::ZERO)
+}

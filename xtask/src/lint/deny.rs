@@ -19,7 +19,7 @@ pub(super) fn run(workspace: &Workspace, fast: bool) -> Result<()> {
         return Ok(());
     };
     let mut failed = Vec::new();
-    for manifest in ["Cargo.toml", "ebpf/programs/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "ebpf/programs/Cargo.toml", "tests/fuzz/Cargo.toml"] {
         say(format!("cargo-deny: licences, bans, sources of {manifest}"));
         let mut check = check(&deny, workspace, manifest, &["licenses", "bans", "sources"]);
         if process::run(&mut check).is_err() {

@@ -70,7 +70,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     Ok(ExitCode::FAILURE)
 }
 
-/// rustfmt and clippy, over the workspace and over the eBPF programs (a workspace of their own).
+/// rustfmt and clippy, over the workspace and over the eBPF programs (a workspace of their own); the fuzz targets are formatted.
 fn tools(workspace: &Workspace, arguments: &Arguments) -> Result<Vec<(String, Command)>> {
     let programs = workspace.root.join("ebpf/programs");
     let fmt = |folder, all: Option<&str>| {
@@ -81,6 +81,7 @@ fn tools(workspace: &Workspace, arguments: &Arguments) -> Result<Vec<(String, Co
     let mut tools = vec![
         ("fmt".to_owned(), fmt(&workspace.root, Some("--all"))),
         ("fmt of ebpf/programs".to_owned(), fmt(&programs, None)),
+        ("fmt of tests/fuzz".to_owned(), fmt(&workspace.root.join("tests/fuzz"), None)),
     ];
     if arguments.fast {
         return Ok(tools);

@@ -14,13 +14,13 @@ use std::{
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+pub(crate) use self::tally::Tally;
 use self::{
     skips::{Abilities, is_ci},
     suites::Suite,
-    tally::Tally,
 };
 use crate::{
-    build, lint,
+    build, fuzz, lint,
     machine::{self, Kernel, Machine, Request},
     process, report, setup,
     workspace::Workspace,
@@ -149,6 +149,7 @@ fn unit(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
     doc.args(["test", "--workspace", "--doc"]).current_dir(&workspace.root).env(build::EBPF_OBJECT, &object);
     doc.args(filter.map(|f| ["--", f]).into_iter().flatten());
     tally.add(stream::run("documentation tests", &mut doc)?);
+    tally.add(fuzz::briefly(workspace, filter)?);
     Ok(tally)
 }
 

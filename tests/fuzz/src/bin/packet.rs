@@ -1,0 +1,92 @@
+//! What becomes of any bytes, in any state of the maps.
+#![no_main]
+
+use std::net::IpAddr;
+
+use kubeveil_abi::{FWMARK, Mode, PeerState, PrefixKind, Reason, Verdict};
+use kubeveil_tests_fuzz::{Case, DEVICES, NOW, Program, case};
+use kubeveil_verdict::{
+    Decision, Hop, Tables as _, backstop, deliver, guard, replace, steer,
+    testing::{Slice, address},
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Some(case) = case(data) else { return };
+    let bytes = Slice { bytes: case.bytes, link: 0, segment: case.segment };
+    let (meta, world, config) = (&case.meta, &case.world, &case.world.config);
+    let decision = match case.program {
+        Program::Steer => steer(meta, &bytes, world, config),
+        Program::Replace => replace(meta, &bytes, world, config),
+        Program::Guard => guard(meta, &bytes, world, config),
+        Program::Deliver => deliver(meta, &bytes, world, config),
+        Program::Backstop => {
+            let hop = Hop { ingress_ifindex: meta.ingress_ifindex, egress_ifindex: DEVICES[3] };
+            match backstop(hop, &bytes, world, config) {
+                Some(decision) => decision,
+                None => return assert!(!is_secret(&case, false), "a pod's packet is left alone"),
+            }
+        }
+    };
+    holds(&case, &decision);
+});
+
+/// What must hold of a decision.
+fn holds(case: &Case<'_>, decision: &Decision) {
+    let tunnel = case.world.slots[0];
+    match decision.verdict() {
+        Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => {
+            assert!(decision.ifindex == tunnel && tunnel != 0, "{decision:?}");
+            assert!(matches!(case.program, Program::Steer | Program::Replace), "{decision:?}");
+        }
+        Verdict::Pass if Mode::from_raw(case.world.config.mode) == Mode::Require => {
+            // Its own packets, of which nobody but the host can make one.
+            let is_outer = decision.reason == Reason::Outer;
+            assert!(!is_outer || case.program == Program::Guard || is_hosts_marked(case), "{decision:?}");
+            assert!(is_outer || !is_secret(case, case.program == Program::Guard), "{decision:?}");
+        }
+        Verdict::Pass | Verdict::Drop => {}
+    }
+}
+
+fn is_hosts_marked(case: &Case<'_>) -> bool {
+    case.meta.ingress_ifindex == 0 && case.meta.mark == FWMARK
+}
+
+/// Is it a packet that must not pass in plain: to a remote pod, or with `inward` from one? By a reading of the header of
+/// our own; what that can't read it does not judge.
+fn is_secret(case: &Case<'_>, inward: bool) -> bool {
+    if matches!(case.program, Program::Deliver) || case.program == Program::Backstop && inward {
+        return false;
+    }
+    let Some((source, destination)) = addresses(case) else { return false };
+    let end = if inward { source } else { destination };
+    let Some(prefix) = case.world.prefix(&address(end)) else { return false };
+    let peer = case.world.peer(prefix.peer);
+    let lives = NOW < peer.bypass_until();
+    let is_open = match peer.state() {
+        PeerState::Bypass | PeerState::Adopting => lives,
+        PeerState::Tunnel => inward && lives,
+        PeerState::NoTunnel => false,
+    };
+    match PrefixKind::from_raw(prefix.kind) {
+        Some(PrefixKind::RemotePods) => !is_open,
+        Some(PrefixKind::UnownedPods) => true,
+        _ => false,
+    }
+}
+
+/// Source and destination (RFC 791, section 3.1; RFC 8200, section 3).
+fn addresses(case: &Case<'_>) -> Option<(IpAddr, IpAddr)> {
+    let bytes = case.bytes;
+    let version = bytes.first()? >> 4;
+    let is_v4 = version == 4 && (case.meta.protocol == 0x0800 || case.program == Program::Backstop);
+    let is_v6 = version == 6 && (case.meta.protocol == 0x86dd || case.program == Program::Backstop);
+    let v4 = |at: usize| Some(IpAddr::from(*bytes.get(at..)?.first_chunk::<4>()?));
+    let v6 = |at: usize| Some(IpAddr::from(*bytes.get(at..)?.first_chunk::<16>()?));
+    match (is_v4, is_v6) {
+        (true, _) => Some((v4(12)?, v4(16)?)),
+        (_, true) => Some((v6(8)?, v6(24)?)),
+        _ => None,
+    }
+}
