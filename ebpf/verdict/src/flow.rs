@@ -1,6 +1,7 @@
 use kubeveil_abi::{Address, Config, FlowKey, FlowValue, PrefixKind};
 
 use crate::{
+    envelope,
     packet::{Bytes, Packet, parse_quoted},
     tables::{Tables, owner},
     transport::{ICMP, ICMPV6, TCP, Transport, UDP},
@@ -66,10 +67,11 @@ pub(crate) fn outgoing(
     transport: &Transport,
     bytes: &impl Bytes,
     tables: &impl Tables,
+    config: &Config,
 ) -> Flow {
     let ports = match icmp(transport, bytes) {
         None => return Flow::Unreadable,
-        Some(Icmp::Error) => return quoted(packet, transport, bytes, tables),
+        Some(Icmp::Error) => return quoted(packet, transport, bytes, tables, config),
         Some(Icmp::Link) => return Flow::Link,
         Some(Icmp::Echo(ports)) => Some(ports),
         Some(Icmp::Other | Icmp::No) => transport.ports(bytes),
@@ -87,7 +89,13 @@ pub(crate) fn outgoing(
 }
 
 #[inline(always)]
-fn quoted(error: &Packet, transport: &Transport, bytes: &impl Bytes, tables: &impl Tables) -> Flow {
+fn quoted(
+    error: &Packet,
+    transport: &Transport,
+    bytes: &impl Bytes,
+    tables: &impl Tables,
+    config: &Config,
+) -> Flow {
     // Type, code, checksum and four bytes that depend on the type (RFC 792, RFC 4443).
     let Some(packet) = parse_quoted(error.is_v6, bytes, transport.offset + 8) else {
         return Flow::Unreadable;
@@ -98,7 +106,12 @@ fn quoted(error: &Packet, transport: &Transport, bytes: &impl Bytes, tables: &im
     let Some(transport) = packet.transport(bytes) else {
         return Flow::Unreadable;
     };
-    incoming(&packet, &transport, bytes)
+    // An envelope that nobody took: between nodes' addresses it carries a pod's packet.
+    match envelope::is_envelope(&transport, bytes, config) {
+        Some(false) => incoming(&packet, &transport, bytes),
+        Some(true) => Flow::Pods,
+        None => Flow::Unreadable,
+    }
 }
 
 #[inline(always)]

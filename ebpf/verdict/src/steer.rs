@@ -192,7 +192,7 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
     /// Whether a packet to a node answers a flow that came out of the tunnel.
     #[inline(always)]
     fn flow(&self, transport: &Transport) -> Own {
-        let key = match flow::outgoing(self.packet, transport, self.bytes, self.tables) {
+        let key = match flow::outgoing(self.packet, transport, self.bytes, self.tables, self.config) {
             Flow::Of(key) => key,
             Flow::Pods => return Own::Pods,
             Flow::Link => return Own::Affair(Reason::Host),
