@@ -8,6 +8,7 @@ pub mod http;
 pub mod lab;
 pub mod metrics;
 pub mod namespace;
+pub mod packet;
 pub mod process;
 pub mod stage;
 pub mod status;

@@ -218,7 +218,7 @@ proptest! {
         let decision = steer(&situation.meta(), &slice, &world, &world.config);
         let whole = u32::try_from(bytes.len()).unwrap();
         let is_v4 = situation.build.source.is_ipv4();
-        let network = if is_v4 { 20 } else { 40 };
+        let network = if is_v4 { u32::from(bytes[0] & 15) * 4 } else { 40 };
         let largest = match (&situation.build.transport, segment) {
             (_, 0) => whole,
             _ if !situation.build.extensions.is_empty() && !is_v4 => return Ok(()),

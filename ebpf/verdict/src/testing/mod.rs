@@ -1,5 +1,6 @@
 //! A world to decide in, packets to decide about, and strategies that make up both.
 
+pub mod conditions;
 mod packets;
 mod strategies;
 mod world;

@@ -4,7 +4,7 @@ use std::{
     vec::Vec,
 };
 
-use etherparse::{Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader, TcpOptionElement};
+use etherparse::{Ipv4Header, Ipv4Options, Ipv6FlowLabel, Ipv6Header, TcpHeader, TcpOptionElement};
 use kubeveil_abi::Address;
 
 /// An [`Address`] of an address.
@@ -116,7 +116,7 @@ pub struct Build {
     pub destination: IpAddr,
     /// What it carries.
     pub transport: Transport,
-    /// Extension headers; nothing for IPv4.
+    /// Extension headers; for IPv4 options of their length that do nothing, as far as there is room for them.
     pub extensions: Vec<Extension>,
     /// Offset (in units of 8 bytes) and "more fragments".
     pub fragment: Option<(u16, bool)>,
@@ -124,8 +124,12 @@ pub struct Build {
     pub tags: u8,
     /// An EtherType that is not that of the packet.
     pub false_type: Option<u16>,
+    /// May not be cut on its way, by IPv4's flag; of IPv6 that is always so.
+    pub undivided: bool,
     /// Bytes behind the transport header.
     pub payload: usize,
+    /// What they are, over and over.
+    pub content: Vec<u8>,
 }
 
 impl Build {
@@ -139,7 +143,9 @@ impl Build {
             fragment: None,
             tags: 0,
             false_type: None,
+            undivided: true,
             payload: 16,
+            content: vec![0xa5],
         }
     }
 
@@ -187,8 +193,11 @@ impl Build {
                 if let Some((offset, more)) = self.fragment {
                     header.fragment_offset = offset.try_into().unwrap_or_default();
                     header.more_fragments = more;
-                    header.dont_fragment = false;
                 }
+                header.dont_fragment = self.undivided && self.fragment.is_none();
+                header.options = self.options();
+                // It counts the options too; more than fits into its field was cut above.
+                let _ = header.set_payload_len(length.into());
                 header.header_checksum = header.calc_header_checksum();
                 [&header.to_bytes()[..], &body].concat()
             }
@@ -208,6 +217,19 @@ impl Build {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// IPv4 options that do nothing (RFC 791, section 3.1: number 1).
+    fn options(&self) -> Ipv4Options {
+        const NO_OPERATION: u8 = 1;
+        const MOST: usize = 40;
+        let length = |extension: &Extension| match *extension {
+            Extension::Options(_, units) => (usize::from(units) + 1) * 8,
+            Extension::Authentication(words) => (usize::from(words) + 2) * 4,
+            Extension::Atomic => 0,
+        };
+        let length = self.extensions.iter().map(length).sum::<usize>().min(MOST);
+        Ipv4Options::try_from(&vec![NO_OPERATION; length][..]).unwrap_or_default()
     }
 
     /// The extension headers before `protocol`, and the number of the first.
@@ -245,7 +267,7 @@ impl Build {
 
     /// Protocol number, transport header and payload.
     fn body(&self) -> (u8, Vec<u8>) {
-        let payload = vec![0xa5; self.payload];
+        let payload: Vec<u8> = self.content.iter().copied().cycle().take(self.payload).collect();
         let is_v6 = self.source.is_ipv6();
         let icmp = if is_v6 { 58 } else { 1 };
         let (protocol, mut header) = match &self.transport {

@@ -257,13 +257,20 @@ impl Kernel {
         set(GSO_SEGS, segments);
         set(GSO_SIZE, if segments == 0 { 0 } else { SEGMENT });
         let classifier: &mut SchedClassifier = self.ebpf.program_mut(name).context(name)?.try_into()?;
-        test_run(classifier, frame, Some(&context), repeat)
-            .with_context(|| format!("run {name} on {frame:02x?}"))
+        test_run(classifier, frame, Some(&context), repeat).with_context(|| {
+            format!("run {name} on {} bytes: {:02x?}", frame.len(), &frame[..frame.len().min(80)])
+        })
     }
 
     /// One counter, summed over the CPUs.
     pub(crate) fn counter(&self, index: u32) -> Result<Counter> {
         Ok(self.counters()?.get(&index).copied().unwrap_or_default())
+    }
+
+    /// From now on counters begin anew.
+    pub(crate) fn forget(&mut self) -> Result<()> {
+        self.counted = self.all_counters()?;
+        Ok(())
     }
 
     /// Every counter that has moved since the maps were filled, and by how much.

@@ -12,6 +12,7 @@ mod clamp;
 mod differential;
 mod kernel;
 mod maps;
+mod matrix;
 mod reasons;
 mod speed;
 mod too_big;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         trial("big_tcp_is_counted_whole", cases::big_tcp_is_counted_whole),
         trial("maps_are_as_the_abi_says", maps::are_as_the_abi_says),
         trial("the_kernel_decides_as_the_host_does", differential::kernel_and_host_agree),
+        trial("every_condition", matrix::every_condition),
         trial("what_the_verifier_looks_at", speed::verified),
         trial("backstop/the_program_holds", backstop::the_program_holds),
         trial("backstop/nftables_holds", backstop::nftables_holds),
