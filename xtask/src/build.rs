@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Packages whose programs the lab has on its PATH.
-const LAB_PACKAGES: [&str; 3] = ["kubeveil-agent", "kubeveil-cli", "kubeveil-tests"];
+const LAB_PACKAGES: [&str; 4] = ["kubeveil-agent", "kubeveil-cli", "kubeveil-tests", "kubeveil-tests-bpf"];
 
 /// Where host builds learn what to embed.
 pub(crate) const EBPF_OBJECT: &str = "KUBEVEIL_EBPF_OBJECT";

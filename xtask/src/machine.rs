@@ -21,6 +21,8 @@ use crate::{
 
 /// The kernel of the VM where nobody names one.
 pub(crate) const DEFAULT_VERSION: &str = "6.12";
+/// The oldest that is tried, without tcx and without netfilter programs.
+pub(crate) const OLD_VERSION: &str = "6.1";
 
 /// What a guest may need: more than the packets of a lab, captures and a Python beside.
 const MEMORY: &str = "2G";

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test there is, streamed, and counted into one closing line.
 
+mod guest;
 mod promtool;
 mod skips;
 mod stream;
@@ -11,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 pub(crate) use self::tally::Tally;
@@ -21,14 +22,13 @@ use self::{
 };
 use crate::{
     build, fuzz, lint,
-    machine::{self, Kernel, Machine, Request},
+    machine::{self, Kernel},
     process, report, setup,
     workspace::Workspace,
 };
 
-/// Seconds that one binary of host tests may take, and the scenarios of the lab.
+/// Seconds that one binary of host tests may take.
 const HOST_LIMIT: u64 = 900;
-const LAB_LIMIT: u64 = 2700;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -53,13 +53,15 @@ enum Part {
     Bpf,
     /// Scenarios on real WireGuard
     Lab,
+    /// Every kind of packet on every device, on two kernels; with --kernel all of it on one
+    Matrix,
 }
 
 /// Runs the tests; success only if some ran and none failed.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let mut total = Tally::default();
     let mut times = Vec::new();
-    let parts = [Part::Rules, Part::Unit, Part::Bpf, Part::Lab];
+    let parts = [Part::Rules, Part::Unit, Part::Bpf, Part::Lab, Part::Matrix];
     for part in parts.into_iter().filter(|p| arguments.only.is_none_or(|only| only == *p)) {
         let name = format!("{part:?}").to_lowercase();
         report::say(format!("tests: {name}"));
@@ -99,14 +101,15 @@ impl Part {
             Self::Rules => rules(workspace, filter),
             Self::Unit => unit(workspace, filter),
             Self::Bpf => bpf(workspace, arguments),
-            Self::Lab => lab(workspace, arguments),
+            Self::Lab => guest::lab(workspace, arguments),
+            Self::Matrix => guest::matrix(workspace, arguments),
         }
     }
 
     /// What the kernel that the part ran on can do.
     fn abilities(self, arguments: &Arguments) -> Result<Abilities> {
         let guest = match &arguments.kernel {
-            _ if self != Self::Lab => false,
+            _ if !matches!(self, Self::Lab | Self::Matrix) => false,
             Some(kernel) => *kernel != Kernel::Host,
             None => !machine::Facts::of_host().can_run_lab(),
         };
@@ -174,30 +177,4 @@ fn run_suite(suite: &Suite, mut timeout: Command, filter: Option<&str>) -> Resul
     timeout.current_dir(&suite.folder).env("CARGO_MANIFEST_DIR", &suite.folder);
     report::say(&suite.name);
     stream::run(&suite.name, &mut timeout)
-}
-
-fn lab(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
-    const SCENARIOS: &str = "lab-scenarios";
-    let programs = build::programs(workspace)?;
-    if !programs.join(SCENARIOS).exists() {
-        bail!("{} holds no {SCENARIOS}: kubeveil-tests should build it", programs.display());
-    }
-    let machine = Machine::ensure(workspace, arguments.kernel.as_ref())?;
-    let mut command = vec![SCENARIOS.to_owned()];
-    command.extend(arguments.filter.clone());
-    let environment = is_ci().then(|| ("CI".to_owned(), "true".to_owned())).into_iter().collect();
-    let out = workspace.fresh_folder("lab-logs")?;
-    let request = Request {
-        command,
-        programs,
-        out: Some(out.clone()),
-        timeout: Some(LAB_LIMIT),
-        environment,
-        ..Request::default()
-    };
-    let tally = stream::run(SCENARIOS, &mut machine.child(&request)?)?;
-    if tally.failed > 0 {
-        report::say(format!("what the scenarios call /out is {}", out.display()));
-    }
-    Ok(tally)
 }

@@ -18,6 +18,7 @@ mod operations;
 mod overlays;
 mod paths;
 mod refusals;
+mod services;
 mod support;
 mod wire;
 
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
     let all = [
         control::ALL,
         wire::ALL,
+        services::ALL,
         refusals::ALL,
         forgery::ALL,
         membership::ALL,
