@@ -10,6 +10,8 @@ pub mod metrics;
 pub mod namespace;
 pub mod packet;
 pub mod process;
+#[cfg(test)]
+mod readme;
 pub mod stage;
 pub mod status;
 pub mod traffic;

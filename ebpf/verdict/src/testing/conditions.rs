@@ -105,6 +105,9 @@ pub const WAYS: &[Way] = &[
     way("tunnel: node to node", Hook::Tunnel, RemoteNode(0), LocalNode, TUNNEL),
 ];
 
+/// EtherType of LLDP (IEEE 802.1AB), which neighbours on a cable tell each other.
+const LLDP: u16 = 0x88cc;
+
 /// What is special about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -146,6 +149,8 @@ pub enum Kind {
     TripleTagged,
     /// Its header is of another version than it is said to be.
     FalseVersion,
+    /// No IP packet by what it is said to be: LLDP's, say.
+    NonIp,
     /// Several segments, each of which fits into the tunnel.
     Segments,
     /// More than fits into the tunnel, and not to be cut.
@@ -178,6 +183,7 @@ impl Kind {
         Self::DoubleTagged,
         Self::TripleTagged,
         Self::FalseVersion,
+        Self::NonIp,
         Self::Segments,
         Self::Undivided,
         Self::Divisible,
@@ -211,6 +217,7 @@ impl Kind {
             Self::DoubleTagged => "two VLAN tags",
             Self::TripleTagged => "three VLAN tags",
             Self::FalseVersion => "of another IP version",
+            Self::NonIp => "no IP packet",
             Self::Segments => "several segments (GSO)",
             Self::Undivided => "too big, not to be cut",
             Self::Divisible => "too big, may be cut",
@@ -270,6 +277,7 @@ impl Kind {
             Self::DoubleTagged => build.tags = 2,
             Self::TripleTagged => build.tags = 3,
             Self::FalseVersion => build.false_type = Some(if is_v6 { 0x0800 } else { 0x86dd }),
+            Self::NonIp => build.false_type = Some(LLDP),
             Self::Segments => build.payload = 2_400,
             Self::Undivided | Self::Divisible => build.payload = 1_445,
             _ => {}
@@ -325,10 +333,10 @@ pub fn fate(way: &Way, kind: Kind, is_v6: bool, tunnels: Tunnels, mode: Mode) ->
 }
 
 fn required(way: &Way, kind: Kind, is_v6: bool, tunnels: Tunnels) -> Fate {
-    if kind.is_unreadable() {
-        return Fate::Dropped;
-    }
+    // Neighbours have to find each other, and the kernel forwards nothing but IP.
     match way.hook {
+        _ if kind == Kind::NonIp => Fate::Alone,
+        _ if kind.is_unreadable() => Fate::Dropped,
         Hook::Underlay | Hook::Overlay => outward(way, kind, is_v6, tunnels),
         Hook::Unguarded if matches!(way.to, RemotePod(_) | Unowned) => Fate::Dropped,
         Hook::Unguarded => Fate::Alone,

@@ -80,7 +80,7 @@ impl Ground {
     /// Why there is nothing to be seen of such a packet here, whatever we do.
     pub(crate) fn hidden(self, way: &Way, kind: Kind) -> Option<&'static str> {
         use Kind::{
-            Divisible, DoubleTagged, FalseVersion, FirstFragment, LaterFragment, Segments, Tagged,
+            Divisible, DoubleTagged, FalseVersion, FirstFragment, LaterFragment, NonIp, Segments, Tagged,
             TripleTagged, Undivided,
         };
         let is_from_wire = way.hook == Hook::Wire;
@@ -91,7 +91,7 @@ impl Ground {
             }
             // Here a tag is the VLAN's own.
             DoubleTagged | TripleTagged if self == Self::Vlan => Some("no such VLAN"),
-            FalseVersion if !is_from_wire => Some("the kernel routes no such packets"),
+            FalseVersion | NonIp if !is_from_wire => Some("the kernel routes no such packets"),
             Divisible | Undivided if matches!(self, Self::Over(_)) => {
                 Some("the overlay's own device is smaller than that")
             }

@@ -107,8 +107,10 @@ fn control(batch: &Batch, seen: &Seen) -> Result<()> {
     let mut unseen = Vec::new();
     for (id, item) in (0..).zip(&batch.items) {
         // Tags that nobody has a device for, and other versions, the kernel itself drops behind `guard`.
-        let is_dropped_anyway =
-            matches!(item.kind, Kind::Tagged | Kind::DoubleTagged | Kind::TripleTagged | Kind::FalseVersion);
+        let is_dropped_anyway = matches!(
+            item.kind,
+            Kind::Tagged | Kind::DoubleTagged | Kind::TripleTagged | Kind::FalseVersion | Kind::NonIp
+        );
         let found = match item.way.hook {
             Hook::Wire if !ends_at_pod(item) || is_dropped_anyway => continue,
             Hook::Wire => seen.pod.get(&id),
@@ -133,8 +135,11 @@ fn judge(batch: &Batch, seen: &Seen, tunnels: Tunnels) -> (Table, Vec<String>) {
             // Its counters tell, or that there are none.
             Hook::Wire if !ends_at_pod(item) => wanted,
             Hook::Wire if arrived > 0 => Fate::Alone,
-            // Nobody has a device for such tags.
-            Hook::Wire if wanted == Fate::Alone && matches!(item.kind, Kind::Tagged | Kind::DoubleTagged) => {
+            // Nobody has a device for such tags, or a use for such a packet.
+            Hook::Wire
+                if wanted == Fate::Alone
+                    && matches!(item.kind, Kind::Tagged | Kind::DoubleTagged | Kind::NonIp) =>
+            {
                 wanted
             }
             Hook::Wire => Fate::Dropped,
