@@ -8,6 +8,8 @@ use kubeveil_core::problem::{Problem, ProblemKind};
 use kubeveil_keys::{Generation, KeptAside, KeyInfo, KeyStore, PrivateKey, StoreError};
 use kubeveil_linux::Secrets;
 
+use crate::kept::Stamp;
+
 /// Holds the key, once the node's UID is known.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -26,6 +28,11 @@ struct Held {
     private: PrivateKey,
     info: KeyInfo,
     announcement: Option<Announcement>,
+    /// Its file, as it last held this key.
+    path: PathBuf,
+    stamp: Option<Stamp>,
+    /// It does not hold it any more.
+    lost: Option<Problem>,
 }
 
 impl Keeper {
@@ -47,22 +54,25 @@ impl Keeper {
 
     /// What is wrong with the store, and what was set aside.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.locked.iter().chain(&self.aside)
+        let lost = self.held.as_ref().and_then(|held| held.lost.as_ref());
+        self.locked.iter().chain(&self.aside).chain(lost)
     }
 
     /// Loads or makes the key of the node with `uid`: the highest generation that the store has, else the
     /// first. `epoch` is the time, seconds since 1970.
     pub(crate) fn unlock(&mut self, uid: &str, epoch: u64) {
-        if self.held.as_ref().is_some_and(|held| held.uid == uid) {
+        if let Some(held) = self.held.as_mut().filter(|held| held.uid == uid) {
+            held.look(&self.dir);
             return;
         }
         self.held = None;
         match load(&self.dir, uid, epoch) {
-            Ok((private, info, aside)) => {
+            Ok((private, info, path, aside)) => {
                 tracing::info!(generation = %info.generation, public_key = %info.public, "key in use");
                 self.locked = None;
                 self.aside.extend(aside);
-                self.held = Some(Held { uid: uid.to_owned(), private, info, announcement: None });
+                let (uid, stamp) = (uid.to_owned(), Stamp::of(&path));
+                self.held = Some(Held { uid, private, info, announcement: None, path, stamp, lost: None });
             }
             Err(e) => self.locked = Some(store_problem(&self.dir, &e)),
         }
@@ -93,13 +103,44 @@ impl Keeper {
     }
 }
 
+impl Held {
+    /// Does the file still hold the key? It is not written again: whoever wants another key removes just that file.
+    fn look(&mut self, dir: &Path) {
+        let stamp = Stamp::of(&self.path);
+        if stamp == self.stamp {
+            self.lost = None;
+            return;
+        }
+        let read = KeyStore::open(dir, &self.uid).and_then(|store| store.load(self.info.generation));
+        let is_there = matches!(read, Ok(Some((_, info))) if info.public == self.info.public);
+        if is_there {
+            self.stamp = stamp;
+        }
+        self.lost = (!is_there).then(|| key_lost(&self.path));
+    }
+}
+
+fn key_lost(path: &Path) -> Problem {
+    Problem {
+        kind: ProblemKind::KeyStore,
+        object: format!("key file {}", path.display()),
+        field: String::new(),
+        message: "somebody removed or changed it; the key in use stands as long as kubeveild runs".to_owned(),
+        advice:
+            "Put it back as it was, or restart kubeveild: it makes another key where it finds none that it \
+                 can trust, and pods' traffic of this node is dropped until the others know that one"
+                .to_owned(),
+    }
+}
+
 impl Secrets for Keeper {
     fn private_key(&self, generation: Generation) -> Option<&PrivateKey> {
         self.held.as_ref().filter(|held| held.info.generation == generation).map(|held| &held.private)
     }
 }
 
-type Loaded = (PrivateKey, KeyInfo, Vec<Problem>);
+/// The key, what may be told of it, its file, and what is wrong with the store.
+type Loaded = (PrivateKey, KeyInfo, PathBuf, Vec<Problem>);
 
 fn load(dir: &Path, uid: &str, epoch: u64) -> Result<Loaded, StoreError> {
     let store = KeyStore::open(dir, uid)?;
@@ -112,7 +153,8 @@ fn load(dir: &Path, uid: &str, epoch: u64) -> Result<Loaded, StoreError> {
     let told = loaded.kept_aside.map(|kept| kept.moved_to);
     let earlier = store.set_aside_files()?.into_iter().filter(|path| Some(path) != told.as_ref());
     problems.extend(earlier.map(|path| set_aside_earlier(&path)));
-    Ok((loaded.private, loaded.info, problems))
+    let path = store.path(loaded.info.generation);
+    Ok((loaded.private, loaded.info, path, problems))
 }
 
 fn set_aside_now(kept: &KeptAside) -> Problem {

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     io::Write as _,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -34,6 +35,20 @@ struct File<T> {
 pub(crate) struct KeptFile<T> {
     path: PathBuf,
     written: Option<T>,
+    /// The file that it was written to.
+    stamp: Option<Stamp>,
+}
+
+/// Tells whether a file is the one that it was: file system, number, size, and when it was last changed in any way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp([u64; 3], [i64; 2]);
+
+impl Stamp {
+    /// Of the file at `path`, if there is one.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let file = fs::metadata(path).ok()?;
+        Some(Self([file.dev(), file.ino(), file.size()], [file.ctime(), file.ctime_nsec()]))
+    }
 }
 
 impl<T: Clone + Default + PartialEq + DeserializeOwned + Serialize> KeptFile<T> {
@@ -46,18 +61,21 @@ impl<T: Clone + Default + PartialEq + DeserializeOwned + Serialize> KeptFile<T> 
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e.to_string()),
         };
+        let stamp = Stamp::of(&path);
         match read {
-            Ok(kept) => (Self { path, written: kept.clone() }, kept.unwrap_or_default(), None),
+            Ok(kept) => (Self { path, written: kept.clone(), stamp }, kept.unwrap_or_default(), None),
             Err(e) => {
                 let message = format!("{} can't be read: {e}", path.display());
-                (Self { path, written: None }, T::default(), Some(message))
+                (Self { path, written: None, stamp }, T::default(), Some(message))
             }
         }
     }
 
-    /// Writes it, by rename, if it differs from what was written last.
+    /// Writes it, by rename, if it differs from what was written last, or the file is another than was written.
     pub(crate) fn keep(&mut self, kept: &T) -> io::Result<()> {
-        if self.written.as_ref() == Some(kept) {
+        let is_same = self.written.as_ref() == Some(kept);
+        let stands = self.stamp == Stamp::of(&self.path);
+        if is_same && stands {
             return Ok(());
         }
         let dir = self.path.parent().unwrap_or(Path::new("."));
@@ -67,7 +85,11 @@ impl<T: Clone + Default + PartialEq + DeserializeOwned + Serialize> KeptFile<T> 
         file.as_file().sync_all()?;
         file.persist(&self.path).map_err(|e| e.error)?;
         fs::File::open(dir)?.sync_all()?;
+        if is_same {
+            tracing::warn!("{}: somebody changed or removed it; it is written again", self.path.display());
+        }
         self.written = Some(kept.clone());
+        self.stamp = Stamp::of(&self.path);
         Ok(())
     }
 
@@ -117,7 +139,17 @@ mod tests {
         );
         file.keep(&kept).expect("written");
         assert_eq!(KeptFile::<Kept>::open(dir.path(), "known.json").1, kept);
-        fs::write(dir.path().join("known.json"), b"{\"version\":9").expect("written");
+        // What somebody else wrote, or removed, is written again; nothing else is.
+        let path = dir.path().join("known.json");
+        let stamp = Stamp::of(&path);
+        file.keep(&kept).expect("kept");
+        assert_eq!(Stamp::of(&path), stamp);
+        for deed in [|path: &Path| fs::write(path, b"{}"), |path: &Path| fs::remove_file(path)] {
+            deed(&path).expect("done");
+            file.keep(&kept).expect("written again");
+            assert_eq!(KeptFile::<Kept>::open(dir.path(), "known.json").1, kept);
+        }
+        fs::write(&path, b"{\"version\":9").expect("written");
         assert!(KeptFile::<Kept>::open(dir.path(), "known.json").2.is_some());
     }
 }
