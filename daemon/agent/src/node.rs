@@ -2,10 +2,12 @@
 
 mod adoption;
 mod changes;
+mod look;
 mod problems;
 mod resting;
 #[cfg(test)]
 mod tests;
+mod undone;
 mod written;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
@@ -35,6 +37,7 @@ use crate::{
 };
 use adoption::Pairs;
 use resting::Resting;
+use undone::Undone;
 use written::Written;
 
 /// Look at everything this often, whether anything stirred or not.
@@ -86,6 +89,9 @@ pub(crate) struct Node<K> {
     resting: Resting,
     retry: Duration,
     looked: Duration,
+    /// A look found that what holds packets back is not as the last way round saw it.
+    touched: bool,
+    undone: Undone,
     pub(crate) counts: Vec<Count>,
     /// Flows that were remembered when they were last swept.
     pub(crate) flows: usize,
@@ -135,6 +141,8 @@ impl<K: Kernel> Node<K> {
             resting: Resting::default(),
             retry: RETRY,
             looked: Duration::ZERO,
+            touched: false,
+            undone: Undone::default(),
             counts: Vec::new(),
             flows: 0,
             beside: BTreeMap::new(),
@@ -158,6 +166,7 @@ impl<K: Kernel> Node<K> {
             let before = self.desired_before(now);
             self.written.remember(&before);
         }
+        self.touched = false;
         let read = self.source.read(now.monotonic);
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
@@ -173,7 +182,8 @@ impl<K: Kernel> Node<K> {
             .extend((lacks_us && knows(&self.before, &self.name)).then(|| problems::not_seen(&self.name)));
         problems.extend((deleted && self.before.mesh.is_some()).then(problems::mesh_deleted));
         for round in 0.. {
-            match self.round(&knowledge, &assignment, now, &mut outcome) {
+            let is_first = round == 0;
+            match self.round(&knowledge, &assignment, now, is_first, &mut outcome) {
                 Ok(0) => outcome.settled = true,
                 Ok(_) if round < ROUNDS => continue,
                 Ok(left) => problems.push(problems::unsettled(left)),
@@ -187,6 +197,7 @@ impl<K: Kernel> Node<K> {
             self.keep(&mut problems);
         }
         problems.extend(assignment.problems);
+        problems.extend(self.undone.problems(now.monotonic));
         self.conclude(outcome, problems);
         let tunnels = self.tunnels.next_look(now.monotonic);
         let wait = [Some(self.wait()), read.look_again, tunnels, self.pairs.next_look(now)];
@@ -243,9 +254,13 @@ impl<K: Kernel> Node<K> {
         knowledge: &Knowledge,
         assignment: &Assignment,
         now: Now,
+        is_first: bool,
         outcome: &mut Outcome,
     ) -> Result<usize, Vec<KernelError>> {
         outcome.observed = self.observe(now).map_err(|e| vec![e])?;
+        if is_first && self.last.settled {
+            self.notice(&outcome.observed, knowledge, now);
+        }
         outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
         if self.adopt(knowledge, assignment, outcome, now) {
             outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
@@ -286,19 +301,6 @@ impl<K: Kernel> Node<K> {
         })
     }
 
-    /// Was the last look at the kernel longer than `age` ago?
-    pub(crate) fn looked_before(&self, now: Now, age: Duration) -> bool {
-        now.monotonic.saturating_sub(self.looked) > age
-    }
-
-    /// Looks at the kernel between two ways round. A look that fails leaves the last one; the next way
-    /// round says why.
-    pub(crate) fn look(&mut self, now: Now) {
-        if let Ok(observed) = self.observe(now) {
-            self.last.observed = observed;
-        }
-    }
-
     /// Reads the counters. Those that can't be read now are as they were: none ever falls.
     pub(crate) fn count(&mut self) {
         let read = self.kernel.counters();
@@ -327,15 +329,6 @@ impl<K: Kernel> Node<K> {
                 None
             }
         }
-    }
-
-    /// Looks at the kernel, and keeps count of what it forgets.
-    fn observe(&mut self, now: Now) -> Result<Observed, KernelError> {
-        let observed = self.kernel.observe()?;
-        self.looked = now.monotonic;
-        self.tunnels.observe(&observed, now.monotonic, now.epoch);
-        self.totals.add(&observed);
-        Ok(observed)
     }
 
     /// Carries out all of `actions`: one that fails doesn't stop the others, which concern other nodes.

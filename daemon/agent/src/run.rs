@@ -37,6 +37,9 @@ const BURST: Duration = Duration::from_millis(20);
 const BACKLOG: usize = 256;
 /// How old a look at the kernel may be for an answer.
 const FRESH: Duration = Duration::from_millis(200);
+/// How often it is looked whether somebody changed what holds packets back, of which nobody tells. Half of what it may
+/// take until it stands again.
+const GLANCE: Duration = Duration::from_millis(500);
 /// How often flows that are over are forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -106,15 +109,24 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
             swept = Instant::now();
             node.sweep_flows();
         }
+        let mut glanced = Instant::now();
         // Until the time has come or something stirs, whoever asks.
         while let Some(left) = next.checked_duration_since(Instant::now()) {
-            match inbox.recv_timeout(left) {
+            let until_glance = GLANCE.saturating_sub(glanced.elapsed());
+            if until_glance.is_zero() {
+                glanced = Instant::now();
+                if node.is_touched() {
+                    break;
+                }
+                continue;
+            }
+            match inbox.recv_timeout(left.min(until_glance)) {
                 Ok(Event::Ask(answer)) => tell(node, answer),
                 Ok(Event::Stir) => {
                     thread::sleep(BURST);
                     break;
                 }
-                Err(mpsc::RecvTimeoutError::Timeout) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Ok(Event::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
         }

@@ -17,6 +17,8 @@ use crate::{
 pub enum Action {
     /// Adopt the pinned programs and maps, or load ours and put them in place of older ones.
     LoadPrograms,
+    /// Pin again what somebody unpinned.
+    PinAgain,
     /// Write the datapath's settings.
     SetConfig(Config),
     /// Write a prefix.
@@ -91,6 +93,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LoadPrograms => write!(f, "adopt or load the programs"),
+            Self::PinAgain => write!(f, "pin again what was unpinned"),
             Self::SetConfig(config) => write!(f, "set the configuration {config:?}"),
             Self::PutPrefix(prefix, value) => {
                 write!(f, "put prefix {prefix} {:?} peer {}", value.kind, value.peer)

@@ -26,6 +26,14 @@ pub struct Observed {
     pub backstop: Standing,
 }
 
+impl Observed {
+    /// Is that the same of which nobody tells when it is changed: what holds packets back, and the sysctls of tunnels?
+    pub fn holds_as(&self, other: &Self) -> bool {
+        let sysctls = |all: &Self| -> Vec<bool> { all.tunnels.values().map(|t| t.sysctls_right).collect() };
+        self.datapath == other.datapath && self.backstop == other.backstop && sysctls(self) == sysctls(other)
+    }
+}
+
 /// A network device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -160,4 +168,6 @@ pub struct Datapath {
     pub devices: BTreeMap<u32, DeviceKind>,
     /// Number of programs ahead of ours at each hook where ours is attached.
     pub attached: BTreeMap<Hook, usize>,
+    /// Pins that somebody removed. What they held goes on as long as the daemon lives, and no longer.
+    pub unpinned: BTreeSet<String>,
 }

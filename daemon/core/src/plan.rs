@@ -42,6 +42,9 @@ pub fn plan(
         return vec![Action::LoadPrograms];
     };
     let mut actions = Vec::new();
+    if !datapath.unpinned.is_empty() {
+        actions.push(Action::PinAgain);
+    }
     withdraw(desired, datapath, synced, &mut actions);
     maps(desired, datapath, &mut actions);
     attach(desired, datapath, observed, &mut actions);
@@ -57,6 +60,26 @@ pub fn plan(
     remove(desired, datapath, observed, synced, &mut actions);
     let backstop = backstop::actions(desired, &observed.backstop, datapath, &actions);
     actions.extend(backstop);
+    actions
+}
+
+/// What somebody else undid: the steps that lead back to `desired`, which was reached before. That a device is gone is
+/// no deed against us, unless it was a tunnel's.
+pub fn undone(
+    desired: &Desired,
+    observed: &Observed,
+    synced: Option<&Synced>,
+    written: &Endpoints,
+) -> Vec<Action> {
+    let mut actions = plan(desired, observed, synced, written);
+    actions.retain(|action| match action {
+        Action::Attach((_, index)) | Action::PutDevice(index, _) => observed.links.contains_key(index),
+        Action::Detach(_) => false,
+        Action::RemoveDevice(index) => observed.links.contains_key(index),
+        // It is told by itself, with what it held back.
+        Action::RaiseBackstop(_) | Action::RemoveBackstop(_) => false,
+        _ => true,
+    });
     actions
 }
 
@@ -261,7 +284,12 @@ fn remove(
             actions.push(Action::RemovePrefix(*prefix));
         }
     }
-    for index in datapath.devices.keys().filter(|i| !observed.links.contains_key(i)) {
+    let is_guarded = |index: u32| datapath.attached.keys().any(|hook| hook.1 == index);
+    // One that exists, and that we never said to be guarded, would be open to the backstop.
+    let is_strange =
+        |index: &u32| synced.is_some() && !desired.devices.contains_key(index) && !is_guarded(*index);
+    let gone = |index: &u32| !observed.links.contains_key(index);
+    for index in datapath.devices.keys().filter(|index| gone(index) || is_strange(index)) {
         actions.push(Action::RemoveDevice(*index));
     }
 }

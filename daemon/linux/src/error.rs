@@ -57,6 +57,8 @@ pub(crate) const LOAD_NETFILTER: &str = "load netfilter program";
 pub(crate) const LINK_NETFILTER: &str = "link to netfilter";
 /// Attaching a program.
 pub(crate) const ATTACH: &str = "attach to";
+/// Pinning something.
+pub(crate) const PIN: &str = "pin";
 
 fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut at = Some(error);
@@ -72,6 +74,11 @@ fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
 fn advice(operation: &str, errno: i32) -> Option<&'static str> {
     use rustix::io::Errno;
     Some(match Errno::from_raw_os_error(errno) {
+        // The kernel's answer wherever else than on a BPF file system.
+        Errno::PERM if operation == PIN => {
+            "The BPF file system is not there any more: mount it again (`mount -t bpf bpf /sys/fs/bpf`) before \
+             kubeveild ends. Until then all goes on; without it, nothing of kubeveil would outlive the daemon"
+        }
         Errno::PERM | Errno::ACCESS => {
             "kubeveild needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (a privileged container has them)"
         }

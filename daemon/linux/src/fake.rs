@@ -125,6 +125,10 @@ impl FakeKernel {
     /// The daemon ends, however: all it had open closes, all that is pinned stays.
     pub fn daemon_ends(&mut self) {
         self.open = false;
+        if let Some(pinned) = &mut self.pinned {
+            // What was held without a pin, and is made anew. (That it was gone meanwhile is not modelled.)
+            pinned.unpinned.clear();
+        }
         // What a kernel refuses is tried anew by every daemon.
         self.backstop.refused.clear();
         self.backstop.lost.clear();
@@ -181,6 +185,18 @@ impl FakeKernel {
         if let Some(tunnel) = self.tunnels.get_mut(device) {
             change(tunnel);
         }
+    }
+
+    /// Changes the maps behind the daemon's back, or unpins something.
+    pub fn tamper_maps(&mut self, change: impl FnOnce(&mut Datapath)) {
+        if let Some(datapath) = &mut self.pinned {
+            change(datapath);
+        }
+    }
+
+    /// Detaches a program behind the daemon's back.
+    pub fn tamper_hook(&mut self, hook: &Hook) {
+        self.attached.remove(hook);
     }
 
     fn index(&self, name: &str) -> Option<u32> {
@@ -316,6 +332,7 @@ impl FakeKernel {
                 self.open = true;
                 self.pinned.get_or_insert_default().build.clone_from(&self.build);
             }
+            Action::PinAgain => self.datapath()?.unpinned.clear(),
             Action::SetConfig(config) => self.datapath()?.config = *config,
             Action::PutPrefix(net, prefix) => drop(self.datapath()?.prefixes.insert(*net, *prefix)),
             Action::RemovePrefix(net) => drop(self.datapath()?.prefixes.remove(net)),

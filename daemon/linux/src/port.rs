@@ -32,6 +32,10 @@ pub trait Kernel: Send {
     /// Looks at everything that is planned over.
     fn observe(&mut self) -> Result<Observed, KernelError>;
 
+    /// Is that still so of which nobody tells when it is changed: what holds packets back, and the sysctls of tunnels? This
+    /// is asked often, and costs less than a look at everything.
+    fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError>;
+
     /// Carries out one action. What is done twice is done once: a repeated action is no error.
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError>;
 

@@ -51,12 +51,16 @@ pub fn capabilities() -> Vec<Problem> {
         .collect()
 }
 
-fn bpffs(bpf_dir: &Path) -> Vec<Problem> {
+/// Is the folder on a BPF file system, or would it be?
+pub(crate) fn is_bpffs(bpf_dir: &Path) -> bool {
     let existing: Option<PathBuf> = bpf_dir.ancestors().find(|p| p.exists()).map(Path::to_owned);
     let root = existing.unwrap_or_else(|| PathBuf::from("/"));
-    let is_bpf = rustix::fs::statfs(&root)
-        .is_ok_and(|s| u64::try_from(s.f_type).is_ok_and(|t| t & 0xffff_ffff == BPF_FS_MAGIC));
-    if is_bpf {
+    rustix::fs::statfs(&root)
+        .is_ok_and(|s| u64::try_from(s.f_type).is_ok_and(|t| t & 0xffff_ffff == BPF_FS_MAGIC))
+}
+
+fn bpffs(bpf_dir: &Path) -> Vec<Problem> {
+    if is_bpffs(bpf_dir) {
         return Vec::new();
     }
     vec![problem(

@@ -5,15 +5,15 @@ use std::{collections::BTreeMap, path::Path};
 use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_core::{
     action::Action,
-    backstop::Form,
-    observed::{Link, Observed, TunnelDevice},
+    backstop::{Form, Standing},
+    observed::{Datapath, Link, Observed, TunnelDevice},
 };
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     Count, Kernel, KernelError, Secrets,
     backstop::Backstops,
-    bpf::{Bpf, Pins},
+    bpf::{Bpf, Held, Pins},
     link::Links,
     sysctl, wireguard,
 };
@@ -28,6 +28,7 @@ pub struct RealKernel {
     backstops: Backstops,
     /// Devices as last seen: actions name them by index, some system calls want a name.
     seen: BTreeMap<u32, Link>,
+    held: Held,
 }
 
 /// What [`RealKernel::remove_everything`] took away.
@@ -54,6 +55,7 @@ impl RealKernel {
             build,
             bpf: None,
             seen: BTreeMap::new(),
+            held: Held::default(),
         })
     }
 
@@ -94,6 +96,21 @@ impl RealKernel {
             }
         }
         (removed, errors)
+    }
+
+    /// What holds packets back, at `links` and at all others.
+    fn enforcement(
+        &mut self,
+        links: &BTreeMap<u32, Link>,
+    ) -> Result<(Option<Datapath>, Standing), KernelError> {
+        let unpinned = self.held.unpinned();
+        let datapath = self.bpf.as_ref().map(|bpf| bpf.observe(links, &self.links, &unpinned)).transpose()?;
+        Ok((datapath, self.backstops.observe(&unpinned)))
+    }
+
+    /// Holds what was pinned just now.
+    fn hold(&mut self) -> Result<(), KernelError> {
+        self.held.hold(&self.pins, &self.build)
     }
 
     fn bpf(&mut self) -> Result<&mut Bpf, KernelError> {
@@ -137,10 +154,22 @@ impl Kernel for RealKernel {
         if let Some(bpf) = &mut self.bpf {
             bpf.maps.settle()?;
         }
-        let datapath = self.bpf.as_ref().map(|bpf| bpf.observe(&links, &self.links)).transpose()?;
-        let backstop = self.backstops.observe();
+        let (datapath, backstop) = self.enforcement(&links)?;
         self.seen.clone_from(&links);
         Ok(Observed { links, tunnels, datapath, backstop })
+    }
+
+    fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {
+        let is_guarded = |index: &u32| {
+            last.datapath
+                .as_ref()
+                .is_some_and(|datapath| datapath.attached.keys().any(|hook| hook.1 == *index))
+        };
+        let guarded = last.links.iter().filter(|(index, _)| is_guarded(index));
+        let (datapath, backstop) = self.enforcement(&guarded.map(|(i, l)| (*i, l.clone())).collect())?;
+        let sysctls =
+            last.tunnels.iter().all(|(name, tunnel)| sysctl::are_right(name) == tunnel.sysctls_right);
+        Ok(datapath == last.datapath && backstop == last.backstop && sysctls)
     }
 
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
@@ -149,8 +178,9 @@ impl Kernel for RealKernel {
                 // What an older daemon of this process held is closed only when the new one stands.
                 let bpf = Bpf::load_or_adopt(self.pins.clone(), &self.object, &self.build)?;
                 self.bpf = Some(bpf);
-                Ok(())
+                self.hold()
             }
+            Action::PinAgain => self.held.pin_again(&self.pins),
             Action::SetConfig(config) => self.bpf()?.maps.set_config(*config),
             Action::PutPrefix(net, prefix) => self.bpf()?.maps.put_prefix(*net, *prefix),
             Action::RemovePrefix(net) => self.bpf()?.maps.remove_prefix(*net),
@@ -159,14 +189,24 @@ impl Kernel for RealKernel {
             Action::Attach(hook) => {
                 let device = self.name(hook.1)?;
                 let bpf = self.bpf.as_mut().ok_or_else(not_loaded)?;
-                bpf.attach(*hook, &device, &self.links)
+                bpf.attach(*hook, &device, &self.links)?;
+                self.hold()
             }
-            Action::Detach(hook) => self.bpf()?.detach(*hook),
+            Action::Detach(hook) => {
+                self.held.let_go(&self.pins.link(*hook));
+                self.bpf()?.detach(*hook)
+            }
             Action::RaiseBackstop(backstop) => {
                 self.bpf()?;
-                self.backstops.raise(backstop, &self.object)
+                self.backstops.raise(backstop, &self.object)?;
+                self.hold()
             }
-            Action::RemoveBackstop(form) => self.backstops.remove(*form).map(drop),
+            Action::RemoveBackstop(form) => {
+                if *form == Form::Bpf {
+                    self.held.let_go(&self.pins.backstop_links());
+                }
+                self.backstops.remove(*form).map(drop)
+            }
             Action::CreateTunnel(name) => self.links.add_wireguard(name),
             Action::ConfigureTunnel { device, key, port, fwmark } => {
                 let private = key.map(|(generation, _)| {

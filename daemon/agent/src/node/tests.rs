@@ -9,3 +9,4 @@ mod panics;
 mod proof;
 mod removal;
 mod told;
+mod undone;

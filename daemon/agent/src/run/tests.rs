@@ -55,6 +55,10 @@ impl Kernel for SlowKernel {
         self.inner.observe()
     }
 
+    fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {
+        self.inner.still_holds(last)
+    }
+
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
         self.inner.execute(action, secrets)
     }

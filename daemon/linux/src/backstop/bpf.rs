@@ -7,10 +7,7 @@ use std::{
     ffi::CString,
     fs, io,
     mem::zeroed,
-    os::{
-        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
 };
 
@@ -31,7 +28,8 @@ use kubeveil_abi::names;
 use super::btf::Btf;
 use crate::{
     KernelError,
-    bpf::{Pins, call::bpf},
+    bpf::{Pins, call},
+    error::PIN,
 };
 
 /// Steps at which a kernel shows that it can't have the program.
@@ -197,7 +195,7 @@ fn load_program(instructions: &[bpf_insn], license: &CString) -> Result<OwnedFd,
     load.log_level = 1;
     load.log_size = LOG;
     load.log_buf = log.as_mut_ptr() as u64;
-    bpf_object(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|source| {
+    call::object(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|source| {
         let text = String::from_utf8_lossy(&log);
         let said = text.trim_end_matches('\0').trim_end();
         tracing::debug!("the verifier on {}:\n{said}", names::BACKSTOP);
@@ -233,41 +231,13 @@ fn link_at(program: &OwnedFd, family: u32, priority: i32) -> io::Result<OwnedFd>
     netfilter.pf = family;
     netfilter.hooknum = POST_ROUTING;
     netfilter.priority = priority;
-    bpf_object(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+    call::object(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
 fn open(pin: &Path) -> Result<OwnedFd, KernelError> {
-    let path = c_path(pin)?;
-    bpf_object(bpf_cmd::BPF_OBJ_GET, &mut at_path(0, &path))
-        .map_err(|e| KernelError::new("open", pin.display().to_string(), e))
+    call::get(pin).map_err(|e| KernelError::new("open", pin.display().to_string(), e))
 }
 
 fn pin_object(object: &OwnedFd, pin: &Path) -> Result<(), KernelError> {
-    let path = c_path(pin)?;
-    bpf(bpf_cmd::BPF_OBJ_PIN, &mut at_path(object.as_raw_fd().cast_unsigned(), &path))
-        .map_err(|e| KernelError::new("pin", pin.display().to_string(), e))?;
-    Ok(())
-}
-
-fn c_path(pin: &Path) -> Result<CString, KernelError> {
-    CString::new(pin.as_os_str().as_bytes())
-        .map_err(|e| KernelError::new("name", pin.display().to_string(), e))
-}
-
-/// For both commands on pins. It points to `path`.
-fn at_path(object: u32, path: &CString) -> bpf_attr {
-    // SAFETY: plain data, for which zero stands for "not given".
-    let mut attr: bpf_attr = unsafe { zeroed() };
-    // SAFETY: the part of the union that both commands read; all of it is initialised.
-    let at = unsafe { &mut attr.__bindgen_anon_4 };
-    at.bpf_fd = object;
-    at.pathname = path.as_ptr() as u64;
-    attr
-}
-
-/// A command that gives a descriptor.
-fn bpf_object(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
-    let fd = bpf(command, attr)?;
-    // SAFETY: the kernel has just given it to us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    call::pin(object.as_raw_fd(), pin).map_err(|e| KernelError::new(PIN, pin.display().to_string(), e))
 }

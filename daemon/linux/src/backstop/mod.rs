@@ -10,6 +10,7 @@ mod nft;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -55,8 +56,8 @@ impl Backstops {
     }
 
     /// What stands. That this can't be seen is no reason to see nothing else of the node.
-    pub(crate) fn observe(&mut self) -> Standing {
-        match self.look() {
+    pub(crate) fn observe(&mut self, unpinned: &BTreeSet<PathBuf>) -> Standing {
+        match self.look(unpinned) {
             Ok(standing) => {
                 self.seen = standing.clone();
                 standing
@@ -65,8 +66,16 @@ impl Backstops {
         }
     }
 
-    fn look(&mut self) -> Result<Standing, KernelError> {
-        let linked = bpf::observe(&self.pins, &self.build)?;
+    fn look(&mut self, unpinned: &BTreeSet<PathBuf>) -> Result<Standing, KernelError> {
+        let is_ours = |path: &PathBuf| {
+            path.starts_with(self.pins.backstop_links()) || *path == self.pins.backstop_program(&self.build)
+        };
+        let linked = if unpinned.iter().any(is_ours) {
+            // It is held, and stands as it stood.
+            bpf::Linked { stands: self.seen.bpf, is_current: self.seen.is_current }
+        } else {
+            bpf::observe(&self.pins, &self.build)?
+        };
         let found = nft::observe()?;
         self.notice(Form::Bpf, linked.stands);
         self.notice(Form::Nftables, found.rules.is_some());

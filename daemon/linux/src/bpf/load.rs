@@ -1,9 +1,10 @@
 //! Loading the object, or adopting what an earlier daemon left pinned.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
+    path::PathBuf,
 };
 
 use aya::{
@@ -19,7 +20,7 @@ use super::{
     attach::{Form, clsact, tcx},
     pins::remove_tree,
 };
-use crate::{KernelError, link::Links};
+use crate::{KernelError, error::PIN, link::Links};
 
 /// The programs and maps in the kernel.
 pub struct Bpf {
@@ -63,11 +64,16 @@ impl Bpf {
         Ok(Self { pins, build: build.to_owned(), form: Form::find(), maps, programs })
     }
 
-    /// What stands in the kernel. `links` are the devices there are.
-    pub fn observe(&self, links: &BTreeMap<u32, Link>, netlink: &Links) -> Result<Datapath, KernelError> {
+    /// What stands in the kernel, at `links`. What is unpinned, and held, stands too.
+    pub(crate) fn observe(
+        &self,
+        links: &BTreeMap<u32, Link>,
+        netlink: &Links,
+        unpinned: &BTreeSet<PathBuf>,
+    ) -> Result<Datapath, KernelError> {
         let attached = match self.form {
-            Form::Tcx => self.linked(links)?,
-            Form::Clsact => self.filtering(netlink)?,
+            Form::Tcx => self.linked(links, unpinned)?,
+            Form::Clsact => self.filtering(links, netlink)?,
         };
         Ok(Datapath {
             build: self.build.clone(),
@@ -77,12 +83,18 @@ impl Bpf {
             slots: self.maps.slots()?,
             devices: self.maps.devices()?,
             attached,
+            unpinned: unpinned.iter().map(|path| path.display().to_string()).collect(),
         })
     }
 
-    fn linked(&self, links: &BTreeMap<u32, Link>) -> Result<BTreeMap<Hook, usize>, KernelError> {
+    fn linked(
+        &self,
+        links: &BTreeMap<u32, Link>,
+        unpinned: &BTreeSet<PathBuf>,
+    ) -> Result<BTreeMap<Hook, usize>, KernelError> {
         let mut attached = BTreeMap::new();
-        for hook in self.pins.links()? {
+        let held = unpinned.iter().filter_map(|path| self.pins.hook(path));
+        for hook in self.pins.links()?.into_iter().chain(held) {
             let (program, index) = hook;
             match (links.get(&index), self.programs.get(&program)) {
                 (Some(link), Some((_, id))) => {
@@ -99,9 +111,13 @@ impl Bpf {
         Ok(attached)
     }
 
-    fn filtering(&self, netlink: &Links) -> Result<BTreeMap<Hook, usize>, KernelError> {
+    fn filtering(
+        &self,
+        links: &BTreeMap<u32, Link>,
+        netlink: &Links,
+    ) -> Result<BTreeMap<Hook, usize>, KernelError> {
         let mut attached = BTreeMap::new();
-        for index in netlink.with_clsact()? {
+        for index in netlink.with_clsact()?.into_iter().filter(|index| links.contains_key(index)) {
             for (program, (_, id)) in &self.programs {
                 let position = clsact::position(*program, index, netlink)?;
                 if let Some((ahead, _)) = position.filter(|(_, there)| there == id) {
@@ -152,7 +168,7 @@ fn load(pins: &Pins, object: &[u8], build: &str) -> Result<(), KernelError> {
         let pin = pins.program(build, program);
         // Left over from a daemon that was killed in the midst of this.
         let _ = std::fs::remove_file(&pin);
-        loaded.pin(&pin).map_err(|e| KernelError::new("pin", pin.display().to_string(), e))?;
+        loaded.pin(&pin).map_err(|e| KernelError::new(PIN, pin.display().to_string(), e))?;
     }
     Ok(())
 }

@@ -10,12 +10,14 @@
 
 mod attach;
 pub(crate) mod call;
+mod held;
 mod load;
 mod maps;
 mod peers;
 mod pins;
 
 pub use attach::remove_filters;
+pub(crate) use held::Held;
 pub use load::{Bpf, build_of};
 pub use maps::Maps;
 pub use pins::Pins;

@@ -23,6 +23,28 @@ impl Pins {
         Self { base: bpf_dir.to_owned(), root: bpf_dir.join(format!("v{ABI_VERSION}")) }
     }
 
+    /// The folder that was given.
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Every pin that there is of `build` and of what all builds share. What is on its way to another name is left out.
+    pub(super) fn all(&self, build: &str) -> Vec<PathBuf> {
+        let folders =
+            [self.root.join("maps"), self.root.join("links"), self.programs(build), self.backstop_links()];
+        let pins = folders.iter().flat_map(|folder| {
+            let names = names_in(folder).unwrap_or_default();
+            names.into_iter().filter(|name| !name.starts_with("new-")).map(|name| folder.join(name))
+        });
+        pins.collect()
+    }
+
+    /// The attachment that is pinned at this path.
+    pub(super) fn hook(&self, path: &Path) -> Option<Hook> {
+        let name = path.strip_prefix(self.root.join("links")).ok()?;
+        parse_link(name.to_str()?)
+    }
+
     /// Makes the folders.
     pub fn create(&self, build: &str) -> Result<(), KernelError> {
         for dir in [self.root.join("maps"), self.root.join("links"), self.programs(build)] {

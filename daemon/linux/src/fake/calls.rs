@@ -67,6 +67,14 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {
+        self.unless_failing(&Call::Observe, ("look at", "what holds packets".to_owned()), |fake| {
+            let mut truth = fake.truth();
+            truth.datapath = truth.datapath.filter(|_| fake.open);
+            Ok(truth.holds_as(last))
+        })
+    }
+
     fn execute(&mut self, action: &Action, _: &dyn Secrets) -> Result<(), KernelError> {
         self.tried.push(action.clone());
         let what = ("execute", action.to_string());

@@ -83,6 +83,10 @@ impl Kernel for Shared {
         self.with(|k| k.observe())
     }
 
+    fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {
+        self.with(|k| k.still_holds(last))
+    }
+
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
         self.with(|k| k.execute(action, secrets))
     }

@@ -14,7 +14,7 @@ use super::direction;
 use crate::{
     KernelError,
     bpf::{Pins, call::bpf},
-    error::ATTACH,
+    error::{ATTACH, PIN},
 };
 
 /// Position of program `id` at the hook of `device`: how many run before it; `None` if it is not there.
@@ -72,7 +72,7 @@ pub(in crate::bpf) fn attach(
     let link: FdLink = link
         .try_into()
         .map_err(|e: LinkError| KernelError::new("attach by tcx (kernel 6.6 or later) to", device, e))?;
-    link.pin(&pin).map_err(|e| KernelError::new("pin", pin.display().to_string(), e))?;
+    link.pin(&pin).map_err(|e| KernelError::new(PIN, pin.display().to_string(), e))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use super::{
     scenarios::SCENARIOS,
     stage::{Keys, Stage},
+    state::LOOKS,
 };
 
 #[test]
@@ -20,7 +21,7 @@ fn killed_between_any_two_actions() {
             assert_eq!(node.last.problems, [], "{what}");
             after += 1;
         }
-        let actions = clean.calls().iter().filter(|kind| **kind < 24).count();
+        let actions = clean.calls().iter().filter(|kind| **kind < LOOKS).count();
         assert_eq!(after, actions, "{}: it was killed before each action", scenario.name);
         moments += after;
     }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::{
     scenarios::{SCENARIOS, Scenario},
     stage::{Fault, Keys, Stage},
-    state::{KINDS, kind},
+    state::{KINDS, LOOKS, kind},
 };
 
 const ERRORS: [(&str, Errno); 6] = [
@@ -25,14 +25,11 @@ const ERRORS: [(&str, Errno); 6] = [
 fn kind_of(call: &Call<'_>) -> usize {
     match call {
         Call::Execute(action) => kind(action),
-        Call::Observe => 24,
-        Call::Counters => 25,
-        Call::SweepFlows => 26,
+        Call::Observe => LOOKS,
+        Call::Counters => LOOKS + 1,
+        Call::SweepFlows => LOOKS + 2,
     }
 }
-
-/// Calls that are no actions are made in every scenario: one error in each, in turn.
-const LOOKS: usize = 24;
 
 /// How many runs each cell stands for, by kind and error.
 #[derive(Default)]

@@ -41,7 +41,7 @@ const fn restart(name: &'static str, change: fn(&mut Stage)) -> Scenario {
 }
 
 /// All of them.
-pub(super) const SCENARIOS: [Scenario; 15] = [
+pub(super) const SCENARIOS: [Scenario; 16] = [
     Scenario { before: Before::Nothing, ..restart("a cold start", |_| {}) },
     Scenario { before: Before::Nothing, adopts: true, ..restart("adoption", |_| {}) },
     Scenario {
@@ -61,6 +61,9 @@ pub(super) const SCENARIOS: [Scenario; 15] = [
         stage.facts(3, |facts| facts.internal_ips.push("192.0.2.103".parse().expect("ip")));
     }),
     scenario("the tunnel is deleted", |stage| stage.bench.kernel.with(|k| k.delete_link(DEVICE))),
+    scenario("pins are removed", |stage| {
+        stage.bench.kernel.with(|k| k.tamper_maps(|maps| maps.unpinned = ["maps/PEERS".to_owned()].into()));
+    }),
     scenario("the underlay is another device", |stage| {
         stage.bench.kernel.with(|k| {
             let link = k.truth().links.remove(&1).unwrap_or_default();

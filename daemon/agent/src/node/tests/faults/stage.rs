@@ -10,7 +10,7 @@ use std::{
 };
 
 use kubeveil_api::mesh::Mode;
-use kubeveil_core::{action::Action, observed::Observed, snapshot::NodeFacts};
+use kubeveil_core::{action::Action, observed::Observed, problem::Problem, snapshot::NodeFacts};
 use kubeveil_keys::{PrivateKey, PublicKey};
 use kubeveil_linux::{
     Count, Kernel, KernelError, Secrets,
@@ -20,13 +20,14 @@ use kubeveil_linux::{
 use super::{
     packets::{self, Datapath, Probe},
     scenarios::{Before, Scenario},
-    state::{Names, State, kind},
+    state::{LOOKS, Names, State, kind},
 };
 use crate::{
     keeper::Keeper,
     node::{
         Node, Now,
         tests::bench::{Bench, Shared, World},
+        undone::OBJECT,
     },
     status,
 };
@@ -37,6 +38,11 @@ const WAYS: usize = 20;
 const QUIET: usize = 6;
 /// A node that waits as long as this has nothing to do, and expects nothing.
 const REST: Duration = Duration::from_secs(10);
+
+/// That somebody undid something outlasts it.
+fn is_told_for_a_while(problem: &Problem) -> bool {
+    problem.object == OBJECT
+}
 
 /// Keys for all runs, so that they differ by their faults only: two of this node, and others' on both sides of them.
 pub(super) struct Keys {
@@ -227,7 +233,7 @@ impl Stage {
             status::view(node, now);
             let wait = node.pass(now);
             quiet = if node.writes == before && node.last.settled { quiet + 1 } else { 0 };
-            if (wait >= REST || quiet >= QUIET) && node.last.problems.is_empty() {
+            if (wait >= REST || quiet >= QUIET) && node.last.problems.iter().all(is_told_for_a_while) {
                 return true;
             }
         }
@@ -330,8 +336,12 @@ impl Watched {
 
 impl Kernel for Watched {
     fn observe(&mut self) -> Result<Observed, KernelError> {
-        lock(&self.watch).calls.push(24);
+        lock(&self.watch).calls.push(LOOKS);
         self.kernel.observe()
+    }
+
+    fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {
+        self.kernel.still_holds(last)
     }
 
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
@@ -354,12 +364,12 @@ impl Kernel for Watched {
     }
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
-        lock(&self.watch).calls.push(25);
+        lock(&self.watch).calls.push(LOOKS + 1);
         self.kernel.counters()
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {
-        lock(&self.watch).calls.push(26);
+        lock(&self.watch).calls.push(LOOKS + 2);
         self.kernel.sweep_flows()
     }
 }

@@ -67,6 +67,7 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
     let device = |index: &u32| truth.links.get(index).map_or("none", |link| link.name.as_str());
     let Some(datapath) = &truth.datapath else { return };
     state.push((None, format!("programs {} {:?}", datapath.build, datapath.config)));
+    state.push((None, format!("without pins {:?}", datapath.unpinned)));
     for (net, prefix) in &datapath.prefixes {
         let peer = kernel.node_of(prefix.peer);
         state.push((node_of(net), format!("prefix {net} {:?} {peer:?}", prefix.kind)));
@@ -93,7 +94,7 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
 }
 
 /// A word for each kind of action, and for what else is asked of a kernel.
-pub(super) const KINDS: [&str; 27] = [
+pub(super) const KINDS: [&str; 28] = [
     "LoadPrograms",
     "SetConfig",
     "PutPrefix",
@@ -118,10 +119,14 @@ pub(super) const KINDS: [&str; 27] = [
     "RemovePeer",
     "SetSlot",
     "SetPeer",
+    "PinAgain",
     "observe",
     "counters",
     "sweep_flows",
 ];
+
+/// Calls that are no actions are made in every scenario, and come from here on in [`KINDS`].
+pub(super) const LOOKS: usize = KINDS.len() - 3;
 
 /// The place of an action's kind in [`KINDS`]. Without a wildcard, so that a new one can't be forgotten.
 pub(super) fn kind(action: &Action) -> usize {
@@ -150,5 +155,6 @@ pub(super) fn kind(action: &Action) -> usize {
         Action::RemovePeer(..) => 21,
         Action::SetSlot(..) => 22,
         Action::SetPeer(..) => 23,
+        Action::PinAgain => 24,
     }
 }

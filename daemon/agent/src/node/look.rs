@@ -1,0 +1,45 @@
+//! Looks at the kernel, on the way round and between two of them.
+
+use std::time::Duration;
+
+use kubeveil_core::{observed::Observed, plan, snapshot::Knowledge};
+use kubeveil_linux::{Kernel, KernelError};
+
+use super::{Node, Now};
+
+impl<K: Kernel> Node<K> {
+    /// Was the last look at the kernel longer than `age` ago?
+    pub(crate) fn looked_before(&self, now: Now, age: Duration) -> bool {
+        now.monotonic.saturating_sub(self.looked) > age
+    }
+
+    /// Looks at the kernel between two ways round. A look that fails leaves the last one; the next way
+    /// round says why.
+    pub(crate) fn look(&mut self, now: Now) {
+        if let Ok(observed) = self.observe(now) {
+            self.touched |= !observed.holds_as(&self.last.observed);
+            self.last.observed = observed;
+        }
+    }
+
+    /// Has somebody changed what holds packets back? What can't be seen is for the next way round to tell.
+    pub(crate) fn is_touched(&mut self) -> bool {
+        self.touched || !self.kernel.still_holds(&self.last.observed).unwrap_or(false)
+    }
+
+    /// Looks at the kernel, and keeps count of what it forgets.
+    pub(super) fn observe(&mut self, now: Now) -> Result<Observed, KernelError> {
+        let observed = self.kernel.observe()?;
+        self.looked = now.monotonic;
+        self.tunnels.observe(&observed, now.monotonic, now.epoch);
+        self.totals.add(&observed);
+        Ok(observed)
+    }
+
+    /// Takes note of what is not any more as it was when nothing was left to do.
+    pub(super) fn notice(&mut self, observed: &Observed, knowledge: &Knowledge, now: Now) {
+        let synced = knowledge.synced().filter(|_| self.last.synced);
+        let steps = plan::undone(&self.last.desired, observed, synced, self.written.endpoints());
+        self.undone.notice(&steps, now.monotonic);
+    }
+}

@@ -1,0 +1,58 @@
+//! What somebody else undid, told for a while.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use kubeveil_core::{
+    action::Action,
+    problem::{Problem, ProblemKind},
+};
+
+/// What is changed, for people.
+pub(super) const OBJECT: &str = "what kubeveil keeps in the kernel";
+/// How long it is told: a look or two of whoever watches.
+const TOLD: Duration = Duration::from_secs(60);
+/// So many steps are named.
+const NAMED: usize = 4;
+
+/// Deeds of somebody else, and when each was last noticed.
+#[derive(Debug, Default)]
+pub(super) struct Undone {
+    told: BTreeMap<Problem, Duration>,
+}
+
+impl Undone {
+    /// `steps` lead back to what stood.
+    pub(super) fn notice(&mut self, steps: &[Action], now: Duration) {
+        self.told.retain(|_, at| now.saturating_sub(*at) < TOLD);
+        if !steps.is_empty() {
+            let problem = problem(steps);
+            if self.told.contains_key(&problem) {
+                // What is told already is no news to the log.
+                tracing::warn!("again: {problem}");
+            }
+            self.told.insert(problem, now);
+        }
+    }
+
+    /// What was noticed lately.
+    pub(super) fn problems(&self, now: Duration) -> impl Iterator<Item = Problem> {
+        self.told.iter().filter(move |(_, at)| now.saturating_sub(**at) < TOLD).map(|(p, _)| p.clone())
+    }
+}
+
+fn problem(steps: &[Action]) -> Problem {
+    let mut named: Vec<_> = steps.iter().take(NAMED).map(Action::to_string).collect();
+    if steps.len() > NAMED {
+        named.push(format!("and {} more", steps.len() - NAMED));
+    }
+    Problem {
+        kind: ProblemKind::Kernel,
+        object: OBJECT.to_owned(),
+        field: String::new(),
+        message: format!("somebody else changed it, and it is put back: {}", named.join("; ")),
+        advice:
+            "Find out who: another network agent, a script, or somebody's hand. SECURITY.md says which of \
+                 these deeds let packets pass until they are noticed"
+                .to_owned(),
+    }
+}
