@@ -33,12 +33,14 @@ pub const BACKSTOP: &str = "backstop";
 pub const PROGRAMS: [&str; 4] = [STEER, REPLACE, GUARD, DELIVER];
 
 /// Where fields of the kernel's own structures lie differs from build to build. The backstop has these offsets, in
-/// bytes, as constants, which whoever loads it writes: symbol, structure, field.
-pub const FIELDS: [(&str, &str, &str); 6] = [
-    ("STATE_OUT", "nf_hook_state", "out"),
-    ("DEVICE_IFINDEX", "net_device", "ifindex"),
-    ("SKB_DATA", "sk_buff", "data"),
-    ("SKB_LEN", "sk_buff", "len"),
-    ("SKB_DATA_LEN", "sk_buff", "data_len"),
-    ("SKB_IIF", "sk_buff", "skb_iif"),
+/// bytes, as constants, which whoever loads it writes: symbol, structure, field; where there are several, the first that
+/// the kernel has (what stands at a device's egress: from Linux 6.6, and before).
+pub const FIELDS: [(&str, &str, &[&str]); 7] = [
+    ("STATE_OUT", "nf_hook_state", &["out"]),
+    ("DEVICE_IFINDEX", "net_device", &["ifindex"]),
+    ("DEVICE_EGRESS", "net_device", &["tcx_egress", "miniq_egress"]),
+    ("SKB_DATA", "sk_buff", &["data"]),
+    ("SKB_LEN", "sk_buff", &["len"]),
+    ("SKB_DATA_LEN", "sk_buff", &["data_len"]),
+    ("SKB_IIF", "sk_buff", &["skb_iif"]),
 ];

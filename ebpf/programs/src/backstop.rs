@@ -39,6 +39,8 @@ static STATE_OUT: u32 = 0;
 #[unsafe(no_mangle)]
 static DEVICE_IFINDEX: u32 = 0;
 #[unsafe(no_mangle)]
+static DEVICE_EGRESS: u32 = 0;
+#[unsafe(no_mangle)]
 static SKB_DATA: u32 = 0;
 #[unsafe(no_mangle)]
 static SKB_LEN: u32 = 0;
@@ -59,6 +61,7 @@ pub extern "C" fn backstop(context: *const Context) -> i32 {
         let hop = Hop {
             ingress_ifindex: field::<i32>(skb, &SKB_IIF) as u32,
             egress_ifindex: field(out, &DEVICE_IFINDEX),
+            has_programs: field::<usize>(out, &DEVICE_EGRESS) != 0,
         };
         let length: u32 = field(skb, &SKB_LEN);
         let beyond: u32 = field(skb, &SKB_DATA_LEN);

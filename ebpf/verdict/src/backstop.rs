@@ -13,6 +13,8 @@ pub struct Hop {
     pub ingress_ifindex: u32,
     /// Device that it is about to leave by.
     pub egress_ifindex: u32,
+    /// Some program stands at the egress of that device.
+    pub has_programs: bool,
 }
 
 /// Netfilter's POST_ROUTING: every packet of the node, also by a device that nobody has heard of yet.
@@ -20,9 +22,12 @@ pub struct Hop {
 /// `None`: it is left alone and not counted, for it is none of ours, or `steer` is to look at it.
 #[inline(always)]
 pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Option<Decision> {
-    // Whatever its kind: at an underlay device stands `steer`, and a tunnel encrypts.
-    if tables.device(hop.egress_ifindex).is_some() {
-        return None;
+    match tables.device(hop.egress_ifindex) {
+        // Somebody took `steer` off, or made the device anew and gave it the index of the one that was guarded.
+        Some(DeviceKind::Underlay) if !hop.has_programs => {}
+        // At an underlay device stands `steer`, and a tunnel encrypts.
+        Some(_) => return None,
+        None => {}
     }
     let reason = match destination(bytes) {
         Some(destination) => judge(hop, &destination, tables)?,

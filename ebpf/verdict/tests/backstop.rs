@@ -13,9 +13,18 @@ const GUARDED: u32 = Scene::UNDERLAY;
 const NOW: u32 = 10_000;
 
 fn decide(situation: &Situation, egress_ifindex: u32, world: &World) -> Option<Decision> {
+    decide_at(situation, egress_ifindex, true, world)
+}
+
+fn decide_at(
+    situation: &Situation,
+    egress_ifindex: u32,
+    has_programs: bool,
+    world: &World,
+) -> Option<Decision> {
     let mut build = situation.build.clone();
     build.tags = 0;
-    let hop = Hop { ingress_ifindex: situation.ingress_ifindex, egress_ifindex };
+    let hop = Hop { ingress_ifindex: situation.ingress_ifindex, egress_ifindex, has_programs };
     backstop(hop, &Slice::new(&build.network()), world, &world.config)
 }
 
@@ -82,6 +91,15 @@ proptest! {
         prop_assert_eq!(decide(&situation, device, &world), None);
     }
 
+    /// Its programs are gone, or it is another device with the index of one that was guarded.
+    #[test]
+    fn an_underlay_device_without_programs_is_a_new_one(scene in scene(NOW), situation in situation()) {
+        let world = scene.world();
+        let [bare, new] = [GUARDED, NEW].map(|device| decide_at(&situation, device, false, &world));
+        prop_assert_eq!(bare, new);
+        prop_assert_eq!(decide_at(&situation, Scene::TUNNELS[0], false, &world), None);
+    }
+
     #[test]
     fn the_mode_decides_what_is_carried_out(scene in scene(NOW), situation in situation(), mode in 0_usize..3) {
         let mode = [Mode::Require, Mode::Prefer, Mode::Observe][mode];
@@ -114,7 +132,8 @@ proptest! {
     fn what_can_not_be_read_does_not_pass(scene in scene(NOW), situation in situation(), length in 0_usize..20) {
         let world = Scene { mode: Mode::Require, ..scene }.world();
         let bytes = situation.build.network();
-        let hop = Hop { ingress_ifindex: situation.ingress_ifindex, egress_ifindex: NEW };
+        let ingress_ifindex = situation.ingress_ifindex;
+        let hop = Hop { ingress_ifindex, egress_ifindex: NEW, has_programs: true };
         let mut strange = bytes.clone();
         strange[0] = 0x55;
         for bytes in [&bytes[..length], &strange[..]] {

@@ -136,8 +136,8 @@ fn load(pins: &Pins, object: &[u8]) -> Result<OwnedFd, KernelError> {
     };
     let btf = Btf::of_kernel()?;
     let mut offsets = Vec::new();
-    for (symbol, structure, field) in names::FIELDS {
-        offsets.push((symbol, btf.offset(structure, field)?));
+    for (symbol, structure, fields) in names::FIELDS {
+        offsets.push((symbol, btf.offset_of_any(structure, fields)?));
     }
     let mut loader = EbpfLoader::new();
     for name in names::MAPS {

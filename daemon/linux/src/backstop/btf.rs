@@ -65,6 +65,12 @@ impl Btf {
         })
     }
 
+    /// Offset of the first of these fields that there is.
+    pub(super) fn offset_of_any(&self, structure: &str, fields: &[&str]) -> Result<u32, KernelError> {
+        let found = fields.iter().find_map(|field| self.offset(structure, field).ok());
+        found.map_or_else(|| self.offset(structure, &fields.join(" or ")), Ok)
+    }
+
     fn find(&self, at: usize, field: &str) -> Option<u32> {
         if !matches!(self.kind(at)?, STRUCT | UNION) {
             return None;

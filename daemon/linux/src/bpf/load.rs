@@ -130,11 +130,11 @@ impl Bpf {
 
     /// Attaches at a hook of the device called `device`.
     pub fn attach(&mut self, hook: Hook, device: &str, netlink: &Links) -> Result<(), KernelError> {
-        let Some((program, _)) = self.programs.get_mut(&hook.0) else {
+        let Some((program, id)) = self.programs.get_mut(&hook.0) else {
             return Ok(());
         };
         match self.form {
-            Form::Tcx => tcx::attach(program, hook, device, &self.pins),
+            Form::Tcx => tcx::attach((program, *id), hook, device, &self.pins),
             Form::Clsact => clsact::attach(program, hook.0, (hook.1, device), netlink),
         }
     }

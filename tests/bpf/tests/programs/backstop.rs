@@ -10,12 +10,12 @@ use kubeveil_abi::{Mode, Reason, names};
 use kubeveil_core::{
     action::Action,
     backstop::{Backstop, Form, Rules, remote},
-    observed::Observed,
+    observed::{Observed, Program},
 };
 use kubeveil_linux::backstop::outcome;
 
 use crate::{
-    cell::{Cell, LOCAL, NODE, OUTSIDE, REMOTE, UNOWNED, passes, run, within},
+    cell::{Cell, DEVICE, LOCAL, NODE, OUTSIDE, REMOTE, UNOWNED, passes, run, within},
     kernel::object,
 };
 
@@ -77,6 +77,37 @@ fn holds(cell: &mut Cell, form: FormOf) -> Result<()> {
     }
     ensure!(cell.counted(Reason::UnguardedDevice)? == before, "counted at a guarded device");
     Ok(())
+}
+
+/// Another device under the index of a guarded one is not taken for it; once it is guarded too, it is.
+pub(crate) fn an_index_guards_nobody() -> Result<()> {
+    const AWAY: &str = "away";
+    within(|cell| {
+        // Its name is nobody's outside of this test.
+        std::fs::create_dir_all("/run/netns")?;
+        run("mount", &["-t", "tmpfs", "tmpfs", "/run/netns"])?;
+        cell.load(Mode::Require)?;
+        cell.guard()?;
+        cell.raise(Backstop::Bpf)?;
+        ensure!(passes(REMOTE[0])? && passes(REMOTE[1])?, "by a guarded device it does not pass");
+        let index = cell.index()?;
+        // The old one is deleted, or is somewhere else with the programs that hang on it.
+        let far = format!("{DEVICE}-far");
+        for gone in [&["link", "del", DEVICE][..], &["link", "set", DEVICE, "netns", AWAY]] {
+            run("ip", &["netns", "add", AWAY])?;
+            run("ip", &["link", "set", &far, "name", "old-far"])?;
+            run("ip", gone)?;
+            cell.lay_device(Some(index))?;
+            ensure!(!passes(REMOTE[0])? && !passes(REMOTE[1])?, "{gone:?}: open");
+            ensure!(passes(OUTSIDE[0])? && passes(LOCAL[1])?, "{gone:?}: what is none of ours is held");
+            cell.guard()?;
+            let attached = cell.observe()?.datapath.context("nothing is loaded")?.attached;
+            ensure!(attached.contains_key(&(Program::Steer, index)), "{gone:?}: attached elsewhere");
+            ensure!(passes(REMOTE[0])? && passes(REMOTE[1])?, "{gone:?}: closed for good");
+            run("ip", &["netns", "del", AWAY])?;
+        }
+        Ok(())
+    })
 }
 
 /// Again and again, between two builds: a new device is closed and a guarded one open at every moment.

@@ -13,7 +13,7 @@ use kubeveil_abi::{Config, DeviceKind, Direction, Mode, PrefixKind, Reason};
 use kubeveil_core::{
     action::Action,
     backstop::Backstop,
-    observed::{Observed, Prefix},
+    observed::{Observed, Prefix, Program},
 };
 use kubeveil_keys::{Generation, PrivateKey};
 use kubeveil_linux::{Kernel as _, RealKernel, Secrets};
@@ -86,7 +86,13 @@ impl Cell {
         run("mount", &["-t", "bpf", "bpf", &bpf])?;
         run("ip", &["link", "set", "lo", "up"])?;
         let mut cell = Self { kernel: RealKernel::new(dir.path(), bytes()?)?, object: bytes()?, dir };
-        cell.add_device(DEVICE)?;
+        cell.lay_device(None)?;
+        Ok(cell)
+    }
+
+    /// Makes the device that packets leave by, with an index of somebody's choice.
+    pub(crate) fn lay_device(&mut self, index: Option<u32>) -> Result<()> {
+        self.add_device(DEVICE, index)?;
         for (family, address, gateway) in
             [("-4", "198.51.100.1/24", "198.51.100.2"), ("-6", "2001:db8:1::1/64", "2001:db8:1::2")]
         {
@@ -96,12 +102,15 @@ impl Cell {
             run("ip", &["neigh", "add", gateway, "lladdr", "02:00:00:00:00:02", "dev", DEVICE])?;
             run("ip", &[family, "route", "add", "default", "via", gateway])?;
         }
-        Ok(cell)
+        Ok(())
     }
 
-    fn add_device(&mut self, name: &str) -> Result<()> {
+    fn add_device(&mut self, name: &str, index: Option<u32>) -> Result<()> {
         let far = format!("{name}-far");
-        run("ip", &["link", "add", name, "type", "veth", "peer", "name", &far])?;
+        let index = index.map(|index| index.to_string());
+        let with_index = index.iter().flat_map(|index| ["index", index]).collect::<Vec<_>>();
+        let pair = ["type", "veth", "peer", "name", &far];
+        run("ip", &[&["link", "add", name][..], &with_index, &pair].concat())?;
         run("ip", &["link", "set", &far, "up"])?;
         run("ip", &["link", "set", name, "up"])
     }
@@ -147,8 +156,10 @@ impl Cell {
         found.map(|(index, _)| *index).context("no device")
     }
 
+    /// As the daemon does it.
     pub(crate) fn guard(&mut self) -> Result<()> {
         let index = self.index()?;
+        self.run(Action::Attach((Program::Steer, index)))?;
         self.run(Action::PutDevice(index, DeviceKind::Underlay))
     }
 

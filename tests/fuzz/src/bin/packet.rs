@@ -21,7 +21,8 @@ fuzz_target!(|data: &[u8]| {
         Program::Guard => guard(meta, &bytes, world, config),
         Program::Deliver => deliver(meta, &bytes, world, config),
         Program::Backstop => {
-            let hop = Hop { ingress_ifindex: meta.ingress_ifindex, egress_ifindex: DEVICES[3] };
+            let ingress_ifindex = meta.ingress_ifindex;
+            let hop = Hop { ingress_ifindex, egress_ifindex: DEVICES[3], has_programs: true };
             match backstop(hop, &bytes, world, config) {
                 Some(decision) => decision,
                 None => return assert!(!is_secret(&case, false), "a pod's packet is left alone"),

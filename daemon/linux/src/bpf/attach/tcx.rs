@@ -53,17 +53,21 @@ fn there(program: Program, index: u32) -> io::Result<Vec<u32>> {
 /// Programs that one hook can have (kernel `include/linux/bpf_mprog.h`, `BPF_MPROG_MAX`).
 const MOST: u32 = 64;
 
-/// Attaches `program` ahead of all others. Where a link is pinned already its program is replaced in
-/// place, without a gap; a link whose device is gone is thrown away first.
+/// Attaches `program`, whose number is `id`, ahead of all others. Where a link is pinned already its program is
+/// replaced in place, without a gap; a link whose device is gone is thrown away first.
 pub(in crate::bpf) fn attach(
-    program: &mut SchedClassifier,
+    (program, id): (&mut SchedClassifier, u32),
     hook: Hook,
     device: &str,
     pins: &Pins,
 ) -> Result<(), KernelError> {
     let pin = pins.link(hook);
     if replace(program, hook, pins)? {
-        return Ok(());
+        if position(hook, device, id)?.is_some() {
+            return Ok(());
+        }
+        // Its device lives in another network namespace, and this one has got the index that it had here.
+        detach(hook, pins)?;
     }
     let failed = |e: ProgramError| KernelError::new(ATTACH, format!("{device} program {}", hook.0.name()), e);
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -89,7 +93,8 @@ fn replace(program: &mut SchedClassifier, hook: Hook, pins: &Pins) -> Result<boo
     };
     let link = old.try_into().map_err(|e: LinkError| failed(e.into()))?;
     match program.attach_to_link(link) {
-        Ok(_) => Ok(true),
+        // The pin holds it.
+        Ok(id) => program.take_link(id).map(|_| true).map_err(|e| failed(e.into())),
         // ENOLINK: the device is gone, the link is an empty shell (kernel `kernel/bpf/tcx.c`).
         Err(ProgramError::SyscallError(e)) if is_defunct(&e.io_error) => {
             fs::remove_file(&pin).map_err(|e| failed(e.into()))?;

@@ -9,7 +9,7 @@ use aya::{
     programs::SchedClassifier,
 };
 use kubeveil_abi::{COUNTERS, Direction, Mode, Reason, Verdict, counter_index, names};
-use kubeveil_core::backstop::Backstop;
+use kubeveil_core::{action::Action, backstop::Backstop, observed::Program};
 use kubeveil_verdict::{
     Hop, backstop,
     testing::{Scene, Slice, World, scene, situation},
@@ -43,15 +43,22 @@ pub(crate) fn the_kernel_decides_as_the_host_does() -> Result<()> {
         let program = SchedClassifier::from_pin(&path)?;
         let maps = cell.dir.path().join("v1/maps");
         let config =
-            Config { cases: 100, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
-        let packets = collection::vec(situation(), 60);
-        let guarded = proptest::bool::weighted(0.1);
-        TestRunner::new(config)
-            .run(&(scene(boot_seconds()), packets, guarded), |(scene, packets, guarded)| {
-                compare(&program, &maps, &scene, &packets, guarded)
-                    .map_err(|e| TestCaseError::fail(format!("{e:#}")))
-            })
-            .map_err(|error| anyhow::anyhow!("{error}"))
+            Config { cases: 50, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+        for has_programs in [false, true] {
+            if has_programs {
+                cell.run(Action::Attach((Program::Steer, LOOPBACK)))?;
+            }
+            let hop = Hop { ingress_ifindex: 0, egress_ifindex: LOOPBACK, has_programs };
+            let packets = collection::vec(situation(), 60);
+            let guarded = proptest::bool::weighted(0.1);
+            TestRunner::new(config.clone())
+                .run(&(scene(boot_seconds()), packets, guarded), |(scene, packets, guarded)| {
+                    compare(&program, &maps, &scene, &packets, (hop, guarded))
+                        .map_err(|e| TestCaseError::fail(format!("{e:#}")))
+                })
+                .map_err(|error| anyhow::anyhow!("has_programs: {has_programs}: {error}"))?;
+        }
+        Ok(())
     })
 }
 
@@ -60,7 +67,7 @@ fn compare(
     maps: &std::path::Path,
     scene: &Scene,
     packets: &[kubeveil_verdict::testing::Situation],
-    guarded: bool,
+    (hop, guarded): (Hop, bool),
 ) -> Result<()> {
     let mut world = scene.world();
     if guarded {
@@ -72,7 +79,6 @@ fn compare(
         let mut situation = situation.clone();
         situation.build.tags = 0;
         let bytes = situation.build.network();
-        let hop = Hop { ingress_ifindex: 0, egress_ifindex: LOOPBACK };
         let decision = backstop(hop, &Slice::new(&bytes), &world, &world.config);
         let before = count(maps)?;
         let family = if situation.build.destination.is_ipv6() { NFPROTO_IPV6 } else { NFPROTO_IPV4 };

@@ -158,7 +158,8 @@ impl Datapath {
     fn backstop(&self, bytes: &Slice<'_>, to: IpAddr, ingress_ifindex: u32, egress_ifindex: u32) -> Fate {
         let standing = &self.truth.backstop;
         let by_program = || {
-            let hop = Hop { ingress_ifindex, egress_ifindex };
+            let has_programs = self.enforced.contains(&(Program::Steer, egress_ifindex));
+            let hop = Hop { ingress_ifindex, egress_ifindex, has_programs };
             backstop(hop, bytes, &self.world, &self.world.config)
                 .map_or(Fate::Plain, |decision| self.fate(decision.verdict(), 0))
         };
