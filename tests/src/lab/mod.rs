@@ -23,7 +23,7 @@ pub use overlay::Overlay;
 pub use plan::{BRIDGE, WIRE};
 pub use privacy::make_private;
 
-use crate::address::{Families, MAX_NODES, Node, nodes};
+use crate::address::{Families, Family, MAX_NODES, Node, nodes};
 use crate::{namespace, process};
 use plan::Network;
 
@@ -140,6 +140,9 @@ impl Lab {
         for inner in &network.inner {
             batch(Some(&inner.namespace), &inner.lines)?;
         }
+        for node in nodes(self.spec.nodes).filter(|_| self.spec.families.all().contains(&Family::V6)) {
+            ["eth0", plan::PODS].into_iter().try_for_each(|device| wait_link_local(node, device))?;
+        }
         Ok(())
     }
 
@@ -253,6 +256,23 @@ pub fn program_path() -> std::ffi::OsString {
     let all = own.into_iter().chain(std::env::split_paths(&inherited));
     // A folder with a colon in its name can't be on PATH; then what was there has to do.
     std::env::join_paths(all).unwrap_or(inherited)
+}
+
+/// Waits until a node's device has an IPv6 address of its link, which the kernel makes once it has seen that the link
+/// is up: a second later, now and then (`net/core/link_watch.c`). For packets that are forwarded neighbours are asked
+/// from no other address (`net/ipv6/ndisc.c`, `ndisc_send_ns`), so until then they are lost.
+pub fn wait_link_local(node: Node, device: &str) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    // Address, index, length, scope (`IPV6_ADDR_LINKLOCAL`), flags, name.
+    let is_it = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(3) == Some(&"20") && fields.get(5) == Some(&device)
+    };
+    let there = process::wait_until(LIMIT, Duration::from_millis(20), || {
+        Ok(namespace::proc_net(&node.name(), "if_inet6")?.lines().any(is_it))
+    })?;
+    ensure!(there, "{device} of {} gets no IPv6 address of its link", node.name());
+    Ok(())
 }
 
 /// Gives lines to one `ip -batch`, inside a namespace or outside of all.

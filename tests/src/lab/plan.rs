@@ -21,6 +21,8 @@ use crate::address::{Families, Family, Node, Pod, nodes};
 pub const WIRE: &str = "wire";
 /// The bridge in it, which every frame between nodes crosses.
 pub const BRIDGE: &str = "wire0";
+/// A node's bridge, on which its pods hang.
+pub(super) const PODS: &str = "cni0";
 
 /// One setting below `/proc/sys`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ mod adoption;
 mod backstop;
 mod control;
 mod crashes;
+mod devices;
 mod forgery;
 mod kernel;
 mod membership;
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
         adoption::ALL,
         kernel::ALL,
         backstop::ALL,
+        devices::ALL,
     ];
     let trials =
         all.into_iter().flatten().map(|scenario| trial(scenario, &standing, missing.of(scenario.bare)));

@@ -169,16 +169,27 @@ fn header(from: Ipv6Addr, to: Ipv6Addr, length: u16) -> Vec<u8> {
     [&[0x60, 0, 0, 0, high, low, NO_NEXT_HEADER, 64][..], &from.octets(), &to.octets()].concat()
 }
 
+/// Priority of a filter that comes after ours where ours are filters (`daemon/linux/src/bpf/attach/clsact.rs`).
+const BEHIND_OURS: u16 = 0xd000;
+
 /// What was decrypted becomes, on the node itself, something that no protocol of it takes.
 fn nobody_takes(stage: &mut Stage) -> Result<()> {
     let tc = |line: &str| said_in(RECEIVER, "tc", &line.split(' ').collect::<Vec<_>>());
     let before = all_told(stage, RECEIVER)?;
-    tc(&format!("qdisc add dev {DEVICE} clsact"))?;
-    tc(&format!("filter add dev {DEVICE} ingress matchall action mpls push protocol mpls_uc label 9"))?;
+    // Before Linux 6.6 our own programs are filters of such a qdisc.
+    let is_ours = tc(&format!("qdisc show dev {DEVICE}"))?.contains("clsact");
+    if !is_ours {
+        tc(&format!("qdisc add dev {DEVICE} clsact"))?;
+    }
+    let filter = format!("dev {DEVICE} ingress pref {BEHIND_OURS}");
+    tc(&format!("filter add {filter} matchall action mpls push protocol mpls_uc label 9"))?;
     let (tally, _) = stage.send(stage.load("2a", "1a", 200), 2 * SENT)?;
     none_arrived(&tally)?;
     only_rise(stage, RECEIVER, before, &[(RX_DROPPED, tally.sent)])?;
-    tc(&format!("qdisc del dev {DEVICE} clsact"))?;
+    tc(&format!("filter del {filter}"))?;
+    if !is_ours {
+        tc(&format!("qdisc del dev {DEVICE} clsact"))?;
+    }
     let (tally, census) = stage.send(stage.load("2a", "1a", 200), 2 * SENT)?;
     encrypted(&tally, &census)
 }
