@@ -7,19 +7,18 @@
 
 mod backstop;
 mod cases;
-mod cell;
 mod clamp;
 mod differential;
-mod kernel;
 mod maps;
 mod matrix;
 mod reasons;
-mod speed;
 mod too_big;
+mod verified;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use kubeveil_tests_bpf::{cell, kernel};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 fn main() -> ExitCode {
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
         trial("maps_are_as_the_abi_says", maps::are_as_the_abi_says),
         trial("the_kernel_decides_as_the_host_does", differential::kernel_and_host_agree),
         trial("every_condition", matrix::every_condition),
-        trial("what_the_verifier_looks_at", speed::verified),
+        trial("what_the_verifier_looks_at", verified::verified),
         trial("backstop/the_program_holds", backstop::the_program_holds),
         trial("backstop/nftables_holds", backstop::nftables_holds),
         trial("backstop/an_index_guards_nobody", backstop::an_index_guards_nobody),
@@ -60,10 +59,6 @@ fn main() -> ExitCode {
         trial("backstop/the_kernel_decides_as_the_host_does", backstop::the_kernel_decides_as_the_host_does),
     ]);
     let arguments = Arguments::from_args();
-    // A report and no test: for who asks for it (`cargo xtask test --only bpf speed`).
-    if arguments.filter.as_deref() == Some("speed") {
-        trials.push(trial("speed", speed::report));
-    }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -28,12 +28,14 @@ const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
 
 /// Bytes that each of several segments carries.
-pub(crate) const SEGMENT: u32 = 1_300;
+pub const SEGMENT: u32 = 1_300;
 
 /// What the kernel is told to do with a packet (`include/uapi/linux/pkt_cls.h`).
-pub(crate) const NEXT: u32 = u32::MAX;
-pub(crate) const SHOT: u32 = 2;
-pub(crate) const REDIRECT: u32 = 7;
+pub const NEXT: u32 = u32::MAX;
+/// The same: drop it.
+pub const SHOT: u32 = 2;
+/// The same: send it by another device.
+pub const REDIRECT: u32 = 7;
 
 /// Names of the programs by direction.
 const fn program(direction: Direction) -> &'static str {
@@ -46,18 +48,18 @@ const fn program(direction: Direction) -> &'static str {
 }
 
 /// Why programs can't be loaded here, if they can't; in the words that the runner of all tests knows.
-pub(crate) fn missing_privilege() -> Option<&'static str> {
+pub fn missing_privilege() -> Option<&'static str> {
     (!rustix::process::geteuid().is_root())
         .then_some("needs root: CAP_BPF and CAP_NET_ADMIN to load programs")
 }
 
 /// Seconds since boot, as the programs see them.
-pub(crate) fn boot_seconds() -> u32 {
+pub fn boot_seconds() -> u32 {
     u32::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(u32::MAX)
 }
 
 /// The object under test.
-pub(crate) fn object() -> Result<PathBuf> {
+pub fn object() -> Result<PathBuf> {
     let path = match (env::var_os("KUBEVEIL_EBPF_OBJECT"), option_env!("KUBEVEIL_EBPF_OBJECT")) {
         (Some(path), _) => PathBuf::from(path),
         (None, Some(path)) => PathBuf::from(path),
@@ -69,17 +71,20 @@ pub(crate) fn object() -> Result<PathBuf> {
 
 /// What became of a packet.
 #[derive(Debug)]
-pub(crate) struct Ran {
-    pub(crate) action: u32,
-    pub(crate) frame: Vec<u8>,
-    pub(crate) duration: Duration,
+pub struct Ran {
+    /// What the program answered.
+    pub action: u32,
+    /// The packet as it left it.
+    pub frame: Vec<u8>,
+    /// Of one run; the mean of many where it ran often.
+    pub duration: Duration,
 }
 
 /// Loaded programs that no test uses at the moment. Loading is what takes the time.
 static IDLE: Mutex<Vec<Kernel>> = Mutex::new(Vec::new());
 
 /// Loaded programs, for as long as a test needs them.
-pub(crate) struct Loan(Option<Kernel>);
+pub struct Loan(Option<Kernel>);
 
 impl Deref for Loan {
     type Target = Kernel;
@@ -105,7 +110,7 @@ impl Drop for Loan {
 }
 
 /// The loaded programs.
-pub(crate) struct Kernel {
+pub struct Kernel {
     ebpf: Ebpf,
     epoch: u32,
     room: usize,
@@ -116,7 +121,7 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// The programs with the maps of the world.
-    pub(crate) fn with(world: &World) -> Result<Loan> {
+    pub fn with(world: &World) -> Result<Loan> {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         let used = if world.room == MAX_FLOWS { idle.pop() } else { None };
         drop(idle);
@@ -137,7 +142,7 @@ impl Kernel {
     }
 
     /// Brings the maps to the state of the world, whatever was in them; counters begin anew.
-    pub(crate) fn install(&mut self, world: &World) -> Result<()> {
+    pub fn install(&mut self, world: &World) -> Result<()> {
         let c = &world.config;
         let [even, odd] = c.ports;
         let [e0, e1, e2, e3, e4, e5, e6] = c.envelope_ports;
@@ -182,7 +187,7 @@ impl Kernel {
     }
 
     /// Brings the prefixes to the state of the world. The epoch is the caller's.
-    pub(crate) fn replace_prefixes(&mut self, world: &World) -> Result<()> {
+    pub fn replace_prefixes(&mut self, world: &World) -> Result<()> {
         let mut prefixes: LpmTrie<_, [u32; 4], [u32; 2]> = self.map(names::PREFIXES)?.try_into()?;
         let old: Vec<_> = prefixes.keys().collect::<Result<_, _>>()?;
         old.iter().try_for_each(|key| prefixes.remove(key))?;
@@ -193,19 +198,19 @@ impl Kernel {
     }
 
     /// From now on the programs look every address up.
-    pub(crate) fn unsettle(&mut self) -> Result<()> {
+    pub fn unsettle(&mut self) -> Result<()> {
         self.epoch |= 1;
         self.store_epoch(self.epoch)
     }
 
     /// From now on the programs keep what they have looked up. No epoch comes twice.
-    pub(crate) fn settle(&mut self) -> Result<()> {
+    pub fn settle(&mut self) -> Result<()> {
         self.epoch = (self.epoch | 1) + 1;
         self.store_epoch(self.epoch)
     }
 
     /// As it is before anybody has written to the map.
-    pub(crate) fn clear_epoch(&mut self) -> Result<()> {
+    pub fn clear_epoch(&mut self) -> Result<()> {
         self.store_epoch(0)
     }
 
@@ -215,12 +220,12 @@ impl Kernel {
     }
 
     /// Runs the program of a direction on a packet.
-    pub(crate) fn run(&mut self, direction: Direction, situation: &Situation) -> Result<Ran> {
+    pub fn run(&mut self, direction: Direction, situation: &Situation) -> Result<Ran> {
         self.run_frame(direction, situation, &situation.build.frame(), 0)
     }
 
     /// The same with these bytes, `segments` of them.
-    pub(crate) fn run_frame(
+    pub fn run_frame(
         &mut self,
         direction: Direction,
         situation: &Situation,
@@ -230,7 +235,8 @@ impl Kernel {
         self.run_often(direction, situation, frame, segments, 1)
     }
 
-    pub(crate) fn run_often(
+    /// The same, `repeat` times: for its duration.
+    pub fn run_often(
         &mut self,
         direction: Direction,
         situation: &Situation,
@@ -242,7 +248,7 @@ impl Kernel {
     }
 
     /// The same for a program that shares its direction with another.
-    pub(crate) fn run_program(
+    pub fn run_program(
         &mut self,
         name: &'static str,
         situation: &Situation,
@@ -263,18 +269,18 @@ impl Kernel {
     }
 
     /// One counter, summed over the CPUs.
-    pub(crate) fn counter(&self, index: u32) -> Result<Counter> {
+    pub fn counter(&self, index: u32) -> Result<Counter> {
         Ok(self.counters()?.get(&index).copied().unwrap_or_default())
     }
 
     /// From now on counters begin anew.
-    pub(crate) fn forget(&mut self) -> Result<()> {
+    pub fn forget(&mut self) -> Result<()> {
         self.counted = self.all_counters()?;
         Ok(())
     }
 
     /// Every counter that has moved since the maps were filled, and by how much.
-    pub(crate) fn counters(&self) -> Result<BTreeMap<u32, Counter>> {
+    pub fn counters(&self) -> Result<BTreeMap<u32, Counter>> {
         let mut counters = self.all_counters()?;
         counters.retain(|index, counter| {
             let before = self.counted.get(index).copied().unwrap_or_default();
@@ -300,7 +306,7 @@ impl Kernel {
     }
 
     /// The flows, and when each was last seen.
-    pub(crate) fn flows(&mut self) -> Result<BTreeMap<[u32; 10], u32>> {
+    pub fn flows(&mut self) -> Result<BTreeMap<[u32; 10], u32>> {
         let flows = self.flow_map()?;
         flows.iter().map(|entry| entry.map(|(key, [seen, _])| (key, seen)).map_err(Into::into)).collect()
     }
@@ -310,7 +316,7 @@ impl Kernel {
     }
 
     /// Instructions that the verifier looked at, by program.
-    pub(crate) fn verified(&mut self) -> Result<BTreeMap<&'static str, u32>> {
+    pub fn verified(&mut self) -> Result<BTreeMap<&'static str, u32>> {
         let mut counts = BTreeMap::new();
         for name in names::PROGRAMS {
             let classifier: &SchedClassifier = self.ebpf.program(name).context(name)?.try_into()?;
@@ -321,13 +327,13 @@ impl Kernel {
     }
 
     /// One of the maps.
-    pub(crate) fn map(&mut self, name: &str) -> Result<&mut Map> {
+    pub fn map(&mut self, name: &str) -> Result<&mut Map> {
         self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
     }
 }
 
 /// One call of BPF_PROG_TEST_RUN.
-pub(crate) fn test_run(
+pub fn test_run(
     classifier: &SchedClassifier,
     frame: &[u8],
     context: Option<&[u8]>,
@@ -347,7 +353,7 @@ pub(crate) fn test_run(
 }
 
 /// A key as the map holds it.
-pub(crate) fn words(key: &FlowKey) -> [u32; 10] {
+pub fn words(key: &FlowKey) -> [u32; 10] {
     let mut words = [0; 10];
     words[..4].copy_from_slice(&key.remote);
     words[4..8].copy_from_slice(&key.local);

@@ -32,12 +32,16 @@ impl Secrets for NoKeys {
     }
 }
 
-/// Where packets go, in each family.
-pub(crate) const REMOTE: [&str; 2] = ["10.244.2.10", "fd00:244:2::10"];
-pub(crate) const UNOWNED: [&str; 2] = ["10.244.99.10", "fd00:244:99::10"];
-pub(crate) const LOCAL: [&str; 2] = ["10.244.1.10", "fd00:244:1::10"];
-pub(crate) const NODE: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
-pub(crate) const OUTSIDE: [&str; 2] = ["203.0.113.7", "2001:db8:ffff::7"];
+/// Where packets go, in each family: to a pod of another node,
+pub const REMOTE: [&str; 2] = ["10.244.2.10", "fd00:244:2::10"];
+/// to an address of the mesh that no node owns,
+pub const UNOWNED: [&str; 2] = ["10.244.99.10", "fd00:244:99::10"];
+/// to a pod of this node,
+pub const LOCAL: [&str; 2] = ["10.244.1.10", "fd00:244:1::10"];
+/// to another node,
+pub const NODE: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+/// and to somebody outside of the cluster.
+pub const OUTSIDE: [&str; 2] = ["203.0.113.7", "2001:db8:ffff::7"];
 
 /// What stands in the map of prefixes.
 const PREFIXES: [(&str, PrefixKind); 8] = [
@@ -52,17 +56,21 @@ const PREFIXES: [(&str, PrefixKind); 8] = [
 ];
 
 /// By which all packets leave.
-pub(crate) const DEVICE: &str = "new0";
+pub const DEVICE: &str = "new0";
 
 /// The node. Its daemon is whoever calls.
-pub(crate) struct Cell {
-    pub(crate) kernel: RealKernel,
-    pub(crate) dir: TempDir,
+pub struct Cell {
+    /// The kernel as the daemon knows it.
+    pub kernel: RealKernel,
+    /// Where its BPF file system is mounted.
+    pub dir: TempDir,
     object: Vec<u8>,
 }
 
 /// Runs `test` in namespaces of its own, which end with its thread.
-pub(crate) fn within(test: fn(&mut Cell) -> Result<()>) -> Result<()> {
+pub fn within<T: Send + 'static>(
+    test: impl FnOnce(&mut Cell) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let tested = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("make namespaces")?;
         // Several threads: calls of the kernel's port wait for a socket that another one drives.
@@ -71,9 +79,10 @@ pub(crate) fn within(test: fn(&mut Cell) -> Result<()>) -> Result<()> {
         let mut cell = Cell::lay()?;
         let tested = test(&mut cell);
         let (_, errors) = cell.kernel.remove_everything();
-        tested?;
+        let told = tested?;
         ensure!(errors.is_empty(), "{errors:?}");
-        run("umount", &[&cell.bpf_dir()])
+        run("umount", &[&cell.bpf_dir()])?;
+        Ok(told)
     });
     tested.join().map_err(|_| anyhow!("the thread panicked"))?
 }
@@ -91,7 +100,7 @@ impl Cell {
     }
 
     /// Makes the device that packets leave by, with an index of somebody's choice.
-    pub(crate) fn lay_device(&mut self, index: Option<u32>) -> Result<()> {
+    pub fn lay_device(&mut self, index: Option<u32>) -> Result<()> {
         self.add_device(DEVICE, index)?;
         for (family, address, gateway) in
             [("-4", "198.51.100.1/24", "198.51.100.2"), ("-6", "2001:db8:1::1/64", "2001:db8:1::2")]
@@ -116,12 +125,12 @@ impl Cell {
     }
 
     /// Where pins are.
-    pub(crate) fn bpf_dir(&self) -> String {
+    pub fn bpf_dir(&self) -> String {
         self.dir.path().display().to_string()
     }
 
     /// Loads the programs and fills the maps; raises no backstop.
-    pub(crate) fn load(&mut self, mode: Mode) -> Result<()> {
+    pub fn load(&mut self, mode: Mode) -> Result<()> {
         self.run(Action::LoadPrograms)?;
         for (net, kind) in PREFIXES {
             self.run(Action::PutPrefix(net.parse()?, Prefix { kind, peer: 1 }))?;
@@ -129,15 +138,18 @@ impl Cell {
         self.run(Action::SetConfig(Config { mode: mode as u32, ..Config::default() }))
     }
 
-    pub(crate) fn run(&mut self, action: Action) -> Result<()> {
+    /// Carries out one action.
+    pub fn run(&mut self, action: Action) -> Result<()> {
         self.kernel.execute(&action, &NoKeys).with_context(|| action.to_string())
     }
 
-    pub(crate) fn observe(&mut self) -> Result<Observed> {
+    /// Looks at the kernel.
+    pub fn observe(&mut self) -> Result<Observed> {
         Ok(self.kernel.observe()?)
     }
 
-    pub(crate) fn raise(&mut self, backstop: Backstop) -> Result<()> {
+    /// Raises a backstop, and sees that it stands.
+    pub fn raise(&mut self, backstop: Backstop) -> Result<()> {
         self.run(Action::RaiseBackstop(backstop.clone()))?;
         let standing = self.observe()?.backstop;
         ensure!(standing.in_force() == Some(backstop.form()), "it does not stand: {standing:?}");
@@ -145,33 +157,33 @@ impl Cell {
     }
 
     /// The same beside another form, which is the one that counts.
-    pub(crate) fn raise_beside(&mut self, backstop: Backstop) -> Result<()> {
+    pub fn raise_beside(&mut self, backstop: Backstop) -> Result<()> {
         self.run(Action::RaiseBackstop(backstop))
     }
 
     /// Index of the device that packets leave by.
-    pub(crate) fn index(&mut self) -> Result<u32> {
+    pub fn index(&mut self) -> Result<u32> {
         let links = self.observe()?.links;
         let found = links.iter().find(|(_, link)| link.name == DEVICE);
         found.map(|(index, _)| *index).context("no device")
     }
 
     /// As the daemon does it.
-    pub(crate) fn guard(&mut self) -> Result<()> {
+    pub fn guard(&mut self) -> Result<()> {
         let index = self.index()?;
         self.run(Action::Attach((Program::Steer, index)))?;
         self.run(Action::PutDevice(index, DeviceKind::Underlay))
     }
 
     /// The daemon of another build of the same programs takes over.
-    pub(crate) fn upgrade(&mut self) -> Result<()> {
+    pub fn upgrade(&mut self) -> Result<()> {
         self.object.extend(b"another build");
         self.kernel = RealKernel::new(self.dir.path(), self.object.clone())?;
         self.run(Action::LoadPrograms)
     }
 
     /// Packets counted by the backstop for a reason: dropped (or passed for what the reason says), and only observed.
-    pub(crate) fn counted(&mut self, reason: Reason) -> Result<[u64; 2]> {
+    pub fn counted(&mut self, reason: Reason) -> Result<[u64; 2]> {
         let counts = self.kernel.counters()?;
         Ok([false, true].map(|observed| {
             let is_it = |c: &&kubeveil_linux::Count| {
@@ -188,7 +200,7 @@ fn bytes() -> Result<Vec<u8>> {
 }
 
 /// Sends a datagram; whether the kernel took it. A hook that drops what a process sends tells it so (EPERM).
-pub(crate) fn passes(to: &str) -> Result<bool> {
+pub fn passes(to: &str) -> Result<bool> {
     let to: IpAddr = to.parse()?;
     let any = if to.is_ipv4() { "0.0.0.0" } else { "::" };
     let socket = UdpSocket::bind((any, 0))?;
@@ -199,7 +211,8 @@ pub(crate) fn passes(to: &str) -> Result<bool> {
     }
 }
 
-pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
+/// Runs another program; what it says is the error where it fails.
+pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(program).args(arguments).output().with_context(|| program.to_owned())?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), said.trim());
@@ -207,7 +220,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
 }
 
 /// The number of the program that is pinned there.
-pub(crate) fn path_of_program(cell: &Cell) -> Result<std::path::PathBuf> {
+pub fn path_of_program(cell: &Cell) -> Result<std::path::PathBuf> {
     let build = cell.kernel.build();
     let path = Path::new(&cell.bpf_dir()).join(format!("v1/programs-{build}/backstop"));
     ensure!(path.exists(), "{} is not there", path.display());
