@@ -60,6 +60,17 @@ pub(crate) fn programs(workspace: &Workspace) -> Result<PathBuf> {
     Ok(programs)
 }
 
+/// Builds what benches measure with; gives the folder that holds it.
+pub(crate) fn bench(workspace: &Workspace) -> Result<PathBuf> {
+    let object = ebpf(workspace)?;
+    let mut build = static_build(workspace, &object)?;
+    build.args(["--bins", "--package", "kubeveil-tests-bench"]);
+    let programs = workspace.target.join("bench/programs");
+    fs::create_dir_all(&programs).with_context(|| format!("make {}", programs.display()))?;
+    collect(&mut build, &programs)?;
+    Ok(programs)
+}
+
 /// A cargo build of host programs that need nothing of the machine they run on. It has a
 /// target folder of its own: other flags would make cargo build everything anew each time.
 fn static_build(workspace: &Workspace, object: &Path) -> Result<Command> {

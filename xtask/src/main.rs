@@ -3,6 +3,7 @@
 //! Every command sets up what it needs and is missing, says what and why, and keeps what it
 //! fetched or made outside of the checkout, so that the second call is quick.
 
+mod bench;
 mod build;
 mod demo;
 mod fuzz;
@@ -36,6 +37,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Set up what is missing and run every test
     Test(test::Arguments),
+    /// What is promised in numbers, measured
+    Bench(bench::Arguments),
     /// Any input, led by what it makes the code do
     Fuzz(fuzz::Arguments),
     /// Formatting, clippy, dependency rules, licences, paths
@@ -68,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(arguments) => demo::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Bench(arguments) => bench::run(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Lint(arguments) => lint::run(&workspace, &arguments),
         Command::Lab(arguments) => lab::run(&workspace, arguments),

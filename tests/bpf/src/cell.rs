@@ -68,9 +68,7 @@ pub struct Cell {
 }
 
 /// Runs `test` in namespaces of its own, which end with its thread.
-pub fn within<T: Send + 'static>(
-    test: impl FnOnce(&mut Cell) -> Result<T> + Send + 'static,
-) -> Result<T> {
+pub fn within<T: Send + 'static>(test: impl FnOnce(&mut Cell) -> Result<T> + Send + 'static) -> Result<T> {
     let tested = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("make namespaces")?;
         // Several threads: calls of the kernel's port wait for a socket that another one drives.

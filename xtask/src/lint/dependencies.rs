@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-cli", &["kubeveil-api", "kubeveil-core"]),
     ("kubeveil-tests", LIBRARIES),
     ("kubeveil-tests-bpf", LIBRARIES),
+    ("kubeveil-tests-bench", BENCH),
     ("xtask", &[]),
 ];
 
@@ -34,6 +35,19 @@ const LIBRARIES: &[&str] = &[
     "kubeveil-keys",
     "kubeveil-linux",
     "kubeveil-manifests",
+    "kubeveil-verdict",
+];
+
+/// Benches drive the daemon's own way round, and what the programs are tested with.
+const BENCH: &[&str] = &[
+    "kubeveil-abi",
+    "kubeveil-agent",
+    "kubeveil-api",
+    "kubeveil-core",
+    "kubeveil-keys",
+    "kubeveil-linux",
+    "kubeveil-manifests",
+    "kubeveil-tests-bpf",
     "kubeveil-verdict",
 ];
 
