@@ -20,6 +20,9 @@ use crate::{
 /// Packages whose programs the lab has on its PATH.
 const LAB_PACKAGES: [&str; 4] = ["kubeveil-agent", "kubeveil-cli", "kubeveil-tests", "kubeveil-tests-bpf"];
 
+/// What the eBPF object is called beside the program that measures.
+pub(crate) const BENCH_OBJECT: &str = "kubeveil.bpf";
+
 /// Where host builds learn what to embed.
 pub(crate) const EBPF_OBJECT: &str = "KUBEVEIL_EBPF_OBJECT";
 
@@ -68,6 +71,7 @@ pub(crate) fn bench(workspace: &Workspace) -> Result<PathBuf> {
     let programs = workspace.target.join("bench/programs");
     fs::create_dir_all(&programs).with_context(|| format!("make {}", programs.display()))?;
     collect(&mut build, &programs)?;
+    copy_if_changed(&object, &programs.join(BENCH_OBJECT))?;
     Ok(programs)
 }
 

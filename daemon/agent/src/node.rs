@@ -51,11 +51,11 @@ const ROUNDS: usize = 8;
 
 /// Both clocks, read by the caller.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
+pub struct Now {
     /// Monotonic.
-    pub(crate) monotonic: Duration,
+    pub monotonic: Duration,
     /// Since 1970.
-    pub(crate) epoch: Duration,
+    pub epoch: Duration,
 }
 
 /// What one way round came to.
@@ -70,7 +70,7 @@ pub(crate) struct Outcome {
 }
 
 /// Everything that this node's daemon is.
-pub(crate) struct Node<K> {
+pub struct Node<K> {
     pub(crate) name: String,
     pub(crate) underlay: Vec<String>,
     /// Which form of the backstop the operator wants.
@@ -112,7 +112,7 @@ fn knows(snapshot: &Snapshot, node: &str) -> bool {
 
 impl<K: Kernel> Node<K> {
     /// `build` names the programs that `kernel` brings.
-    pub(crate) fn new(
+    pub fn new(
         name: &str,
         underlay: &[String],
         build: &str,
@@ -155,13 +155,23 @@ impl<K: Kernel> Node<K> {
         }
     }
 
+    /// Was nothing left to do after the last way round?
+    pub fn is_settled(&self) -> bool {
+        self.last.settled
+    }
+
+    /// What was wrong with the last way round.
+    pub fn problems(&self) -> &[Problem] {
+        &self.last.problems
+    }
+
     /// The mesh as last known.
     pub(crate) fn mesh(&self) -> Option<&kubeveil_api::mesh::MeshSpec> {
         self.before.mesh.as_ref()
     }
 
     /// Once round. Returns when to go round again at the latest.
-    pub(crate) fn pass(&mut self, now: Now) -> Duration {
+    pub fn pass(&mut self, now: Now) -> Duration {
         if !self.written.remembers() {
             let before = self.desired_before(now);
             self.written.remember(&before);

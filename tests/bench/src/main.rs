@@ -1,29 +1,37 @@
 //! What `cargo xtask bench` measures with: each part prints its rows as lines of JSON on standard output, and what it
 //! is at on standard error. Nothing here passes or fails.
 
+mod daemon;
 mod datapath;
 mod programs;
 mod raw;
 mod row;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
-use crate::row::Row;
+use crate::{
+    daemon::{cluster, latency, memory, reconcile},
+    row::Row,
+};
 
 #[derive(Parser)]
 #[command(about)]
 struct Arguments {
     /// What to measure
     part: Part,
-    /// Only rows whose name contains this
-    #[arg(long, default_value = "")]
-    filter: String,
     /// How often
     #[arg(long, default_value_t = 9)]
     rounds: usize,
+    /// Of the parts that others call: what, or where
+    #[arg(long, hide = true, default_value = "")]
+    of: String,
+    #[arg(long, hide = true, default_value_t = 0)]
+    nodes: u16,
+    #[arg(long, hide = true)]
+    below: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -32,6 +40,18 @@ enum Part {
     Datapath,
     /// The programs under BPF_PROG_TEST_RUN
     Programs,
+    /// From nothing to 5,000 peers, one change, no change
+    Reconcile,
+    /// What the daemon keeps in memory
+    Memory,
+    /// From an announcement to the kernel
+    Latency,
+    /// One measurement of the memory of this process
+    #[value(hide = true)]
+    MemoryOf,
+    /// Writes a cluster into a folder
+    #[value(hide = true)]
+    Folder,
 }
 
 fn main() -> ExitCode {
@@ -45,11 +65,32 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let rows: Vec<Row> = match arguments.part {
-        Part::Datapath => datapath::measure(arguments.rounds)?,
-        Part::Programs => programs::measure(arguments.rounds)?,
+    let rounds = arguments.rounds;
+    let rows = match arguments.part {
+        Part::Datapath => datapath::measure(rounds)?,
+        Part::Programs => programs::measure(rounds)?,
+        Part::Reconcile => with_wireguard("reconcile", || reconcile::measure(rounds))?,
+        Part::Memory => with_wireguard("memory", || memory::measure(rounds))?,
+        Part::Latency => with_wireguard("latency", || latency::measure(rounds))?,
+        Part::MemoryOf => {
+            let sizes = memory::of(&arguments.of)?;
+            return Ok(serde_json::to_writer(std::io::stdout(), &sizes)?);
+        }
+        Part::Folder => {
+            let key = arguments.below.as_deref().context("--below is missing")?.parse()?;
+            let others = cluster::below(arguments.nodes, &key)?;
+            return cluster::folder::write(Path::new(&arguments.of), &others);
+        }
     };
-    rows.iter().filter(|row| row.is_called(&arguments.filter)).try_for_each(Row::tell)
+    rows.iter().try_for_each(Row::tell)
+}
+
+/// A part, or that it is left out and why.
+fn with_wireguard(name: &str, measure: impl FnOnce() -> Result<Vec<Row>>) -> Result<Vec<Row>> {
+    match daemon::missing() {
+        Some(why) => Ok(vec![Row::skipped(name, "", why)]),
+        None => measure(),
+    }
 }
 
 /// What we are at.

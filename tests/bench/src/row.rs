@@ -42,6 +42,11 @@ impl Row {
         }
     }
 
+    /// A quantile of what the rounds gave.
+    pub(crate) fn of_quantile(name: &str, unit: &'static str, series: &Series, part: f64) -> Self {
+        Self { value: series.quantile(part), ..Self::of(name, unit, series) }
+    }
+
     /// What can't be measured here, and why.
     pub(crate) fn skipped(name: impl Into<String>, unit: &'static str, why: impl Into<String>) -> Self {
         Self { name: name.into(), unit, note: Some(format!("skipped: {}", why.into())), ..Self::default() }
@@ -59,10 +64,6 @@ impl Row {
 
     pub(crate) fn note(self, note: impl Into<String>) -> Self {
         Self { note: Some(note.into()), ..self }
-    }
-
-    pub(crate) fn is_called(&self, part: &str) -> bool {
-        self.name.contains(part)
     }
 
     /// Hands it to who started us.
@@ -85,6 +86,15 @@ impl Series {
 
     pub(crate) fn push(&mut self, value: f64) {
         self.0.push(value);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Of the last round.
+    pub(crate) fn last(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
     }
 
     /// Round by round, this one by that one: what disturbs a round disturbs both.

@@ -26,7 +26,7 @@ const LIMIT: u64 = 3600;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Only parts whose name contains this: datapath, programs
+    /// Only parts whose name contains this: datapath, programs, reconcile, memory, latency
     filter: Option<String>,
     /// How often each thing is measured
     #[arg(long)]
@@ -55,9 +55,12 @@ enum Place {
     WireGuard,
 }
 
-const PARTS: [Part; 2] = [
+const PARTS: [Part; 5] = [
     Part { name: "datapath", place: Place::Here, rounds: 9 },
     Part { name: "programs", place: Place::Here, rounds: 9 },
+    Part { name: "reconcile", place: Place::WireGuard, rounds: 3 },
+    Part { name: "memory", place: Place::WireGuard, rounds: 1 },
+    Part { name: "latency", place: Place::WireGuard, rounds: 100 },
 ];
 
 /// Measures, prints the table and writes `target/bench/results.json`.
@@ -122,6 +125,8 @@ impl<'a> Bench<'a> {
                     programs: self.workspace.lab_programs()?,
                     payload: Some(self.folder.clone()),
                     timeout: Some(LIMIT),
+                    // The object lies beside the program.
+                    environment: vec![(build::EBPF_OBJECT.to_owned(), format!("./{}", build::BENCH_OBJECT))],
                     ..Request::default()
                 })?
             }

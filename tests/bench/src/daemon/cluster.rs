@@ -1,0 +1,201 @@
+//! Thousands of nodes, dual-stack, that have announced their keys; and a source in memory that tells of them.
+
+pub(crate) mod folder;
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use kubeveil_api::{
+    announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped},
+    mesh::{MeshSpec, Mode},
+};
+use kubeveil_core::{
+    problem::Problem,
+    snapshot::{Knowledge, NodeFacts, Snapshot},
+    source::{Source, SourceState},
+};
+use kubeveil_keys::{Generation, KeyStore, PrivateKey, PublicKey};
+use tempfile::TempDir;
+
+/// This node.
+pub(crate) const OWN: &str = "node-own";
+const OWN_UID: &str = "uid-own";
+
+/// This node's state, with a key higher than most, so that lower ones are soon found.
+pub(crate) struct Own {
+    state: TempDir,
+    pub(crate) key: PublicKey,
+}
+
+impl Own {
+    pub(crate) fn make() -> Result<Self> {
+        loop {
+            let state = tempfile::tempdir()?;
+            let store = KeyStore::open(state.path().join("keys"), OWN_UID)?;
+            let key = store.load_or_create(Generation::FIRST, 1)?.info.public;
+            if key.as_bytes()[0] >= 0xe0 {
+                return Ok(Self { state, key });
+            }
+        }
+    }
+
+    pub(crate) fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// As on its first day, but for its key.
+    pub(crate) fn forget(&self) -> Result<()> {
+        for file in ["known.json", "adoption.json"] {
+            let path = self.state().join(file);
+            if path.exists() {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Another node: its key, and what is known of it.
+pub(crate) struct Other {
+    number: u16,
+    key: PrivateKey,
+    pub(crate) facts: NodeFacts,
+}
+
+impl Other {
+    fn make(number: u16, below: &PublicKey) -> Result<Self> {
+        let key = loop {
+            let key = PrivateKey::generate()?;
+            if key.public() < *below {
+                break key;
+            }
+        };
+        let [high, low] = number.to_be_bytes();
+        let facts = NodeFacts {
+            uid: format!("uid-{number}"),
+            pod_cidrs: vec![
+                IpNet::new(Ipv4Addr::new(10, 128 + high, low, 0).into(), 24)?,
+                IpNet::new(Ipv6Addr::new(0xfd00, 0x244, number, 0, 0, 0, 0, 0).into(), 64)?,
+            ],
+            internal_ips: vec![
+                Ipv4Addr::new(172, 16 + high, low, 1).into(),
+                Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, number).into(),
+            ],
+            announcement: None,
+        };
+        let mut other = Self { number, key, facts };
+        other.announce(51_871)?;
+        Ok(other)
+    }
+
+    pub(crate) fn name(&self) -> String {
+        format!("node-{:05}", self.number)
+    }
+
+    /// It says that it listens on `port`.
+    pub(crate) fn announce(&mut self, port: u16) -> Result<()> {
+        let entry = GenerationEntry {
+            generation: Generation::FIRST,
+            public_key: self.key.public(),
+            port: port.try_into()?,
+            state: GenerationState::Active,
+        };
+        let signed = Announcement::sign(
+            &self.name(),
+            &self.facts.uid,
+            vec![entry],
+            NotFlipped::nobody(),
+            &[&self.key],
+        );
+        self.facts.announcement = Some(signed.context("sign")?.to_json());
+        Ok(())
+    }
+}
+
+/// `count` nodes beside this one.
+pub(crate) fn others(count: u16, own: &Own) -> Result<Vec<Other>> {
+    below(count, &own.key)
+}
+
+/// The same, with keys lower than `key`.
+pub(crate) fn below(count: u16, key: &PublicKey) -> Result<Vec<Other>> {
+    (1..=count).map(|number| Other::make(number, key)).collect()
+}
+
+/// The mesh that all of them are in.
+pub(crate) fn mesh() -> Result<MeshSpec> {
+    let nets = |texts: [&str; 2]| texts.map(str::parse).into_iter().collect::<Result<Vec<IpNet>, _>>();
+    Ok(MeshSpec {
+        mode: Mode::Require,
+        pod_cidrs: nets(["10.0.0.0/8", "fd00:244::/32"])?,
+        // This node's own addresses are the cell's.
+        node_cidrs: [
+            nets(["172.16.0.0/12", "2001:db8::/32"])?,
+            nets(["198.51.100.0/24", "2001:db8:1::/64"])?,
+        ]
+        .concat(),
+        key_generation: 0,
+        revoked_keys: vec![],
+        adoption: None,
+    })
+}
+
+/// This node, as the cell has it.
+pub(crate) fn own() -> Result<NodeFacts> {
+    Ok(NodeFacts {
+        uid: OWN_UID.to_owned(),
+        pod_cidrs: vec!["10.244.1.0/24".parse()?, "fd00:244:ffff::/64".parse()?],
+        internal_ips: vec!["198.51.100.1".parse()?, "2001:db8:1::1".parse()?],
+        announcement: None,
+    })
+}
+
+/// A source in memory, which the bench changes.
+#[derive(Clone, Default)]
+pub(crate) struct Memory(Arc<Mutex<Snapshot>>);
+
+impl Memory {
+    pub(crate) fn of(others: &[Other]) -> Self {
+        let nodes = others.iter().map(|other| (other.name(), other.facts.clone())).collect();
+        Self(Arc::new(Mutex::new(Snapshot { mesh: None, nodes })))
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A node has another announcement.
+    pub(crate) fn hear(&self, other: &Other) {
+        self.change(|snapshot| drop(snapshot.nodes.insert(other.name(), other.facts.clone())));
+    }
+}
+
+impl Source for Memory {
+    fn name(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn read(&mut self, _: Duration) -> SourceState {
+        let snapshot = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        SourceState {
+            knowledge: Knowledge::Whole(snapshot.attest_whole()),
+            problems: vec![],
+            look_again: None,
+        }
+    }
+
+    fn announce(&mut self, node: &str, _: &str, json: &str) -> Result<(), Problem> {
+        self.change(|snapshot| {
+            if let Some(facts) = snapshot.nodes.get_mut(node) {
+                facts.announcement = Some(json.to_owned());
+            }
+        });
+        Ok(())
+    }
+}

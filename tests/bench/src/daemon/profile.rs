@@ -1,0 +1,75 @@
+//! A kernel that keeps count of what it is asked, and how long that took.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use kubeveil_core::{action::Action, observed::Observed};
+use kubeveil_linux::{Count, Kernel, KernelError, Secrets};
+
+/// Since it was last taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    pub(super) looks: u32,
+    pub(super) looking: Duration,
+    pub(super) writes: u32,
+    pub(super) writing: Duration,
+    /// When the last write was done.
+    pub(super) written: Option<Instant>,
+}
+
+/// What was spent, for who does not own the kernel.
+#[derive(Clone, Default)]
+pub(super) struct Profile(Arc<Mutex<Spent>>);
+
+impl Profile {
+    pub(super) fn take(&self) -> Spent {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn add(&self, add: impl FnOnce(&mut Spent)) {
+        add(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The kernel.
+pub(super) struct Profiled<K>(K, Profile);
+
+impl<K> Profiled<K> {
+    pub(super) fn new(kernel: K) -> (Self, Profile) {
+        let profile = Profile::default();
+        (Self(kernel, profile.clone()), profile)
+    }
+}
+
+impl<K: Kernel> Kernel for Profiled<K> {
+    fn observe(&mut self) -> Result<Observed, KernelError> {
+        let start = Instant::now();
+        let observed = self.0.observe();
+        self.1.add(|spent| {
+            spent.looks += 1;
+            spent.looking += start.elapsed();
+        });
+        observed
+    }
+
+    fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
+        let start = Instant::now();
+        let done = self.0.execute(action, secrets);
+        self.1.add(|spent| {
+            spent.writes += 1;
+            spent.writing += start.elapsed();
+            spent.written = Some(Instant::now());
+        });
+        done
+    }
+
+    fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
+        self.0.counters()
+    }
+
+    fn sweep_flows(&mut self) -> Result<usize, KernelError> {
+        self.0.sweep_flows()
+    }
+}
