@@ -1,11 +1,13 @@
 //! What `cargo xtask bench` measures with: each part prints its rows as lines of JSON on standard output, and what it
 //! is at on standard error. Nothing here passes or fails.
+#![expect(clippy::print_stdout, reason = "what was measured is the point of it")]
 
 mod daemon;
 mod datapath;
 mod programs;
 mod raw;
 mod row;
+mod traffic;
 
 use std::{path::Path, process::ExitCode};
 
@@ -46,6 +48,17 @@ enum Part {
     Memory,
     /// From an announcement to the kernel
     Latency,
+    /// Pod to pod through WireGuard
+    Traffic,
+    /// In a lab, of `traffic`: measures when it is told to
+    #[value(hide = true)]
+    Serve,
+    /// In a pod: answers requests
+    #[value(hide = true)]
+    Answer,
+    /// In a pod: asks
+    #[value(hide = true)]
+    Ask,
     /// One measurement of the memory of this process
     #[value(hide = true)]
     MemoryOf,
@@ -72,6 +85,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         Part::Reconcile => with_wireguard("reconcile", || reconcile::measure(rounds))?,
         Part::Memory => with_wireguard("memory", || memory::measure(rounds))?,
         Part::Latency => with_wireguard("latency", || latency::measure(rounds))?,
+        Part::Traffic => with_wireguard("traffic", || traffic::measure(rounds))?,
+        Part::Serve => return traffic::serve(),
+        Part::Answer => return traffic::answer(),
+        Part::Ask => return traffic::ask(),
         Part::MemoryOf => {
             let sizes = memory::of(&arguments.of)?;
             return Ok(serde_json::to_writer(std::io::stdout(), &sizes)?);
