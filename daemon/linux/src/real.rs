@@ -70,6 +70,8 @@ impl RealKernel {
         let mut removed = Removed::default();
         let mut errors = Vec::new();
         self.bpf = None;
+        // What is held would stand on without its pin.
+        self.held = Held::default();
         let links = self.links.dump().unwrap_or_else(|e| {
             errors.push(e);
             BTreeMap::new()

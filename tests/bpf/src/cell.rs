@@ -141,6 +141,12 @@ impl Cell {
         self.kernel.execute(&action, &NoKeys).with_context(|| action.to_string())
     }
 
+    /// The daemon ends, and another one of the same build starts.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kernel = RealKernel::new(self.dir.path(), self.object.clone())?;
+        Ok(())
+    }
+
     /// Looks at the kernel.
     pub fn observe(&mut self) -> Result<Observed> {
         Ok(self.kernel.observe()?)

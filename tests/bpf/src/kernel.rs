@@ -16,7 +16,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
     programs::SchedClassifier,
 };
-use kubeveil_abi::{COUNTERS, Counter, Direction, FlowKey, MAX_FLOWS, names};
+use kubeveil_abi::{COUNTERS, Counter, Direction, FlowKey, MAX_FLOWS, Reason, counter_index, names};
 use kubeveil_verdict::testing::{Situation, World};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -273,10 +273,19 @@ impl Kernel {
         Ok(self.counters()?.get(&index).copied().unwrap_or_default())
     }
 
-    /// From now on counters begin anew.
-    pub fn forget(&mut self) -> Result<()> {
-        self.counted = self.all_counters()?;
-        Ok(())
+    /// What of a direction was counted since this was asked last: whether only observed, and the reason.
+    pub fn moved(&mut self, direction: Direction) -> Result<Vec<(bool, Reason)>> {
+        let mut moved = Vec::new();
+        for (observed, reason) in
+            [false, true].into_iter().flat_map(|o| Reason::ALL.iter().map(move |r| (o, *r)))
+        {
+            let index = counter_index(direction, observed, reason);
+            let now = self.read_counter(index)?;
+            if self.counted.insert(index, now).unwrap_or_default() != now {
+                moved.push((observed, reason));
+            }
+        }
+        Ok(moved)
     }
 
     /// Every counter that has moved since the maps were filled, and by how much.
@@ -292,17 +301,22 @@ impl Kernel {
     }
 
     fn all_counters(&self) -> Result<BTreeMap<u32, Counter>> {
-        let map = self.ebpf.map(names::COUNTERS).context(names::COUNTERS)?;
-        let map: PerCpuArray<_, [u64; 2]> = map.try_into()?;
         let mut counters = BTreeMap::new();
         for index in 0..u32::try_from(COUNTERS)? {
-            let values = map.get(&index, 0)?;
-            let [packets, bytes] = values.iter().fold([0, 0], |sum, v| [sum[0] + v[0], sum[1] + v[1]]);
-            if packets != 0 {
-                counters.insert(index, Counter { packets, bytes });
+            let counter = self.read_counter(index)?;
+            if counter.packets != 0 {
+                counters.insert(index, counter);
             }
         }
         Ok(counters)
+    }
+
+    fn read_counter(&self, index: u32) -> Result<Counter> {
+        let map = self.ebpf.map(names::COUNTERS).context(names::COUNTERS)?;
+        let map: PerCpuArray<_, [u64; 2]> = map.try_into()?;
+        let values = map.get(&index, 0)?;
+        let [packets, bytes] = values.iter().fold([0, 0], |sum, v| [sum[0] + v[0], sum[1] + v[1]]);
+        Ok(Counter { packets, bytes })
     }
 
     /// The flows, and when each was last seen.

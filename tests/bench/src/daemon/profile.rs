@@ -54,6 +54,10 @@ impl<K: Kernel> Kernel for Profiled<K> {
         observed
     }
 
+    fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {
+        self.0.still_holds(last)
+    }
+
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
         let start = Instant::now();
         let done = self.0.execute(action, secrets);

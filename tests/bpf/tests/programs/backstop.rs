@@ -189,10 +189,22 @@ pub(crate) fn pins_that_somebody_removed() -> Result<()> {
     within(|cell| {
         cell.load(Mode::Require)?;
         cell.raise(Backstop::Bpf)?;
-        std::fs::remove_file(cell.dir.path().join("v1/backstop/v6"))?;
-        let standing = cell.observe()?.backstop;
-        ensure!(!standing.bpf && standing.lost.contains(&Form::Bpf), "not told: {standing:?}");
+        let pin = cell.dir.path().join("v1/backstop/v6");
+        // A daemon that lives holds what it pinned.
+        std::fs::remove_file(&pin)?;
+        let unpinned = cell.observe()?.datapath.map(|datapath| datapath.unpinned).unwrap_or_default();
+        ensure!(unpinned.len() == 1, "not told: {unpinned:?}");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        ensure!(!passes(REMOTE[0])? && !passes(REMOTE[1])?, "it opens though it is held");
+        cell.run(Action::PinAgain)?;
+        ensure!(pin.exists(), "not pinned again");
+        // One that is dead holds nothing.
+        cell.restart()?;
+        std::fs::remove_file(&pin)?;
         ensure!(soon(REMOTE[1])? && !passes(REMOTE[0])?, "not only IPv6 is open");
+        cell.run(Action::LoadPrograms)?;
+        let standing = cell.observe()?.backstop;
+        ensure!(!standing.bpf, "not told: {standing:?}");
         cell.raise(Backstop::Bpf)?;
         ensure!(!passes(REMOTE[0])? && !passes(REMOTE[1])?, "raised again, it does not hold");
         Ok(())

@@ -1,7 +1,7 @@
 //! The matrix of conditions, in full, in this kernel: every kind of packet on every way in every mode.
 
-use anyhow::{Context, Result, ensure};
-use kubeveil_abi::{Direction, Mode, PeerValue, Reason, Verdict, counter_index, names};
+use anyhow::{Context, Result, bail, ensure};
+use kubeveil_abi::{Direction, Mode, PeerValue, Reason, Verdict, names};
 use kubeveil_verdict::testing::{
     Scene,
     conditions::{Fate, Hook, Kind, Table, Tunnels, Way, conditions, fate},
@@ -24,7 +24,6 @@ pub(crate) fn every_condition() -> Result<()> {
             let mut table = Table::default();
             // The backstop is no program of a device: `backstop.rs`, and `lab-matrix`.
             for (way, kind, is_v6) in conditions().filter(|(way, ..)| way.hook != Hook::Unguarded) {
-                kernel.forget()?;
                 let found = found(&mut kernel, way, kind, is_v6)
                     .with_context(|| format!("{}, {}, IPv6: {is_v6}", way.name, kind.name()))?;
                 let wanted = fate(way, kind, is_v6, tunnels, mode);
@@ -58,16 +57,13 @@ fn found(kernel: &mut Kernel, way: &Way, kind: Kind, is_v6: bool) -> Result<Fate
         Hook::Overlay => (names::REPLACE, Direction::Egress),
         Hook::Wire => (names::GUARD, Direction::Ingress),
         Hook::Tunnel => (names::DELIVER, Direction::Tunnel),
-        Hook::Unguarded => anyhow::bail!("the backstop is no program that can be run like this"),
+        Hook::Unguarded => bail!("the backstop is no program that can be run like this"),
     };
     kernel.run_program(program, &situation, &frame, segments, 1)?;
-    let counters = kernel.counters()?;
-    ensure!(counters.len() == 1, "counted {counters:?}");
-    let (observed, reason) = [false, true]
-        .into_iter()
-        .flat_map(|observed| Reason::ALL.iter().map(move |reason| (observed, *reason)))
-        .find(|(observed, reason)| counters.contains_key(&counter_index(direction, *observed, *reason)))
-        .context("no reason of this direction")?;
+    let moved = kernel.moved(direction)?;
+    let [(observed, reason)] = moved[..] else {
+        bail!("counted as {moved:?}");
+    };
     Ok(match reason.verdict() {
         _ if observed => Fate::Alone,
         Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => Fate::Encrypted,
