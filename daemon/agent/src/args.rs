@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Load this eBPF object instead of the built-in one.
     #[arg(long, hide_short_help = true)]
     pub(crate) ebpf_object: Option<PathBuf>,
+    /// Pin as a build of another ABI version would.
+    #[arg(long, hide = true, value_name = "VERSION")]
+    pub(crate) abi: Option<u32>,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }

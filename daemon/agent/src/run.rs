@@ -62,7 +62,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let SourceArg::Folder(folder) = source;
     let wake = events.clone();
     let folder = Folder::open(folder, move || drop(wake.send(Event::Stir)));
-    let kernel = RealKernel::new(&args.bpf_dir, object(args)?)?;
+    let mut kernel = RealKernel::new(&args.bpf_dir, object(args)?)?;
+    if let Some(version) = args.abi {
+        kernel = kernel.of_version(&args.bpf_dir, version);
+    }
     let build = kernel.build().to_owned();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

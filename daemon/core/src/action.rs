@@ -19,6 +19,8 @@ pub enum Action {
     LoadPrograms,
     /// Pin again what somebody unpinned.
     PinAgain,
+    /// Drop what builds of other ABI versions left pinned, after ours has taken its flows over.
+    DropPredecessors,
     /// Write the datapath's settings.
     SetConfig(Config),
     /// Write a prefix.
@@ -94,6 +96,7 @@ impl fmt::Display for Action {
         match self {
             Self::LoadPrograms => write!(f, "adopt or load the programs"),
             Self::PinAgain => write!(f, "pin again what was unpinned"),
+            Self::DropPredecessors => write!(f, "drop what another version left"),
             Self::SetConfig(config) => write!(f, "set the configuration {config:?}"),
             Self::PutPrefix(prefix, value) => {
                 write!(f, "put prefix {prefix} {:?} peer {}", value.kind, value.peer)

@@ -170,4 +170,15 @@ pub struct Datapath {
     pub attached: BTreeMap<Hook, usize>,
     /// Pins that somebody removed. What they held goes on as long as the daemon lives, and no longer.
     pub unpinned: BTreeSet<String>,
+    /// What builds of other ABI versions left pinned, by the folder's name.
+    pub predecessors: BTreeMap<String, Predecessor>,
+}
+
+/// What a build of another ABI version left pinned. It stands, over maps of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Predecessor {
+    /// Its attachments.
+    pub hooks: BTreeSet<Hook>,
+    /// It has a backstop.
+    pub has_backstop: bool,
 }

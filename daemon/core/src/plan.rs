@@ -14,7 +14,7 @@ use crate::{
     action::Action,
     backstop,
     desired::{Desired, DesiredPeer, DesiredTunnel},
-    observed::{Datapath, Observed, Peer, Prefix, TunnelDevice},
+    observed::{Datapath, Hook, Observed, Peer, Prefix, TunnelDevice},
     snapshot::Synced,
 };
 
@@ -60,7 +60,41 @@ pub fn plan(
     remove(desired, datapath, observed, synced, &mut actions);
     let backstop = backstop::actions(desired, &observed.backstop, datapath, &actions);
     actions.extend(backstop);
+    if !datapath.predecessors.is_empty() {
+        succeed(&mut actions);
+    }
+    // With the mesh's ranges everything is closed that has to be; before, what the other left is all that holds.
+    let knows_ranges = desired.prefixes.values().any(|prefix| prefix.kind == PrefixKind::UnownedPods);
+    if actions.is_empty() && knows_ranges && is_succeeded(datapath, observed) {
+        actions.push(Action::DropPredecessors);
+    }
     actions
+}
+
+/// Maps of our own are empty at first, and the other version's programs stand: ours come when our maps say all that those
+/// do, and the backstop when the devices are in them.
+fn succeed(actions: &mut Vec<Action>) {
+    if actions.iter().any(fills_maps) {
+        actions.retain(|action| !matches!(action, Action::Attach(_)));
+    }
+    if actions.iter().any(|action| !matches!(action, Action::RaiseBackstop(_))) {
+        actions.retain(|action| !matches!(action, Action::RaiseBackstop(_)));
+    }
+}
+
+const fn fills_maps(action: &Action) -> bool {
+    matches!(action, Action::SetConfig(_) | Action::PutPrefix(..) | Action::SetSlot(..) | Action::SetPeer(..))
+}
+
+/// Another ABI's version left something, and ours stands everywhere where that does.
+fn is_succeeded(datapath: &Datapath, observed: &Observed) -> bool {
+    let has_ours =
+        |hook: &Hook| datapath.attached.contains_key(hook) || !observed.links.contains_key(&hook.1);
+    let mut all = datapath.predecessors.values();
+    !datapath.predecessors.is_empty()
+        && all.all(|left| {
+            left.hooks.iter().all(has_ours) && (!left.has_backstop || observed.backstop.in_force().is_some())
+        })
 }
 
 /// What somebody else undid: the steps that lead back to `desired`, which was reached before. That a device is gone is
@@ -77,7 +111,7 @@ pub fn undone(
         Action::Detach(_) => false,
         Action::RemoveDevice(index) => observed.links.contains_key(index),
         // It is told by itself, with what it held back.
-        Action::RaiseBackstop(_) | Action::RemoveBackstop(_) => false,
+        Action::RaiseBackstop(_) | Action::RemoveBackstop(_) | Action::DropPredecessors => false,
         _ => true,
     });
     actions
@@ -157,7 +191,10 @@ fn guarded(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
 }
 
 fn attach(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {
-    for hook in &desired.hooks {
+    // Where another version's stands, ours has to before that goes.
+    let left = datapath.predecessors.values().flat_map(|left| &left.hooks);
+    let left = left.filter(|hook| observed.links.contains_key(&hook.1));
+    for hook in desired.hooks.iter().chain(left).collect::<BTreeSet<_>>() {
         if !datapath.attached.contains_key(hook) {
             actions.push(Action::Attach(*hook));
         }

@@ -333,6 +333,7 @@ impl FakeKernel {
                 self.pinned.get_or_insert_default().build.clone_from(&self.build);
             }
             Action::PinAgain => self.datapath()?.unpinned.clear(),
+            Action::DropPredecessors => self.datapath()?.predecessors.clear(),
             Action::SetConfig(config) => self.datapath()?.config = *config,
             Action::PutPrefix(net, prefix) => drop(self.datapath()?.prefixes.insert(*net, *prefix)),
             Action::RemovePrefix(net) => drop(self.datapath()?.prefixes.remove(net)),

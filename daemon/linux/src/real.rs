@@ -59,6 +59,14 @@ impl RealKernel {
         })
     }
 
+    /// As a build of another ABI version would pin (for tests).
+    #[must_use]
+    pub fn of_version(mut self, bpf_dir: &Path, version: u32) -> Self {
+        self.pins = Pins::of_version(bpf_dir, version);
+        self.backstops = Backstops::new(self.pins.clone(), &self.build);
+        self
+    }
+
     /// What tells our object from others.
     pub fn build(&self) -> &str {
         &self.build
@@ -76,7 +84,10 @@ impl RealKernel {
             errors.push(e);
             BTreeMap::new()
         });
-        errors.extend(self.pins.remove_links());
+        let others = self.pins.others();
+        for pins in others.iter().chain([&self.pins]) {
+            errors.extend(pins.remove_links());
+        }
         errors.extend(crate::bpf::remove_filters(&links, &self.links));
         for form in [Form::Bpf, Form::Nftables] {
             match self.backstops.remove(form) {
@@ -85,9 +96,12 @@ impl RealKernel {
                 Err(e) => errors.push(e),
             }
         }
-        match self.pins.remove_all() {
-            Ok(there) => removed.pins = there,
-            Err(e) => errors.push(e),
+        // A backstop of another version is among its pins.
+        for pins in others.iter().chain([&self.pins]) {
+            match pins.remove_all() {
+                Ok(there) => removed.pins |= there,
+                Err(e) => errors.push(e),
+            }
         }
         let ours =
             |l: &Link| DEVICE_NAMES.contains(&l.name.as_str()) && l.kind.as_deref() == Some("wireguard");
@@ -183,6 +197,7 @@ impl Kernel for RealKernel {
                 self.hold()
             }
             Action::PinAgain => self.held.pin_again(&self.pins),
+            Action::DropPredecessors => self.bpf()?.drop_predecessors(),
             Action::SetConfig(config) => self.bpf()?.maps.set_config(*config),
             Action::PutPrefix(net, prefix) => self.bpf()?.maps.put_prefix(*net, *prefix),
             Action::RemovePrefix(net) => self.bpf()?.maps.remove_prefix(*net),

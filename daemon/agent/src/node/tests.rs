@@ -6,6 +6,7 @@ mod bench;
 mod convergence;
 mod faults;
 mod panics;
+mod predecessors;
 mod proof;
 mod removal;
 mod told;

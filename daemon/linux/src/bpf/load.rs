@@ -13,7 +13,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use kubeveil_abi::names;
-use kubeveil_core::observed::{Datapath, Hook, Link, Program};
+use kubeveil_core::observed::{Datapath, Hook, Link, Predecessor, Program};
 
 use super::{
     Maps, Pins,
@@ -56,7 +56,10 @@ impl Bpf {
         for program in Program::ALL {
             programs.insert(program, open(&pins, build, program)?);
         }
-        let maps = Maps::open(&pins)?;
+        let mut maps = Maps::open(&pins)?;
+        for other in pins.others() {
+            maps.take_flows(&other.map(names::FLOWS))?;
+        }
         // Links hold their programs without these pins.
         for dir in pins.other_programs(build) {
             remove_tree(&dir).map_err(|e| KernelError::new("remove", dir.display().to_string(), e))?;
@@ -84,7 +87,25 @@ impl Bpf {
             devices: self.maps.devices()?,
             attached,
             unpinned: unpinned.iter().map(|path| path.display().to_string()).collect(),
+            predecessors: self.predecessors()?,
         })
+    }
+
+    fn predecessors(&self) -> Result<BTreeMap<String, Predecessor>, KernelError> {
+        let look = |pins: Pins| {
+            let hooks = pins.links()?.into_iter().collect();
+            Ok((pins.version(), Predecessor { hooks, has_backstop: pins.has_backstop() }))
+        };
+        self.pins.others().into_iter().map(look).collect()
+    }
+
+    /// Takes over the flows of other versions, which came in since ours was loaded, and drops the rest of what they left.
+    pub fn drop_predecessors(&mut self) -> Result<(), KernelError> {
+        for pins in self.pins.others() {
+            self.maps.take_flows(&pins.map(names::FLOWS))?;
+            pins.remove_all()?;
+        }
+        Ok(())
     }
 
     fn linked(

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv6Addr},
+    path::Path,
 };
 
 use aya::{
@@ -208,6 +209,37 @@ impl Maps {
             }
         }
         Ok(out)
+    }
+
+    /// Takes over the flows of another version's map, so that replies to them go on through the tunnel. A version with
+    /// other keys would have to be translated here.
+    pub(super) fn take_flows(&mut self, pin: &Path) -> Result<(), KernelError> {
+        /// `BPF_NOEXIST`: what we have seen ourselves is newer.
+        const NOT_OVER: u64 = 1;
+        if !pin.exists() {
+            return Ok(());
+        }
+        let other = MapData::from_pin(pin).map_err(failed("open", names::FLOWS))?;
+        let info = other.info().map_err(failed("look at", names::FLOWS))?;
+        if (info.key_size() as usize, info.value_size() as usize)
+            != (size_of::<FlowKey>(), size_of::<FlowValue>())
+        {
+            tracing::warn!(
+                "flows of another version can't be read ({}): the host's replies to them pass in plain until the peer's next packet",
+                pin.display()
+            );
+            return Ok(());
+        }
+        let other: HashMap<_, Raw<FlowKey>, Raw<FlowValue>> =
+            Map::HashMap(other).try_into().map_err(failed("open", names::FLOWS))?;
+        for entry in other.iter() {
+            let (flow, value) = entry.map_err(failed("read", names::FLOWS))?;
+            match self.flows.insert(flow, value, NOT_OVER) {
+                Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                done => done.map_err(failed("write", names::FLOWS))?,
+            }
+        }
+        Ok(())
     }
 
     /// Forgets flows last seen too long before `now` (seconds since boot); says how many are left.

@@ -20,7 +20,30 @@ pub struct Pins {
 impl Pins {
     /// Below `bpf_dir`, under this ABI's version.
     pub fn new(bpf_dir: &Path) -> Self {
-        Self { base: bpf_dir.to_owned(), root: bpf_dir.join(format!("v{ABI_VERSION}")) }
+        Self::of_version(bpf_dir, ABI_VERSION)
+    }
+
+    /// Below `bpf_dir`, under another version's.
+    pub fn of_version(bpf_dir: &Path, version: u32) -> Self {
+        Self { base: bpf_dir.to_owned(), root: bpf_dir.join(format!("v{version}")) }
+    }
+
+    /// Those of other versions that are there.
+    pub fn others(&self) -> Vec<Self> {
+        let names = names_in(&self.base).unwrap_or_default();
+        let versions = names.iter().filter_map(|name| name.strip_prefix('v')?.parse().ok());
+        let all = versions.map(|version| Self::of_version(&self.base, version));
+        all.filter(|pins| pins.root != self.root).collect()
+    }
+
+    /// The version's folder, by its name.
+    pub(super) fn version(&self) -> String {
+        self.root.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Whether links of a backstop are pinned.
+    pub(super) fn has_backstop(&self) -> bool {
+        names_in(&self.backstop_links()).is_ok_and(|names| !names.is_empty())
     }
 
     /// The folder that was given.

@@ -21,6 +21,7 @@ mod paths;
 mod refusals;
 mod services;
 mod support;
+mod upgrades;
 mod wire;
 
 use std::process::ExitCode;
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         membership::ALL,
         crashes::ALL,
         operations::ALL,
+        upgrades::ALL,
         overlays::ALL,
         mtu::ALL,
         paths::ALL,

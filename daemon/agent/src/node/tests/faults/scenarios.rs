@@ -1,7 +1,10 @@
 //! What happens to a node, with and without faults.
 
 use kubeveil_api::mesh::Mode;
-use kubeveil_core::{backstop::Form, observed::Link};
+use kubeveil_core::{
+    backstop::Form,
+    observed::{Link, Predecessor, Program},
+};
 use kubeveil_linux::fake::FakeKernel;
 
 use super::stage::Stage;
@@ -41,7 +44,7 @@ const fn restart(name: &'static str, change: fn(&mut Stage)) -> Scenario {
 }
 
 /// All of them.
-pub(super) const SCENARIOS: [Scenario; 16] = [
+pub(super) const SCENARIOS: [Scenario; 17] = [
     Scenario { before: Before::Nothing, ..restart("a cold start", |_| {}) },
     Scenario { before: Before::Nothing, adopts: true, ..restart("adoption", |_| {}) },
     Scenario {
@@ -63,6 +66,14 @@ pub(super) const SCENARIOS: [Scenario; 16] = [
     scenario("the tunnel is deleted", |stage| stage.bench.kernel.with(|k| k.delete_link(DEVICE))),
     scenario("pins are removed", |stage| {
         stage.bench.kernel.with(|k| k.tamper_maps(|maps| maps.unpinned = ["maps/PEERS".to_owned()].into()));
+    }),
+    scenario("another version was here", |stage| {
+        let hooks = [(Program::Steer, 1), (Program::Guard, 1)].into();
+        let left = Predecessor { hooks, has_backstop: true };
+        stage
+            .bench
+            .kernel
+            .with(|k| k.tamper_maps(|maps| maps.predecessors = [("v9".to_owned(), left)].into()));
     }),
     scenario("the underlay is another device", |stage| {
         stage.bench.kernel.with(|k| {

@@ -68,6 +68,7 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
     let Some(datapath) = &truth.datapath else { return };
     state.push((None, format!("programs {} {:?}", datapath.build, datapath.config)));
     state.push((None, format!("without pins {:?}", datapath.unpinned)));
+    state.push((None, format!("left by others {:?}", datapath.predecessors)));
     for (net, prefix) in &datapath.prefixes {
         let peer = kernel.node_of(prefix.peer);
         state.push((node_of(net), format!("prefix {net} {:?} {peer:?}", prefix.kind)));
@@ -94,7 +95,7 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
 }
 
 /// A word for each kind of action, and for what else is asked of a kernel.
-pub(super) const KINDS: [&str; 28] = [
+pub(super) const KINDS: [&str; 29] = [
     "LoadPrograms",
     "SetConfig",
     "PutPrefix",
@@ -120,6 +121,7 @@ pub(super) const KINDS: [&str; 28] = [
     "SetSlot",
     "SetPeer",
     "PinAgain",
+    "DropPredecessors",
     "observe",
     "counters",
     "sweep_flows",
@@ -156,5 +158,6 @@ pub(super) fn kind(action: &Action) -> usize {
         Action::SetSlot(..) => 22,
         Action::SetPeer(..) => 23,
         Action::PinAgain => 24,
+        Action::DropPredecessors => 25,
     }
 }
