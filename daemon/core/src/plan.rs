@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use kubeveil_abi::{DeviceKind, FWMARK, PeerState, PeerValue, PrefixKind};
+use kubeveil_abi::{DEVICE_NAMES, DeviceKind, FWMARK, PeerState, PeerValue, PrefixKind};
 use kubeveil_keys::PublicKey;
 
 use crate::{
@@ -53,7 +53,10 @@ pub fn plan(
         match observed.tunnels.get(name) {
             Some(device) => device_actions(name, tunnel, device, observed, synced, written, &mut actions),
             None if observed.links.values().any(|link| link.name == *name) => {} // not ours; a problem says so
-            None => actions.push(Action::CreateTunnel(name.clone())),
+            None => actions.push(match renamed(datapath, observed) {
+                Some(index) => Action::RenameTunnel(index, name.clone()),
+                None => Action::CreateTunnel(name.clone()),
+            }),
         }
     }
     travel(desired, datapath, &mut actions);
@@ -204,6 +207,17 @@ fn attach(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: 
     for hook in datapath.attached.keys().filter(|hook| !observed.links.contains_key(&hook.1)) {
         actions.push(Action::Detach(*hook));
     }
+}
+
+/// A tunnel of ours that somebody gave another name: we know it by its entry in the map. It has our port, so that a new
+/// one could not be set up beside it.
+fn renamed(datapath: &Datapath, observed: &Observed) -> Option<u32> {
+    let tunnels = datapath.devices.iter().filter(|(_, kind)| **kind == DeviceKind::Tunnel);
+    tunnels.map(|(index, _)| *index).find(|index| {
+        observed.links.get(index).is_some_and(|link| {
+            link.kind.as_deref() == Some("wireguard") && !DEVICE_NAMES.contains(&link.name.as_str())
+        })
+    })
 }
 
 fn device_actions(

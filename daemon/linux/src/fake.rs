@@ -14,6 +14,7 @@
 //! anything about two CPUs.
 
 mod calls;
+mod tamper;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,6 +37,8 @@ pub use calls::{Call, Failure};
 pub struct FakeKernel {
     links: BTreeMap<u32, Link>,
     tunnels: BTreeMap<String, TunnelDevice>,
+    /// Those that have another name, by which nobody looks for them.
+    renamed: BTreeMap<u32, TunnelDevice>,
     /// What is pinned, whether a daemon has it open or not; attachments apart.
     pinned: Option<Datapath>,
     /// Attachments that are pinned, with the build of their program.
@@ -178,25 +181,6 @@ impl FakeKernel {
             datapath,
             backstop: self.backstop.clone(),
         }
-    }
-
-    /// Changes a WireGuard device behind the daemon's back.
-    pub fn tamper(&mut self, device: &str, change: impl FnOnce(&mut TunnelDevice)) {
-        if let Some(tunnel) = self.tunnels.get_mut(device) {
-            change(tunnel);
-        }
-    }
-
-    /// Changes the maps behind the daemon's back, or unpins something.
-    pub fn tamper_maps(&mut self, change: impl FnOnce(&mut Datapath)) {
-        if let Some(datapath) = &mut self.pinned {
-            change(datapath);
-        }
-    }
-
-    /// Detaches a program behind the daemon's back.
-    pub fn tamper_hook(&mut self, hook: &Hook) {
-        self.attached.remove(hook);
     }
 
     fn index(&self, name: &str) -> Option<u32> {
@@ -354,6 +338,7 @@ impl FakeKernel {
             }
             Action::RemoveBackstop(Form::Nftables) => self.backstop.nftables = None,
             Action::CreateTunnel(name) => self.create_tunnel(name),
+            Action::RenameTunnel(index, name) => self.rename(*index, name)?,
             Action::ConfigureTunnel { device, key, port, fwmark } => {
                 self.configure(device, key.map(|(_, public)| public), *port, *fwmark)?;
             }

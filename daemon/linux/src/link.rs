@@ -110,6 +110,19 @@ impl Links {
         self.set(LinkUnspec::new_with_index(index).up().build(), "set up device")
     }
 
+    /// Gives a device another name. Before Linux 6.2 one that is up has to go down for it.
+    pub fn rename(&self, index: u32, name: &str) -> Result<(), KernelError> {
+        const RENAME: &str = "rename device";
+        let rename = || self.set(LinkUnspec::new_with_index(index).name(name.to_owned()).build(), RENAME);
+        match rename() {
+            Err(e) if e.errno() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+                self.set(LinkUnspec::new_with_index(index).down().build(), RENAME)?;
+                rename()
+            }
+            other => other,
+        }
+    }
+
     /// Devices that have a clsact qdisc.
     pub fn with_clsact(&self) -> Result<BTreeSet<u32>, KernelError> {
         let qdiscs: Vec<TcMessage> = self

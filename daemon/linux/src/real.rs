@@ -225,6 +225,7 @@ impl Kernel for RealKernel {
                 self.backstops.remove(*form).map(drop)
             }
             Action::CreateTunnel(name) => self.links.add_wireguard(name),
+            Action::RenameTunnel(index, name) => self.links.rename(*index, name),
             Action::ConfigureTunnel { device, key, port, fwmark } => {
                 let private = key.map(|(generation, _)| {
                     secrets.private_key(generation).ok_or_else(|| {

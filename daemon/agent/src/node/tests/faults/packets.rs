@@ -144,14 +144,11 @@ impl Datapath {
         match verdict {
             Verdict::Drop => Fate::Held,
             Verdict::Pass => Fate::Plain,
-            // To a device that is gone it is freed.
-            Verdict::Tunnel | Verdict::Wrap | Verdict::Replace
-                if self.truth.links.contains_key(&ifindex)
-                    && self.truth.tunnels.values().all(|tunnel| tunnel.ifindex != ifindex) =>
-            {
-                Fate::Plain
-            }
-            Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => Fate::Held,
+            // WireGuard by whatever name encrypts; to a device that is gone it is freed.
+            Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => match self.truth.links.get(&ifindex) {
+                Some(link) if link.kind.as_deref() != Some("wireguard") => Fate::Plain,
+                _ => Fate::Held,
+            },
         }
     }
 

@@ -64,6 +64,7 @@ pub(super) const SCENARIOS: [Scenario; 17] = [
         stage.facts(3, |facts| facts.internal_ips.push("192.0.2.103".parse().expect("ip")));
     }),
     scenario("the tunnel is deleted", |stage| stage.bench.kernel.with(|k| k.delete_link(DEVICE))),
+    scenario("the tunnel is renamed", |stage| stage.bench.kernel.with(|k| k.tamper_name(DEVICE, "wg0"))),
     scenario("pins are removed", |stage| {
         stage.bench.kernel.with(|k| k.tamper_maps(|maps| maps.unpinned = ["maps/PEERS".to_owned()].into()));
     }),

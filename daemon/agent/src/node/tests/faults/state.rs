@@ -95,7 +95,7 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
 }
 
 /// A word for each kind of action, and for what else is asked of a kernel.
-pub(super) const KINDS: [&str; 29] = [
+pub(super) const KINDS: [&str; 30] = [
     "LoadPrograms",
     "SetConfig",
     "PutPrefix",
@@ -122,6 +122,7 @@ pub(super) const KINDS: [&str; 29] = [
     "SetPeer",
     "PinAgain",
     "DropPredecessors",
+    "RenameTunnel",
     "observe",
     "counters",
     "sweep_flows",
@@ -159,5 +160,6 @@ pub(super) fn kind(action: &Action) -> usize {
         Action::SetPeer(..) => 23,
         Action::PinAgain => 24,
         Action::DropPredecessors => 25,
+        Action::RenameTunnel(..) => 26,
     }
 }
