@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::address::Node;
@@ -14,8 +14,12 @@ use crate::{namespace, process};
 pub fn of(daemon: &Daemon) -> Result<Value> {
     let mut command = Command::new("kubeveil");
     command.env("PATH", program_path()).args(["status", "-o", "json", "--socket"]);
-    let text = process::run(command.arg(daemon.file("kubeveild.sock")), "")?;
-    serde_json::from_str(&text).context("what `kubeveil status -o json` says")
+    let output = command.arg(daemon.file("kubeveild.sock")).output().context("start kubeveil")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    // It exits with 1 where it has something wrong to tell, and tells it.
+    ensure!(matches!(output.status.code(), Some(0 | 1)), "kubeveil status: {}: {said}", output.status);
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("what `kubeveil status -o json` says: {said}"))
 }
 
 /// What a program says on its standard output, run in a node's namespace.

@@ -138,6 +138,8 @@ fn device_deleted(stage: &mut Stage) -> Result<()> {
     ensure!(tally.received > 0, "it did not recover: {tally}");
     // Until the daemon hears of it, the kernel frees what is redirected to a device that is gone.
     let counted = after.values().sum::<u64>() - before.values().sum::<u64>();
+    let unseen = tally.lost().saturating_sub(counted);
+    eprintln!("  {unseen} packets ended uncounted, {:.0} ms", unseen as f64 / tally.rate * 1e3);
     ensure!(tally.lost() <= counted + UNSEEN, "{} packets ended without a reason", tally.lost() - counted);
     let (tally, census) = stage.send(stage.load("1a", "2a", 200), 100)?;
     encrypted(&tally, &census).context("after it recovered")

@@ -7,9 +7,11 @@
 
 mod adoption;
 mod backstop;
+mod by_hand;
 mod control;
 mod crashes;
 mod devices;
+mod disk;
 mod forgery;
 mod kernel;
 mod membership;
@@ -20,6 +22,7 @@ mod overlays;
 mod paths;
 mod refusals;
 mod services;
+mod stopped;
 mod support;
 mod upgrades;
 mod wire;
@@ -120,6 +123,9 @@ fn main() -> ExitCode {
         paths::ALL,
         modes::ALL,
         adoption::ALL,
+        by_hand::ALL,
+        disk::ALL,
+        stopped::ALL,
         kernel::ALL,
         backstop::ALL,
         devices::ALL,

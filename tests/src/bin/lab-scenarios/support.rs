@@ -65,6 +65,18 @@ pub(crate) fn keep_logs(stage: &Stage, scenario: &str) {
     }
 }
 
+/// Are programs attached by links on this node, which live as long as their pins? (Filters need none.)
+pub(crate) fn by_links(stage: &Stage, node: Node) -> bool {
+    let links = std::fs::read_dir(stage.lab.daemon(node).file("bpf/kubeveil/v1/links"));
+    links.is_ok_and(|mut links| links.next().is_some())
+}
+
+/// Has every daemon that runs go round at once: something in its folder was written, and is as it was.
+pub(crate) fn stir(stage: &Stage) -> Result<()> {
+    let path = stage.manifest("pods.yaml");
+    Ok(std::fs::write(&path, std::fs::read(&path)?)?)
+}
+
 /// The device of a node's generation 0.
 pub(crate) const DEVICE: &str = "kubeveil0";
 
