@@ -220,7 +220,8 @@ pub(super) const MAPS: &[Deed] = &[
 
 fn links(stage: &Stage, node: Node, program: &str, act: impl Fn(&Path) -> Result<()>) -> Result<()> {
     let folder = pins(stage, node)?.join("links");
-    for entry in fs::read_dir(folder)? {
+    // Where programs are attached as filters, there may be none.
+    for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(program)) {
             act(&path)?;
