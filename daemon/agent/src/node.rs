@@ -386,6 +386,7 @@ impl<K: Kernel> Node<K> {
         problems.extend(self.standing.iter().cloned());
         problems.extend(self.beside.values().cloned());
         problems.extend(problems::ahead(&outcome.observed));
+        problems.extend(problems::route_checks(&outcome.observed));
         problems.extend(self.other_generation());
         problems.sort();
         problems.dedup();

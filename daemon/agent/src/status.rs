@@ -202,7 +202,7 @@ fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
                     .map_or_else(|| format!("#{}", hook.1), |l| l.name.clone()),
                 device_kind: if kind == Some(&DeviceKind::Tunnel) { "tunnel" } else { "underlay" }.to_owned(),
                 attached: attached.is_some_and(|a| a.contains_key(hook)),
-                ahead: attached.and_then(|a| a.get(hook)).copied().unwrap_or(0),
+                ahead: attached.and_then(|a| a.get(hook)).map_or(0, Vec::len),
             }
         })
         .collect()

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
     time::Duration,
 };
@@ -24,6 +25,8 @@ pub struct Observed {
     pub datapath: Option<Datapath>,
     /// What holds where no program of ours stands at a device.
     pub backstop: Standing,
+    /// Chains of somebody else's firewall that take only what comes in by the device that its answer leaves by.
+    pub route_checks: BTreeSet<String>,
 }
 
 impl Observed {
@@ -166,8 +169,8 @@ pub struct Datapath {
     pub slots: [u32; MAX_SLOTS],
     /// Devices by ifindex.
     pub devices: BTreeMap<u32, DeviceKind>,
-    /// Number of programs ahead of ours at each hook where ours is attached.
-    pub attached: BTreeMap<Hook, usize>,
+    /// Where ours is attached: what runs before it, in that order.
+    pub attached: BTreeMap<Hook, Vec<Ahead>>,
     /// Pins that somebody removed. What they held goes on as long as the daemon lives, and no longer.
     pub unpinned: BTreeSet<String>,
     /// What builds of other ABI versions left pinned, by the folder's name.
@@ -181,4 +184,26 @@ pub struct Predecessor {
     pub hooks: BTreeSet<Hook>,
     /// It has a backstop.
     pub has_backstop: bool,
+}
+
+/// Somebody else's program or filter that runs before ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Number of the program; 0 for a filter without one.
+    pub program: u32,
+    /// Name of the program, or kind of the filter; empty where we may not ask for it.
+    pub name: String,
+    /// Priority, where it is a filter of a qdisc.
+    pub priority: Option<u16>,
+}
+
+impl fmt::Display for Ahead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { program: 0, name, .. } => write!(f, "a filter of kind {name}")?,
+            Self { program, name, .. } if name.is_empty() => write!(f, "program {program}")?,
+            Self { program, name, .. } => write!(f, "program {program} ({name})")?,
+        }
+        self.priority.map_or(Ok(()), |priority| write!(f, " at priority {priority}"))
+    }
 }

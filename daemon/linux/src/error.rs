@@ -59,6 +59,8 @@ pub(crate) const LINK_NETFILTER: &str = "link to netfilter";
 pub(crate) const ATTACH: &str = "attach to";
 /// Pinning something.
 pub(crate) const PIN: &str = "pin";
+/// The same where a filter of somebody else's has the first place that there is.
+pub(crate) const ATTACH_FIRST: &str = "attach ahead of all filters of";
 
 fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut at = Some(error);
@@ -84,6 +86,9 @@ fn advice(operation: &str, errno: i32) -> Option<&'static str> {
         }
         Errno::OPNOTSUPP if operation == CREATE_WIREGUARD => {
             "This kernel lacks it: `modprobe wireguard`, or a kernel with CONFIG_WIREGUARD"
+        }
+        Errno::INVAL | Errno::EXIST if operation == ATTACH_FIRST => {
+            "A filter of another kind or protocol stands at priority 1, before which there is none: have its owner give it a later one (`tc filter show dev DEVICE`)"
         }
         Errno::INVAL if [LOAD_NETFILTER, LINK_NETFILTER].contains(&operation) => {
             "Netfilter programs need Linux 6.4 or later, not locked down for confidentiality"

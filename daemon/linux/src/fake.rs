@@ -172,7 +172,8 @@ impl FakeKernel {
             let is_shown = |(hook, build): &(&Hook, &String)| {
                 **build == datapath.build || !self.links.contains_key(&hook.1)
             };
-            datapath.attached = self.attached.iter().filter(is_shown).map(|(hook, _)| (*hook, 0)).collect();
+            datapath.attached =
+                self.attached.iter().filter(is_shown).map(|(hook, _)| (*hook, Vec::new())).collect();
             datapath
         });
         Observed {
@@ -180,6 +181,7 @@ impl FakeKernel {
             tunnels: self.tunnels.clone(),
             datapath,
             backstop: self.backstop.clone(),
+            ..Observed::default()
         }
     }
 

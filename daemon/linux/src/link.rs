@@ -135,7 +135,7 @@ impl Links {
         Ok(qdiscs.iter().filter(is_clsact).filter_map(|m| u32::try_from(m.header.index).ok()).collect())
     }
 
-    /// The filters with a program at one side of a device's clsact qdisc, in the order in which they run.
+    /// The filters at one side of a device's clsact qdisc, in the order in which they run.
     pub fn filters(&self, index: u32, is_egress: bool) -> Result<Vec<Filter>, KernelError> {
         let name = || index.to_string();
         let Ok(signed) = i32::try_from(index) else {
@@ -162,16 +162,16 @@ impl Links {
     }
 }
 
-/// A filter with a program, of a clsact qdisc.
+/// A filter of a clsact qdisc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// The lowest runs first.
     pub priority: u16,
     /// Tells it from others of the same priority.
     pub handle: u32,
-    /// Name of the program, as its owner has given it.
+    /// Name of the program, as its owner has given it; of a filter without one, its kind.
     pub name: String,
-    /// The program.
+    /// The program; 0 if there is none.
     pub program: u32,
 }
 
@@ -183,11 +183,15 @@ fn filter(message: &TcMessage) -> Option<Filter> {
         TcAttribute::Options(options) => Some(options),
         _ => None,
     })?;
+    let kind = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.clone()),
+        _ => None,
+    });
     let mut filter = Filter {
         // `TC_H_MAJ` of `tcm_info` (kernel `include/uapi/linux/pkt_sched.h`).
         priority: u16::try_from(message.header.info >> 16).unwrap_or_default(),
         handle,
-        name: String::new(),
+        name: kind.unwrap_or_default(),
         program: 0,
     };
     for option in options {

@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     Count, Kernel, KernelError, Secrets,
-    backstop::Backstops,
+    backstop::{Backstops, route_checks},
     bpf::{Bpf, Held, Pins},
     link::Links,
     sysctl, wireguard,
@@ -172,7 +172,7 @@ impl Kernel for RealKernel {
         }
         let (datapath, backstop) = self.enforcement(&links)?;
         self.seen.clone_from(&links);
-        Ok(Observed { links, tunnels, datapath, backstop })
+        Ok(Observed { links, tunnels, datapath, backstop, route_checks: route_checks() })
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

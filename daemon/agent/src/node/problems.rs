@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use kubeveil_core::{
-    observed::Observed,
+    observed::{Ahead, Observed, Program},
     problem::{Problem, ProblemKind},
 };
 use kubeveil_linux::KernelError;
@@ -93,24 +93,83 @@ pub(super) fn unsettled(left: usize) -> Problem {
     }
 }
 
+/// Somebody's firewall drops what comes out of our tunnels.
+pub(super) fn route_checks(observed: &Observed) -> Vec<Problem> {
+    let problem = |chain: &String| {
+        Problem {
+        kind: ProblemKind::Kernel,
+        object: format!("nftables chain {chain}"),
+        field: String::new(),
+        message: "it takes only packets that come in by the device that their answers leave by (`fib saddr . iif`), so \
+                  it drops what comes out of a tunnel"
+            .to_owned(),
+        advice: "With firewalld: IPv6_rpfilter=loose (before 2.2: no) in /etc/firewalld/firewalld.conf. Else let \
+                 `iifname \"kubeveil*\"` pass before that rule"
+            .to_owned(),
+    }
+    };
+    observed.route_checks.iter().map(problem).collect()
+}
+
+/// Somebody who runs before ours can take packets away from it.
 pub(super) fn ahead(observed: &Observed) -> Vec<Problem> {
     let Some(datapath) = &observed.datapath else { return Vec::new() };
     let name = |index: &u32| observed.links.get(index).map_or("?", |l| l.name.as_str());
-    datapath
-        .attached
-        .iter()
-        .filter(|(_, ahead)| **ahead > 0)
-        .map(|((program, index), ahead)| Problem {
-            kind: ProblemKind::Position,
-            object: format!("device {}", name(index)),
-            field: program.name().to_owned(),
-            message: format!(
-                "{ahead} program(s) of others run before ours and may take packets away from it"
-            ),
-            advice: format!(
-                "`bpftool net show dev {}` names them; load kubeveil after them or make them come later",
-                name(index)
-            ),
-        })
-        .collect()
+    let some = datapath.attached.iter().filter(|(_, ahead)| !ahead.is_empty());
+    some.map(|((program, index), ahead)| in_front(*program, name(index), ahead)).collect()
+}
+
+fn in_front(program: Program, device: &str, ahead: &[Ahead]) -> Problem {
+    let taken = match program {
+        Program::Steer | Program::Replace => "leaves in plain if it is a pod's",
+        Program::Guard => "comes in unchecked, a pod's plain packet too",
+        Program::Deliver => "is not remembered, so that its reply may leave in plain",
+    };
+    let names: Vec<String> = ahead.iter().map(Ahead::to_string).collect();
+    let advice = if ahead.iter().any(|one| one.priority.is_some()) {
+        format!(
+            "`tc filter show dev {device} ingress` (or egress) shows them: have their owner give them a later \
+             priority than ours"
+        )
+    } else {
+        format!(
+            "`bpftool prog show id {}` says whose it is: it must answer TCX_NEXT (-1) to every packet, or be \
+             attached behind ours",
+            ahead[0].program
+        )
+    };
+    Problem {
+        kind: ProblemKind::Position,
+        object: format!("device {device}"),
+        field: program.name().to_owned(),
+        message: format!("before ours runs {}; what it takes away {taken}", names.join(", ")),
+        advice,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who, and what to do: by tcx, and as a filter.
+    #[test]
+    fn who_runs_before_ours_is_named() {
+        let taker = Ahead { program: 57, name: "taker".to_owned(), priority: None };
+        let nameless = Ahead { name: String::new(), program: 58, ..taker.clone() };
+        let problem = in_front(Program::Steer, "eth0", &[taker.clone(), nameless]);
+        assert_eq!(
+            problem.message,
+            "before ours runs program 57 (taker), program 58; what it takes away leaves in plain if it is a pod's"
+        );
+        assert!(problem.advice.starts_with("`bpftool prog show id 57`"), "{problem}");
+        let filter = Ahead { priority: Some(9), ..taker };
+        let police = Ahead { program: 0, name: "matchall".to_owned(), priority: Some(10) };
+        let problem = in_front(Program::Guard, "eth0", &[filter, police]);
+        assert!(
+            problem
+                .message
+                .contains("program 57 (taker) at priority 9, a filter of kind matchall at priority 10")
+        );
+        assert!(problem.advice.starts_with("`tc filter show dev eth0 ingress`"), "{problem}");
+    }
 }

@@ -225,7 +225,10 @@ fn ahead() {
     let foreign = cell.attach_ahead("eth0");
     let status =
         cell.wait_for(|status| steer(status) == 1 && status["problems"].to_string().contains("position"));
-    contains(&status["problems"].to_string(), &["device eth0", "run before ours"]);
+    contains(
+        &status["problems"].to_string(),
+        &["device eth0", "before ours runs program ", "(steer)", "leaves in plain", "bpftool prog show id"],
+    );
     drop(foreign);
     cell.wait_for(|status| steer(status) == 0 && !status["problems"].to_string().contains("position"));
 }

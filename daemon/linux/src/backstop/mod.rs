@@ -20,6 +20,7 @@ use kubeveil_core::backstop::{Backstop, Form, Standing};
 use crate::{Count, KernelError, bpf::Pins};
 
 pub use nft::outcome;
+pub(crate) use nft::route_checks;
 
 /// How long it is told that somebody took a form away: a look or two of whoever watches.
 const TOLD: Duration = Duration::from_secs(60);

@@ -27,7 +27,7 @@ const NESTED: u16 = 1 << 15;
 pub(super) const CREATE: u16 = 0x400;
 pub(super) const APPEND: u16 = 0x800;
 /// `NFPROTO_INET`.
-const INET: u8 = 1;
+pub(super) const INET: u8 = 1;
 /// `struct nlmsghdr` and `struct nfgenmsg`, bytes.
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
@@ -41,6 +41,11 @@ const ROOM: usize = 1 << 20;
 pub(super) struct Attributes(Vec<u8>);
 
 impl Attributes {
+    #[cfg(test)]
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
     pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.0.extend(length.to_ne_bytes());
@@ -131,9 +136,19 @@ impl Batch {
 
 /// Asks for one object, or with `all` for all there are; gives the attributes of each.
 pub(super) fn ask(kind: u16, all: bool, fill: impl FnOnce(&mut Attributes)) -> io::Result<Vec<Vec<u8>>> {
+    ask_of(INET, kind, all, fill)
+}
+
+/// The same of the tables of a family (`NFPROTO_*`).
+pub(super) fn ask_of(
+    family: u8,
+    kind: u16,
+    all: bool,
+    fill: impl FnOnce(&mut Attributes),
+) -> io::Result<Vec<Vec<u8>>> {
     let socket = open(0)?;
     let flags = if all { DUMP } else { ACK };
-    send(&socket, &message(SUBSYSTEM << 8 | kind, flags, 1, INET, 0, fill), SendFlags::empty())?;
+    send(&socket, &message(SUBSYSTEM << 8 | kind, flags, 1, family, 0, fill), SendFlags::empty())?;
     let mut found = Vec::new();
     let mut answers = Answers::default();
     loop {

@@ -17,6 +17,7 @@
 
 mod expression;
 mod found;
+mod route_checks;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,6 +33,7 @@ use super::netlink::{APPEND, Attributes, Batch, CREATE, ask, attribute};
 use crate::KernelError;
 
 pub(super) use self::found::{counters, observe};
+pub(crate) use self::route_checks::look as route_checks;
 
 /// `NFT_MSG_*`.
 const NEW_TABLE: u16 = 0;

@@ -13,7 +13,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use kubeveil_abi::names;
-use kubeveil_core::observed::{Datapath, Hook, Link, Predecessor, Program};
+use kubeveil_core::observed::{Ahead, Datapath, Hook, Link, Predecessor, Program};
 
 use super::{
     Maps, Pins,
@@ -112,20 +112,20 @@ impl Bpf {
         &self,
         links: &BTreeMap<u32, Link>,
         unpinned: &BTreeSet<PathBuf>,
-    ) -> Result<BTreeMap<Hook, usize>, KernelError> {
+    ) -> Result<BTreeMap<Hook, Vec<Ahead>>, KernelError> {
         let mut attached = BTreeMap::new();
         let held = unpinned.iter().filter_map(|path| self.pins.hook(path));
         for hook in self.pins.links()?.into_iter().chain(held) {
             let (program, index) = hook;
             match (links.get(&index), self.programs.get(&program)) {
                 (Some(link), Some((_, id))) => {
-                    if let Some(ahead) = tcx::position(hook, &link.name, *id)? {
+                    if let Some(ahead) = tcx::ahead(hook, &link.name, *id)? {
                         attached.insert(hook, ahead);
                     }
                 }
                 // The device is gone and its pin is litter: shown, so that it is planned away.
                 _ => {
-                    attached.insert(hook, 0);
+                    attached.insert(hook, Vec::new());
                 }
             }
         }
@@ -136,12 +136,12 @@ impl Bpf {
         &self,
         links: &BTreeMap<u32, Link>,
         netlink: &Links,
-    ) -> Result<BTreeMap<Hook, usize>, KernelError> {
+    ) -> Result<BTreeMap<Hook, Vec<Ahead>>, KernelError> {
         let mut attached = BTreeMap::new();
         for index in netlink.with_clsact()?.into_iter().filter(|index| links.contains_key(index)) {
             for (program, (_, id)) in &self.programs {
-                let position = clsact::position(*program, index, netlink)?;
-                if let Some((ahead, _)) = position.filter(|(_, there)| there == id) {
+                let there = clsact::ahead(*program, index, netlink)?;
+                if let Some((ahead, _)) = there.filter(|(_, there)| there == id) {
                     attached.insert((*program, index), ahead);
                 }
             }

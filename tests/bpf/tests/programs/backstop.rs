@@ -184,6 +184,27 @@ pub(crate) fn a_flush_of_nftables() -> Result<()> {
     })
 }
 
+/// Of somebody's firewall it is seen that it drops what comes out of a tunnel.
+pub(crate) fn a_strict_route_check_is_seen() -> Result<()> {
+    const CHAIN: &str = "chain check { type filter hook prerouting priority 10; ";
+    within(|cell| {
+        for (rules, seen) in [
+            ("fib saddr . mark . iif oif missing drop", true),
+            ("fib saddr . mark oif missing drop", false),
+            ("iifname \"kubeveil*\" accept; fib saddr . iif oif 0 drop", false),
+        ] {
+            for family in ["inet", "ip", "ip6"] {
+                run("nft", &[&format!("add table {family} other {{ {CHAIN} {rules}; }}; }}")])?;
+                let found = cell.observe()?.route_checks;
+                let wanted = seen.then(|| format!("{family} other check"));
+                ensure!(found == wanted.into_iter().collect(), "{family} {rules}: {found:?}");
+                run("nft", &[&format!("delete table {family} other")])?;
+            }
+        }
+        Ok(())
+    })
+}
+
 /// Of the program's form, its pins are what it hangs by.
 pub(crate) fn pins_that_somebody_removed() -> Result<()> {
     within(|cell| {

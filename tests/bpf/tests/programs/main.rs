@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         trial("backstop/the_program_holds", backstop::the_program_holds),
         trial("backstop/nftables_holds", backstop::nftables_holds),
         trial("backstop/an_index_guards_nobody", backstop::an_index_guards_nobody),
+        trial("backstop/a_strict_route_check_is_seen", backstop::a_strict_route_check_is_seen),
         trial("backstop/an_upgrade_opens_and_closes_nothing", backstop::an_upgrade_opens_and_closes_nothing),
         trial("backstop/a_flush_of_nftables", backstop::a_flush_of_nftables),
         trial("backstop/pins_that_somebody_removed", backstop::pins_that_somebody_removed),

@@ -8,13 +8,13 @@ use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
-use kubeveil_core::observed::Program;
+use kubeveil_core::observed::{Ahead, Program};
 use rustix::io::Errno;
 
 use super::direction;
 use crate::{
     KernelError,
-    error::ATTACH,
+    error::{ATTACH, ATTACH_FIRST},
     link::{Filter, Links},
 };
 
@@ -23,16 +23,23 @@ const HANDLE: u32 = 0x6b76;
 /// Priority where there are no other filters: the kernel's own choice (`net/sched/cls_api.c`, `tcf_auto_prio`).
 const PRIORITY: u16 = 0xc000;
 
-/// Position of our filter at the hook of a device: how many filters come before it, and which program it holds;
-/// `None` if it is not there.
-pub(in crate::bpf) fn position(
+/// Before it there is none, and at it filters of one kind and one protocol only (`tcf_chain_tp_find`).
+const FIRST: u16 = 1;
+
+/// What comes before our filter at the hook of a device, and which program ours holds; `None` if it is not there.
+pub(in crate::bpf) fn ahead(
     program: Program,
     index: u32,
     links: &Links,
-) -> Result<Option<(usize, u32)>, KernelError> {
+) -> Result<Option<(Vec<Ahead>, u32)>, KernelError> {
     let filters = filters(program, index, links)?;
+    let told = |filter: &Filter| Ahead {
+        program: filter.program,
+        name: filter.name.clone(),
+        priority: Some(filter.priority),
+    };
     let at = filters.iter().position(|filter| is_ours(filter, program));
-    Ok(at.map(|at| (at, filters[at].program)))
+    Ok(at.map(|at| (filters[..at].iter().map(told).collect(), filters[at].program)))
 }
 
 /// Attaches `program` ahead of all others; where ours is there already its program is replaced in place.
@@ -42,7 +49,6 @@ pub(in crate::bpf) fn attach(
     (index, device): (u32, &str),
     links: &Links,
 ) -> Result<(), KernelError> {
-    let failed = |e: ProgramError| KernelError::new(ATTACH, format!("{device} program {}", which.name()), e);
     match qdisc_add_clsact(device) {
         Err(e) if errno(&e) != Some(Errno::EXIST.raw_os_error()) => {
             return Err(KernelError::new("add a clsact qdisc to", device, e));
@@ -50,6 +56,10 @@ pub(in crate::bpf) fn attach(
         _ => {}
     }
     let there = filters(which, index, links)?;
+    let is_first_taken = there.first().is_some_and(|first| first.priority == FIRST);
+    let operation = if is_first_taken { ATTACH_FIRST } else { ATTACH };
+    let failed =
+        |e: ProgramError| KernelError::new(operation, format!("{device} program {}", which.name()), e);
     let id = match there.iter().find(|filter| is_ours(filter, which)) {
         Some(ours) => {
             let handle = TcHandle::from(HANDLE);
@@ -59,7 +69,8 @@ pub(in crate::bpf) fn attach(
         }
         None => {
             // Of two at one priority the older comes first: the status says that somebody is ahead.
-            let priority = there.first().map_or(PRIORITY, |first| first.priority.saturating_sub(1).max(1));
+            let priority =
+                there.first().map_or(PRIORITY, |first| first.priority.saturating_sub(1).max(FIRST));
             let options = NlOptions { priority, handle: TcHandle::from(HANDLE), classid: None };
             program.attach_with_options(device, direction(which), TcAttachOptions::Netlink(options))
         }

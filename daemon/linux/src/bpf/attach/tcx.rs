@@ -5,10 +5,11 @@ use std::{fs, io, mem::zeroed};
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier,
     links::{FdLink, LinkError, PinnedLink},
+    loaded_programs,
     tc::{TcAttachOptions, TcAttachType},
 };
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
-use kubeveil_core::observed::{Hook, Program};
+use kubeveil_core::observed::{Ahead, Hook, Program};
 
 use super::direction;
 use crate::{
@@ -17,14 +18,18 @@ use crate::{
     error::{ATTACH, PIN},
 };
 
-/// Position of program `id` at the hook of `device`: how many run before it; `None` if it is not there.
-pub(in crate::bpf) fn position(
+/// What runs before program `id` at the hook of `device`; `None` if it is not there.
+pub(in crate::bpf) fn ahead(
     (program, index): Hook,
     device: &str,
     id: u32,
-) -> Result<Option<usize>, KernelError> {
+) -> Result<Option<Vec<Ahead>>, KernelError> {
+    let told = |program: &u32| Ahead { program: *program, name: name_of(*program), priority: None };
     match there(program, index) {
-        Ok(there) => Ok(there.iter().position(|one| *one == id)),
+        Ok(there) => {
+            let at = there.iter().position(|one| *one == id);
+            Ok(at.map(|at| there[..at].iter().map(told).collect()))
+        }
         // Gone since the devices were listed, and its attachments with it.
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
         Err(e) => Err(KernelError::new("list the programs of device", device, e)),
@@ -50,6 +55,12 @@ fn there(program: Program, index: u32) -> io::Result<Vec<u32>> {
     Ok(ids.into_iter().take(count).collect())
 }
 
+/// Name of a program; empty if it is gone or we lack CAP_SYS_ADMIN, see [`there`].
+fn name_of(program: u32) -> String {
+    let mut names = loaded_programs().filter_map(Result::ok).filter(|info| info.id() == program);
+    names.next().and_then(|info| info.name_as_str().map(str::to_owned)).unwrap_or_default()
+}
+
 /// Programs that one hook can have (kernel `include/linux/bpf_mprog.h`, `BPF_MPROG_MAX`).
 const MOST: u32 = 64;
 
@@ -63,7 +74,7 @@ pub(in crate::bpf) fn attach(
 ) -> Result<(), KernelError> {
     let pin = pins.link(hook);
     if replace(program, hook, pins)? {
-        if position(hook, device, id)?.is_some() {
+        if ahead(hook, device, id)?.is_some() {
             return Ok(());
         }
         // Its device lives in another network namespace, and this one has got the index that it had here.
