@@ -10,16 +10,15 @@ use crate::address::Node;
 use crate::lab::{Daemon, program_path};
 use crate::{namespace, process};
 
-/// `kubeveil status -o json` of a daemon.
+/// `kubeveil status -o json` of a daemon, also of one that has problems to tell of.
 pub fn of(daemon: &Daemon) -> Result<Value> {
+    const FINDING: i32 = 1;
     let mut command = Command::new("kubeveil");
     command.env("PATH", program_path()).args(["status", "-o", "json", "--socket"]);
     let output = command.arg(daemon.file("kubeveild.sock")).output().context("start kubeveil")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    // It exits with 1 where it has something wrong to tell, and tells it.
-    ensure!(matches!(output.status.code(), Some(0 | 1)), "kubeveil status: {}: {said}", output.status);
-    serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("what `kubeveil status -o json` says: {said}"))
+    ensure!(matches!(output.status.code(), Some(0 | FINDING)), "kubeveil status: {}", said.trim());
+    serde_json::from_slice(&output.stdout).context("what `kubeveil status -o json` says")
 }
 
 /// What a program says on its standard output, run in a node's namespace.

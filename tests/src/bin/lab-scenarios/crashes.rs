@@ -12,7 +12,7 @@ use kubeveil_tests::status::{wireguard_devices, wireguard_peers};
 use kubeveil_tests::traffic::{Load, flows};
 
 use crate::Scenario;
-use crate::support::{DEVICE, delete_device, other_build};
+use crate::support::{DEVICE, delete_device, index, other_build};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("fifty_kills_under_traffic", fifty_kills).shared(),
@@ -65,14 +65,14 @@ fn sigterm(stage: &mut Stage) -> Result<()> {
 
 fn restart(stage: &mut Stage) -> Result<()> {
     let node = Node(1);
-    let before = (index_of_device(node)?, wireguard_peers(node, DEVICE)?);
+    let before = (index(node, DEVICE)?, wireguard_peers(node, DEVICE)?);
     let load = stage.load("1a", "2a", 200);
     let (tally, census) = stage.send_while(load, |stage| {
         stage.lab.daemon(node).stop()?;
         stage.lab.daemon(node).start()
     })?;
     encrypted(&tally, &census)?;
-    let after = (index_of_device(node)?, wireguard_peers(node, DEVICE)?);
+    let after = (index(node, DEVICE)?, wireguard_peers(node, DEVICE)?);
     ensure!(before.0 == after.0, "the device was made again");
     ensure!(before.1.len() == after.1.len(), "{before:?} became {after:?}");
     for (was, is) in before.1.iter().zip(&after.1) {
@@ -86,11 +86,6 @@ fn restart(stage: &mut Stage) -> Result<()> {
 fn old(handshake: u64) -> Result<bool> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
     Ok(now.saturating_sub(handshake) > 110)
-}
-
-fn index_of_device(node: Node) -> Result<String> {
-    let text = kubeveil_tests::status::said_in(node, "ip", &["-o", "link", "show", "dev", DEVICE])?;
-    text.split(':').next().map(str::to_owned).context("what `ip link` says")
 }
 
 fn upgrade(stage: &mut Stage) -> Result<()> {

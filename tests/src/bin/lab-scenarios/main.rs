@@ -12,11 +12,13 @@ mod control;
 mod crashes;
 mod devices;
 mod disk;
+mod firewall;
 mod forgery;
 mod kernel;
 mod membership;
 mod modes;
 mod mtu;
+mod neighbours;
 mod operations;
 mod overlays;
 mod paths;
@@ -129,6 +131,8 @@ fn main() -> ExitCode {
         kernel::ALL,
         backstop::ALL,
         devices::ALL,
+        neighbours::ALL,
+        firewall::ALL,
     ];
     let trials =
         all.into_iter().flatten().map(|scenario| trial(scenario, &standing, missing.of(scenario.bare)));

@@ -10,6 +10,7 @@ use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{batch, program_path};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::Stage;
+use kubeveil_tests::status::said_in;
 
 /// What this machine lacks, in the words that `cargo xtask test` knows.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +84,13 @@ pub(crate) const DEVICE: &str = "kubeveil0";
 /// Deletes a node's WireGuard device, as somebody's hand would.
 pub(crate) fn delete_device(node: Node) -> Result<()> {
     batch(Some(&node.name()), &[format!("link del dev {DEVICE}")])
+}
+
+/// Index of a node's device.
+pub(crate) fn index(node: Node, device: &str) -> Result<u32> {
+    let text = said_in(node, "ip", &["-o", "link", "show", "dev", device])?;
+    let index = text.split(':').next().context("what `ip link` says")?;
+    index.parse().with_context(|| format!("no index: {text}"))
 }
 
 /// The key that a node uses, by its public half.

@@ -1,11 +1,12 @@
 //! What happens to the near node's devices, and how it is undone.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use kubeveil_tests::address::{Family, Node};
 use kubeveil_tests::lab::{WIRE, batch};
 use kubeveil_tests::status::said_in;
 
 use super::NEAR;
+use crate::support::index;
 
 const FAR: Node = Node(2);
 
@@ -65,7 +66,8 @@ pub(super) const CHANGES: [Change; 9] = [
         .with_its_programs(),
     Change::new("eth0 away in another namespace and back", away, &["eth0"]).with_its_programs().old_index(),
     Change::new("eth0 made anew", || anew(None), &["eth0"]),
-    Change::new("eth0 made anew with the same index", || anew(Some(index("eth0")?)), &["eth0"]).old_index(),
+    Change::new("eth0 made anew with the same index", || anew(Some(index(NEAR, "eth0")?)), &["eth0"])
+        .old_index(),
 ];
 
 fn near(lines: &[String]) -> Result<()> {
@@ -74,12 +76,6 @@ fn near(lines: &[String]) -> Result<()> {
 
 fn words(lines: &[&str]) -> Vec<String> {
     lines.iter().map(|line| (*line).to_owned()).collect()
-}
-
-fn index(device: &str) -> Result<u32> {
-    let text = said_in(NEAR, "ip", &["-o", "link", "show", "dev", device])?;
-    let index = text.split(':').next().context("what `ip link` says")?;
-    index.parse().with_context(|| format!("no index: {text}"))
 }
 
 /// The node's addresses and its routes to the other one's pods, at a device.
