@@ -12,6 +12,7 @@ use kubeveil_tests::process::{self, wait_until};
 use kubeveil_tests::stage::{Stage, conclusive, encrypted, none_arrived, none_plain};
 
 use crate::Scenario;
+use crate::support::look_round;
 
 pub(crate) const ALL: &[Scenario] =
     &[Scenario::new("firewalld_lets_tunnels_alone_as_readme_says", acts).nodes(2)];
@@ -28,6 +29,7 @@ fn acts(stage: &mut Stage) -> Result<()> {
     stage.start()?;
     let mut send = |zone: &str, check: &str| {
         [Node(1), Node(2)].into_iter().try_for_each(|node| write(node, zone, check))?;
+        look_round(stage, Node(2))?;
         let is_told = wait_until(RESYNC, Duration::from_millis(200), || {
             let problems = stage.status(Node(2))?["problems"].to_string();
             Ok(problems.contains("nftables chain inet firewalld filter_PREROUTING") == (check == STRICT))

@@ -133,7 +133,7 @@ fn changes(stage: &mut Stage) -> Result<()> {
             ensure!(known == expected, "{family} over {underlay}: the pod knows {known:?}, not {expected:?}");
             let fits = expected.is_none();
             ensure!(tally.received > 0 && (!fits || tally.lost() == 0), "{family} over {underlay}: {tally}");
-            transfer(Flow { from: pod(SENDER), to: pod(RECEIVER), family }, 16)
+            transfer(Flow { from: pod(SENDER), to: pod(RECEIVER), family }, 4)
                 .with_context(|| format!("over {underlay}"))?;
         }
         let risen = told(stage, Node(1), TOO_BIG)?[0] - before[0];

@@ -16,7 +16,7 @@ use kubeveil_tests::traffic::{Load, flows};
 use serde_json::Value;
 
 use crate::Scenario;
-use crate::support::{DEVICE, dropped_since, index};
+use crate::support::{DEVICE, dropped_since, index, look_round};
 use foreign::{Answer, Foreign, NAME, Place, has_tcx};
 
 pub(crate) const ALL: &[Scenario] = &[
@@ -74,7 +74,7 @@ fn stands_beside(stage: &mut Stage, place: Place, answer: Answer) -> Result<()> 
         }
     }
     if place != Place::Ahead {
-        look(stage)?;
+        look_round(stage, NEAR)?;
         ensure!(positions(stage)?.is_empty(), "told to be ahead: {:?}", positions(stage)?);
     }
     Ok(())
@@ -155,19 +155,6 @@ fn no_place(stage: &mut Stage) -> Result<()> {
     encrypted(&tally, &census)
 }
 
-/// Somebody's program makes no event, a route does: the daemon looks at once.
-fn look(stage: &Stage) -> Result<()> {
-    const ADDRESS: &str = "127.0.0.2/8 dev lo";
-    batch(Some(&NEAR.name()), &["add", "del"].map(|word| format!("address {word} {ADDRESS}")))?;
-    let looks = |stage: &Stage| {
-        let name = "kubeveil_reconcile_duration_seconds_count";
-        anyhow::Ok(stage.metrics(NEAR)?.count(name, &[]))
-    };
-    let before = looks(stage)?;
-    wait_until(Duration::from_secs(1), Duration::from_millis(50), || Ok(looks(stage)? > before))?;
-    Ok(())
-}
-
 /// Those of whom the status says that they run before ours.
 fn positions(stage: &Stage) -> Result<Vec<Value>> {
     let status = stage.status(NEAR)?;
@@ -186,7 +173,7 @@ fn told(stage: &Stage, device: &str, ours: &str, foreign: &Foreign) -> Result<()
             && says("message", &who)
             && says("advice", how)
     };
-    look(stage)?;
+    look_round(stage, NEAR)?;
     let mut last = Vec::new();
     let said = wait_until(RESYNC, Duration::from_millis(200), || {
         last = positions(stage)?;
@@ -198,7 +185,7 @@ fn told(stage: &Stage, device: &str, ours: &str, foreign: &Foreign) -> Result<()
 
 /// Waits until nobody is told to be ahead any more.
 fn over(stage: &Stage) -> Result<()> {
-    look(stage)?;
+    look_round(stage, NEAR)?;
     let over = wait_until(RESYNC, Duration::from_millis(200), || Ok(positions(stage)?.is_empty()))?;
     ensure!(over, "told though nobody is ahead any more: {:?}", positions(stage)?);
     Ok(())

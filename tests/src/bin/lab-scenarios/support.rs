@@ -93,6 +93,19 @@ pub(crate) fn index(node: Node, device: &str) -> Result<u32> {
     index.parse().with_context(|| format!("no index: {text}"))
 }
 
+/// Makes a node's daemon go round: somebody's program or firewall makes no event, an address does.
+pub(crate) fn look_round(stage: &Stage, node: Node) -> Result<()> {
+    let rounds = || {
+        let name = "kubeveil_reconcile_duration_seconds_count";
+        anyhow::Ok(stage.metrics(node)?.count(name, &[]))
+    };
+    let before = rounds()?;
+    let lines = ["add", "del"].map(|word| format!("address {word} 127.0.0.2/8 dev lo"));
+    batch(Some(&node.name()), &lines)?;
+    wait_until(Duration::from_secs(1), Duration::from_millis(20), || Ok(rounds()? > before))?;
+    Ok(())
+}
+
 /// The key that a node uses, by its public half.
 pub(crate) fn public_key(stage: &Stage, node: Node) -> Result<String> {
     let status = stage.status(node)?;
