@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    iter,
     net::IpAddr,
 };
 
@@ -103,17 +102,20 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
         claimed.entry(claim.prefix).or_default().push(claim);
     }
 
+    let (recorded_lengths, claimed_lengths) = (lengths(&recorded), lengths(&claimed));
     let mut owners = recorded.clone();
     let mut prefixes = BTreeMap::new();
     let mut contested = BTreeSet::new();
     for claim in &claims {
         let on_record = recorded.get(&claim.prefix).is_some_and(|owner| claim.is_of(owner));
         if !on_record {
-            if let Some(owner) = overlapping(&recorded, claim.prefix).find(|owner| !claim.is_of(owner)) {
+            if let Some(owner) =
+                overlapping(&recorded, &recorded_lengths, claim.prefix).find(|owner| !claim.is_of(owner))
+            {
                 problems.push(refused(claim, &owner.name, "which had it first"));
                 continue;
             }
-            let mut rivals = overlapping(&claimed, claim.prefix).flatten();
+            let mut rivals = overlapping(&claimed, &claimed_lengths, claim.prefix).flatten();
             if let Some(rival) = rivals.find(|c| c.node != claim.node) {
                 if claim.class == Class::Node {
                     contested.insert(claim.prefix);
@@ -136,10 +138,25 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     Assignment { prefixes, owners, problems, contested, by_node }
 }
 
+/// Prefix lengths that occur, by family.
+type Lengths = BTreeSet<(bool, u8)>;
+
+fn lengths<V>(map: &BTreeMap<IpNet, V>) -> Lengths {
+    map.keys().map(|prefix| (prefix.addr().is_ipv6(), prefix.prefix_len())).collect()
+}
+
 /// The entries of `map` whose prefix overlaps `prefix`. Prefixes nest or are apart, so these are its
-/// supernets, itself, and what begins inside of it.
-fn overlapping<V>(map: &BTreeMap<IpNet, V>, prefix: IpNet) -> impl Iterator<Item = &V> {
-    let supernets = iter::successors(prefix.supernet(), IpNet::supernet);
+/// supernets, itself, and what begins inside of it. Of its supernets only those are looked for whose length occurs:
+/// thousands of nodes have a handful of lengths, and an address of IPv6 has 128 supernets.
+fn overlapping<'a, V>(
+    map: &'a BTreeMap<IpNet, V>,
+    lengths: &Lengths,
+    prefix: IpNet,
+) -> impl Iterator<Item = &'a V> {
+    let is_v6 = prefix.addr().is_ipv6();
+    let shorter = lengths.range((is_v6, 0)..(is_v6, prefix.prefix_len())).rev();
+    let supernets =
+        shorter.filter_map(move |(_, length)| Some(IpNet::new(prefix.addr(), *length).ok()?.trunc()));
     let inside = map.range(prefix..).take_while(move |(p, _)| prefix.contains(*p));
     supernets.filter_map(|p| map.get(&p)).chain(inside.map(|(_, v)| v))
 }
