@@ -346,8 +346,11 @@ impl<K: Kernel> Node<K> {
         let mut errors = Vec::new();
         for action in actions {
             tracing::debug!(%action, "execute");
-            self.writes += 1;
-            match self.kernel.execute(action, &self.keeper) {
+        }
+        self.writes += actions.len() as u64;
+        let done = self.kernel.execute_all(actions, &self.keeper);
+        for (action, done) in actions.iter().zip(done) {
+            match done {
                 Ok(()) => self.written.carried_out(action),
                 Err(e) => {
                     // Told once, at its level, as a problem.

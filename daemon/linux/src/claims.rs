@@ -68,13 +68,24 @@ impl Bench<'_> {
     }
 
     fn add(&mut self, key: PublicKey, ips: &[&str]) -> Result<(), String> {
-        self.run(Action::AddPeer {
-            device: DEVICE.to_owned(),
-            key,
-            endpoint: SocketAddr::from(([192, 0, 2, 9], 51871)),
-            allowed_ips: nets(ips),
-            keepalive: 0,
-        })
+        self.run(add_peer(key, ips))
+    }
+
+    fn add_together(&mut self, peers: &[(PublicKey, &[&str])]) -> Result<(), String> {
+        let actions: Vec<Action> = peers.iter().map(|(key, ips)| add_peer(*key, ips)).collect();
+        let done = self.kernel.execute_all(&actions, &self.keys);
+        claim(done.len() == actions.len(), "each of several actions has its answer")?;
+        done.into_iter().collect::<Result<(), _>>().map_err(|e| e.to_string())
+    }
+}
+
+fn add_peer(key: PublicKey, ips: &[&str]) -> Action {
+    Action::AddPeer {
+        device: DEVICE.to_owned(),
+        key,
+        endpoint: SocketAddr::from(([192, 0, 2, 9], 51871)),
+        allowed_ips: nets(ips),
+        keepalive: 0,
     }
 }
 
@@ -115,6 +126,23 @@ pub fn check(kernel: &mut dyn Kernel) -> Result<(), String> {
     claim(
         !bench.device()?.peers.contains_key(&own),
         "a peer with the device's own key is ignored without an error",
+    )?;
+
+    let c = fresh()?.public();
+    bench.add_together(&[
+        (a, &["10.0.6.0/24", "10.0.7.0/24"]),
+        (own, &["10.0.6.0/24"]),
+        (c, &["10.0.6.0/24"]),
+    ])?;
+    let device = bench.device()?;
+    claim(
+        device.peers[&a].allowed_ips == nets(&["10.0.7.0/24"])
+            && device.peers[&c].allowed_ips == nets(&["10.0.6.0/24"]),
+        "of peers that come together the last has what several claim",
+    )?;
+    claim(
+        !device.peers.contains_key(&own),
+        "the device's own key among them is ignored, and stops none of the others",
     )?;
 
     bench.run(Action::RemovePeer(DEVICE.to_owned(), a))?;

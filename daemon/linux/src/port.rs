@@ -39,6 +39,12 @@ pub trait Kernel: Send {
     /// Carries out one action. What is done twice is done once: a repeated action is no error.
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError>;
 
+    /// Carries out `actions` in their order, whatever becomes of each, and says what did: one answer for each. A kernel
+    /// may take together what can be one message, and leaves what it would leave one by one.
+    fn execute_all(&mut self, actions: &[Action], secrets: &dyn Secrets) -> Vec<Result<(), KernelError>> {
+        actions.iter().map(|action| self.execute(action, secrets)).collect()
+    }
+
     /// Reads the datapath's counters; those that are not zero.
     fn counters(&mut self) -> Result<Vec<Count>, KernelError>;
 

@@ -144,6 +144,14 @@ fn not_loaded() -> KernelError {
     KernelError::new("use", "the programs", std::io::Error::other("they are not loaded yet"))
 }
 
+/// The device that a peer is added to.
+fn added_to(action: &Action) -> Option<&str> {
+    match action {
+        Action::AddPeer { device, .. } => Some(device),
+        _ => None,
+    }
+}
+
 const NODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
 
 impl Kernel for RealKernel {
@@ -253,6 +261,21 @@ impl Kernel for RealKernel {
                 Ok(())
             }
         }
+    }
+
+    /// New peers of a device, thousands of them in a large cluster, come in a few messages; where one is refused, each
+    /// of them by itself, so that it is known which.
+    fn execute_all(&mut self, actions: &[Action], secrets: &dyn Secrets) -> Vec<Result<(), KernelError>> {
+        let mut done = Vec::with_capacity(actions.len());
+        for run in actions.chunk_by(|a, b| added_to(a).is_some() && added_to(a) == added_to(b)) {
+            let together = run.len() > 1 && run.iter().all(wireguard::fits_one_message);
+            if together && wireguard::add_peers(run).is_ok() {
+                done.extend(run.iter().map(|_| Ok(())));
+            } else {
+                done.extend(run.iter().map(|action| self.execute(action, secrets)));
+            }
+        }
+        done
     }
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kubeveil_core::observed::Peer;
+use kubeveil_core::{action::Action, observed::Peer};
 use kubeveil_keys::{PrivateKey, PublicKey};
 use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo};
 
@@ -105,13 +105,33 @@ pub fn add_peer(
 ) -> Result<(), KernelError> {
     let all: Vec<IpNet> = allowed_ips.iter().copied().collect();
     let (first, rest) = all.split_at(all.len().min(ALLOWED_IPS_A_REQUEST));
-    let mut peer = builder(key).set_endpoint(endpoint).replace_allowed_ips();
-    if keepalive != 0 {
-        peer = peer.set_persistent_keepalive_interval(keepalive);
-    }
-    update_peer(device, key, allowed(peer, first), "add peer")?;
+    update_peer(device, key, allowed(new_peer(key, endpoint, keepalive), first), "add peer")?;
     rest.chunks(ALLOWED_IPS_A_REQUEST)
         .try_for_each(|part| update_peer(device, key, allowed(builder(key), part), "give addresses to peer"))
+}
+
+/// Whether a peer that is added is whole in one message.
+pub fn fits_one_message(action: &Action) -> bool {
+    matches!(action, Action::AddPeer { allowed_ips, .. } if allowed_ips.len() <= ALLOWED_IPS_A_REQUEST)
+}
+
+/// Adds peers of one device, each whole, in as few messages as hold them. What is no [`Action::AddPeer`] is left out.
+pub fn add_peers(actions: &[Action]) -> Result<(), KernelError> {
+    let mut update = DeviceUpdate::new();
+    let mut to = "";
+    for action in actions {
+        if let Action::AddPeer { device, key, endpoint, allowed_ips, keepalive } = action {
+            let all: Vec<IpNet> = allowed_ips.iter().copied().collect();
+            update = update.add_peer(allowed(new_peer(key, *endpoint, *keepalive), &all));
+            to = device;
+        }
+    }
+    apply(update, to, "add peers", to)
+}
+
+fn new_peer(key: &PublicKey, endpoint: SocketAddr, keepalive: u16) -> PeerConfigBuilder {
+    let peer = builder(key).set_endpoint(endpoint).replace_allowed_ips();
+    if keepalive == 0 { peer } else { peer.set_persistent_keepalive_interval(keepalive) }
 }
 
 /// Gives a peer more addresses, or with `replace` these and no others.

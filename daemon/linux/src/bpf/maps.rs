@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv6Addr},
+    os::fd::AsFd as _,
     path::Path,
 };
 
 use aya::{
     Pod,
     maps::{
-        Array, HashMap, Map, MapData, MapError, PerCpuArray,
+        Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -20,7 +21,7 @@ use kubeveil_abi::{
 };
 use kubeveil_core::observed::Prefix;
 
-use super::{Pins, peers::PeerArray};
+use super::{Pins, batch, peers::PeerArray};
 use crate::{Count, KernelError};
 
 /// A structure of the ABI, for aya.
@@ -49,6 +50,8 @@ pub struct Maps {
     flows: HashMap<MapData, Raw<FlowKey>, Raw<FlowValue>>,
     counters: PerCpuArray<MapData, Raw<Counter>>,
     epoch: Array<MapData, u32>,
+    /// We have made the epoch odd: thousands of prefixes in a row need not ask for it again.
+    unsettled: bool,
 }
 
 fn failed(operation: &'static str, map: &str) -> impl FnOnce(MapError) -> KernelError {
@@ -87,6 +90,7 @@ impl Maps {
             flows: typed!(HashMap, names::FLOWS),
             counters: typed!(PerCpuArray, names::COUNTERS),
             epoch: typed!(Array, names::EPOCH),
+            unsettled: false,
         })
     }
 
@@ -102,29 +106,30 @@ impl Maps {
 
     /// All prefixes. An entry that this version can't read is left out, so it will be written anew.
     pub fn prefixes(&self) -> Result<BTreeMap<IpNet, Prefix>, KernelError> {
-        let mut out = BTreeMap::new();
-        for entry in self.prefixes.iter() {
-            let (key, Raw(value)) = entry.map_err(failed("read", names::PREFIXES))?;
-            if let (Some(net), Some(kind)) =
-                (net(key.prefix_len(), key.data()), PrefixKind::from_raw(value.kind))
-            {
-                out.insert(net, Prefix { kind, peer: value.peer });
-            }
-        }
-        Ok(out)
+        let read = batch::entries(self.prefixes.map().fd().as_fd());
+        let entries = read.map_err(|e| KernelError::new("read", format!("map {}", names::PREFIXES), e))?;
+        let prefix = |([length, address @ ..], [kind, peer]): ([u32; 5], [u32; 2])| {
+            Some((net(length, address)?, Prefix { kind: PrefixKind::from_raw(kind)?, peer }))
+        };
+        Ok(entries.into_iter().filter_map(prefix).collect())
     }
 
     /// Before prefixes change: the programs look every address up anew until [`Maps::settle`].
     fn unsettle(&mut self) -> Result<(), KernelError> {
+        if self.unsettled {
+            return Ok(());
+        }
         let epoch = self.epoch.get(&0, 0).map_err(failed("read", names::EPOCH))?;
         if is_settled(epoch) {
             written(names::EPOCH, self.epoch.set(0, epoch.wrapping_add(1), 0))?;
         }
+        self.unsettled = true;
         Ok(())
     }
 
     /// The prefixes stand: the programs may keep what they look up, under a number that was never used.
     pub fn settle(&mut self) -> Result<(), KernelError> {
+        self.unsettled = false;
         let epoch = self.epoch.get(&0, 0).map_err(failed("read", names::EPOCH))?;
         if is_settled(epoch) {
             return Ok(());

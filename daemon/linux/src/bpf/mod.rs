@@ -9,6 +9,7 @@
 //! ```
 
 mod attach;
+mod batch;
 pub(crate) mod call;
 mod held;
 mod load;

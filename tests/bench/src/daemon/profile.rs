@@ -59,13 +59,19 @@ impl<K: Kernel> Kernel for Profiled<K> {
     }
 
     fn execute(&mut self, action: &Action, secrets: &dyn Secrets) -> Result<(), KernelError> {
+        self.execute_all(std::slice::from_ref(action), secrets).into_iter().collect()
+    }
+
+    fn execute_all(&mut self, actions: &[Action], secrets: &dyn Secrets) -> Vec<Result<(), KernelError>> {
         let start = Instant::now();
-        let done = self.0.execute(action, secrets);
-        self.1.add(|spent| {
-            spent.writes += 1;
-            spent.writing += start.elapsed();
-            spent.written = Some(Instant::now());
-        });
+        let done = self.0.execute_all(actions, secrets);
+        if !actions.is_empty() {
+            self.1.add(|spent| {
+                spent.writes += u32::try_from(actions.len()).unwrap_or(u32::MAX);
+                spent.writing += start.elapsed();
+                spent.written = Some(Instant::now());
+            });
+        }
         done
     }
 
