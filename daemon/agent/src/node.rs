@@ -81,8 +81,8 @@ pub struct Node<K> {
     pub(crate) keeper: Keeper,
     kept: KeptFile<Kept>,
     pairs: Pairs,
-    before: Snapshot,
-    owners: kubeveil_core::ownership::Owners,
+    /// As of the last way round.
+    known: Kept,
     pub(crate) announced: Announced,
     pub(crate) tunnels: Tunnels,
     written: Written,
@@ -120,7 +120,7 @@ impl<K: Kernel> Node<K> {
         source: Box<dyn Source>,
         state_dir: &Path,
     ) -> Self {
-        let (kept, Kept { snapshot, owners }, unreadable) = KeptFile::open(state_dir, "known.json");
+        let (kept, known, unreadable) = KeptFile::open(state_dir, "known.json");
         let (pairs, unknown) = Pairs::open(state_dir);
         let unreadable = unreadable.map(|message| problems::kept_unreadable(kept.path(), message));
         Self {
@@ -133,8 +133,7 @@ impl<K: Kernel> Node<K> {
             keeper: Keeper::new(state_dir, name),
             kept,
             pairs,
-            before: snapshot,
-            owners,
+            known,
             announced: Announced::default(),
             tunnels: Tunnels::default(),
             written: Written::default(),
@@ -167,7 +166,7 @@ impl<K: Kernel> Node<K> {
 
     /// The mesh as last known.
     pub(crate) fn mesh(&self) -> Option<&kubeveil_api::mesh::MeshSpec> {
-        self.before.mesh.as_ref()
+        self.known.snapshot.mesh.as_ref()
     }
 
     /// Once round. Returns when to go round again at the latest.
@@ -180,17 +179,18 @@ impl<K: Kernel> Node<K> {
         let read = self.source.read(now.monotonic);
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
-        let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.before);
-        self.before.clone_from(knowledge.snapshot());
+        let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.known.snapshot);
+        self.known.snapshot.clone_from(knowledge.snapshot());
         let assignment = self.learn(&knowledge, now);
-        self.owners.clone_from(&assignment.owners);
+        self.known.owners.clone_from(&assignment.owners);
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
         let mut problems = read.problems;
         // Where it was never known there is another problem.
-        problems
-            .extend((lacks_us && knows(&self.before, &self.name)).then(|| problems::not_seen(&self.name)));
-        problems.extend((deleted && self.before.mesh.is_some()).then(problems::mesh_deleted));
+        problems.extend(
+            (lacks_us && knows(&self.known.snapshot, &self.name)).then(|| problems::not_seen(&self.name)),
+        );
+        problems.extend((deleted && self.known.snapshot.mesh.is_some()).then(problems::mesh_deleted));
         for round in 0.. {
             let is_first = round == 0;
             match self.round(&knowledge, &assignment, now, is_first, &mut outcome) {
@@ -216,7 +216,7 @@ impl<K: Kernel> Node<K> {
 
     /// What follows from what an earlier daemon kept.
     fn desired_before(&mut self, now: Now) -> Desired {
-        let knowledge = Knowledge::Partial(self.before.clone());
+        let knowledge = Knowledge::Partial(self.known.snapshot.clone());
         let assignment = self.learn(&knowledge, now);
         self.desire(&knowledge, &assignment, &Observed::default(), now)
     }
@@ -229,7 +229,7 @@ impl<K: Kernel> Node<K> {
             self.keeper.unlock(&own.uid, now.epoch.as_secs());
         }
         match &snapshot.mesh {
-            Some(mesh) => assign(knowledge, mesh, &self.owners),
+            Some(mesh) => assign(knowledge, mesh, &self.known.owners),
             None => Assignment::default(),
         }
     }
@@ -375,8 +375,7 @@ impl<K: Kernel> Node<K> {
     }
 
     fn keep(&mut self, problems: &mut Vec<Problem>) {
-        let kept = Kept { snapshot: self.before.clone(), owners: self.owners.clone() };
-        match self.kept.keep(&kept) {
+        match self.kept.keep(&self.known) {
             Ok(()) => self.standing.retain(|p| p.kind != ProblemKind::State),
             Err(e) => problems.push(problems::kept_unwritable(self.kept.path(), &e)),
         }

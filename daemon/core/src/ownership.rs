@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
 };
 
@@ -75,7 +76,23 @@ struct Claim<'a> {
     class: Class,
     node: &'a str,
     uid: &'a str,
-    field: String,
+    field: Field,
+}
+
+/// Where a claim stands in its Node; a word only where somebody has to be told.
+#[derive(Clone, Copy)]
+enum Field {
+    Pods(usize),
+    Address,
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pods(index) => write!(f, "spec.podCIDRs[{index}]"),
+            Self::Address => f.write_str("status.addresses[InternalIP]"),
+        }
+    }
 }
 
 impl Claim<'_> {
@@ -165,7 +182,7 @@ fn refused(claim: &Claim<'_>, other: &str, why: &str) -> Problem {
     Problem {
         kind: ProblemKind::Prefix,
         object: format!("Node {}", claim.node),
-        field: claim.field.clone(),
+        field: claim.field.to_string(),
         message: format!("{} is also claimed by node {other}, {why}", claim.prefix),
         advice: "Give each node its own prefix; if the other one is gone, delete its Node object".to_owned(),
     }
@@ -185,22 +202,15 @@ fn admissible<'a>(knowledge: &'a Knowledge, mesh: &MeshSpec, problems: &mut Vec<
             });
             continue;
         }
-        let pods = node
-            .pod_cidrs
-            .iter()
-            .enumerate()
-            .map(|(i, p)| (p.trunc(), Class::Pods, format!("spec.podCIDRs[{i}]")));
-        let addresses = node
-            .internal_ips
-            .iter()
-            .map(|a| (IpNet::from(*a), Class::Node, "status.addresses[InternalIP]".to_owned()));
+        let pods = node.pod_cidrs.iter().enumerate().map(|(i, p)| (p.trunc(), Class::Pods, Field::Pods(i)));
+        let addresses = node.internal_ips.iter().map(|a| (IpNet::from(*a), Class::Node, Field::Address));
         for (prefix, class, field) in pods.chain(addresses) {
             match refusal(prefix, class, mesh) {
                 None => claims.push(Claim { prefix, class, node: name, uid: &node.uid, field }),
                 Some((message, advice)) => problems.push(Problem {
                     kind: ProblemKind::Prefix,
                     object: format!("Node {name}"),
-                    field,
+                    field: field.to_string(),
                     message: format!("{prefix} {message}"),
                     advice: advice.to_owned(),
                 }),

@@ -42,7 +42,7 @@ impl Peers {
         let holders = holders(inputs.observed, device);
         let mut nodes: Vec<_> = inputs.assignment.nodes().filter(|(n, _)| *n != inputs.node).collect();
         // Of two nodes with one key, the one that the device has it for keeps it, whatever the other is called.
-        nodes.sort_by_key(|(node, owned)| {
+        nodes.sort_by_cached_key(|(node, owned)| {
             let key = announced(inputs, node, generation).map(|entry| entry.public_key);
             let mut held = owned.iter().filter_map(|(prefix, _)| holders.get(prefix));
             !held.any(|(holder, _)| Some(**holder) == key)
