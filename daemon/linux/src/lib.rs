@@ -13,6 +13,7 @@ pub mod error;
 pub mod fake;
 pub mod harden;
 pub mod link;
+mod memory;
 pub mod port;
 pub mod preflight;
 mod real;

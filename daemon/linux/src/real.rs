@@ -15,7 +15,7 @@ use crate::{
     backstop::{Backstops, route_checks},
     bpf::{Bpf, Held, Pins},
     link::Links,
-    sysctl, wireguard,
+    memory, sysctl, wireguard,
 };
 
 /// WireGuard, links and the datapath of the network namespace that the daemon runs in.
@@ -202,6 +202,7 @@ impl Kernel for RealKernel {
                 // What an older daemon of this process held is closed only when the new one stands.
                 let bpf = Bpf::load_or_adopt(self.pins.clone(), &self.object, &self.build)?;
                 self.bpf = Some(bpf);
+                memory::give_back();
                 self.hold()
             }
             Action::PinAgain => self.held.pin_again(&self.pins),
@@ -223,7 +224,9 @@ impl Kernel for RealKernel {
             }
             Action::RaiseBackstop(backstop) => {
                 self.bpf()?;
-                self.backstops.raise(backstop, &self.object)?;
+                let raised = self.backstops.raise(backstop, &self.object);
+                memory::give_back();
+                raised?;
                 self.hold()
             }
             Action::RemoveBackstop(form) => {
