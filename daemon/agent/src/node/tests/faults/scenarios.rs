@@ -44,7 +44,7 @@ const fn restart(name: &'static str, change: fn(&mut Stage)) -> Scenario {
 }
 
 /// All of them.
-pub(super) const SCENARIOS: [Scenario; 17] = [
+pub(super) const SCENARIOS: [Scenario; 18] = [
     Scenario { before: Before::Nothing, ..restart("a cold start", |_| {}) },
     Scenario { before: Before::Nothing, adopts: true, ..restart("adoption", |_| {}) },
     Scenario {
