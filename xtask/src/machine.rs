@@ -90,6 +90,11 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Whether it is a VM.
+    pub(crate) fn is_guest(&self) -> bool {
+        self.guest.is_some()
+    }
+
     /// The command that runs the request.
     fn command(&self, request: &Request) -> Result<Command> {
         let mut command = match &self.guest {

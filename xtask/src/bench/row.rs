@@ -33,6 +33,17 @@ impl Row {
         Self { name: name.to_owned(), note: Some(format!("skipped: {why}")), ..Self::default() }
     }
 
+    /// It was measured in a VM that is emulated: a ratio counts there, a time is that of no machine, and its bar is not
+    /// judged.
+    pub(super) fn emulated(mut self) -> Self {
+        if ["s", "ms", "ns"].contains(&self.unit.as_str()) {
+            self.holds = None;
+            let said = self.note.map_or(String::new(), |note| format!("{note}; "));
+            self.note = Some(format!("{said}in an emulated VM, where a time is no machine's: not judged"));
+        }
+        self
+    }
+
     pub(super) fn has_bar(&self) -> bool {
         self.bar.is_some()
     }
@@ -109,6 +120,17 @@ mod tests {
         assert_eq!(words[3], ["c", "SKIP"]);
         assert_eq!(text.lines().skip(5).collect::<Vec<_>>(), ["b: so", "c: skipped: no root"]);
         assert_eq!(rows.iter().filter(|row| row.misses()).count(), 1);
+    }
+
+    #[test]
+    fn emulated_times_are_not_judged() {
+        let json = |unit| {
+            format!(
+                r#"{{"name":"a","value":9.0,"unit":"{unit}","bar":1.0,"bound":"at_most","holds":false,"rounds":1}}"#
+            )
+        };
+        assert!(!row(&json("ms")).emulated().misses());
+        assert!(row(&json("ms")).misses() && row(&json("ratio")).emulated().misses());
     }
 
     #[test]
