@@ -15,6 +15,7 @@ mod disk;
 mod firewall;
 mod forgery;
 mod kernel;
+mod killed;
 mod membership;
 mod modes;
 mod mtu;
@@ -128,6 +129,7 @@ fn main() -> ExitCode {
         by_hand::ALL,
         disk::ALL,
         stopped::ALL,
+        killed::ALL,
         kernel::ALL,
         backstop::ALL,
         devices::ALL,

@@ -1,0 +1,238 @@
+//! The daemon is killed after each kind of step that it takes, on the real kernel, and another one starts.
+//!
+//! It says each step before it takes it, in its log. So its log is a pipe that has room for one line: when a line of
+//! interest is seen in it and left there, the daemon takes that step and can't say the next one.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kubeveil_tests::address::Node;
+use kubeveil_tests::lab::node_manifest;
+use kubeveil_tests::namespace::{self, sysctl};
+use kubeveil_tests::stage::{Stage, encrypted, none_plain};
+use kubeveil_tests::status::said_in;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe, pipe_with, tee};
+
+use crate::Scenario;
+use crate::support::{DEVICE, by_links, delete_device, public_key};
+
+pub(crate) const ALL: &[Scenario] = &[Scenario::new("killed_after_each_kind_of_step", each_kind).nodes(2)];
+
+const NODE: Node = Node(1);
+/// Kinds of steps, as the log begins to tell them. Two of them are here under one name (`give peer`), and one is not:
+/// to move a peer another node has to move.
+const AT_START: [&str; 15] = [
+    "adopt or load the programs",
+    "put prefix",
+    "set the configuration",
+    "attach steer",
+    "attach guard",
+    "create WireGuard device",
+    "put device",
+    "configure ",
+    "attach deliver",
+    "give device",
+    "set MTU",
+    "add peer",
+    "raise the backstop",
+    "point slot",
+    "set peer",
+];
+/// What a pipe can be made to hold at least, bytes.
+const PAGE: usize = 4096;
+/// No step for so long: it is at rest. (Who has the higher key waits three seconds for the other's first word.)
+const REST: Duration = Duration::from_secs(10);
+
+/// A daemon whose steps are watched.
+struct Watched {
+    child: Child,
+    log: OwnedFd,
+    kept: std::fs::File,
+}
+
+impl Watched {
+    fn start(stage: &Stage, more: &[&str]) -> Result<Self> {
+        let (log, its_end) = pipe_with(PipeFlags::DIRECT | PipeFlags::CLOEXEC)?;
+        // One page, which one line fills however short it is.
+        fcntl_setpipe_size(&log, PAGE)?;
+        let daemon = stage.lab.daemon(NODE);
+        let more: Vec<_> = more.iter().map(|&argument| argument.to_owned()).collect();
+        let mut command = daemon.command(&more)?;
+        command.stdout(Stdio::null()).stderr(its_end);
+        let child = namespace::spawn(&NODE.name(), &mut command)?;
+        let kept = OpenOptions::new().append(true).open(daemon.file("kubeveild.log"))?;
+        Ok(Self { child, log, kept })
+    }
+
+    /// Lets it go on until it has taken a step that begins with one of `kinds`, and kills it there; says which.
+    /// `None` if it came to rest before.
+    fn kill_after(mut self, kinds: &BTreeSet<&'static str>) -> Result<Option<&'static str>> {
+        while let Some(line) = self.look()? {
+            let step = line.split_once("execute action=").map(|(_, step)| step);
+            if let Some(kind) = step.and_then(|step| kinds.iter().find(|kind| step.starts_with(**kind))) {
+                self.wait_until_held()?;
+                self.kill()?;
+                return Ok(Some(kind));
+            }
+            self.read()?;
+        }
+        self.kill()?;
+        Ok(None)
+    }
+
+    /// The next line, which stays where it is.
+    fn look(&self) -> Result<Option<String>> {
+        let timeout = Timespec::try_from(REST)?;
+        let ready = poll(&mut [PollFd::new(&self.log, PollFlags::IN)], Some(&timeout))?;
+        if ready == 0 {
+            return Ok(None);
+        }
+        let (copy, into) = pipe()?;
+        tee(&self.log, &into, PAGE, SpliceFlags::empty())?;
+        drop(into);
+        // At once: what does not fit into the first read of a packet is lost.
+        let mut line = [0; PAGE];
+        let length = rustix::io::read(&copy, &mut line)?;
+        Ok(Some(String::from_utf8_lossy(&line[..length]).into_owned()))
+    }
+
+    /// Takes it away, and makes room for the next.
+    fn read(&mut self) -> Result<()> {
+        let mut line = [0; PAGE];
+        let length = rustix::io::read(&self.log, &mut line)?;
+        Ok(self.kept.write_all(&line[..length])?)
+    }
+
+    /// Waits until the daemon wants to say the next step, or has none to say.
+    fn wait_until_held(&self) -> Result<()> {
+        let end = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < end {
+            for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+                // The number of the system call that it is in, and its first argument: a write to standard error.
+                let said = std::fs::read_to_string(task?.path().join("syscall")).unwrap_or_default();
+                if said.starts_with("1 0x2 ") {
+                    return Ok(());
+                }
+            }
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        // What it had said.
+        while poll(&mut [PollFd::new(&self.log, PollFlags::IN)], Some(&Timespec::default()))? > 0 {
+            let mut line = [0; PAGE];
+            if rustix::io::read(&self.log, &mut line)? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Starts it again and again, each time until a step of a kind that it was not killed after yet.
+fn one_by_one(stage: &Stage, wanted: &[&'static str]) -> Result<Vec<&'static str>> {
+    let mut left: BTreeSet<_> = wanted.iter().copied().collect();
+    let mut killed = Vec::new();
+    while !left.is_empty() {
+        let Some(kind) = Watched::start(stage, &[])?.kill_after(&left)? else { break };
+        left.remove(kind);
+        killed.push(kind);
+    }
+    ensure!(left.is_empty(), "it came to rest without: {left:?}");
+    Ok(killed)
+}
+
+fn each_kind(stage: &mut Stage) -> Result<()> {
+    stage.lab.daemon(Node(2)).start()?;
+    // As long as this node has no program it is as open as one that never had any: only the other one speaks.
+    let (first, then) = AT_START.split_at(5);
+    stage.close()?;
+    let load = stage.load("2a", "1a", 200);
+    let (tally, census) = stage.send_while(load, |stage| {
+        eprintln!("  killed after: {:?}", one_by_one(stage, first)?);
+        Ok(())
+    })?;
+    none_plain(&census).with_context(|| format!("before it is attached: {tally}"))?;
+    let load = stage.load("1a", "2a", 200);
+    let (tally, census) = stage.send_while(load, |stage| {
+        eprintln!("  killed after: {:?}", one_by_one(stage, then)?);
+        Ok(())
+    })?;
+    none_plain(&census).with_context(|| format!("from nothing: {tally}"))?;
+    whole(stage).context("from nothing")?;
+    changes(stage)
+}
+
+/// It starts once more, and all is well.
+fn whole(stage: &mut Stage) -> Result<()> {
+    stage.lab.daemon(NODE).start()?;
+    stage.wait_proven()?;
+    let (tally, census) = stage.send(stage.load("1a", "2a", 200), 40)?;
+    encrypted(&tally, &census)?;
+    stage.lab.daemon(NODE).kill()
+}
+
+/// Steps that a start from nothing does not take: each after a deed while no daemon ran.
+fn changes(stage: &mut Stage) -> Result<()> {
+    type Deed = fn(&Stage) -> Result<()>;
+    let by_links = by_links(stage, NODE);
+    let deeds: [(Deed, &[&str]); 5] = [
+        (|_| sysctl(&NODE.name(), &format!("net/ipv4/conf/{DEVICE}/rp_filter"), "1"), &["set sysctls"]),
+        (
+            |stage| {
+                let peer = public_key(stage, Node(2))?;
+                said_in(NODE, "wg", &["set", DEVICE, "peer", &peer, "persistent-keepalive", "9"]).map(drop)
+            },
+            &["set keepalive"],
+        ),
+        (
+            |stage| {
+                let peer = public_key(stage, Node(2))?;
+                said_in(NODE, "wg", &["set", DEVICE, "peer", &peer, "allowed-ips", "203.0.113.0/24"])
+                    .map(drop)
+            },
+            &["give peer"],
+        ),
+        (
+            |stage| {
+                std::fs::remove_file(stage.manifest("node-2.yaml"))?;
+                Ok(std::fs::remove_file(stage.manifest("announcements/node-2.yaml"))?)
+            },
+            &["remove peer", "remove prefix"],
+        ),
+        // Last: it leaves a device without peers.
+        (|_| delete_device(NODE), &["detach", "remove device"]),
+    ];
+    // A filter goes with its device, so nothing has to be detached.
+    let is_taken = |kind: &&str| *kind != "detach" || by_links;
+    for (deed, kinds) in deeds {
+        let kinds: Vec<_> = kinds.iter().copied().filter(is_taken).collect();
+        let load = stage.load("1a", "2a", 200);
+        let (tally, census) = stage.send_while(load, |stage| {
+            deed(stage)?;
+            eprintln!("  killed after: {:?}", one_by_one(stage, &kinds)?);
+            Ok(())
+        })?;
+        none_plain(&census).with_context(|| format!("{kinds:?}: {tally}"))?;
+    }
+    node_manifest(Node(2), stage.lab.spec().families).write(&stage.lab.manifests())?;
+    // Another form of the backstop: the program goes when the table stands.
+    let mut left: BTreeSet<_> = ["remove the backstop"].into();
+    let killed = Watched::start(stage, &["--backstop", "nftables"])?.kill_after(&left)?;
+    eprintln!("  killed after: {killed:?}");
+    left.retain(|kind| Some(*kind) != killed);
+    ensure!(left.is_empty(), "it came to rest without: {left:?}");
+    whole(stage).context("after all of them")?;
+    stage.lab.daemon(NODE).start()
+}
