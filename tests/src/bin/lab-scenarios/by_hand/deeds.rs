@@ -257,7 +257,8 @@ fn tc(node: Node, line: &str) -> Result<()> {
 
 /// Programs, what attaches them, and what pins them.
 pub(super) const PROGRAMS: &[Deed] = &[
-    of_links(opens("steer's link detached", |s, node| links(s, node, "steer", detach), "attach steer")),
+    // Packets to pods are the backstop's then, whose program sees that none of ours stands there any more.
+    of_links(closed("steer's link detached", |s, node| links(s, node, "steer", detach), "attach steer")),
     of_links(closed("guard's link detached", |s, node| links(s, node, "guard", detach), "attach guard")),
     of_links(closed(
         "deliver's link detached",
