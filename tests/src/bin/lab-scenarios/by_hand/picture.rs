@@ -50,7 +50,8 @@ impl Picture {
     /// What differs from `now`.
     pub(super) fn difference(&self, now: &Self) -> String {
         let [was, is] = [self, now].map(|picture| picture.0.iter().collect::<BTreeSet<_>>());
-        format!("was {:#?}, is {:#?}", was.difference(&is), is.difference(&was))
+        let [gone, new] = [&was - &is, &is - &was];
+        format!("was {gone:#?}, is {new:#?}")
     }
 }
 
