@@ -4,6 +4,7 @@
 
 mod daemon;
 mod datapath;
+mod look;
 mod programs;
 mod raw;
 mod row;
@@ -42,6 +43,8 @@ enum Part {
     Datapath,
     /// The programs under BPF_PROG_TEST_RUN
     Programs,
+    /// What is looked at twice a second
+    Look,
     /// From nothing to 5,000 peers, one change, no change
     Reconcile,
     /// What the daemon keeps in memory
@@ -82,6 +85,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let rows = match arguments.part {
         Part::Datapath => datapath::measure(rounds)?,
         Part::Programs => programs::measure(rounds)?,
+        Part::Look => look::measure(rounds)?,
         Part::Reconcile => with_wireguard("reconcile", || reconcile::measure(rounds))?,
         Part::Memory => with_wireguard("memory", || memory::measure(rounds))?,
         Part::Latency => with_wireguard("latency", || latency::measure(rounds))?,

@@ -18,6 +18,8 @@ pub(crate) const FAR: Node = Node(2);
 pub(crate) const CABLE: &str = "new0";
 /// The nodes' VLAN: the number that a [`Build`](kubeveil_verdict::testing::Build)'s tags bear.
 const VLAN: &str = "eth0.7";
+/// A device without a link header.
+const HEADERLESS: &str = "up0";
 
 /// What lies between the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub(crate) enum Ground {
     Masquerading,
     /// A VLAN on their network cards.
     Vlan,
+    /// A device without a link header, by which the nodes reach each other.
+    Headerless,
     /// An overlay.
     Over(Overlay),
     /// A second cable, by which pods are routed and which is not guarded.
@@ -35,10 +39,11 @@ pub(crate) enum Ground {
 }
 
 impl Ground {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Plain,
         Self::Masquerading,
         Self::Vlan,
+        Self::Headerless,
         Self::Over(Overlay::Vxlan),
         Self::Over(Overlay::Geneve),
         Self::Over(Overlay::Ipip),
@@ -51,6 +56,7 @@ impl Ground {
             Self::Plain => "plain".to_owned(),
             Self::Masquerading => "masquerading".to_owned(),
             Self::Vlan => "vlan".to_owned(),
+            Self::Headerless => "headerless".to_owned(),
             Self::Over(overlay) => overlay.to_string(),
             Self::Unguarded => "unguarded".to_owned(),
         }
@@ -69,9 +75,10 @@ impl Ground {
         match self {
             Self::Masquerading => is_masqueraded,
             Self::Unguarded => way.hook == Hook::Unguarded,
-            Self::Plain | Self::Vlan | Self::Over(_) => match way.hook {
+            Self::Plain | Self::Vlan | Self::Headerless | Self::Over(_) => match way.hook {
                 Hook::Underlay => is_sent_here && !is_masqueraded,
-                Hook::Wire => true,
+                // What comes by the cable there is none of the device's.
+                Hook::Wire => self != Self::Headerless,
                 Hook::Overlay | Hook::Tunnel | Hook::Unguarded => false,
             },
         }
@@ -92,8 +99,8 @@ impl Ground {
             // Here a tag is the VLAN's own.
             DoubleTagged | TripleTagged if self == Self::Vlan => Some("no such VLAN"),
             FalseVersion | NonIp if !is_from_wire => Some("the kernel routes no such packets"),
-            Divisible | Undivided if matches!(self, Self::Over(_)) => {
-                Some("the overlay's own device is smaller than that")
+            Divisible | Undivided if matches!(self, Self::Over(_) | Self::Headerless) => {
+                Some("the device itself is smaller than that")
             }
             Divisible if way.ingress_ifindex == 0 => Some("a raw socket does not cut its packets"),
             Divisible | Undivided if is_from_wire => None,
@@ -119,7 +126,10 @@ impl Ground {
         match self {
             Self::Plain | Self::Over(_) => Ok(()),
             Self::Masquerading => masquerade(),
-            Self::Vlan => stage.lab.nodes().try_for_each(move_to_vlan),
+            Self::Vlan => stage.lab.nodes().try_for_each(|node| move_to(node, VLAN, &vlan())),
+            Self::Headerless => {
+                stage.lab.nodes().try_for_each(|node| move_to(node, HEADERLESS, &headerless(node)))
+            }
             Self::Unguarded => lay_cable(),
         }
     }
@@ -137,18 +147,33 @@ fn masquerade() -> Result<()> {
     Ok(())
 }
 
-fn move_to_vlan(node: Node) -> Result<()> {
+fn vlan() -> Vec<String> {
+    vec![format!("link add link eth0 name {VLAN} type vlan id 7")]
+}
+
+/// A tunnel of somebody else's between the nodes' cards: to the kernel a device like a mobile link's, or a VPN's.
+fn headerless(node: Node) -> Vec<String> {
     let other = if node == NEAR { FAR } else { NEAR };
-    let mut lines =
-        vec![format!("link add link eth0 name {VLAN} type vlan id 7"), format!("link set dev {VLAN} up")];
+    let [own, far] = [node, other].map(|node| format!("198.51.100.{}", node.0));
+    vec![
+        format!("address add {own}/24 dev eth0"),
+        format!("link add {HEADERLESS} type gre local {own} remote {far} ttl 64"),
+    ]
+}
+
+/// The node's addresses and routes go to `device`, which `lines` make.
+fn move_to(node: Node, device: &str, lines: &[String]) -> Result<()> {
+    let other = if node == NEAR { FAR } else { NEAR };
+    let mut lines = lines.to_vec();
+    lines.push(format!("link set dev {device} up"));
     for &family in Families::Dual.all() {
         let (length, nodad) = if family == Family::V6 { (64, " nodad") } else { (24, "") };
         let (own, far) = (node.address(family), other.address(family));
         lines.push(format!("address del {own}/{length} dev eth0"));
-        lines.push(format!("address add {own}/{length} dev {VLAN}{nodad}"));
-        lines.push(format!("route replace {} via {far} dev {VLAN}", other.pod_cidr(family)));
+        lines.push(format!("address add {own}/{length} dev {device}{nodad}"));
+        lines.push(format!("route replace {} via {far} dev {device}", other.pod_cidr(family)));
         if node == NEAR {
-            lines.push(format!("route replace default via {far} dev {VLAN}"));
+            lines.push(format!("route replace default via {far} dev {device}"));
         }
     }
     batch(Some(&node.name()), &lines)
