@@ -344,18 +344,21 @@ impl<K: Kernel> Node<K> {
     /// Carries out all of `actions`: one that fails doesn't stop the others, which concern other nodes.
     fn execute(&mut self, actions: &[Action]) -> Result<(), Vec<KernelError>> {
         let mut errors = Vec::new();
-        for action in actions {
-            tracing::debug!(%action, "execute");
-        }
         self.writes += actions.len() as u64;
-        let done = self.kernel.execute_all(actions, &self.keeper);
-        for (action, done) in actions.iter().zip(done) {
-            match done {
-                Ok(()) => self.written.carried_out(action),
-                Err(e) => {
-                    // Told once, at its level, as a problem.
-                    tracing::debug!(%action, "{e}");
-                    errors.push(e);
+        for together in actions.chunk_by(Action::goes_with) {
+            // Each step is told before it is taken: whoever reads a log that ends knows where.
+            for action in together {
+                tracing::debug!(%action, "execute");
+            }
+            let done = self.kernel.execute_all(together, &self.keeper);
+            for (action, done) in together.iter().zip(done) {
+                match done {
+                    Ok(()) => self.written.carried_out(action),
+                    Err(e) => {
+                        // Told once, at its level, as a problem.
+                        tracing::debug!(%action, "{e}");
+                        errors.push(e);
+                    }
                 }
             }
         }

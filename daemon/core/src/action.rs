@@ -93,6 +93,13 @@ pub enum Action {
     SetPeer(u32, PeerValue),
 }
 
+impl Action {
+    /// Whether a kernel may take both in one message: new peers of one device, of which there are thousands.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::AddPeer { device, .. }, Self::AddPeer { device: same, .. }) if device == same)
+    }
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -144,14 +144,6 @@ fn not_loaded() -> KernelError {
     KernelError::new("use", "the programs", std::io::Error::other("they are not loaded yet"))
 }
 
-/// The device that a peer is added to.
-fn added_to(action: &Action) -> Option<&str> {
-    match action {
-        Action::AddPeer { device, .. } => Some(device),
-        _ => None,
-    }
-}
-
 const NODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
 
 impl Kernel for RealKernel {
@@ -270,7 +262,7 @@ impl Kernel for RealKernel {
     /// of them by itself, so that it is known which.
     fn execute_all(&mut self, actions: &[Action], secrets: &dyn Secrets) -> Vec<Result<(), KernelError>> {
         let mut done = Vec::with_capacity(actions.len());
-        for run in actions.chunk_by(|a, b| added_to(a).is_some() && added_to(a) == added_to(b)) {
+        for run in actions.chunk_by(Action::goes_with) {
             let together = run.len() > 1 && run.iter().all(wireguard::fits_one_message);
             if together && wireguard::add_peers(run).is_ok() {
                 done.extend(run.iter().map(|_| Ok(())));

@@ -119,7 +119,7 @@ fn arguments(form: &str, more: &[&str]) -> Vec<String> {
 }
 
 /// What the daemon should find that this kernel can have: netfilter programs came with 6.4.
-fn best() -> Result<&'static str> {
+pub(crate) fn best() -> Result<&'static str> {
     let release = kubeveil_linux::preflight::kernel_release();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().context(release.clone())?, numbers.next().unwrap_or(0));

@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe, pipe_with, tee};
 
 use crate::Scenario;
+use crate::backstop::best;
 use crate::support::{DEVICE, by_links, delete_device, public_key};
 
 pub(crate) const ALL: &[Scenario] = &[Scenario::new("killed_after_each_kind_of_step", each_kind).nodes(2)];
@@ -227,12 +228,13 @@ fn changes(stage: &mut Stage) -> Result<()> {
         none_plain(&census).with_context(|| format!("{kinds:?}: {tally}"))?;
     }
     node_manifest(Node(2), stage.lab.spec().families).write(&stage.lab.manifests())?;
-    // Another form of the backstop: the program goes when the table stands.
-    let mut left: BTreeSet<_> = ["remove the backstop"].into();
-    let killed = Watched::start(stage, &["--backstop", "nftables"])?.kill_after(&left)?;
-    eprintln!("  killed after: {killed:?}");
-    left.retain(|kind| Some(*kind) != killed);
-    ensure!(left.is_empty(), "it came to rest without: {left:?}");
+    // Another form of the backstop, where the kernel has two: the program goes when the table stands.
+    if best()? == "bpf" {
+        let left: BTreeSet<_> = ["remove the backstop"].into();
+        let killed = Watched::start(stage, &["--backstop", "nftables"])?.kill_after(&left)?;
+        eprintln!("  killed after: {killed:?}");
+        ensure!(killed.is_some(), "it came to rest without: {left:?}");
+    }
     whole(stage).context("after all of them")?;
     stage.lab.daemon(NODE).start()
 }
