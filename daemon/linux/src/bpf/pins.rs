@@ -28,12 +28,20 @@ impl Pins {
         Self { base: bpf_dir.to_owned(), root: bpf_dir.join(format!("v{version}")) }
     }
 
-    /// Those of other versions that are there.
+    /// Those of other versions that are there. A folder of such a name that shows nothing of ours is somebody else's.
     pub fn others(&self) -> Vec<Self> {
         let names = names_in(&self.base).unwrap_or_default();
         let versions = names.iter().filter_map(|name| name.strip_prefix('v')?.parse().ok());
         let all = versions.map(|version| Self::of_version(&self.base, version));
-        all.filter(|pins| pins.root != self.root).collect()
+        all.filter(|pins| pins.root != self.root && pins.are_ours()).collect()
+    }
+
+    /// By any of what a version of ours pins, for of one whose removal was cut short any part may be left.
+    fn are_ours(&self) -> bool {
+        self.map(kubeveil_abi::names::CONFIG).exists()
+            || self.links().is_ok_and(|links| !links.is_empty())
+            || self.has_backstop()
+            || !self.other_programs("").is_empty()
     }
 
     /// The version's folder, by its name.
@@ -177,6 +185,22 @@ pub(super) fn remove_tree(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever part of them is left; and what somebody else calls like a version stays his.
+    #[test]
+    fn other_versions_are_told_from_strangers() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let ours = ["v2/maps/CONFIG", "v3/links/guard-3", "v4/backstop/v6", "v5/programs-abc/steer"];
+        let strangers = ["v7/maps/somebodys", "v8/links/somebodys-3", "v9/somebody", "vx/maps/CONFIG"];
+        for path in ours.iter().chain(&strangers) {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(path, "").expect("written");
+        }
+        let mut others: Vec<_> = Pins::new(dir.path()).others().iter().map(Pins::version).collect();
+        others.sort();
+        assert_eq!(others, ["v2", "v3", "v4", "v5"]);
+    }
 
     #[test]
     fn a_link_says_what_it_is() {
