@@ -64,24 +64,24 @@ pub fn plan(
     let backstop = backstop::actions(desired, &observed.backstop, datapath, &actions);
     actions.extend(backstop);
     if !datapath.predecessors.is_empty() {
-        succeed(&mut actions);
-    }
-    // With the mesh's ranges everything is closed that has to be; before, what the other left is all that holds.
-    let knows_ranges = desired.prefixes.values().any(|prefix| prefix.kind == PrefixKind::UnownedPods);
-    if actions.is_empty() && knows_ranges && is_succeeded(datapath, observed) {
-        actions.push(Action::DropPredecessors);
+        succeed(desired, datapath, observed, &mut actions);
     }
     actions
 }
 
 /// Maps of our own are empty at first, and the other version's programs stand: ours come when our maps say all that those
-/// do, and the backstop when the devices are in them.
-fn succeed(actions: &mut Vec<Action>) {
+/// do, the backstop when the devices are in them, and the other's go when nothing is left to do.
+fn succeed(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {
     if actions.iter().any(fills_maps) {
         actions.retain(|action| !matches!(action, Action::Attach(_)));
     }
     if actions.iter().any(|action| !matches!(action, Action::RaiseBackstop(_))) {
         actions.retain(|action| !matches!(action, Action::RaiseBackstop(_)));
+    }
+    // With the mesh's ranges everything is closed that has to be; before, what the other left is all that holds.
+    let knows_ranges = desired.prefixes.values().any(|prefix| prefix.kind == PrefixKind::UnownedPods);
+    if actions.is_empty() && knows_ranges && is_succeeded(datapath, observed) {
+        actions.push(Action::DropPredecessors);
     }
 }
 
@@ -89,15 +89,13 @@ const fn fills_maps(action: &Action) -> bool {
     matches!(action, Action::SetConfig(_) | Action::PutPrefix(..) | Action::SetSlot(..) | Action::SetPeer(..))
 }
 
-/// Another ABI's version left something, and ours stands everywhere where that does.
+/// Whether ours stands everywhere where another ABI's version does.
 fn is_succeeded(datapath: &Datapath, observed: &Observed) -> bool {
     let has_ours =
         |hook: &Hook| datapath.attached.contains_key(hook) || !observed.links.contains_key(&hook.1);
-    let mut all = datapath.predecessors.values();
-    !datapath.predecessors.is_empty()
-        && all.all(|left| {
-            left.hooks.iter().all(has_ours) && (!left.has_backstop || observed.backstop.in_force().is_some())
-        })
+    datapath.predecessors.values().all(|left| {
+        left.hooks.iter().all(has_ours) && (!left.has_backstop || observed.backstop.in_force().is_some())
+    })
 }
 
 /// What somebody else undid: the steps that lead back to `desired`, which was reached before. That a device is gone is
