@@ -187,3 +187,38 @@ fn store_problem(dir: &Path, error: &StoreError) -> Problem {
         advice: "Without a key this node has no tunnels; it is tried again".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// The key in use stands, and it is told as long as its file does not hold it.
+    #[test]
+    fn a_key_file_that_somebody_changes_is_told() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut keeper = Keeper::new(dir.path(), "node-1");
+        let told = |keeper: &mut Keeper| {
+            keeper.unlock("uid-1", 1);
+            keeper.problems().map(|problem| problem.object.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&mut keeper), [""; 0]);
+        let held = keeper.held.as_ref().expect("a key");
+        let (path, public) = (held.path.clone(), held.info.public);
+        let whole = fs::read_to_string(&path).expect("the file");
+        let object = format!("key file {}", path.display());
+        for deed in [|path: &Path| fs::write(path, "another"), |path: &Path| fs::remove_file(path)] {
+            deed(&path).expect("done");
+            assert_eq!(told(&mut keeper), [object.as_str()]);
+            assert_eq!(keeper.info().map(|info| info.public), Some(public), "it stands");
+            assert!(
+                !path.exists() || fs::read_to_string(&path).is_ok_and(|text| text == "another"),
+                "it is not written"
+            );
+        }
+        fs::write(&path, whole).expect("put back");
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its mode");
+        assert_eq!(told(&mut keeper), [""; 0]);
+    }
+}

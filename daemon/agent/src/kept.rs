@@ -13,6 +13,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// Version of the files.
 const VERSION: u32 = 1;
 
+/// File of [`Kept`], in the state folder.
+pub(crate) const KNOWN: &str = "known.json";
+/// File of the pairs that are open, beside it.
+pub(crate) const ADOPTION: &str = "adoption.json";
+
 /// The last whole knowledge of the cluster, and who owns which prefix. No secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Kept {

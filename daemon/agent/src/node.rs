@@ -31,7 +31,7 @@ use kubeveil_linux::{Count, Kernel, KernelError};
 
 use crate::{
     keeper::Keeper,
-    kept::{Kept, KeptFile},
+    kept::{KNOWN, Kept, KeptFile},
     status,
     totals::Totals,
 };
@@ -120,7 +120,7 @@ impl<K: Kernel> Node<K> {
         source: Box<dyn Source>,
         state_dir: &Path,
     ) -> Self {
-        let (kept, known, unreadable) = KeptFile::open(state_dir, "known.json");
+        let (kept, known, unreadable) = KeptFile::open(state_dir, KNOWN);
         let (pairs, unknown) = Pairs::open(state_dir);
         let unreadable = unreadable.map(|message| problems::kept_unreadable(kept.path(), message));
         Self {

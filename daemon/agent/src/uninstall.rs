@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     args::{Args, Uninstall},
-    kept::{Kept, KeptFile},
+    kept::{ADOPTION, KNOWN, Kept, KeptFile},
     lock,
 };
 
@@ -29,7 +29,7 @@ pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
         true => e.context("uninstall needs the daemon to be stopped"),
         false => e,
     })?;
-    let (_, kept, unreadable) = KeptFile::<Kept>::open(&args.state_dir, "known.json");
+    let (_, kept, unreadable) = KeptFile::<Kept>::open(&args.state_dir, KNOWN);
     let mode = kept.snapshot.mesh.map(|mesh| mesh.mode);
     // Not knowing the mode is no reason to open.
     let lenient = unreadable.is_none() && matches!(mode, Some(Mode::Prefer | Mode::Observe));
@@ -53,7 +53,7 @@ pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
     gone.extend(removed.backstops.iter().map(|form| format!("the backstop ({})", form.name())));
     gone.extend(removed.devices.iter().map(|d| format!("WireGuard device {d}")));
     remove_file(&args.socket, &mut gone, &mut errors);
-    for name in ["known.json", "adoption.json"] {
+    for name in [KNOWN, ADOPTION] {
         remove_file(&args.state_dir.join(name), &mut gone, &mut errors);
     }
     if options.remove_keys {
@@ -79,9 +79,7 @@ fn nothing_is_here(args: &Args) -> bool {
     let devices = fs::read_to_string("/proc/net/dev").unwrap_or_default();
     let has_device =
         |name: &&str| devices.lines().any(|line| line.trim_start().starts_with(&format!("{name}:")));
-    is_empty(&args.bpf_dir)
-        && !args.state_dir.join("known.json").exists()
-        && !DEVICE_NAMES.iter().any(has_device)
+    is_empty(&args.bpf_dir) && !args.state_dir.join(KNOWN).exists() && !DEVICE_NAMES.iter().any(has_device)
 }
 
 fn is_empty(dir: &Path) -> bool {

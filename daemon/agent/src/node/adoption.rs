@@ -8,7 +8,7 @@ use kubeveil_core::{
 };
 
 use super::{Now, problems};
-use crate::kept::KeptFile;
+use crate::kept::{ADOPTION, KeptFile};
 
 /// This node's pairs.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Pairs {
 impl Pairs {
     /// As the daemon before left them. A record that can't be read closes every pair.
     pub(super) fn open(state_dir: &Path) -> (Self, Option<Problem>) {
-        let (file, gate, unreadable) = KeptFile::open(state_dir, "adoption.json");
+        let (file, gate, unreadable) = KeptFile::open(state_dir, ADOPTION);
         let gate = if unreadable.is_some() { Gate::closed() } else { gate };
         let problem = unreadable.map(|message| problems::pairs_unreadable(file.path(), message));
         (Self { file, gate, adopting: Adopting::default() }, problem)
