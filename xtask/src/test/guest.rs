@@ -1,5 +1,7 @@
 //! The parts that need WireGuard: on this machine's kernel where that has it, else in VMs.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Result, bail};
 
 use super::{Arguments, Tally, skips::is_ci, stream};
@@ -23,11 +25,12 @@ const HALF: &str = "LAB_MATRIX_HALF";
 pub(super) fn lab(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
     let mut command = vec![SCENARIOS.to_owned()];
     command.extend(arguments.filter.clone());
-    run(workspace, SCENARIOS, arguments.kernel.as_ref(), command, vec![])
+    run(workspace, &built(workspace)?, SCENARIOS, arguments.kernel.as_ref(), command, vec![])
 }
 
 /// All of the matrix on the kernel that was asked for, or where the lab is no VM; else a half of it on each kernel.
 pub(super) fn matrix(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
+    let programs = built(workspace)?;
     let filter = arguments.filter.as_deref().unwrap_or_default();
     let shell = |line: String| vec!["sh".to_owned(), "-c".to_owned(), line];
     // What a kernel has no WireGuard for, the part `bpf` has done.
@@ -35,34 +38,40 @@ pub(super) fn matrix(workspace: &Workspace, arguments: &Arguments) -> Result<Tal
     let with_conditions = format!("{CONDITIONS}; first=$?; {whole} && exit $first");
     let Some(kernel) = &arguments.kernel else {
         if machine::Facts::of_host().can_run_lab() {
-            return run(workspace, MATRIX, None, shell(whole), vec![]);
+            return run(workspace, &programs, MATRIX, None, shell(whole), vec![]);
         }
         let mut tally = Tally::default();
         for (version, half) in [(machine::DEFAULT_VERSION, "first"), (machine::OLD_VERSION, "second")] {
             let kernel = Kernel::Guest(version.to_owned());
             let half = vec![(HALF.to_owned(), half.to_owned())];
             let name = format!("{MATRIX} on {version}");
-            tally.add(run(workspace, &name, Some(&kernel), shell(with_conditions.clone()), half)?);
+            tally.add(run(workspace, &programs, &name, Some(&kernel), shell(with_conditions.clone()), half)?);
         }
         return Ok(tally);
     };
     let line = if *kernel == Kernel::Host { whole } else { with_conditions };
-    run(workspace, MATRIX, Some(kernel), shell(line), vec![])
+    run(workspace, &programs, MATRIX, Some(kernel), shell(line), vec![])
 }
 
-fn run(
-    workspace: &Workspace,
-    name: &str,
-    kernel: Option<&Kernel>,
-    command: Vec<String>,
-    mut environment: Vec<(String, String)>,
-) -> Result<Tally> {
+/// The programs, with those that are to run among them.
+fn built(workspace: &Workspace) -> Result<PathBuf> {
     let programs = build::programs(workspace)?;
     for program in [SCENARIOS, MATRIX] {
         if !programs.join(program).exists() {
             bail!("{} holds no {program}: kubeveil-tests should build it", programs.display());
         }
     }
+    Ok(programs)
+}
+
+fn run(
+    workspace: &Workspace,
+    programs: &Path,
+    name: &str,
+    kernel: Option<&Kernel>,
+    command: Vec<String>,
+    mut environment: Vec<(String, String)>,
+) -> Result<Tally> {
     let machine = Machine::ensure(workspace, kernel)?;
     // The folder that the command starts in has the object there.
     let object = workspace.ebpf_object();
@@ -73,7 +82,7 @@ fn run(
     let out = workspace.fresh_folder("lab-logs")?;
     let request = Request {
         command,
-        programs,
+        programs: programs.to_owned(),
         payload: folder,
         out: Some(out.clone()),
         timeout: Some(LIMIT),

@@ -1,12 +1,16 @@
 //! The matrix of conditions: every kind of packet, on every way through a node, in every mode, and what is to
 //! become of it. Written down apart from the decision, in the words of the README.
 
-use std::{boxed::Box, vec, vec::Vec};
+mod table;
+
+use std::{boxed::Box, vec};
 
 use etherparse::TcpOptionElement;
 use kubeveil_abi::Mode;
 
 use super::{Build, Envelope, Extension, Place, Scene, Situation, Transport};
+
+pub use table::Table;
 
 use Place::{LocalNode, LocalPod, Outside, RemoteNode, RemotePod, Unowned};
 
@@ -60,6 +64,13 @@ pub struct Way {
     pub hook: Hook,
     /// Device it came in by; 0: the host's own.
     pub ingress_ifindex: u32,
+}
+
+impl Way {
+    /// The host's own packets to another node, which are its affair.
+    const fn is_host_to_node(&self) -> bool {
+        self.ingress_ifindex == OWN && matches!(self.to, RemoteNode(_))
+    }
 }
 
 const fn way(name: &'static str, hook: Hook, from: Place, to: Place, ingress_ifindex: u32) -> Way {
@@ -350,15 +361,14 @@ fn outward(way: &Way, kind: Kind, is_v6: bool, tunnels: Tunnels) -> Fate {
         Tunnels::Proven => Fate::Encrypted,
         Tunnels::Unproven => Fate::Dropped,
     };
-    let is_host_to_node = way.ingress_ifindex == OWN && matches!(way.to, RemoteNode(_));
     match way.to {
         // No such packet has any business at a node's own uplink.
         Unowned | LocalPod => Fate::Dropped,
         _ if way.from == Outside => Fate::Dropped,
         Outside if way.ingress_ifindex == OWN && matches!(kind, Kind::Enveloped(_)) => Fate::Dropped,
         RemotePod(_) if way.ingress_ifindex == TUNNEL => Fate::Dropped,
-        RemoteNode(_) if is_host_to_node && matches!(kind, Kind::ManyHeaders) => Fate::Dropped,
-        RemoteNode(_) if is_host_to_node && !may_be_pods(kind, is_v6) => Fate::Alone,
+        RemoteNode(_) if way.is_host_to_node() && matches!(kind, Kind::ManyHeaders) => Fate::Dropped,
+        RemoteNode(_) if way.is_host_to_node() && !may_be_pods(kind, is_v6) => Fate::Alone,
         _ if matches!(way.to, RemotePod(_) | RemoteNode(_)) && is_too_big(way, kind) => Fate::Dropped,
         RemotePod(_) | RemoteNode(_) => by_tunnel,
         _ => Fate::Alone,
@@ -375,11 +385,10 @@ const fn may_be_pods(kind: Kind, is_v6: bool) -> bool {
 }
 
 fn is_too_big(way: &Way, kind: Kind) -> bool {
-    let is_host_to_node = way.ingress_ifindex == OWN && matches!(way.to, RemoteNode(_));
     matches!(way.hook, Hook::Underlay | Hook::Overlay)
         && matches!(way.to, RemotePod(_) | RemoteNode(_))
         && way.from != Outside
-        && !is_host_to_node
+        && !way.is_host_to_node()
         && kind == Kind::Undivided
 }
 
@@ -407,59 +416,4 @@ pub fn conditions() -> impl Iterator<Item = (&'static Way, Kind, bool)> {
         all.flat_map(move |kind| families().filter(move |&v6| kind.is_of(v6)).map(move |v6| (way, kind, v6)))
     };
     WAYS.iter().flat_map(kinds)
-}
-
-/// What was found, as a table: a line for each kind of packet, a column for each way.
-#[derive(Clone, Debug, Default)]
-pub struct Table {
-    found: Vec<(&'static str, Kind, bool, Fate)>,
-}
-
-impl Table {
-    /// Adds what became of a packet.
-    pub fn add(&mut self, way: &'static str, kind: Kind, is_v6: bool, fate: Fate) {
-        self.found.push((way, kind, is_v6, fate));
-    }
-
-    /// How many there are.
-    pub const fn len(&self) -> usize {
-        self.found.len()
-    }
-
-    /// Whether there is none.
-    pub const fn is_empty(&self) -> bool {
-        self.found.is_empty()
-    }
-
-    fn cell(&self, way: &str, kind: Kind) -> std::string::String {
-        let letter = |is_v6| {
-            let found = self.found.iter().find(|(w, k, v6, _)| *w == way && *k == kind && *v6 == is_v6);
-            found.map(|(.., fate)| fate.letter())
-        };
-        match (letter(false), letter(true)) {
-            (Some(v4), Some(v6)) if v4 == v6 => v4.into(),
-            (v4, v6) => [v4, v6].map(|l| l.unwrap_or(' ')).iter().collect(),
-        }
-    }
-}
-
-impl std::fmt::Display for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ways: Vec<_> =
-            WAYS.iter().filter(|way| self.found.iter().any(|(w, ..)| *w == way.name)).collect();
-        for (number, way) in (1..).zip(&ways) {
-            writeln!(f, "  {number:>2} {}", way.name)?;
-        }
-        write!(f, "  {:<26}", "")?;
-        (1..=ways.len()).try_for_each(|number| write!(f, "{number:>3}"))?;
-        writeln!(f)?;
-        for &kind in Kind::ALL {
-            if self.found.iter().any(|(_, k, ..)| *k == kind) {
-                write!(f, "  {:<26}", kind.name())?;
-                ways.iter().try_for_each(|way| write!(f, "{:>3}", self.cell(way.name, kind)))?;
-                writeln!(f)?;
-            }
-        }
-        write!(f, "  E encrypted, x dropped, - left alone; two letters: IPv4, IPv6; a blank: there is none")
-    }
 }
