@@ -275,6 +275,15 @@ pub fn wait_link_local(node: Node, device: &str) -> Result<()> {
     Ok(())
 }
 
+/// Gives `rules` to `nft -f` inside a namespace.
+pub fn nft(inside: &str, rules: &str) -> Result<()> {
+    let mut command = Command::new("nft");
+    command.args(["-f", "-"]).env("PATH", program_path());
+    namespace::within(inside, || process::run(&mut command, rules))
+        .with_context(|| format!("nft in {inside}"))?;
+    Ok(())
+}
+
 /// Gives lines to one `ip -batch`, inside a namespace or outside of all.
 pub fn batch(inside: Option<&str>, lines: &[String]) -> Result<()> {
     let mut command = Command::new("ip");

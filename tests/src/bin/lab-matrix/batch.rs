@@ -1,12 +1,11 @@
 //! Every packet of a ground at once: sent, seen, and told apart by its payload.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kubeveil_tests::address::Family;
+use kubeveil_tests::address::{Families, Family, Node};
 use kubeveil_tests::lab::{BRIDGE, WIRE};
 use kubeveil_tests::packet::{Host, Tap, content};
 use kubeveil_tests::stage::{Stage, pod};
@@ -149,7 +148,7 @@ fn add(all: &mut BTreeMap<u32, u64>, more: BTreeMap<u32, u64>) -> bool {
     any
 }
 
-fn hardware_address(node: kubeveil_tests::address::Node, device: &str) -> Result<[u8; 6]> {
+fn hardware_address(node: Node, device: &str) -> Result<[u8; 6]> {
     let text = said_in(node, "ip", &["-j", "link", "show", "dev", device])?;
     let json: serde_json::Value = serde_json::from_str(&text).context("what `ip -j link` says")?;
     let address = json[0]["address"].as_str().context("address")?;
@@ -158,16 +157,14 @@ fn hardware_address(node: kubeveil_tests::address::Node, device: &str) -> Result
     bytes.try_into().ok().context("no hardware address")
 }
 
-/// Nobody answers for these, so their neighbours are told.
+/// Pods and their nodes find each other beforehand: of what waits for a neighbour the kernel keeps a few packets only.
 pub(crate) fn introduce(stage: &Stage) -> Result<()> {
     for node in stage.lab.nodes() {
-        for pod in node.pods() {
-            for &family in kubeveil_tests::address::Families::Dual.all() {
-                let to = pod.address(family).to_string();
-                let _: IpAddr = to.parse()?;
-                let option = if family == Family::V6 { "-6" } else { "-4" };
-                said_in(node, "ping", &[option, "-c", "1", "-W", "2", &to])?;
-            }
+        for (pod, &family) in
+            node.pods().iter().flat_map(|pod| Families::Dual.all().iter().map(move |f| (pod, f)))
+        {
+            let option = if family == Family::V6 { "-6" } else { "-4" };
+            said_in(node, "ping", &[option, "-c", "1", "-W", "2", &pod.address(family).to_string()])?;
         }
     }
     Ok(())

@@ -1,11 +1,8 @@
 //! What lies between two nodes: the devices of the matrix.
 
-use std::process::Command;
-
 use anyhow::{Context, Result};
 use kubeveil_tests::address::{Families, Family, Node, pod_range};
-use kubeveil_tests::lab::{Mode, Overlay, Spec, batch, program_path};
-use kubeveil_tests::process;
+use kubeveil_tests::lab::{Mode, Overlay, Spec, batch, nft};
 use kubeveil_tests::stage::Stage;
 use kubeveil_verdict::testing::conditions::{Hook, Kind, Way};
 use kubeveil_verdict::testing::{Envelope, Place};
@@ -141,10 +138,7 @@ fn masquerade() -> Result<()> {
         add chain inet lab post { type nat hook postrouting priority srcnat; }
         add rule inet lab post ip saddr 10.244.1.11 masquerade
         add rule inet lab post ip6 saddr fd00:244:1::11 masquerade";
-    let mut nft = Command::new("ip");
-    nft.args(["netns", "exec", &NEAR.name(), "nft", "-f", "-"]).env("PATH", program_path());
-    process::run(&mut nft, rules).context("masquerade a pod")?;
-    Ok(())
+    nft(&NEAR.name(), rules).context("masquerade a pod")
 }
 
 fn vlan() -> Vec<String> {

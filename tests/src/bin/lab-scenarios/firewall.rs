@@ -2,13 +2,12 @@
 //!
 //! What comes out of a tunnel has come in by `kubeveil0`, and its answers leave by `eth0`.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::Node;
-use kubeveil_tests::lab::program_path;
-use kubeveil_tests::process::{self, wait_until};
+use kubeveil_tests::lab::nft;
+use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, conclusive, encrypted, none_arrived, none_plain};
 
 use crate::Scenario;
@@ -78,7 +77,5 @@ fn write(node: Node, trusted: &str, check: &str) -> Result<()> {
             }}
         }}"
     );
-    let mut nft = Command::new("ip");
-    nft.args(["netns", "exec", &node.name(), "nft", "-f", "-"]).env("PATH", program_path());
-    process::run(&mut nft, &rules).map(drop).with_context(|| format!("the firewall of {}", node.name()))
+    nft(&node.name(), &rules).context("the firewall")
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::{Families, Family, Node};
-use kubeveil_tests::lab::{BRIDGE, WIRE, batch, program_path};
+use kubeveil_tests::lab::{BRIDGE, WIRE, batch, nft, program_path};
 use kubeveil_tests::process::{self, wait_until};
 use kubeveil_tests::stage::{PROVEN, Stage, conclusive, encrypted, none_plain, pod};
 use kubeveil_tests::status::said_in;
@@ -79,9 +79,7 @@ fn masqueraded(stage: &mut Stage) -> Result<()> {
         add chain inet lab post { type nat hook postrouting priority srcnat; }
         add rule inet lab post ip saddr 10.244.1.0/24 ip daddr 192.0.2.0/24 masquerade
         add rule inet lab post ip6 saddr fd00:244:1::/64 ip6 daddr 2001:db8::/64 masquerade";
-    let mut nft = Command::new("ip");
-    nft.args(["netns", "exec", "node-1", "nft", "-f", "-"]).env("PATH", program_path());
-    process::run(&mut nft, rules).context("masquerade the first node's pods")?;
+    nft("node-1", rules).context("masquerade the first node's pods")?;
     stage.start()?;
     for &family in Families::Dual.all() {
         let to = Node(2).address(family).to_string();

@@ -1,6 +1,6 @@
 //! What WireGuard itself drops. It tells nobody; only its device's counters show it.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use kubeveil_tests::address::{Families, Family, Node, Pod};
 use kubeveil_tests::lab::{WIRE, batch};
 use kubeveil_tests::namespace;
+use kubeveil_tests::packet::Host;
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{PROVEN, Stage, encrypted, none_arrived, pod};
 use kubeveil_tests::status::{said_in, wireguard_peers};
-use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
 
 use crate::Scenario;
 use crate::support::{Counter, DEVICE, public_key, rises_by, told};
@@ -152,14 +152,9 @@ fn send_too_short(from: Pod, to: Pod) -> Result<()> {
     let [IpAddr::V6(from), IpAddr::V6(to)] = [from, to].map(|pod| pod.address(Family::V6)) else {
         bail!("a pod's IPv6 address is none");
     };
-    let raw = namespace::within(&SENDER.name(), || {
-        socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::RAW)).context("make a raw socket")
-    })?;
+    let host = Host::in_namespace(&SENDER.name())?;
     let packet = header(from, to, 1000);
-    for _ in 0..SENT {
-        sendto(&raw, &packet, SendFlags::empty(), &SocketAddrV6::new(to, 0, 0, 0)).context("send")?;
-    }
-    Ok(())
+    (0..SENT).try_for_each(|_| host.send(&packet, to.into()))
 }
 
 /// An IPv6 header (RFC 8200, section 3) without anything behind it, which says that `length` bytes follow.

@@ -1,7 +1,6 @@
 //! Whose packet is it: Services, host processes and clients from outside, with addresses translated as kube-proxy does.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -9,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::{Families, Family, Node};
-use kubeveil_tests::lab::{WIRE, batch, program_path};
+use kubeveil_tests::lab::{WIRE, batch, nft};
+use kubeveil_tests::namespace;
 use kubeveil_tests::stage::{Stage, none_plain, pod};
-use kubeveil_tests::{namespace, process};
 
 use crate::Scenario;
 
@@ -245,9 +244,7 @@ fn translate(stage: &Stage) -> Result<()> {
         let nodes = kubeveil_tests::address::node_range(family);
         rules += &format!("add rule inet svc post {ip} saddr {masqueraded} {ip} daddr {nodes} masquerade\n");
     }
-    let mut nft = Command::new("ip");
-    nft.args(["netns", "exec", "node-1", "nft", "-f", "-"]).env("PATH", program_path());
-    process::run(&mut nft, &rules).context("translate addresses")?;
+    nft("node-1", &rules).context("translate addresses")?;
     // A host process has to have a route to them before they are translated.
     let route = |family| {
         let range = if family == Family::V4 { "10.96.0.0/16" } else { "fd00:96::/64" };
