@@ -1,15 +1,19 @@
 //! From one version of the pinned maps to another, and back.
 
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, sleep};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kubeveil_tests::address::{Families, Family, Node};
-use kubeveil_tests::lab::{READY, program_path};
+use kubeveil_abi::ABI_VERSION;
+use kubeveil_tests::address::{Families, Node};
+use kubeveil_tests::analysis::MARKER;
+use kubeveil_tests::lab::{READY, nft};
 use kubeveil_tests::namespace;
 use kubeveil_tests::process::wait_until;
-use kubeveil_tests::stage::{Stage, encrypted};
+use kubeveil_tests::stage::{Stage, encrypted, pod};
 use kubeveil_tests::status::said_in;
 
 use crate::Scenario;
@@ -19,18 +23,21 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("another_abi_is_killed_while_it_takes_over", killed).nodes(2),
 ];
 
-/// What a build of another ABI version would be told apart by, and our own.
-const OTHER: &str = "2";
-const OWN: &str = "1";
+/// Our own version, and what a build of another would be told apart by.
+const OWN: u32 = ABI_VERSION;
+const OTHER: u32 = ABI_VERSION + 1;
+/// Where the host process listens.
+const PORT: u16 = 9_000;
 
-fn arguments(abi: &str) -> Vec<String> {
-    vec!["--abi".to_owned(), abi.to_owned()]
+fn arguments(abi: u32) -> Vec<String> {
+    vec!["--abi".to_owned(), abi.to_string()]
 }
 
 fn takes_over(stage: &mut Stage) -> Result<()> {
+    masquerade()?;
     stage.start()?;
     for (from, to) in [(OWN, OTHER), (OTHER, OWN)] {
-        let answered = Answered::start()?;
+        let streams = Streams::start()?;
         let load = stage.load("1a", "2a", 400);
         let (tally, census) = stage.send_while(load, |stage| {
             for node in stage.lab.nodes() {
@@ -49,7 +56,7 @@ fn takes_over(stage: &mut Stage) -> Result<()> {
         })?;
         encrypted(&tally, &census).with_context(|| format!("from version {from} to {to}"))?;
         no_others(stage).with_context(|| format!("from version {from} to {to}"))?;
-        answered.end().with_context(|| format!("answers of a host process, from version {from} to {to}"))?;
+        streams.end().with_context(|| format!("of a host process, from version {from} to {to}"))?;
     }
     Ok(())
 }
@@ -74,8 +81,8 @@ fn killed(stage: &mut Stage) -> Result<()> {
 }
 
 /// Of two versions' pins one is there, and the other goes.
-fn alone(stage: &Stage, node: Node, stays: &str, goes: &str) -> Result<()> {
-    let pins = |version: &str| stage.lab.daemon(node).file("bpf/kubeveil").join(format!("v{version}"));
+fn alone(stage: &Stage, node: Node, stays: u32, goes: u32) -> Result<()> {
+    let pins = |version: u32| stage.lab.daemon(node).file("bpf/kubeveil").join(format!("v{version}"));
     let gone = wait_until(Duration::from_secs(20), Duration::from_millis(100), || Ok(!pins(goes).exists()))?;
     ensure!(gone, "{}: the pins of version {goes} stay", node.name());
     ensure!(pins(stays).join("links").exists(), "{}: no links of version {stays}", node.name());
@@ -94,36 +101,71 @@ fn no_others(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// A pod that asks another node's host all the time: the answers are encrypted by what is remembered of the requests.
-struct Answered {
-    pings: Vec<Child>,
+/// A host process that was asked once, by a pod behind its node's address, and goes on telling: what keeps the answers
+/// in the tunnel is what was remembered of that one request.
+struct Streams {
+    ended: Arc<AtomicBool>,
+    /// Who tells, and who hears it.
+    both: Vec<[JoinHandle<u64>; 2]>,
 }
 
-impl Answered {
+impl Streams {
     fn start() -> Result<Self> {
-        let ping = |family: Family| {
-            let option = if family == Family::V6 { "-6" } else { "-4" };
-            let to = Node(2).address(family).to_string();
-            let mut command = Command::new("ping");
-            command.args([option, "-q", "-i", "0.05", "-W", "2", &to]).env("PATH", program_path());
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-            namespace::spawn("pod-1b", &mut command)
-        };
-        Ok(Self { pings: Families::Dual.all().iter().map(|family| ping(*family)).collect::<Result<_>>()? })
+        let ended = Arc::new(AtomicBool::new(false));
+        let mut both = Vec::new();
+        for &family in Families::Dual.all() {
+            let to = SocketAddr::new(Node(2).address(family), PORT);
+            let server = namespace::within(&Node(2).name(), || Ok(UdpSocket::bind(to)?))?;
+            let any: SocketAddr =
+                if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+            let client = namespace::within(&pod("1b").name(), || Ok(UdpSocket::bind(any)?))?;
+            client.connect(to)?;
+            client.send(b"tell me")?;
+            client.set_read_timeout(Some(Duration::from_secs(3)))?;
+            server.set_read_timeout(Some(Duration::from_secs(3)))?;
+            let (_, from) =
+                server.recv_from(&mut [0; 64]).with_context(|| format!("no request by {family}"))?;
+            let ended = Arc::clone(&ended);
+            both.push([
+                thread::spawn(move || tell(&server, from, &ended)),
+                thread::spawn(move || hear(&client)),
+            ]);
+        }
+        Ok(Self { ended, both })
     }
 
-    /// An error unless each was answered. (The last may be on its way.)
+    /// An error unless all that was told was heard.
     fn end(self) -> Result<()> {
-        for child in self.pings {
-            let id = rustix::process::Pid::from_child(&child);
-            rustix::process::kill_process(id, rustix::process::Signal::INT)?;
-            let said = child.wait_with_output()?;
-            let text = String::from_utf8_lossy(&said.stdout).into_owned();
-            let counts = text.lines().find(|line| line.contains("transmitted")).context(text.clone())?;
-            let mut numbers = counts.split(' ').filter_map(|word| word.parse::<u64>().ok());
-            let (sent, back) = (numbers.next().context("sent")?, numbers.next().context("received")?);
-            ensure!(sent > 20 && back + 1 >= sent, "{counts}");
+        self.ended.store(true, Ordering::Relaxed);
+        for both in self.both {
+            let [told, heard] = both.map(|thread| thread.join().ok());
+            let (told, heard) = told.zip(heard).context("a thread panicked")?;
+            ensure!(told > 50 && heard == told, "{heard} of {told} were heard");
         }
         Ok(())
     }
+}
+
+/// Tells until it is ended; how often.
+fn tell(server: &UdpSocket, to: SocketAddr, ended: &AtomicBool) -> u64 {
+    let mut told = 0;
+    while !ended.load(Ordering::Relaxed) {
+        told += u64::from(server.send_to(&MARKER.repeat(4), to).is_ok());
+        sleep(Duration::from_millis(20));
+    }
+    told
+}
+
+/// Hears until nothing comes any more; how often.
+fn hear(client: &UdpSocket) -> u64 {
+    std::iter::from_fn(|| client.recv(&mut [0; 128]).ok()).map(|_| 1).sum()
+}
+
+/// Behind the first node's address, as a CNI hides pods from what is no pod.
+fn masquerade() -> Result<()> {
+    let rules = "add table inet lab
+        add chain inet lab post { type nat hook postrouting priority srcnat; }
+        add rule inet lab post ip saddr 10.244.1.11 ip daddr 192.0.2.0/24 masquerade
+        add rule inet lab post ip6 saddr fd00:244:1::11 ip6 daddr 2001:db8::/64 masquerade";
+    nft(&Node(1).name(), rules)
 }
