@@ -11,8 +11,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the node's thread is woken by.
 pub(crate) enum Event {
-    /// Something may have changed.
+    /// Something may have changed in the kernel.
     Stir,
+    /// The source may say something else.
+    Hear,
     /// Somebody wants to know.
     Ask(oneshot::Sender<Box<View>>),
     /// The process is to end; the kernel keeps everything.

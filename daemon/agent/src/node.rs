@@ -2,6 +2,7 @@
 
 mod adoption;
 mod changes;
+mod hear;
 mod look;
 mod problems;
 mod resting;
@@ -10,7 +11,11 @@ mod tests;
 mod undone;
 mod written;
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use kubeveil_api::status::AdoptionStatus;
 use kubeveil_core::{
@@ -83,6 +88,11 @@ pub struct Node<K> {
     pairs: Pairs,
     /// As of the last way round.
     known: Kept,
+    knowledge: Knowledge,
+    /// But for the owners on record, which are in `known`.
+    assignment: Assignment,
+    /// When the next way round is due, monotonic.
+    due: Duration,
     pub(crate) announced: Announced,
     pub(crate) tunnels: Tunnels,
     written: Written,
@@ -98,6 +108,8 @@ pub struct Node<K> {
     /// What failed beside the way round, by what it was; over as soon as it succeeds.
     beside: BTreeMap<&'static str, Problem>,
     standing: Vec<Problem>,
+    /// What the last way round met with.
+    met: Vec<Problem>,
     pub(crate) last: Outcome,
     /// As last told.
     ready: bool,
@@ -134,6 +146,9 @@ impl<K: Kernel> Node<K> {
             kept,
             pairs,
             known,
+            knowledge: Knowledge::default(),
+            assignment: Assignment::default(),
+            due: Duration::ZERO,
             announced: Announced::default(),
             tunnels: Tunnels::default(),
             written: Written::default(),
@@ -146,6 +161,7 @@ impl<K: Kernel> Node<K> {
             flows: 0,
             beside: BTreeMap::new(),
             standing: unreadable.into_iter().chain(unknown).collect(),
+            met: Vec::new(),
             last: Outcome::default(),
             ready: false,
             totals: Totals::default(),
@@ -179,10 +195,12 @@ impl<K: Kernel> Node<K> {
         let read = self.source.read(now.monotonic);
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
+        let told: Vec<String> = read.knowledge.snapshot().nodes.keys().cloned().collect();
         let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.known.snapshot);
         self.known.snapshot.clone_from(knowledge.snapshot());
-        let assignment = self.learn(&knowledge, now);
-        self.known.owners.clone_from(&assignment.owners);
+        let mut assignment = self.learn(&knowledge, now);
+        self.known.owners = std::mem::take(&mut assignment.owners);
+        told.iter().for_each(|node| self.announced.is_told(node));
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
         let mut problems = read.problems;
@@ -206,18 +224,21 @@ impl<K: Kernel> Node<K> {
         if outcome.synced {
             self.keep(&mut problems);
         }
-        problems.extend(assignment.problems);
-        problems.extend(self.undone.problems(now.monotonic));
-        self.conclude(outcome, problems);
+        problems.append(&mut assignment.problems);
+        (self.knowledge, self.assignment) = (knowledge, assignment);
+        self.conclude(outcome, problems, now);
         let tunnels = self.tunnels.next_look(now.monotonic);
         let wait = [Some(self.wait()), read.look_again, tunnels, self.pairs.next_look(now)];
-        wait.into_iter().flatten().min().unwrap_or(RESYNC)
+        let wait = wait.into_iter().flatten().min().unwrap_or(RESYNC);
+        self.due = now.monotonic + wait;
+        wait
     }
 
     /// What follows from what an earlier daemon kept.
     fn desired_before(&mut self, now: Now) -> Desired {
         let knowledge = Knowledge::Partial(self.known.snapshot.clone());
         let assignment = self.learn(&knowledge, now);
+        self.announced.remember(knowledge.snapshot());
         self.desire(&knowledge, &assignment, &Observed::default(), now)
     }
 
@@ -241,7 +262,18 @@ impl<K: Kernel> Node<K> {
         observed: &Observed,
         now: Now,
     ) -> Desired {
-        desired(&Inputs {
+        desired(&self.inputs(knowledge, assignment, observed, &self.resting.at(now.monotonic), now))
+    }
+
+    fn inputs<'a>(
+        &'a self,
+        knowledge: &'a Knowledge,
+        assignment: &'a Assignment,
+        observed: &'a Observed,
+        resting: &'a BTreeSet<u32>,
+        now: Now,
+    ) -> Inputs<'a> {
+        Inputs {
             node: &self.name,
             key: self.keeper.info().map(|info| (info.generation, info.public)),
             knowledge,
@@ -253,9 +285,9 @@ impl<K: Kernel> Node<K> {
             backstop: self.backstop,
             build: &self.build,
             adopting: &self.pairs.adopting,
-            resting: &self.resting.at(now.monotonic),
+            resting,
             now: now.monotonic,
-        })
+        }
     }
 
     /// Observes, plans, acts. Returns the number of actions carried out.
@@ -384,15 +416,28 @@ impl<K: Kernel> Node<K> {
         }
     }
 
-    fn conclude(&mut self, mut outcome: Outcome, mut problems: Vec<Problem>) {
-        problems.extend(outcome.desired.problems.iter().cloned());
+    fn conclude(&mut self, outcome: Outcome, problems: Vec<Problem>, now: Now) {
+        for change in changes::changes(&self.last, &outcome) {
+            tracing::info!("{change}");
+        }
+        let told = std::mem::take(&mut self.last.problems);
+        self.last = Outcome { problems: told, ..outcome };
+        self.met = problems;
+        self.tell(now);
+    }
+
+    /// Tells what is wrong now and was not before, and what is over.
+    fn tell(&mut self, now: Now) {
+        let mut problems = self.met.clone();
+        problems.extend(self.last.desired.problems.iter().cloned());
         problems.extend(self.announced.problems().cloned());
         problems.extend(self.keeper.problems().cloned());
         problems.extend(self.standing.iter().cloned());
         problems.extend(self.beside.values().cloned());
-        problems.extend(problems::ahead(&outcome.observed));
-        problems.extend(problems::route_checks(&outcome.observed));
+        problems.extend(problems::ahead(&self.last.observed));
+        problems.extend(problems::route_checks(&self.last.observed));
         problems.extend(self.other_generation());
+        problems.extend(self.undone.problems(now.monotonic));
         problems.sort();
         problems.dedup();
         for problem in problems.iter().filter(|p| self.last.problems.binary_search(p).is_err()) {
@@ -402,11 +447,7 @@ impl<K: Kernel> Node<K> {
         for problem in self.last.problems.iter().filter(|p| problems.binary_search(p).is_err()) {
             tracing::info!(kind = problem.kind.name(), "over: {problem}");
         }
-        outcome.problems = problems;
-        for change in changes::changes(&self.last, &outcome) {
-            tracing::info!("{change}");
-        }
-        self.last = outcome;
+        self.last.problems = problems;
         self.tell_readiness();
     }
 

@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (events, inbox) = mpsc::channel();
     let SourceArg::Folder(folder) = source;
     let wake = events.clone();
-    let folder = Folder::open(folder, move || drop(wake.send(Event::Stir)));
+    let folder = Folder::open(folder, move || drop(wake.send(Event::Hear)));
     let mut kernel = RealKernel::new(&args.bpf_dir, object(args)?)?;
     if let Some(version) = args.abi {
         kernel = kernel.of_version(&args.bpf_dir, version);
@@ -104,9 +104,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durations: &Durations) {
     let start = Instant::now();
     let mut swept = start;
+    let mut hears = false;
     loop {
         let began = Instant::now();
-        let next = began + node.pass(now());
+        let next = began + if hears { node.hear(now()) } else { node.pass(now()) };
+        hears = false;
         durations.observe(began.elapsed().as_secs_f64());
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
@@ -125,8 +127,9 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
             }
             match inbox.recv_timeout(left.min(until_glance)) {
                 Ok(Event::Ask(answer)) => tell(node, answer),
-                Ok(Event::Stir) => {
+                Ok(event @ (Event::Stir | Event::Hear)) => {
                     thread::sleep(BURST);
+                    hears = matches!(event, Event::Hear);
                     break;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -138,7 +141,8 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
             match event {
                 Event::Ask(answer) => tell(node, answer),
                 Event::Stop => return,
-                Event::Stir => {}
+                Event::Stir => hears = false,
+                Event::Hear => {}
             }
         }
     }

@@ -1,15 +1,16 @@
 //! What the nodes say of themselves, verified.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kubeveil_api::{
     announcement::{Announcement, AnnouncementError},
     names,
 };
+use kubeveil_keys::PublicKey;
 
 use crate::{
     problem::{Problem, ProblemKind},
-    snapshot::Snapshot,
+    snapshot::{NodeFacts, Snapshot},
 };
 
 /// The last valid announcement of each node. A signature costs some 100 us to verify, so one that
@@ -28,6 +29,8 @@ struct Entry {
     /// What was looked at last, valid or not.
     seen: Option<String>,
     valid: Option<Announcement>,
+    /// Nobody has told of it since the daemon started: it is what was kept on disk, and may be older than what is in the kernel.
+    is_kept: bool,
     refused: Option<Problem>,
 }
 
@@ -37,23 +40,53 @@ impl Announced {
     pub fn update(&mut self, snapshot: &Snapshot) {
         self.nodes.retain(|name, entry| snapshot.nodes.get(name).is_some_and(|node| node.uid == entry.uid));
         for (name, node) in &snapshot.nodes {
-            let entry = self.nodes.entry(name.clone()).or_insert_with(|| Entry {
-                uid: node.uid.clone(),
-                seen: None,
-                valid: None,
-                refused: None,
-            });
-            if entry.seen == node.announcement {
-                continue;
+            self.hear(name, node);
+        }
+    }
+
+    /// Takes in what an earlier daemon kept.
+    pub fn remember(&mut self, kept: &Snapshot) {
+        self.update(kept);
+        for entry in self.nodes.values_mut() {
+            entry.is_kept = true;
+        }
+    }
+
+    /// A source tells of `node` by itself.
+    pub fn is_told(&mut self, node: &str) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.is_kept = false;
+        }
+    }
+
+    /// Is what we know of `node` only what an earlier daemon kept?
+    pub fn is_kept(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|entry| entry.is_kept)
+    }
+
+    /// Takes in what `node` says of itself. True if that is something else than before.
+    pub fn hear(&mut self, name: &str, node: &NodeFacts) -> bool {
+        let is_known = self.nodes.get(name).is_some_and(|entry| entry.uid == node.uid);
+        if !is_known {
+            let entry =
+                Entry { uid: node.uid.clone(), seen: None, valid: None, is_kept: false, refused: None };
+            self.nodes.insert(name.to_owned(), entry);
+        }
+        let Some(entry) = self.nodes.get_mut(name).filter(|entry| entry.seen != node.announcement) else {
+            return false;
+        };
+        entry.seen.clone_from(&node.announcement);
+        let Some(json) = &node.announcement else { return false };
+        match Announcement::parse_and_verify(json, name, &node.uid) {
+            Ok(announcement) => {
+                entry.refused = None;
+                let is_new = entry.valid.as_ref() != Some(&announcement);
+                entry.valid = Some(announcement);
+                is_new
             }
-            entry.seen.clone_from(&node.announcement);
-            let Some(json) = &node.announcement else { continue };
-            match Announcement::parse_and_verify(json, name, &node.uid) {
-                Ok(announcement) => {
-                    entry.valid = Some(announcement);
-                    entry.refused = None;
-                }
-                Err(error) => entry.refused = Some(refusal(name, &error)),
+            Err(error) => {
+                entry.refused = Some(refusal(name, &error));
+                false
             }
         }
     }
@@ -61,6 +94,15 @@ impl Announced {
     /// The last valid announcement of `node`.
     pub fn of(&self, node: &str) -> Option<&Announcement> {
         self.nodes.get(node)?.valid.as_ref()
+    }
+
+    /// Does anybody but `nodes` announce one of `keys`?
+    pub fn anybody_but(&self, nodes: &BTreeSet<String>, keys: &BTreeSet<PublicKey>) -> bool {
+        let announces = |entry: &Entry| {
+            let mut generations = entry.valid.iter().flat_map(Announcement::generations);
+            generations.any(|generation| keys.contains(&generation.public_key))
+        };
+        self.nodes.iter().any(|(name, entry)| announces(entry) && !nodes.contains(name))
     }
 
     /// Announcements that were refused and not replaced since.

@@ -1,5 +1,6 @@
 //! What the kernel should hold.
 
+mod part;
 mod peers;
 
 use std::{
@@ -27,6 +28,7 @@ use crate::{
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
 };
+pub use part::Part;
 use peers::Peers;
 
 /// Idle time of an established TCP flow, seconds (kernel `net/netfilter/nf_conntrack_proto_tcp.c`,
@@ -117,6 +119,19 @@ pub struct DesiredPeer {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub keepalive: u16,
+}
+
+impl DesiredTunnel {
+    /// The same device, and nobody at it.
+    fn without_peers(&self) -> Self {
+        Self { key: self.key, port: self.port, mtu: self.mtu, peers: BTreeMap::new() }
+    }
+}
+
+impl DesiredPeer {
+    fn is_by_v6(&self) -> bool {
+        self.endpoint.is_some_and(|endpoint| endpoint.is_ipv6())
+    }
 }
 
 /// Another node.
@@ -226,9 +241,9 @@ fn tunnel(
     problems: &mut Vec<Problem>,
 ) -> (String, DesiredTunnel, BTreeMap<String, PublicKey>) {
     let name = DEVICE_NAMES[generation.parity()].to_owned();
-    let peers = Peers::of(inputs, mesh, &name, (generation, own_key));
+    let peers = Peers::of(inputs, mesh, &name, (generation, own_key), inputs.assignment.nodes());
     problems.extend(peers.problems);
-    let outer_v6 = peers.by_key.values().any(|p| p.endpoint.is_some_and(|e| e.is_ipv6()));
+    let outer_v6 = peers.by_key.values().any(DesiredPeer::is_by_v6);
     let mtu = mtu::tunnel_mtu(underlay_mtu, outer_v6);
     let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
     (name, DesiredTunnel { key: (generation, own_key), port, mtu, peers: peers.by_key }, peers.keys)

@@ -1,5 +1,7 @@
 //! What the kernel holds.
 
+mod expected;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,

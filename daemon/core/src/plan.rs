@@ -69,6 +69,26 @@ pub fn plan(
     actions
 }
 
+/// The same of some nodes alone, where all else is as it should be: `desired` and `observed` hold what is theirs.
+pub fn plan_part(
+    desired: &Desired,
+    observed: &Observed,
+    synced: Option<&Synced>,
+    written: &Endpoints,
+) -> Vec<Action> {
+    let Some(datapath) = &observed.datapath else { return Vec::new() };
+    let mut actions = Vec::new();
+    withdraw(desired, datapath, synced, &mut actions);
+    open_in_plain(desired, datapath, &mut actions);
+    for (name, tunnel) in &desired.tunnels {
+        if let Some(device) = observed.tunnels.get(name) {
+            peers(name, tunnel, device, synced, written, &mut actions);
+        }
+    }
+    travel(desired, datapath, &mut actions);
+    actions
+}
+
 /// Maps of our own are empty at first, and the other version's programs stand: ours come when our maps say all that those
 /// do, the backstop when the devices are in them, and the other's go when nothing is left to do.
 fn succeed(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {
@@ -155,11 +175,7 @@ fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
         }
     }
     // What may pass in plain as yet is not cut off by what follows.
-    for (index, want) in desired.values.iter().filter(|(_, want)| want.state() == PeerState::Adopting) {
-        if datapath.peers.get(index) != Some(want) {
-            actions.push(Action::SetPeer(*index, *want));
-        }
-    }
+    open_in_plain(desired, datapath, actions);
     // After the prefixes: a mode that is stricter than the last one must know all it is about.
     if datapath.config != desired.config {
         actions.push(Action::SetConfig(desired.config));
@@ -167,6 +183,14 @@ fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     // A tunnel encrypts whatever stands at it; and steer should know one before anything comes out of it.
     let tunnels = desired.devices.iter().filter(|(_, kind)| **kind == DeviceKind::Tunnel);
     put_devices(tunnels, datapath, actions);
+}
+
+fn open_in_plain(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
+    for (index, want) in desired.values.iter().filter(|(_, want)| want.state() == PeerState::Adopting) {
+        if datapath.peers.get(index) != Some(want) {
+            actions.push(Action::SetPeer(*index, *want));
+        }
+    }
 }
 
 fn put_devices<'a>(
@@ -251,6 +275,20 @@ fn device_actions(
         actions.push(Action::SetSysctls(name.to_owned()));
     }
     // Peers first, then up: setting it up sends what keepalives are set.
+    peers(name, want, have, synced, written, actions);
+    if link.is_some_and(|l| !l.up) {
+        actions.push(Action::SetUp(have.ifindex));
+    }
+}
+
+fn peers(
+    name: &str,
+    want: &DesiredTunnel,
+    have: &TunnelDevice,
+    synced: Option<&Synced>,
+    written: &Endpoints,
+    actions: &mut Vec<Action>,
+) {
     for (key, peer) in &want.peers {
         peer_actions(name, *key, peer, have.peers.get(key), synced, written, actions);
     }
@@ -264,9 +302,6 @@ fn device_actions(
         if synced.is_some() || peer.allowed_ips.is_subset(&claimed) {
             actions.push(Action::RemovePeer(name.to_owned(), *key));
         }
-    }
-    if link.is_some_and(|l| !l.up) {
-        actions.push(Action::SetUp(have.ifindex));
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is known of the cluster at one moment.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use kubeveil_api::mesh::MeshSpec;
@@ -24,8 +24,8 @@ pub struct NodeFacts {
 pub struct Snapshot {
     /// `EncryptionMesh/default`; the last one that was seen, if it was deleted since.
     pub mesh: Option<MeshSpec>,
-    /// Nodes by name.
-    pub nodes: BTreeMap<String, NodeFacts>,
+    /// Nodes by name. What was known before and what is known now share what did not change.
+    pub nodes: BTreeMap<String, Arc<NodeFacts>>,
 }
 
 /// A snapshot that is known to be whole: what it lacks does not exist. Nothing is removed without one.
@@ -54,11 +54,28 @@ impl Snapshot {
             let Some(was) = before.nodes.get(name).filter(|was| was.uid == now.uid) else { continue };
             let lost: Vec<IpNet> =
                 was.pod_cidrs.iter().filter(|p| !now.pod_cidrs.contains(p)).copied().collect();
-            now.pod_cidrs.extend(lost);
-            if now.internal_ips.is_empty() {
-                now.internal_ips.clone_from(&was.internal_ips);
+            if !lost.is_empty() {
+                Arc::make_mut(now).pod_cidrs.extend(lost);
+            }
+            if now.internal_ips.is_empty() && !was.internal_ips.is_empty() {
+                Arc::make_mut(now).internal_ips.clone_from(&was.internal_ips);
+            }
+            // What is the same is kept once.
+            if was == now {
+                now.clone_from(was);
             }
         }
+    }
+
+    /// A node's facts, to be changed.
+    pub fn node_mut(&mut self, name: &str) -> Option<&mut NodeFacts> {
+        self.nodes.get_mut(name).map(Arc::make_mut)
+    }
+}
+
+impl Default for Knowledge {
+    fn default() -> Self {
+        Self::Partial(Snapshot::default())
     }
 }
 
@@ -68,6 +85,14 @@ impl Knowledge {
         match self {
             Self::Partial(snapshot) | Self::Whole(Synced(snapshot)) => snapshot,
         }
+    }
+
+    /// `node` announces something else now; `None` if there is no such node.
+    pub fn hear(&mut self, node: &str, announcement: Option<String>) -> Option<&Arc<NodeFacts>> {
+        let (Self::Partial(snapshot) | Self::Whole(Synced(snapshot))) = self;
+        let facts = snapshot.nodes.get_mut(node)?;
+        Arc::make_mut(facts).announcement = announcement;
+        Some(facts)
     }
 
     /// The proof that absence means removal.
@@ -118,7 +143,7 @@ mod tests {
     fn nodes(names: &[&str]) -> Snapshot {
         Snapshot {
             mesh: Some(crate::testing::mesh()),
-            nodes: names.iter().map(|n| ((*n).to_owned(), NodeFacts::default())).collect(),
+            nodes: names.iter().map(|n| ((*n).to_owned(), Arc::default())).collect(),
         }
     }
 
@@ -138,7 +163,7 @@ mod tests {
                 internal_ips: ips.iter().map(|a| a.parse().expect("ip")).collect(),
                 announcement: None,
             };
-            Snapshot { mesh: Some(crate::testing::mesh()), nodes: [("a".to_owned(), facts)].into() }
+            Snapshot { mesh: Some(crate::testing::mesh()), nodes: [("a".to_owned(), Arc::new(facts))].into() }
         };
         let before = with(&["10.0.1.0/24", "fd00:1::/64"], &["192.0.2.1", "2001:db8::1"]);
         for half in [with(&[], &[]), with(&["10.0.1.0/24"], &[])] {
@@ -149,7 +174,7 @@ mod tests {
         let moved = with(&["10.0.1.0/24", "fd00:1::/64"], &["192.0.2.7"]);
         assert_eq!(Knowledge::Whole(moved.clone().attest_whole()).or_before(&before).snapshot(), &moved);
         let mut other = with(&[], &[]);
-        other.nodes.get_mut("a").expect("node").uid = "v".to_owned();
+        other.node_mut("a").expect("node").uid = "v".to_owned();
         assert_eq!(Knowledge::Whole(other.clone().attest_whole()).or_before(&before).snapshot(), &other);
     }
 

@@ -1,6 +1,6 @@
 //! Where the cluster is read from: an API server or a folder, behind one trait.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{problem::Problem, snapshot::Knowledge};
 
@@ -15,6 +15,15 @@ pub struct SourceState {
     pub look_again: Option<Duration>,
 }
 
+/// What is otherwise than when a source was last asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changes {
+    /// Nobody knows, or something that has to be seen as a whole.
+    Any,
+    /// What these nodes announce (`None`: nothing any more), and nothing else.
+    Announcements(BTreeMap<String, Option<String>>),
+}
+
 /// A source. It wakes its reader by a callback given when it was made; its calls may block.
 pub trait Source: Send {
     /// As given on the command line, for people.
@@ -22,6 +31,11 @@ pub trait Source: Send {
 
     /// What is known at `now` (monotonic).
     fn read(&mut self, now: Duration) -> SourceState;
+
+    /// What is otherwise since this or [`Source::read`] was last called. Of nodes that are not known it tells nothing by name.
+    fn changes(&mut self) -> Changes {
+        Changes::Any
+    }
 
     /// Publishes the announcement of `node`; writes nothing if it stands there already.
     fn announce(&mut self, node: &str, uid: &str, announcement: &str) -> Result<(), Problem>;

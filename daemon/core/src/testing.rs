@@ -1,5 +1,7 @@
 //! Objects for tests: the addresses of the lab (tests/README.md).
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use kubeveil_api::mesh::{MeshSpec, Mode};
 
@@ -35,6 +37,6 @@ pub(crate) fn node(n: u8) -> NodeFacts {
 pub(crate) fn snapshot(nodes: &[(&str, NodeFacts)]) -> Snapshot {
     Snapshot {
         mesh: Some(mesh()),
-        nodes: nodes.iter().map(|(name, facts)| ((*name).to_owned(), facts.clone())).collect(),
+        nodes: nodes.iter().map(|(name, facts)| ((*name).to_owned(), Arc::new(facts.clone()))).collect(),
     }
 }

@@ -11,7 +11,10 @@ use std::{
 use kubeveil_api::status::TunnelState;
 use kubeveil_keys::PublicKey;
 
-use crate::observed::{Observed, Peer};
+use crate::{
+    action::Action,
+    observed::{Observed, Peer},
+};
 
 /// No data is accepted under keys older than this (kernel `drivers/net/wireguard/messages.h`, `REJECT_AFTER_TIME`).
 pub const REJECT_AFTER: Duration = Duration::from_secs(180);
@@ -100,6 +103,17 @@ impl Tunnels {
             }
         }
         self.tracks.retain(|id, _| present.contains(id));
+    }
+
+    /// `action` was carried out: a peer that was added is looked for from now on.
+    pub fn expect(&mut self, action: &Action, now: Duration) {
+        match action {
+            Action::AddPeer { device, key, .. } => {
+                self.tracks.entry((device.clone(), *key)).or_insert_with(|| Track::unproven(now));
+            }
+            Action::RemovePeer(device, key) => drop(self.tracks.remove(&(device.clone(), *key))),
+            _ => {}
+        }
     }
 
     /// How `key` is on `device`; a peer that was never seen there is new.

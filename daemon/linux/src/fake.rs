@@ -26,7 +26,7 @@ use ipnet::IpNet;
 use kubeveil_core::{
     action::Action,
     backstop::{Backstop, Form, Standing},
-    observed::{Datapath, Hook, Link, Observed, Peer, TunnelDevice},
+    observed::{Datapath, Hook, Link, Observed, TunnelDevice},
 };
 use kubeveil_keys::PublicKey;
 
@@ -201,42 +201,8 @@ impl FakeKernel {
         self.tunnels.get_mut(name).ok_or(ENODEV)
     }
 
-    /// The peer, made if it is not there: netlink has no "update only" here.
-    fn peer(&mut self, device: &str, key: &PublicKey) -> Result<Option<&mut Peer>, i32> {
-        let tunnel = self.tunnel(device)?;
-        if tunnel.public_key == Some(*key) {
-            return Ok(None);
-        }
-        Ok(Some(tunnel.peers.entry(*key).or_default()))
-    }
-
-    fn allow(
-        &mut self,
-        device: &str,
-        key: &PublicKey,
-        ips: &BTreeSet<IpNet>,
-        replace: bool,
-    ) -> Result<(), i32> {
-        if self.peer(device, key)?.is_none() {
-            return Ok(());
-        }
-        for (other, peer) in &mut self.tunnel(device)?.peers {
-            if other == key {
-                if replace {
-                    peer.allowed_ips.clear();
-                }
-                peer.allowed_ips.extend(ips);
-            } else {
-                peer.allowed_ips.retain(|ip| !ips.contains(ip));
-            }
-        }
-        Ok(())
-    }
-
     fn keepalive(&mut self, device: &str, key: &PublicKey, seconds: u16) -> Result<(), i32> {
-        if let Some(peer) = self.peer(device, key)? {
-            peer.keepalive = seconds;
-        }
+        self.tunnel(device)?.change(key, |peer| peer.keepalive = seconds);
         self.shake(device);
         Ok(())
     }
@@ -272,10 +238,9 @@ impl FakeKernel {
         ips: &BTreeSet<IpNet>,
         keepalive: u16,
     ) -> Result<(), i32> {
-        if let Some(peer) = self.peer(device, key)? {
-            peer.endpoint = Some(endpoint);
-        }
-        self.allow(device, key, ips, true)?;
+        let tunnel = self.tunnel(device)?;
+        tunnel.allow(key, ips, true);
+        tunnel.change(key, |peer| peer.endpoint = Some(endpoint));
         self.keepalive(device, key, keepalive)
     }
 
@@ -357,12 +322,10 @@ impl FakeKernel {
                 self.add_peer(device, key, *endpoint, allowed_ips, *keepalive)?;
             }
             Action::SetEndpoint(device, key, endpoint) => {
-                if let Some(peer) = self.peer(device, key)? {
-                    peer.endpoint = Some(*endpoint);
-                }
+                self.tunnel(device)?.change(key, |peer| peer.endpoint = Some(*endpoint));
             }
-            Action::AddAllowedIps(device, key, ips) => self.allow(device, key, ips, false)?,
-            Action::ReplaceAllowedIps(device, key, ips) => self.allow(device, key, ips, true)?,
+            Action::AddAllowedIps(device, key, ips) => self.tunnel(device)?.allow(key, ips, false),
+            Action::ReplaceAllowedIps(device, key, ips) => self.tunnel(device)?.allow(key, ips, true),
             Action::SetKeepalive(device, key, seconds) => self.keepalive(device, key, *seconds)?,
             Action::RemovePeer(device, key) => drop(self.tunnel(device)?.peers.remove(key)),
             Action::SetSlot(slot, index) => self.datapath()?.slots[usize::from(*slot)] = *index,

@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,11 +17,14 @@ use kubeveil_api::{
 };
 use kubeveil_core::{
     problem::{Problem, ProblemKind},
-    source::{Source, SourceState},
+    source::{Changes, Source, SourceState},
 };
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
-use crate::index::{Content, Index};
+use crate::{
+    index::{Content, Index},
+    touched::Touched,
+};
 
 /// Largest file that is read: 5,000 Nodes as `kubectl` prints them are some 50 MB.
 const MAX_BYTES: u64 = 256 << 20;
@@ -34,6 +37,8 @@ pub struct Folder {
     path: PathBuf,
     index: Index,
     wake: Wake,
+    /// What has changed since it was read.
+    touched: Arc<Mutex<Touched>>,
     /// What wakes us; where it could not be had, the reason.
     watcher: Result<RecommendedWatcher, notify::Error>,
 }
@@ -46,8 +51,14 @@ impl Folder {
     /// inotify instances on the machine) it is read all the same, whenever [`Source::read`] is called.
     pub fn open(path: &Path, wake: impl Fn() + Send + Sync + 'static) -> Self {
         let wake: Wake = Arc::new(wake);
-        let watcher = watch(path, wake.clone());
-        Self { path: path.to_owned(), index: Index::default(), wake, watcher }
+        let touched = Arc::new(Mutex::new(Touched::Any));
+        let watcher = watch(path, wake.clone(), touched.clone());
+        Self { path: path.to_owned(), index: Index::default(), wake, touched, watcher }
+    }
+
+    /// What has changed since this was called last.
+    fn touched(&self) -> Touched {
+        std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn contents(&self) -> Result<BTreeMap<String, Content>, Problem> {
@@ -96,16 +107,18 @@ fn read(path: &Path, most: u64) -> io::Result<String> {
     Ok(text)
 }
 
-fn watch(path: &Path, wake: Wake) -> Result<RecommendedWatcher, notify::Error> {
+fn watch(path: &Path, wake: Wake, touched: Arc<Mutex<Touched>>) -> Result<RecommendedWatcher, notify::Error> {
     let announcements = path.join(names::ANNOUNCEMENTS_DIR);
     // Not `path` itself: a misspelt one must not pass for an empty cluster.
     match fs::create_dir(&announcements) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(notify::Error::io(e)),
         _ => {}
     }
+    let folder = announcements.clone();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Our own reading must not wake us.
-        if !event.is_ok_and(|e| e.kind.is_access()) {
+        let mut touched = touched.lock().unwrap_or_else(PoisonError::into_inner);
+        if touched.note(&folder, event) {
+            drop(touched);
             wake();
         }
     })?;
@@ -143,7 +156,7 @@ fn unreadable(dir: &Path, error: &io::Error) -> Problem {
 }
 
 /// Not what editors and renames leave lying about.
-fn is_manifest(name: &str) -> bool {
+pub(crate) fn is_manifest(name: &str) -> bool {
     let known = [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end));
     known && !name.starts_with('.')
 }
@@ -155,8 +168,10 @@ impl Source for Folder {
 
     fn read(&mut self, now: Duration) -> SourceState {
         if self.watcher.is_err() {
-            self.watcher = watch(&self.path, self.wake.clone());
+            self.watcher = watch(&self.path, self.wake.clone(), self.touched.clone());
         }
+        // First, so that what changes meanwhile is read again.
+        self.touched();
         let contents = self.contents();
         let unwatched = self.watcher.as_ref().err().map(|e| unwatched(&self.path, e));
         // Who has no folder is told so once.
@@ -164,6 +179,20 @@ impl Source for Folder {
         let mut state = self.index.update(contents, now);
         state.problems.extend(unwatched);
         state
+    }
+
+    fn changes(&mut self) -> Changes {
+        let Touched::Announcements(files) = self.touched() else { return Changes::Any };
+        if self.watcher.is_err() {
+            return Changes::Any;
+        }
+        let mut changes = BTreeMap::new();
+        for file in files {
+            let content = read(&self.path.join(&file), MAX_ANNOUNCEMENT_BYTES).map_err(|e| e.to_string());
+            let Some((node, announcement)) = self.index.hear(&file, content) else { return Changes::Any };
+            changes.insert(node, Some(announcement));
+        }
+        Changes::Announcements(changes)
     }
 
     fn announce(&mut self, node: &str, uid: &str, announcement: &str) -> Result<(), Problem> {
@@ -207,6 +236,8 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
@@ -236,6 +267,77 @@ mod tests {
                 "{told}"
             );
             assert!(state.knowledge.synced().is_some(), "it stops no removal");
+        }
+    }
+
+    /// Reads all, once everything that was written has been told of.
+    fn read_all(folder: &mut Folder, woken: &mpsc::Receiver<()>) -> SourceState {
+        while woken.recv_timeout(Duration::from_millis(300)).is_ok() {}
+        folder.read(Duration::ZERO)
+    }
+
+    /// What `changes` says in the end, and the announcements that it told of by name until then.
+    fn changes(folder: &mut Folder, woken: &mpsc::Receiver<()>) -> (bool, BTreeMap<String, Option<String>>) {
+        let mut told = BTreeMap::new();
+        while woken.recv_timeout(Duration::from_millis(500)).is_ok() {
+            match folder.changes() {
+                Changes::Announcements(more) => told.extend(more),
+                Changes::Any => return (true, told),
+            }
+        }
+        (false, told)
+    }
+
+    /// One announcement is told by its node's name, and the folder says the same to whoever reads it all; whatever else
+    /// changes needs that.
+    #[test]
+    fn an_announcement_is_told_by_name() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (wake, woken) = mpsc::channel();
+        let mut folder = Folder::open(dir.path(), move || {
+            wake.send(()).ok();
+        });
+        for (name, node) in [("a", "u"), ("b", "v")] {
+            let node = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, uid: {node}}}\n");
+            fs::write(dir.path().join(format!("{name}.yaml")), node).expect("written");
+        }
+        assert!(changes(&mut folder, &woken).0, "nodes are new");
+        read_all(&mut folder, &woken);
+        // New, and said otherwise.
+        for said in ["first", "second"] {
+            folder.announce("a", "u", said).expect("announced");
+            let told = [("a".to_owned(), Some(said.to_owned()))].into();
+            assert_eq!(changes(&mut folder, &woken), (false, told));
+            let state = read_all(&mut folder, &woken);
+            assert_eq!(state.knowledge.snapshot().nodes["a"].announcement.as_deref(), Some(said));
+        }
+        // What others leave lying about is nobody's business.
+        fs::write(dir.path().join("announcements/.a.yaml.swp"), "").expect("written");
+        assert_eq!(changes(&mut folder, &woken), (false, BTreeMap::new()));
+        // Nothing of these can be told by name: a file that can't be read, for a node that does not exist, for another one,
+        // under two names, one that is gone, and any other manifest.
+        let of = |name: &str, uid: &str| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  uid: {uid}\n  annotations: {{{}: said}}\n",
+                names::ANNOUNCEMENT
+            )
+        };
+        let written: [(&str, Option<String>); 7] = [
+            ("announcements/b.yaml", Some("{".to_owned())),
+            ("announcements/c.yaml", Some(of("c", "w"))),
+            ("announcements/b.yaml", Some(of("a", "u"))),
+            ("announcements/a.json", Some(of("a", "u"))),
+            ("announcements/b.yaml", Some(of("b", "another"))),
+            ("announcements/a.yaml", None),
+            ("a.yaml", Some(of("a", "u"))),
+        ];
+        for (file, text) in written {
+            match &text {
+                Some(text) => fs::write(dir.path().join(file), text).expect("written"),
+                None => fs::remove_file(dir.path().join(file)).expect("removed"),
+            }
+            assert!(changes(&mut folder, &woken).0, "{file}: {text:?}");
+            read_all(&mut folder, &woken);
         }
     }
 

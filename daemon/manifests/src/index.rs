@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,6 +29,24 @@ struct File {
 }
 
 impl File {
+    /// Takes in what it holds now.
+    fn take(&mut self, name: &str, content: Content) {
+        match content {
+            Ok(text) if self.text.as_deref() == Some(&text) => {}
+            Ok(text) => {
+                match parse(name, &text) {
+                    Ok(objects) => (self.good, self.problem) = (Some(objects), None),
+                    Err(e) => self.problem = Some(self.advised(e)),
+                }
+                self.text = Some(text);
+            }
+            Err(e) => {
+                self.problem = Some(self.advised(problem(name, "", "", format!("can't be read: {e}"))));
+                self.text = None;
+            }
+        }
+    }
+
     /// A file that never was good has no state that could stand.
     fn advised(&self, mut problem: Problem) -> Problem {
         if self.good.is_none() {
@@ -42,7 +61,7 @@ impl File {
 pub(crate) struct Index {
     files: BTreeMap<String, File>,
     /// Nodes as of the last reading, and since when those are gone that are.
-    nodes: BTreeMap<String, NodeFacts>,
+    nodes: BTreeMap<String, Arc<NodeFacts>>,
     gone: BTreeMap<String, Duration>,
 }
 
@@ -76,22 +95,35 @@ impl Index {
     fn take(&mut self, contents: BTreeMap<String, Content>) {
         self.files.retain(|name, _| contents.contains_key(name));
         for (name, content) in contents {
-            let file = self.files.entry(name.clone()).or_default();
-            match content {
-                Ok(text) if file.text.as_deref() == Some(&text) => {}
-                Ok(text) => {
-                    match parse(&name, &text) {
-                        Ok(objects) => (file.good, file.problem) = (Some(objects), None),
-                        Err(e) => file.problem = Some(file.advised(e)),
-                    }
-                    file.text = Some(text);
-                }
-                Err(e) => {
-                    file.problem = Some(file.advised(problem(&name, "", "", format!("can't be read: {e}"))));
-                    file.text = None;
-                }
-            }
+            self.files.entry(name.clone()).or_default().take(&name, content);
         }
+    }
+
+    /// Takes in what one node's file of its announcement holds now, and says whose announcement that is. `None` where it
+    /// is anything but that, in the place of another: then the whole folder has to be read.
+    pub(crate) fn hear(&mut self, name: &str, content: Content) -> Option<(String, String)> {
+        let node = announcer(name)?;
+        let stem = format!("{}/{node}.", names::ANNOUNCEMENTS_DIR);
+        let mut alike = self.files.range(stem.clone()..).map(|(file, _)| file);
+        if alike
+            .by_ref()
+            .take_while(|f| f.starts_with(&stem))
+            .any(|f| f != name && announcer(f) == Some(node))
+        {
+            return None;
+        }
+        let file = self.files.entry(name.to_owned()).or_default();
+        let was_good = file.problem.is_none();
+        file.take(name, content);
+        let file = Some(file).filter(|_| was_good)?;
+        let Some([Object::Node(said)]) = file.good.as_deref().filter(|_| file.problem.is_none()) else {
+            return None;
+        };
+        let json = said.metadata.annotations.get(names::ANNOUNCEMENT)?;
+        let is_same = |facts: &&mut Arc<NodeFacts>| facts.uid == said.metadata.uid;
+        let facts = self.nodes.get_mut(node).filter(is_same).filter(|_| said.metadata.name == node)?;
+        Arc::make_mut(facts).announcement = Some(json.clone());
+        Some((node.to_owned(), json.clone()))
     }
 
     fn merge(&self, problems: &mut Vec<Problem>, minor: &mut Vec<Problem>) -> Snapshot {
@@ -114,7 +146,7 @@ impl Index {
                             announcement: node.metadata.annotations.get(names::ANNOUNCEMENT).cloned(),
                         };
                         let facts = self.not_less(name, &node.metadata.name, facts, problems);
-                        if snapshot.nodes.insert(node.metadata.name.clone(), facts).is_some() {
+                        if snapshot.nodes.insert(node.metadata.name.clone(), facts.into()).is_some() {
                             let object = format!("Node {}", node.metadata.name);
                             let twice = "another file has it too; this one counts";
                             problems.push(told_twice(name, &object, twice));
@@ -138,7 +170,7 @@ impl Index {
                 ));
                 continue;
             }
-            let known = snapshot.nodes.get_mut(&node.metadata.name).filter(|n| n.uid == node.metadata.uid);
+            let known = snapshot.node_mut(&node.metadata.name).filter(|n| n.uid == node.metadata.uid);
             if let (Some(known), Some(json)) = (known, node.metadata.annotations.get(names::ANNOUNCEMENT)) {
                 known.announcement = Some(json.clone());
             }

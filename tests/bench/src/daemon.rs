@@ -57,6 +57,13 @@ fn settle<K: Kernel>(node: &mut Node<K>) -> Result<()> {
     Ok(())
 }
 
+/// What the source says otherwise is taken in.
+fn hear<K: Kernel>(node: &mut Node<K>) -> Result<()> {
+    node.hear(NOW);
+    ensure!(node.is_settled(), "it is not settled: {:?}", node.problems());
+    Ok(())
+}
+
 fn path(path: &Path) -> String {
     path.display().to_string()
 }

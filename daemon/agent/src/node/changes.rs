@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kubeveil_core::observed::Program;
+use kubeveil_core::{desired::Desired, observed::Program};
 
 use super::Outcome;
 
@@ -26,9 +26,21 @@ pub(super) fn changes(before: &Outcome, now: &Outcome) -> Vec<String> {
             out.push(format!("no longer attached to {device}: {}", gone.join(", ")));
         }
     }
-    let (was, is) = (tunnels(before), tunnels(now));
+    let (was, is) = (tunnels(&before.desired), tunnels(&now.desired));
     tell(&mut out, "up", &is.difference(&was).copied().collect::<Vec<_>>());
     tell(&mut out, "lost", &was.difference(&is).copied().collect::<Vec<_>>());
+    out
+}
+
+/// Those of the tunnels of a few nodes alone, of which `now` tells.
+pub(super) fn of_tunnels(before: &Desired, now: &Desired) -> Vec<String> {
+    let was = |name: &String| before.remotes.get(name).is_some_and(|remote| remote.tunnelled);
+    let turned = now.remotes.iter().filter(|(name, remote)| was(name) != remote.tunnelled);
+    let (up, lost): (Vec<_>, Vec<_>) = turned.partition(|(_, remote)| remote.tunnelled);
+    let mut out = Vec::new();
+    for (what, nodes) in [("up", up), ("lost", lost)] {
+        tell(&mut out, what, &nodes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+    }
     out
 }
 
@@ -48,8 +60,8 @@ fn has(attached: &Attached<'_>, device: &str, program: Program) -> bool {
     attached.get(device).is_some_and(|programs| programs.contains(&program))
 }
 
-fn tunnels(outcome: &Outcome) -> BTreeSet<&str> {
-    let remotes = outcome.desired.remotes.iter();
+fn tunnels(desired: &Desired) -> BTreeSet<&str> {
+    let remotes = desired.remotes.iter();
     remotes.filter(|(_, remote)| remote.tunnelled).map(|(name, _)| name.as_str()).collect()
 }
 

@@ -5,6 +5,7 @@ mod backstop;
 mod bench;
 mod convergence;
 mod faults;
+mod hear;
 mod panics;
 mod predecessors;
 mod proof;

@@ -48,6 +48,8 @@ impl Written {
             action
         {
             self.endpoints.insert((device.clone(), *key), *endpoint);
+        } else if let Action::RemovePeer(device, key) = action {
+            self.endpoints.remove(&(device.clone(), *key));
         }
     }
 }

@@ -30,17 +30,18 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// The peers of `device`, whose key is `own_key` of `generation`.
-    pub(super) fn of(
+    /// The peers of `device`, whose key is `own_key` of `generation`, among `nodes` and what they own.
+    pub(super) fn of<'a>(
         inputs: &Inputs<'_>,
         mesh: Option<&MeshSpec>,
         device: &str,
         (generation, own_key): (Generation, PublicKey),
+        nodes: impl Iterator<Item = (&'a str, &'a [(IpNet, Class)])>,
     ) -> Self {
         let mut out = Self::default();
         let own_ips = addresses(inputs.assignment.of(inputs.node));
         let holders = holders(inputs.observed, device);
-        let mut nodes: Vec<_> = inputs.assignment.nodes().filter(|(n, _)| *n != inputs.node).collect();
+        let mut nodes: Vec<_> = nodes.filter(|(n, _)| *n != inputs.node).collect();
         // Of two nodes with one key, the one that the device has it for keeps it, whatever the other is called.
         nodes.sort_by_cached_key(|(node, owned)| {
             let key = announced(inputs, node, generation).map(|entry| entry.public_key);
@@ -48,10 +49,15 @@ impl Peers {
             !held.any(|(holder, _)| Some(**holder) == key)
         });
         for (node, owned) in nodes {
-            let Some(entry) = announced(inputs, node, generation) else {
+            let holder = owned.iter().find_map(|(prefix, _)| holders.get(prefix));
+            // What was kept on disk may be older than what is in the device.
+            let is_older = |key: &PublicKey| {
+                inputs.announced.is_kept(node) && holder.is_some_and(|(holder, _)| *holder != key)
+            };
+            let entry = announced(inputs, node, generation).filter(|entry| !is_older(&entry.public_key));
+            let Some(entry) = entry else {
                 // A node whose announcement is not known (not any more, or not yet since we started) is not
                 // cut off for that: the peer that the device has for its prefixes stays as it is.
-                let holder = owned.iter().find_map(|(prefix, _)| holders.get(prefix));
                 if let Some((key, peer)) = holder.filter(|(key, _)| !is_revoked(mesh, key)) {
                     out.by_key.entry(**key).or_insert_with(|| as_it_is(peer));
                     out.keys.insert(node.to_owned(), **key);
@@ -86,7 +92,11 @@ impl Peers {
 }
 
 /// What `node` announces for `generation`.
-fn announced<'a>(inputs: &Inputs<'a>, node: &str, generation: Generation) -> Option<&'a GenerationEntry> {
+pub(super) fn announced<'a>(
+    inputs: &Inputs<'a>,
+    node: &str,
+    generation: Generation,
+) -> Option<&'a GenerationEntry> {
     inputs.announced.of(node)?.generations().iter().find(|g| g.generation == generation)
 }
 

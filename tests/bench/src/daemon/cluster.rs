@@ -3,9 +3,10 @@
 pub(crate) mod folder;
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use kubeveil_api::{
 use kubeveil_core::{
     problem::Problem,
     snapshot::{Knowledge, NodeFacts, Snapshot},
-    source::{Source, SourceState},
+    source::{Changes, Source, SourceState},
 };
 use kubeveil_keys::{Generation, KeyStore, PrivateKey, PublicKey};
 use tempfile::TempDir;
@@ -158,21 +159,39 @@ pub(crate) fn own() -> Result<NodeFacts> {
 
 /// A source in memory, which the bench changes.
 #[derive(Clone, Default)]
-pub(crate) struct Memory(Arc<Mutex<Snapshot>>);
+pub(crate) struct Memory(Arc<Mutex<Said>>);
+
+#[derive(Default)]
+struct Said {
+    snapshot: Snapshot,
+    /// What has changed since it was last asked.
+    heard: BTreeMap<String, Option<String>>,
+    /// And that is not all.
+    is_stirred: bool,
+}
 
 impl Memory {
     pub(crate) fn of(others: &[Other]) -> Self {
-        let nodes = others.iter().map(|other| (other.name(), other.facts.clone())).collect();
-        Self(Arc::new(Mutex::new(Snapshot { mesh: None, nodes })))
+        let nodes = others.iter().map(|other| (other.name(), other.facts.clone().into())).collect();
+        let snapshot = Snapshot { mesh: None, nodes };
+        Self(Arc::new(Mutex::new(Said { snapshot, ..Said::default() })))
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut Snapshot)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut said = self.said();
+        said.is_stirred = true;
+        change(&mut said.snapshot);
     }
 
     /// A node has another announcement.
     pub(crate) fn hear(&self, other: &Other) {
-        self.change(|snapshot| drop(snapshot.nodes.insert(other.name(), other.facts.clone())));
+        let mut said = self.said();
+        said.heard.insert(other.name(), other.facts.announcement.clone());
+        said.snapshot.nodes.insert(other.name(), other.facts.clone().into());
     }
 }
 
@@ -182,7 +201,9 @@ impl Source for Memory {
     }
 
     fn read(&mut self, _: Duration) -> SourceState {
-        let snapshot = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut said = self.said();
+        (said.heard, said.is_stirred) = (BTreeMap::new(), false);
+        let snapshot = said.snapshot.clone();
         SourceState {
             knowledge: Knowledge::Whole(snapshot.attest_whole()),
             problems: vec![],
@@ -190,9 +211,15 @@ impl Source for Memory {
         }
     }
 
+    fn changes(&mut self) -> Changes {
+        let mut said = self.said();
+        let heard = std::mem::take(&mut said.heard);
+        if std::mem::take(&mut said.is_stirred) { Changes::Any } else { Changes::Announcements(heard) }
+    }
+
     fn announce(&mut self, node: &str, _: &str, json: &str) -> Result<(), Problem> {
         self.change(|snapshot| {
-            if let Some(facts) = snapshot.nodes.get_mut(node) {
+            if let Some(facts) = snapshot.node_mut(node) {
                 facts.announcement = Some(json.to_owned());
             }
         });

@@ -121,7 +121,7 @@ fn growth(cell: &mut Cell) -> Result<[f64; 2]> {
     let (mesh, facts) = (cluster::mesh()?, cluster::own()?);
     source.change(|snapshot| {
         snapshot.mesh = Some(mesh);
-        snapshot.nodes.insert(cluster::OWN.to_owned(), facts);
+        snapshot.nodes.insert(cluster::OWN.to_owned(), facts.into());
     });
     let (mut node, profile) = start(cell, &own, source.clone())?;
     settle(&mut node)?;

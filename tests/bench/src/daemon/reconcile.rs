@@ -14,7 +14,7 @@ use kubeveil_tests_bpf::cell::{self, Cell, run};
 use super::{
     NODES,
     cluster::{self, Memory, Other, Own},
-    path,
+    hear, path,
     profile::Spent,
     settle, start,
 };
@@ -73,7 +73,7 @@ fn round(cell: &mut Cell, own: &Own, others: &mut [Other], times: &mut Times) ->
     let (mesh, facts) = (cluster::mesh()?, cluster::own()?);
     source.change(|snapshot| {
         snapshot.mesh = Some(mesh);
-        snapshot.nodes.insert(cluster::OWN.to_owned(), facts);
+        snapshot.nodes.insert(cluster::OWN.to_owned(), facts.into());
     });
     profile.take();
     times.cold.push(timed(|| settle(&mut node))?);
@@ -95,7 +95,7 @@ fn round(cell: &mut Cell, own: &Own, others: &mut [Other], times: &mut Times) ->
         other.announce(40_000 + u16::try_from(times.cold.len() * CHANGES + change)?)?;
         source.hear(other);
         profile.take();
-        changes.push(timed(|| settle(&mut node))?);
+        changes.push(timed(|| hear(&mut node))?);
         times.changed_spent = profile.take();
         ensure!(times.changed_spent.writes == 1, "{} writes for one change", times.changed_spent.writes);
     }

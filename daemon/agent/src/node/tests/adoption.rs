@@ -124,7 +124,7 @@ fn closed_is_closed_whatever_becomes_of_the_tunnel() {
     // The second node comes back with another key, and does not answer any more.
     let key = PrivateKey::generate().expect("randomness");
     let json = super::bench::announce(2, &key, 51871);
-    bench.world.change(|said| said.snapshot.nodes.get_mut("node-2").expect("node").announcement = Some(json));
+    bench.says(2, Some(json));
     bench.settle(&mut node);
     assert_eq!((state(&bench, 2), state(&bench, 3)), (PeerState::NoTunnel, PeerState::Adopting));
     // … nor after a restart, nor where either record is lost.

@@ -1,6 +1,7 @@
 //! Nodes around a daemon, on a kernel that outlives it.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use kubeveil_core::{
     observed::Observed,
     problem::Problem,
     snapshot::{Knowledge, NodeFacts, Snapshot},
-    source::{Source, SourceState},
+    source::{Changes, Source, SourceState},
 };
 use kubeveil_keys::{Generation, PrivateKey};
 use kubeveil_linux::{Count, Kernel, KernelError, Secrets, fake::FakeKernel};
@@ -28,9 +29,13 @@ pub(super) const FIRST: Now = Now { monotonic: Duration::from_secs(1), epoch: Du
 
 /// What the source says; shared with the test that changes it.
 #[derive(Clone, Default)]
-pub(super) struct World(Arc<Mutex<Said>>);
+pub(super) struct World {
+    said: Arc<Mutex<Said>>,
+    /// As it was last asked, by whom this was given to.
+    told: Option<Said>,
+}
 
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub(super) struct Said {
     pub(super) snapshot: Snapshot,
     pub(super) whole: bool,
@@ -38,7 +43,27 @@ pub(super) struct Said {
 
 impl World {
     pub(super) fn change(&self, change: impl FnOnce(&mut Said)) {
-        change(&mut self.0.lock().expect("lock"));
+        change(&mut self.said.lock().expect("lock"));
+    }
+
+    pub(super) fn said(&self) -> Said {
+        self.said.lock().expect("lock").clone()
+    }
+}
+
+impl Said {
+    /// What other announcements this has than `before`, if that is all.
+    fn announcements_since(&self, before: &Self) -> Option<BTreeMap<String, Option<String>>> {
+        let mut expected = before.clone();
+        let mut changes = BTreeMap::new();
+        for (name, facts) in &self.snapshot.nodes {
+            let was = expected.snapshot.node_mut(name)?;
+            if was.announcement != facts.announcement {
+                was.announcement.clone_from(&facts.announcement);
+                changes.insert(name.clone(), facts.announcement.clone());
+            }
+        }
+        (expected == *self).then_some(changes)
     }
 }
 
@@ -48,7 +73,8 @@ impl Source for World {
     }
 
     fn read(&mut self, _: Duration) -> SourceState {
-        let said = self.0.lock().expect("lock").clone();
+        let said = self.said();
+        self.told = Some(said.clone());
         let knowledge = if said.whole {
             Knowledge::Whole(said.snapshot.attest_whole())
         } else {
@@ -57,9 +83,15 @@ impl Source for World {
         SourceState { knowledge, problems: vec![], look_again: None }
     }
 
+    fn changes(&mut self) -> Changes {
+        let said = self.said();
+        let since = self.told.replace(said.clone()).and_then(|before| said.announcements_since(&before));
+        since.map_or(Changes::Any, Changes::Announcements)
+    }
+
     fn announce(&mut self, node: &str, _: &str, json: &str) -> Result<(), Problem> {
         self.change(|said| {
-            if let Some(facts) = said.snapshot.nodes.get_mut(node) {
+            if let Some(facts) = said.snapshot.node_mut(node) {
                 facts.announcement = Some(json.to_owned());
             }
         });
@@ -162,7 +194,7 @@ impl Bench {
         bench.world.change(|said| {
             said.whole = true;
             said.snapshot.mesh = Some(mesh);
-            said.snapshot.nodes.insert("node-1".to_owned(), facts(1));
+            said.snapshot.nodes.insert("node-1".to_owned(), facts(1).into());
         });
         for (n, key) in (2..).zip(keys) {
             bench.join(n, key);
@@ -175,7 +207,7 @@ impl Bench {
         self.kernel.with(|k| k.answer(key.public()));
         let mut facts = facts(n);
         facts.announcement = Some(announce(n, &key, 51871));
-        self.world.change(|said| drop(said.snapshot.nodes.insert(format!("node-{n}"), facts)));
+        self.world.change(|said| drop(said.snapshot.nodes.insert(format!("node-{n}"), facts.into())));
         self.keys.push(key);
     }
 
@@ -206,16 +238,28 @@ impl Bench {
         self.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").adoption = Some(adoption));
     }
 
-    /// Goes round until nothing is left to do, as the loop would; says how many actions that took.
+    /// Goes round until nothing is left to do, the short way first, as the loop would; says how many actions that took.
     pub(super) fn settle<K: Kernel>(&mut self, node: &mut Node<K>) -> u64 {
         let before = node.writes;
         for _ in 0..20 {
             self.seconds += 1;
-            let at = Duration::from_secs(self.seconds);
-            node.pass(Now { monotonic: at, epoch: at });
+            let now = self.now();
+            node.hear(now);
+            node.pass(now);
         }
         assert!(node.last.settled, "{:?}", node.last.problems);
         node.writes - before
+    }
+
+    pub(super) fn now(&self) -> Now {
+        let at = Duration::from_secs(self.seconds);
+        Now { monotonic: at, epoch: at }
+    }
+
+    /// Node `n` announces `json`.
+    pub(super) fn says(&self, n: u8, json: Option<String>) {
+        self.world
+            .change(|said| said.snapshot.node_mut(&format!("node-{n}")).expect("node").announcement = json);
     }
 
     pub(super) fn truth(&self) -> Observed {

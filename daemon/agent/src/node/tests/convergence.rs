@@ -54,7 +54,7 @@ fn one_peer_changes_and_no_other_is_touched() {
     bench.tried();
     let moved = bench.keys[2].public();
     let json = announce(4, &bench.keys[2], 51872);
-    bench.world.change(|said| said.snapshot.nodes.get_mut("node-4").expect("node").announcement = Some(json));
+    bench.says(4, Some(json));
     bench.settle(&mut node);
     let endpoint = "192.0.2.4:51872".parse().expect("endpoint");
     assert_eq!(bench.tried(), [Action::SetEndpoint(DEVICE.to_owned(), moved, endpoint)]);
@@ -66,7 +66,7 @@ fn a_move_during_a_restart_is_followed() {
     let (mut bench, node) = Bench::settled(3);
     let mut again = bench.restart(node);
     bench.world.change(|said| {
-        said.snapshot.nodes.get_mut("node-3").expect("node").internal_ips =
+        said.snapshot.node_mut("node-3").expect("node").internal_ips =
             vec!["192.0.2.33".parse().expect("ip")];
     });
     bench.settle(&mut again);

@@ -13,7 +13,7 @@ fn a_node_that_comes_back_with_a_new_key_is_closed_until_it_is_proven() {
     // New key, and nobody answers yet.
     let key = PrivateKey::generate().expect("randomness");
     let json = announce(3, &key, 51871);
-    bench.world.change(|said| said.snapshot.nodes.get_mut("node-3").expect("node").announcement = Some(json));
+    bench.says(3, Some(json));
     bench.settle(&mut node);
     assert!(!bench.truth().tunnels[DEVICE].peers.contains_key(&old));
     assert_eq!(bench.tunnelled(), 1);

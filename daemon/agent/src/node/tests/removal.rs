@@ -68,8 +68,7 @@ fn partial_knowledge_takes_no_address_away() {
     bench.tried();
     bench.world.change(|said| {
         said.whole = false;
-        said.snapshot.nodes.get_mut("node-2").expect("node").internal_ips =
-            vec!["192.0.2.9".parse().expect("ip")];
+        said.snapshot.node_mut("node-2").expect("node").internal_ips = vec!["192.0.2.9".parse().expect("ip")];
     });
     bench.settle(&mut node);
     let peer = bench.truth().tunnels[DEVICE].peers.values().next().expect("a peer").clone();
@@ -83,7 +82,7 @@ fn a_lost_or_forged_announcement_changes_nothing() {
     bench.tried();
     let forged = announce(2, &bench.keys[1], 51871);
     for said in [None, Some("{}".to_owned()), Some(forged)] {
-        bench.world.change(|world| world.snapshot.nodes.get_mut("node-3").expect("node").announcement = said);
+        bench.world.change(|world| world.snapshot.node_mut("node-3").expect("node").announcement = said);
         bench.settle(&mut node);
         assert_eq!(bench.tried(), []);
     }

@@ -69,7 +69,7 @@ fn a_peer_without_a_tunnel_says_what_becomes_of_packets_and_why() {
         let (_bench, status) = started(mode, |bench, _| {
             bench.kernel.with(FakeKernel::nobody_answers);
             bench.world.change(|said| {
-                said.snapshot.nodes.get_mut("node-3").expect("node").announcement = None;
+                said.snapshot.node_mut("node-3").expect("node").announcement = None;
             });
         });
         let [silent, unannounced] = &status.peers[..] else { panic!("{:?}", status.peers) };

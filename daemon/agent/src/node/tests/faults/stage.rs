@@ -267,9 +267,7 @@ impl Stage {
     }
 
     pub(super) fn facts(&self, n: u8, change: impl FnOnce(&mut NodeFacts)) {
-        self.bench
-            .world
-            .change(|said| change(said.snapshot.nodes.get_mut(&format!("node-{n}")).expect("a node")));
+        self.bench.world.change(|said| change(said.snapshot.node_mut(&format!("node-{n}")).expect("a node")));
     }
 
     pub(super) fn upgrade(&mut self) {

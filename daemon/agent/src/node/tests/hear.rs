@@ -1,0 +1,163 @@
+//! The short way: one node announces something else, and the kernel is not looked at.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use kubeveil_core::{action::Action, problem::ProblemKind};
+use kubeveil_keys::PrivateKey;
+use kubeveil_linux::{Kernel as _, fake::Call};
+
+use super::bench::{Bench, DEVICE, announce};
+
+const EBUSY: i32 = rustix::io::Errno::BUSY.raw_os_error();
+
+/// How often the kernel is looked at from now on.
+fn looks(bench: &Bench) -> Arc<AtomicUsize> {
+    let looks = Arc::new(AtomicUsize::new(0));
+    let counted = looks.clone();
+    bench.kernel.with(|kernel| {
+        kernel.fail_calls(move |call| {
+            counted.fetch_add(usize::from(matches!(call, Call::Observe)), Ordering::Relaxed);
+            None
+        });
+    });
+    looks
+}
+
+/// Whatever one node says: what the short way leaves is what the whole way would, and it knows that.
+#[test]
+fn the_whole_way_finds_nothing_left_to_do() {
+    let (mut bench, mut node) = Bench::settled(5);
+    // A handshake would be news.
+    bench.kernel.with(|kernel| kernel.nobody_answers());
+    let fresh = PrivateKey::generate().expect("randomness");
+    let said = [
+        announce(4, &bench.keys[2], 4000),
+        announce(4, &fresh, 4000),
+        announce(4, &bench.keys[1], 51871),
+        "{}".to_owned(),
+        announce(4, &bench.keys[2], 51871),
+    ];
+    for (n, json) in said.into_iter().enumerate() {
+        bench.seconds += 1;
+        // So that nobody's handshake has grown older when the two are compared.
+        node.pass(bench.now());
+        bench.says(4, Some(json));
+        node.hear(bench.now());
+        bench.tried();
+        let (wanted, seen, problems) =
+            (node.last.desired.clone(), node.last.observed.clone(), node.last.problems.clone());
+        node.pass(bench.now());
+        assert_eq!(bench.tried(), [], "{n}");
+        assert_eq!(node.last.desired, wanted, "{n}");
+        assert_eq!(node.last.problems, problems, "{n}");
+        assert!(node.last.observed.holds_as(&seen), "{n}");
+    }
+}
+
+#[test]
+fn another_announcement_costs_no_look_at_the_kernel() {
+    let (mut bench, mut node) = Bench::settled(5);
+    let looks = looks(&bench);
+    bench.tried();
+    bench.seconds += 1;
+    bench.says(4, Some(announce(4, &bench.keys[2], 4000)));
+    node.hear(bench.now());
+    let moved = Action::SetEndpoint(
+        DEVICE.to_owned(),
+        bench.keys[2].public(),
+        "192.0.2.4:4000".parse().expect("endpoint"),
+    );
+    assert_eq!(bench.tried(), [moved]);
+    // What is false is told, and changes nothing.
+    bench.says(4, Some("{}".to_owned()));
+    node.hear(bench.now());
+    assert_eq!(bench.tried(), []);
+    assert!(
+        node.last.problems.iter().any(|p| p.kind == ProblemKind::Announcement),
+        "{:?}",
+        node.last.problems
+    );
+    // Nothing at all.
+    node.hear(bench.now());
+    assert_eq!(looks.load(Ordering::Relaxed), 0);
+    // Where it matters what the kernel holds, it is looked at.
+    bench.world.change(|said| drop(said.snapshot.nodes.remove("node-5")));
+    node.hear(bench.now());
+    assert!(looks.load(Ordering::Relaxed) > 0);
+}
+
+/// A peer with another key is proven anew, as soon as it answers.
+#[test]
+fn another_key_is_proven_before_it_is_used() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let fresh = PrivateKey::generate().expect("randomness");
+    bench.says(3, Some(announce(3, &fresh, 51871)));
+    let wait = node.hear(bench.now());
+    assert_eq!(bench.tunnelled(), 1);
+    assert!(wait.as_secs() < 1, "nobody looks for the handshake: {wait:?}");
+    bench.kernel.with(|kernel| kernel.answer(fresh.public()));
+    bench.settle(&mut node);
+    assert_eq!(bench.tunnelled(), 2);
+}
+
+/// What is half done is finished, and told, by the whole way.
+#[test]
+fn what_fails_on_the_short_way_is_done_on_the_whole() {
+    let (mut bench, mut node) = Bench::settled(3);
+    bench.kernel.with(|kernel| {
+        kernel.fail(|action| matches!(action, Action::SetEndpoint(..)).then_some(EBUSY));
+    });
+    bench.says(3, Some(announce(3, &bench.keys[1], 4000)));
+    node.hear(bench.now());
+    assert!(node.last.problems.iter().any(|p| p.kind == ProblemKind::Kernel), "{:?}", node.last.problems);
+    bench.kernel.with(|kernel| kernel.heal());
+    bench.settle(&mut node);
+    let endpoint = bench.truth().tunnels[DEVICE].peers[&bench.keys[1].public()].endpoint;
+    assert_eq!(endpoint, Some("192.0.2.3:4000".parse().expect("endpoint")));
+    assert_eq!(node.last.problems, []);
+}
+
+/// What is kept on disk is written on the whole way, so it can be older than what is in the kernel; then that stands, until
+/// somebody tells.
+#[test]
+fn what_was_kept_does_not_undo_what_is_newer() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let fresh = PrivateKey::generate().expect("randomness");
+    bench.kernel.with(|kernel| kernel.answer(fresh.public()));
+    bench.says(3, Some(announce(3, &fresh, 4000)));
+    let (kept, file) = (bench.dir.path().join("known.json"), std::fs::read_to_string);
+    let before = file(&kept).expect("kept");
+    bench.seconds += 1;
+    node.hear(bench.now());
+    bench.settle(&mut node);
+    assert_eq!(bench.tunnelled(), 2);
+    std::fs::write(&kept, before).expect("as it was then");
+
+    let all = bench.world.said();
+    bench.world.change(|said| (said.whole, said.snapshot) = (false, Default::default()));
+    let mut again = bench.restart(node);
+    bench.settle(&mut again);
+    bench.world.change(|said| *said = all);
+    bench.settle(&mut again);
+    assert_eq!(bench.tried(), [Action::LoadPrograms]);
+    // And what is told counts, though not everything is.
+    bench.world.change(|said| said.whole = false);
+    let mut again = bench.restart(again);
+    bench.says(3, Some(announce(3, &bench.keys[1], 4000)));
+    bench.settle(&mut again);
+    assert!(bench.truth().tunnels[DEVICE].peers.contains_key(&bench.keys[1].public()));
+}
+
+/// What is in force is compared with what the short way left, twice a second.
+#[test]
+fn what_the_short_way_did_is_nobodys_deed() {
+    let (bench, mut node) = Bench::settled(3);
+    let fresh = PrivateKey::generate().expect("randomness");
+    bench.says(3, Some(announce(3, &fresh, 51871)));
+    node.hear(bench.now());
+    assert!(bench.kernel.with(|kernel| kernel.still_holds(&node.last.observed)).expect("a look"));
+    assert!(!node.is_touched());
+}

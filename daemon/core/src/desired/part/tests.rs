@@ -1,0 +1,333 @@
+//! What is decided of a few nodes is what would be decided of all.
+
+use std::time::Duration;
+
+use kubeveil_api::{
+    announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped},
+    mesh::Mode,
+};
+use kubeveil_keys::{Generation, PrivateKey};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    adoption::Adopting,
+    announced::Announced,
+    backstop,
+    desired::desired,
+    observed::{Link, Peer, TunnelDevice},
+    ownership::{Assignment, Owners, assign},
+    plan::plan,
+    snapshot::{Knowledge, NodeFacts},
+    testing::{mesh, node, snapshot},
+    tunnels::Tunnels,
+};
+
+const DEVICE: &str = "kubeveil0";
+const NAMES: [&str; 5] = ["n2", "n3", "n4", "n5", "n6"];
+/// Long enough for everybody to have the word.
+const NOW: Duration = Duration::from_secs(100);
+
+/// What a node says of itself.
+#[derive(Clone, Debug)]
+enum Said {
+    Nothing,
+    /// This key, of this generation, and this port.
+    Key(u8, u32, u16),
+    /// What can't be verified.
+    Forged,
+}
+
+/// How the tunnel to it is.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Never,
+    Up,
+    /// Long ago, and what was sent since has had no answer.
+    Stale,
+}
+
+#[derive(Clone, Debug)]
+struct Other {
+    said: Said,
+    answer: Answer,
+    /// Address families: both, the first, the second.
+    families: u8,
+    /// Its pair is open.
+    is_open: bool,
+    /// The device remembers it by this key, from before the daemon started.
+    kept: Option<u8>,
+}
+
+#[derive(Debug)]
+struct Case {
+    mode: Mode,
+    before: Vec<Other>,
+    /// What some of them say, and how they answer, afterwards.
+    after: Vec<(usize, Said, Answer)>,
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    prop_oneof![
+        1 => Just(Said::Nothing),
+        // Few keys, so that two nodes have the same; the first is this node's own.
+        12 => (1u8..10, prop_oneof![9 => Just(0u32), 1 => Just(1)], 51871u16..51875)
+            .prop_map(|(key, generation, port)| Said::Key(key, generation, port)),
+        1 => Just(Said::Forged),
+    ]
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![Just(Answer::Never), Just(Answer::Up), Just(Answer::Stale)]
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let families = prop_oneof![6 => Just(0u8), 1 => Just(1), 1 => Just(2)];
+    let kept = prop_oneof![4 => Just(None), 1 => (2u8..10).prop_map(Some)];
+    let other = (said(), answer(), families, any::<bool>(), kept)
+        .prop_map(|(said, answer, families, is_open, kept)| Other { said, answer, families, is_open, kept });
+    let mode = prop_oneof![Just(Mode::Require), Just(Mode::Prefer), Just(Mode::Observe)];
+    let after = prop::collection::vec((0..NAMES.len(), said(), answer()), 1..3);
+    (mode, prop::collection::vec(other, NAMES.len()), after).prop_map(|(mode, before, after)| Case {
+        mode,
+        before,
+        after,
+    })
+}
+
+fn public(key: u8) -> PublicKey {
+    PrivateKey::copied_from(&[key; 32]).public()
+}
+
+fn announcement(name: &str, said: &Said) -> Option<String> {
+    match said {
+        Said::Nothing => None,
+        Said::Forged => Some("{}".to_owned()),
+        Said::Key(key, generation, port) => {
+            let key = PrivateKey::copied_from(&[*key; 32]);
+            let entry = GenerationEntry {
+                generation: Generation::new(*generation),
+                public_key: key.public(),
+                port: (*port).try_into().expect("port"),
+                state: GenerationState::Active,
+            };
+            let uid = format!("uid-{}", &name[1..]);
+            let signed = Announcement::sign(name, &uid, vec![entry], NotFlipped::nobody(), &[&key]);
+            Some(signed.expect("signed").to_json())
+        }
+    }
+}
+
+/// Everything that is decided on.
+struct World {
+    knowledge: Knowledge,
+    assignment: Assignment,
+    announced: Announced,
+    adopting: Adopting,
+    tunnels: Tunnels,
+    observed: Observed,
+    resting: BTreeSet<u32>,
+}
+
+impl World {
+    fn new(case: &Case) -> Self {
+        let mut nodes = vec![("me", node(1))];
+        for (n, (name, other)) in (2u8..).zip(NAMES.iter().zip(&case.before)) {
+            let mut facts = NodeFacts { announcement: announcement(name, &other.said), ..node(n) };
+            facts.internal_ips.retain(|ip| other.families == 0 || ip.is_ipv4() == (other.families == 1));
+            nodes.push((name, facts));
+        }
+        let mut all = snapshot(&nodes);
+        all.mesh.as_mut().expect("mesh").mode = case.mode;
+        let knowledge = Knowledge::Whole(all.attest_whole());
+        let assignment = assign(&knowledge, &mesh(), &Owners::new());
+        let open = NAMES.iter().zip(&case.before).filter(|(_, other)| other.is_open);
+        let adopting = Adopting {
+            open: open.map(|(name, _)| (*name).to_owned()).collect(),
+            until: 1_000,
+            ..Adopting::default()
+        };
+        let link = |name: &str, kind: Option<&str>| Link {
+            name: name.to_owned(),
+            kind: kind.map(str::to_owned),
+            up: true,
+            mtu: 1500,
+            ..Link::default()
+        };
+        let mut device = TunnelDevice { ifindex: 7, ..TunnelDevice::default() };
+        for (name, key) in
+            NAMES.iter().zip(&case.before).filter_map(|(name, other)| Some((name, other.kept?)))
+        {
+            let prefixes = assignment.of(name).iter().map(|(prefix, _)| *prefix).collect();
+            device.allow(&public(key), &prefixes, true);
+        }
+        let observed = Observed {
+            links: [(2, link("eth0", None)), (7, link(DEVICE, Some("wireguard")))].into(),
+            tunnels: [(DEVICE.to_owned(), device)].into(),
+            datapath: Some(Datapath { build: "build".to_owned(), ..Datapath::default() }),
+            ..Observed::default()
+        };
+        let (announced, tunnels) = (Announced::default(), Tunnels::default());
+        let mut world =
+            Self { knowledge, assignment, announced, adopting, tunnels, observed, resting: BTreeSet::new() };
+        world.announced.update(world.knowledge.snapshot());
+        world
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            node: "me",
+            key: Some((Generation::FIRST, public(1))),
+            knowledge: &self.knowledge,
+            assignment: &self.assignment,
+            announced: &self.announced,
+            tunnels: &self.tunnels,
+            observed: &self.observed,
+            underlay: &[],
+            backstop: backstop::Choice::Auto,
+            build: "build",
+            adopting: &self.adopting,
+            resting: &self.resting,
+            now: NOW,
+        }
+    }
+
+    /// Makes the kernel hold what is wanted, and the peers answer as they do, until nothing changes.
+    fn settle(&mut self, answers: &[Answer]) -> Desired {
+        for _ in 0..4 {
+            let wanted = desired(&self.inputs());
+            let tunnel = &wanted.tunnels[DEVICE];
+            let device = self.observed.tunnels.get_mut(DEVICE).expect("device");
+            device.public_key = Some(tunnel.key.1);
+            device.peers = tunnel
+                .peers
+                .iter()
+                .map(|(key, want)| {
+                    let peer = Peer {
+                        endpoint: want.endpoint.or(device.peers.get(key).and_then(|have| have.endpoint)),
+                        allowed_ips: want.allowed_ips.clone(),
+                        keepalive: want.keepalive,
+                        ..Peer::default()
+                    };
+                    (*key, peer)
+                })
+                .collect();
+            let datapath = self.observed.datapath.as_mut().expect("datapath");
+            datapath.prefixes.clone_from(&wanted.prefixes);
+            datapath.peers.clone_from(&wanted.values);
+            datapath.slots = wanted.slots;
+            let answers = NAMES.iter().zip(answers);
+            let by_key: BTreeMap<PublicKey, Answer> = answers
+                .filter_map(|(name, answer)| Some((wanted.remotes.get(*name)?.key?, *answer)))
+                .collect();
+            self.tunnels = Tunnels::default();
+            self.hear_of(&by_key);
+        }
+        let wanted = desired(&self.inputs());
+        assert_eq!(Some(&wanted.values), self.observed.datapath.as_ref().map(|d| &d.peers));
+        wanted
+    }
+
+    /// Looks three times: as it begins, once something was sent, and when no answer has come for long.
+    fn hear_of(&mut self, answers: &BTreeMap<PublicKey, Answer>) {
+        let old = Duration::from_secs(1_000);
+        for (sent, at) in [(0, 0), (1, 60), (2, 99)] {
+            for (key, peer) in &mut self.observed.tunnels.get_mut(DEVICE).expect("device").peers {
+                (peer.last_handshake, peer.sent) = match answers.get(key) {
+                    None | Some(Answer::Never) => (None, 0),
+                    Some(Answer::Up) => (Some(old), 0),
+                    Some(Answer::Stale) => (Some(old / 2), sent),
+                };
+            }
+            let at = Duration::from_secs(at);
+            self.tunnels.observe(&self.observed, at, old + at);
+        }
+    }
+}
+
+fn sorted(actions: Vec<Action>) -> Vec<String> {
+    let mut told: Vec<String> = actions.iter().map(Action::to_string).collect();
+    told.sort();
+    told
+}
+
+/// What came of a case: whether it was decided by itself.
+fn check(case: &Case) -> bool {
+    let mut world = World::new(case);
+    let mut answers: Vec<Answer> = case.before.iter().map(|other| other.answer).collect();
+    let last = world.settle(&answers);
+    let mut nodes = BTreeSet::new();
+    for (n, said, answer) in &case.after {
+        let facts = world.knowledge.hear(NAMES[*n], announcement(NAMES[*n], said)).expect("a node").clone();
+        world.announced.hear(NAMES[*n], &facts);
+        answers[*n] = *answer;
+        nodes.insert(NAMES[*n].to_owned());
+    }
+    // They answer otherwise too.
+    let keys = NAMES.iter().zip(&answers).filter_map(|(n, a)| Some((last.remotes.get(*n)?.key?, *a)));
+    let answering = keys.collect();
+    world.tunnels = Tunnels::default();
+    world.hear_of(&answering);
+
+    let inputs = world.inputs();
+    let Some(part) = Part::of(&inputs, &last, &nodes) else { return false };
+    let (synced, written) = (inputs.knowledge.synced(), Endpoints::new());
+    let whole = desired(&inputs);
+    let actions = part.plan(synced, &written);
+    // What is not about peers is the same before and after, so it is none of this.
+    let all = plan(&whole, inputs.observed, synced, &written);
+    let before = plan(&last, inputs.observed, synced, &written);
+    let all = all.into_iter().filter(|action| !before.contains(action)).collect();
+    assert_eq!(sorted(actions.clone()), sorted(all));
+
+    let (mut wanted, mut seen) = (last, world.observed.clone());
+    part.put_back(&actions, &mut wanted, &mut seen);
+    // This node's own announcement, and those that were refused, are told of elsewhere.
+    assert_eq!(wanted, whole);
+    assert!(plan_part(&wanted, &seen, synced, &written).is_empty(), "{wanted:#?}");
+    true
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_part_is_decided_as_the_whole_is(case in case()) {
+        check(&case);
+    }
+}
+
+fn plain(key: u8) -> Other {
+    Other { said: Said::Key(key, 0, 51871), answer: Answer::Up, families: 0, is_open: false, kept: None }
+}
+
+/// What is ordinary is decided by itself; what is not, never.
+#[test]
+fn what_concerns_others_is_decided_as_a_whole() {
+    let is_by_itself = |after: Said| {
+        let before = (2..7).map(plain).collect();
+        check(&Case { mode: Mode::Require, before, after: vec![(0, after, Answer::Up)] })
+    };
+    // The same key at another port; another key; nothing, and something false, which change nothing; another generation.
+    for said in
+        [Said::Key(2, 0, 4000), Said::Key(9, 0, 51871), Said::Nothing, Said::Forged, Said::Key(2, 1, 51872)]
+    {
+        assert!(is_by_itself(said.clone()), "{said:?}");
+    }
+    // This node's own key, and another's.
+    for said in [Said::Key(1, 0, 51871), Said::Key(3, 0, 51871)] {
+        assert!(!is_by_itself(said.clone()), "{said:?}");
+    }
+}
+
+/// The tunnel's MTU is everybody's.
+#[test]
+fn the_first_that_is_reached_by_ipv6_concerns_all() {
+    let by = |families: u8, said: Said| {
+        let mut before: Vec<Other> = (2..7).map(plain).collect();
+        before[0] = Other { said: Said::Nothing, families, ..plain(2) };
+        check(&Case { mode: Mode::Require, before, after: vec![(0, said, Answer::Never)] })
+    };
+    assert!(by(1, Said::Key(2, 0, 51871)));
+    assert!(!by(2, Said::Key(2, 0, 51871)));
+}
