@@ -218,11 +218,14 @@ impl Source for Memory {
     }
 
     fn announce(&mut self, node: &str, _: &str, json: &str) -> Result<(), Problem> {
-        self.change(|snapshot| {
-            if let Some(facts) = snapshot.node_mut(node) {
-                facts.announcement = Some(json.to_owned());
-            }
-        });
+        let stands = self.said().snapshot.nodes.get(node).and_then(|facts| facts.announcement.clone());
+        if stands.as_deref() != Some(json) {
+            self.change(|snapshot| {
+                if let Some(facts) = snapshot.node_mut(node) {
+                    facts.announcement = Some(json.to_owned());
+                }
+            });
+        }
         Ok(())
     }
 }
