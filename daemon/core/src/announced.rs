@@ -21,6 +21,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Announced {
     nodes: BTreeMap<String, Entry>,
+    /// Announcements that were refused and not replaced since, by node.
+    refused: BTreeMap<String, Problem>,
 }
 
 #[derive(Debug)]
@@ -31,7 +33,6 @@ struct Entry {
     valid: Option<Announcement>,
     /// Nobody has told of it since the daemon started: it is what was kept on disk, and may be older than what is in the kernel.
     is_kept: bool,
-    refused: Option<Problem>,
 }
 
 impl Announced {
@@ -39,6 +40,7 @@ impl Announced {
     /// holds everybody that is not known to be gone.
     pub fn update(&mut self, snapshot: &Snapshot) {
         self.nodes.retain(|name, entry| snapshot.nodes.get(name).is_some_and(|node| node.uid == entry.uid));
+        self.refused.retain(|name, _| self.nodes.contains_key(name));
         for (name, node) in &snapshot.nodes {
             self.hear(name, node);
         }
@@ -69,7 +71,7 @@ impl Announced {
         let is_known = self.nodes.get(name).is_some_and(|entry| entry.uid == node.uid);
         if !is_known {
             let entry =
-                Entry { uid: node.uid.clone(), seen: None, valid: None, is_kept: false, refused: None };
+                Entry { uid: node.uid.clone(), seen: None, valid: None, is_kept: false };
             self.nodes.insert(name.to_owned(), entry);
         }
         let Some(entry) = self.nodes.get_mut(name).filter(|entry| entry.seen != node.announcement) else {
@@ -79,13 +81,13 @@ impl Announced {
         let Some(json) = &node.announcement else { return false };
         match Announcement::parse_and_verify(json, name, &node.uid) {
             Ok(announcement) => {
-                entry.refused = None;
+                self.refused.remove(name);
                 let is_new = entry.valid.as_ref() != Some(&announcement);
                 entry.valid = Some(announcement);
                 is_new
             }
             Err(error) => {
-                entry.refused = Some(refusal(name, &error));
+                self.refused.insert(name.to_owned(), refusal(name, &error));
                 false
             }
         }
@@ -107,7 +109,7 @@ impl Announced {
 
     /// Announcements that were refused and not replaced since.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.nodes.values().filter_map(|entry| entry.refused.as_ref())
+        self.refused.values()
     }
 }
 

@@ -105,14 +105,18 @@ impl Tunnels {
         self.tracks.retain(|id, _| present.contains(id));
     }
 
-    /// `action` was carried out: a peer that was added is looked for from now on.
-    pub fn expect(&mut self, action: &Action, now: Duration) {
+    /// `action` was carried out. Says when to look for what comes of it, if anything is to come.
+    pub fn expect(&mut self, action: &Action, now: Duration) -> Option<Duration> {
         match action {
             Action::AddPeer { device, key, .. } => {
                 self.tracks.entry((device.clone(), *key)).or_insert_with(|| Track::unproven(now));
+                Some(LOOK_OFTEN)
             }
-            Action::RemovePeer(device, key) => drop(self.tracks.remove(&(device.clone(), *key))),
-            _ => {}
+            Action::RemovePeer(device, key) => {
+                self.tracks.remove(&(device.clone(), *key));
+                None
+            }
+            _ => None,
         }
     }
 

@@ -36,8 +36,6 @@ impl<K: Kernel> Node<K> {
             self.renew(&nodes, now)?;
         }
         self.tell(now);
-        let tunnels = self.tunnels.next_look(now.monotonic).map(|wait| now.monotonic + wait);
-        self.due = tunnels.into_iter().chain([self.due]).min()?;
         Some(self.due.saturating_sub(now.monotonic))
     }
 
@@ -50,7 +48,9 @@ impl<K: Kernel> Node<K> {
         // What is half done is for the whole way to see, and to tell.
         self.execute(&actions).ok()?;
         for action in &actions {
-            self.tunnels.expect(action, now.monotonic);
+            if let Some(wait) = self.tunnels.expect(action, now.monotonic) {
+                self.due = self.due.min(now.monotonic + wait);
+            }
         }
         for change in changes::of_tunnels(&self.last.desired, part.desired()) {
             tracing::info!("{change}");

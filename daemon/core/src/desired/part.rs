@@ -102,7 +102,8 @@ impl Part {
         }
         let indices: BTreeSet<u32> = self.indices.values().copied().collect();
         replace(&mut desired.values, &indices, self.desired.values);
-        desired.remotes.append(&mut self.desired.remotes);
+        // Not `append`, which makes the whole map anew.
+        desired.remotes.extend(self.desired.remotes);
         if let (Some(part), Some(whole)) =
             (self.observed.tunnels.remove(&self.device), observed.tunnels.get_mut(&self.device))
         {
