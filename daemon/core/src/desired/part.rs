@@ -39,8 +39,8 @@ impl Part {
         let key = inputs.key?;
         let device = DEVICE_NAMES[key.0.parity()].to_owned();
         let standing = last.tunnels.get(&device).filter(|tunnel| tunnel.key == key)?;
-        let is_told_of = |node: &String| last.problems.iter().any(|p| p.object == format!("Node {node}"));
-        if nodes.iter().any(is_told_of) {
+        let objects: BTreeSet<String> = nodes.iter().map(|node| format!("Node {node}")).collect();
+        if last.problems.iter().any(|problem| objects.contains(&problem.object)) {
             return None;
         }
         let (mut indices, mut keys, mut others) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
