@@ -93,6 +93,8 @@ pub struct Node<K> {
     assignment: Assignment,
     /// When the next way round is due, monotonic.
     due: Duration,
+    /// When to look whether peers answer, if any is to.
+    look_at: Option<Duration>,
     pub(crate) announced: Announced,
     pub(crate) tunnels: Tunnels,
     written: Written,
@@ -149,6 +151,7 @@ impl<K: Kernel> Node<K> {
             knowledge: Knowledge::default(),
             assignment: Assignment::default(),
             due: Duration::ZERO,
+            look_at: None,
             announced: Announced::default(),
             tunnels: Tunnels::default(),
             written: Written::default(),
@@ -185,7 +188,7 @@ impl<K: Kernel> Node<K> {
         self.known.snapshot.mesh.as_ref()
     }
 
-    /// Once round. Returns when to go round again at the latest.
+    /// Once round. Returns how long nothing has to be done then, unless something stirs.
     pub fn pass(&mut self, now: Now) -> Duration {
         if !self.written.remembers() {
             let before = self.desired_before(now);
@@ -227,11 +230,20 @@ impl<K: Kernel> Node<K> {
         problems.append(&mut assignment.problems);
         (self.knowledge, self.assignment) = (knowledge, assignment);
         self.conclude(outcome, problems, now);
-        let tunnels = self.tunnels.next_look(now.monotonic);
-        let wait = [Some(self.wait()), read.look_again, tunnels, self.pairs.next_look(now)];
-        let wait = wait.into_iter().flatten().min().unwrap_or(RESYNC);
-        self.due = now.monotonic + wait;
-        wait
+        let wait = [Some(self.wait()), read.look_again, self.pairs.next_look(now)];
+        self.due = now.monotonic + wait.into_iter().flatten().min().unwrap_or(RESYNC);
+        self.await_answers(now);
+        self.until_next(now)
+    }
+
+    /// When peers that have not answered yet may have.
+    fn await_answers(&mut self, now: Now) {
+        self.look_at = self.tunnels.next_look(now.monotonic).map(|wait| now.monotonic + wait);
+    }
+
+    /// How long there is nothing to do, if nothing stirs.
+    fn until_next(&self, now: Now) -> Duration {
+        self.look_at.into_iter().fold(self.due, Duration::min).saturating_sub(now.monotonic)
     }
 
     /// What follows from what an earlier daemon kept.

@@ -100,15 +100,29 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What there is to look at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stirred {
+    Kernel,
+    Source,
+    /// A time has come.
+    Nothing,
+}
+
 /// The loop.
 fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durations: &Durations) {
     let start = Instant::now();
     let mut swept = start;
-    let mut hears = false;
+    let mut stirred = Stirred::Kernel;
     loop {
         let began = Instant::now();
-        let next = began + if hears { node.hear(now()) } else { node.pass(now()) };
-        hears = false;
+        let next = began
+            + match stirred {
+                Stirred::Kernel => node.pass(now()),
+                Stirred::Source => node.hear(now()),
+                Stirred::Nothing => node.tick(now()),
+            };
+        stirred = Stirred::Nothing;
         durations.observe(began.elapsed().as_secs_f64());
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
@@ -121,6 +135,7 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
             if until_glance.is_zero() {
                 glanced = Instant::now();
                 if node.is_touched() {
+                    stirred = Stirred::Kernel;
                     break;
                 }
                 continue;
@@ -129,7 +144,7 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
                 Ok(Event::Ask(answer)) => tell(node, answer),
                 Ok(event @ (Event::Stir | Event::Hear)) => {
                     thread::sleep(BURST);
-                    hears = matches!(event, Event::Hear);
+                    stirred = if matches!(event, Event::Hear) { Stirred::Source } else { Stirred::Kernel };
                     break;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -141,7 +156,8 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
             match event {
                 Event::Ask(answer) => tell(node, answer),
                 Event::Stop => return,
-                Event::Stir => hears = false,
+                Event::Stir => stirred = Stirred::Kernel,
+                Event::Hear if stirred == Stirred::Nothing => stirred = Stirred::Source,
                 Event::Hear => {}
             }
         }

@@ -70,8 +70,7 @@ impl Announced {
     pub fn hear(&mut self, name: &str, node: &NodeFacts) -> bool {
         let is_known = self.nodes.get(name).is_some_and(|entry| entry.uid == node.uid);
         if !is_known {
-            let entry =
-                Entry { uid: node.uid.clone(), seen: None, valid: None, is_kept: false };
+            let entry = Entry { uid: node.uid.clone(), seen: None, valid: None, is_kept: false };
             self.nodes.insert(name.to_owned(), entry);
         }
         let Some(entry) = self.nodes.get_mut(name).filter(|entry| entry.seen != node.announcement) else {

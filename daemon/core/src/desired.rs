@@ -359,8 +359,7 @@ fn travel(
         let key = keys.get(node).copied();
         let health =
             key.map_or(Health::Never(Duration::ZERO), |k| inputs.tunnels.health(name, &k, inputs.now));
-        let given_up = matches!(health, Health::Stale(_)) && mesh.is_some_and(|m| m.mode == Mode::Prefer);
-        let tunnelled = up.is_some() && health.is_proven() && !given_up;
+        let tunnelled = up.is_some() && carries(health, mesh);
         if tunnelled {
             let value = PeerValue::tunnel(slot, generation.number());
             let heard = inputs.adopting.heard.get(node);
@@ -369,6 +368,12 @@ fn travel(
         out.remotes
             .insert(node.clone(), Remote { index: *index, key, device: name.clone(), health, tunnelled });
     }
+}
+
+/// Do packets go into a tunnel of this health?
+fn carries(health: Health, mesh: Option<&MeshSpec>) -> bool {
+    let given_up = matches!(health, Health::Stale(_)) && mesh.is_some_and(|m| m.mode == Mode::Prefer);
+    health.is_proven() && !given_up
 }
 
 /// Peers that packets may go to in plain, until they are proven.

@@ -1,7 +1,12 @@
 //! The port: all that the daemon wants of a kernel.
 
+use std::collections::BTreeMap;
+
 use kubeveil_abi::{Direction, Reason};
-use kubeveil_core::{action::Action, observed::Observed};
+use kubeveil_core::{
+    action::Action,
+    observed::{Observed, TunnelDevice},
+};
 use kubeveil_keys::{Generation, PrivateKey};
 
 use crate::KernelError;
@@ -31,6 +36,12 @@ pub trait Secrets {
 pub trait Kernel: Send {
     /// Looks at everything that is planned over.
     fn observe(&mut self) -> Result<Observed, KernelError>;
+
+    /// The WireGuard devices that `last` holds, as they are now: most of what changes by itself.
+    fn tunnels(&mut self, last: &Observed) -> Result<BTreeMap<String, TunnelDevice>, KernelError> {
+        let _ = last;
+        Ok(self.observe()?.tunnels)
+    }
 
     /// Is that still so of which nobody tells when it is changed: what holds packets back, and the sysctls of tunnels? This
     /// is asked often, and costs less than a look at everything.

@@ -140,6 +140,27 @@ impl RealKernel {
     }
 }
 
+fn tunnels(links: &BTreeMap<u32, Link>) -> Result<BTreeMap<String, TunnelDevice>, KernelError> {
+    let mut tunnels = BTreeMap::new();
+    for (index, link) in links {
+        if !DEVICE_NAMES.contains(&link.name.as_str()) || link.kind.as_deref() != Some("wireguard") {
+            continue;
+        }
+        if let Some(dump) = wireguard::dump(&link.name)? {
+            let device = TunnelDevice {
+                ifindex: *index,
+                public_key: dump.public_key,
+                port: dump.port,
+                fwmark: dump.fwmark,
+                sysctls_right: sysctl::are_right(&link.name),
+                peers: dump.peers,
+            };
+            tunnels.insert(link.name.clone(), device);
+        }
+    }
+    Ok(tunnels)
+}
+
 fn not_loaded() -> KernelError {
     KernelError::new("use", "the programs", std::io::Error::other("they are not loaded yet"))
 }
@@ -149,23 +170,7 @@ const NODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
 impl Kernel for RealKernel {
     fn observe(&mut self) -> Result<Observed, KernelError> {
         let links = self.links.dump()?;
-        let mut tunnels = BTreeMap::new();
-        for (index, link) in &links {
-            if !DEVICE_NAMES.contains(&link.name.as_str()) || link.kind.as_deref() != Some("wireguard") {
-                continue;
-            }
-            if let Some(dump) = wireguard::dump(&link.name)? {
-                let device = TunnelDevice {
-                    ifindex: *index,
-                    public_key: dump.public_key,
-                    port: dump.port,
-                    fwmark: dump.fwmark,
-                    sysctls_right: sysctl::are_right(&link.name),
-                    peers: dump.peers,
-                };
-                tunnels.insert(link.name.clone(), device);
-            }
-        }
+        let tunnels = tunnels(&links)?;
         // Whoever looks has done what was planned before.
         if let Some(bpf) = &mut self.bpf {
             bpf.maps.settle()?;
@@ -173,6 +178,10 @@ impl Kernel for RealKernel {
         let (datapath, backstop) = self.enforcement(&links)?;
         self.seen.clone_from(&links);
         Ok(Observed { links, tunnels, datapath, backstop, route_checks: route_checks() })
+    }
+
+    fn tunnels(&mut self, last: &Observed) -> Result<BTreeMap<String, TunnelDevice>, KernelError> {
+        tunnels(&last.links)
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

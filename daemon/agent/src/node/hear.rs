@@ -1,4 +1,4 @@
-//! The short way: what a few nodes announce is otherwise, and nothing else.
+//! The short ways: a few nodes announce something else, or their tunnels have begun to answer, and nothing else has changed.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -12,15 +12,26 @@ const FEW: usize = 64;
 
 impl<K: Kernel> Node<K> {
     /// The source may say something else. What other nodes announce is taken in by itself, over the kernel as it was last seen;
-    /// anything else takes the whole way round. Returns when to go that at the latest.
+    /// anything else takes the whole way round. Returns what [`Node::pass`] does.
     pub fn hear(&mut self, now: Now) -> Duration {
         self.hear_part(now).unwrap_or_else(|| self.pass(now))
     }
 
+    /// The time has come that was returned last: to look whether peers answer, or for the whole way round. Returns what that does.
+    pub fn tick(&mut self, now: Now) -> Duration {
+        self.prove_part(now).unwrap_or_else(|| self.pass(now))
+    }
+
+    /// Is the kernel as it should be, and all of it known, so that a part can be decided on by itself?
+    fn stands(&self, now: Now) -> bool {
+        self.last.settled && self.last.synced && !self.touched && now.monotonic < self.due
+    }
+
     /// `None` if it needs the whole way.
     fn hear_part(&mut self, now: Now) -> Option<Duration> {
-        let stands = self.last.settled && self.last.synced && !self.touched && now.monotonic < self.due;
-        let Changes::Announcements(said) = stands.then(|| self.source.changes())? else { return None };
+        let Changes::Announcements(said) = self.stands(now).then(|| self.source.changes())? else {
+            return None;
+        };
         if said.len() > FEW || said.contains_key(&self.name) {
             return None;
         }
@@ -32,15 +43,44 @@ impl<K: Kernel> Node<K> {
                 nodes.insert(name);
             }
         }
-        if !nodes.is_empty() {
-            self.renew(&nodes, now)?;
-        }
+        self.renew(&nodes, now)?;
         self.tell(now);
-        Some(self.due.saturating_sub(now.monotonic))
+        Some(self.until_next(now))
+    }
+
+    /// `None` if it needs the whole way.
+    fn prove_part(&mut self, now: Now) -> Option<Duration> {
+        // A pair whose tunnel is proven closes, which is decided over all of them.
+        let adopts = self.mesh()?.adoption.is_some() && !self.pairs.is_over();
+        if adopts || !self.stands(now) {
+            return None;
+        }
+        let seen = self.kernel.tunnels(&self.last.observed).ok()?;
+        let before = &mut self.last.observed.tunnels;
+        let is_same =
+            |(name, device): (&String, _)| seen.get(name).is_some_and(|now| now.is_set_up_as(device));
+        if seen.len() != before.len() || !before.iter().all(is_same) {
+            return None;
+        }
+        *before = seen;
+        self.tunnels.observe(&self.last.observed, now.monotonic, now.epoch);
+        self.totals.add(&self.last.observed);
+        let resting = BTreeSet::new();
+        let inputs = self.inputs(&self.knowledge, &self.assignment, &self.last.observed, &resting, now);
+        let nodes = Part::turned(&inputs, &self.last.desired);
+        if nodes.len() > FEW {
+            return None;
+        }
+        self.renew(&nodes, now)?;
+        self.await_answers(now);
+        Some(self.until_next(now))
     }
 
     /// Decides on `nodes` alone, and acts; `None` if that concerns others too, or fails.
     fn renew(&mut self, nodes: &BTreeSet<String>, now: Now) -> Option<()> {
+        if nodes.is_empty() {
+            return Some(());
+        }
         let resting = BTreeSet::new();
         let inputs = self.inputs(&self.knowledge, &self.assignment, &self.last.observed, &resting, now);
         let part = Part::of(&inputs, &self.last.desired, nodes)?;
@@ -49,7 +89,8 @@ impl<K: Kernel> Node<K> {
         self.execute(&actions).ok()?;
         for action in &actions {
             if let Some(wait) = self.tunnels.expect(action, now.monotonic) {
-                self.due = self.due.min(now.monotonic + wait);
+                let at = now.monotonic + wait;
+                self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
             }
         }
         for change in changes::of_tunnels(&self.last.desired, part.desired()) {

@@ -7,7 +7,7 @@ use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_keys::PublicKey;
 
 use super::{
-    Desired, DesiredPeer, DesiredTunnel, Inputs, Remote, adopting,
+    Desired, DesiredPeer, DesiredTunnel, Inputs, Remote, adopting, carries,
     peers::{Peers, announced},
     travel,
 };
@@ -77,6 +77,21 @@ impl Part {
             .tunnels
             .insert(device.clone(), DesiredTunnel { peers: peers.by_key, ..standing.without_peers() });
         Some(Self { device, keys, indices, desired, observed })
+    }
+
+    /// The nodes whose tunnels have begun to answer, or ceased to, since `last` was decided on, so that something is to be done.
+    pub fn turned(inputs: &Inputs<'_>, last: &Desired) -> BTreeSet<String> {
+        let mesh = inputs.knowledge.snapshot().mesh.as_ref();
+        let has_turned = |remote: &Remote| {
+            let (Some(key), Some((_, own))) = (remote.key, inputs.key) else { return false };
+            let health = inputs.tunnels.health(&remote.device, &key, inputs.now);
+            let peer = last.tunnels.get(&remote.device).and_then(|tunnel| tunnel.peers.get(&key));
+            let initiates = inputs.tunnels.initiates(&remote.device, &own, &key, inputs.now);
+            carries(health, mesh) != remote.tunnelled
+                || peer.is_some_and(|peer| (peer.keepalive != 0) != initiates)
+        };
+        let turned = last.remotes.iter().filter(|(_, remote)| has_turned(remote));
+        turned.map(|(name, _)| name.clone()).collect()
     }
 
     /// What leads from what is to what should be.

@@ -72,6 +72,19 @@ impl TunnelDevice {
         }
     }
 
+    /// Is it as it was set up, whatever its peers have said and sent since, and from where?
+    pub fn is_set_up_as(&self, other: &Self) -> bool {
+        let settings = |device: &Self| {
+            (device.ifindex, device.public_key, device.port, device.fwmark, device.sysctls_right)
+        };
+        let mut pairs = self.peers.iter().zip(&other.peers);
+        settings(self) == settings(other)
+            && self.peers.len() == other.peers.len()
+            && pairs.all(|((key, peer), (other_key, other))| {
+                key == other_key && peer.allowed_ips == other.allowed_ips && peer.keepalive == other.keepalive
+            })
+    }
+
     /// Changes a peer, made if it is not there: WireGuard's netlink adds whom it is told of. One with the device's own key it
     /// ignores without a word (kernel `drivers/net/wireguard/netlink.c`, `set_peer`).
     pub fn change(&mut self, key: &PublicKey, change: impl FnOnce(&mut Peer)) {

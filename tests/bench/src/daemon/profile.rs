@@ -1,11 +1,15 @@
 //! A kernel that keeps count of what it is asked, and how long that took.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use kubeveil_core::{action::Action, observed::Observed};
+use kubeveil_core::{
+    action::Action,
+    observed::{Observed, TunnelDevice},
+};
 use kubeveil_linux::{Count, Kernel, KernelError, Secrets};
 
 /// Since it was last taken.
@@ -52,6 +56,10 @@ impl<K: Kernel> Kernel for Profiled<K> {
             spent.looking += start.elapsed();
         });
         observed
+    }
+
+    fn tunnels(&mut self, last: &Observed) -> Result<BTreeMap<String, TunnelDevice>, KernelError> {
+        self.0.tunnels(last)
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

@@ -39,6 +39,8 @@ pub(super) struct World {
 pub(super) struct Said {
     pub(super) snapshot: Snapshot,
     pub(super) whole: bool,
+    /// How often it was read as a whole.
+    pub(super) reads: usize,
 }
 
 impl World {
@@ -73,6 +75,7 @@ impl Source for World {
     }
 
     fn read(&mut self, _: Duration) -> SourceState {
+        self.change(|said| said.reads += 1);
         let said = self.said();
         self.told = Some(said.clone());
         let knowledge = if said.whole {

@@ -99,8 +99,35 @@ fn another_key_is_proven_before_it_is_used() {
     assert_eq!(bench.tunnelled(), 1);
     assert!(wait.as_secs() < 1, "nobody looks for the handshake: {wait:?}");
     bench.kernel.with(|kernel| kernel.answer(fresh.public()));
-    bench.settle(&mut node);
+    let reads = bench.world.said().reads;
+    bench.seconds += 1;
+    node.tick(bench.now());
     assert_eq!(bench.tunnelled(), 2);
+    assert_eq!(bench.world.said().reads, reads, "it went the whole way");
+    // Nothing is left to do, and nobody has done anything.
+    bench.tried();
+    assert!(!node.is_touched());
+    bench.seconds += 1;
+    node.pass(bench.now());
+    assert_eq!((bench.tried(), node.problems()), (vec![], &[][..]));
+}
+
+/// Whoever changes a peer while one is awaited is found out as ever.
+#[test]
+fn what_somebody_changes_meanwhile_is_put_back_and_told() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let (fresh, other) = (PrivateKey::generate().expect("randomness"), bench.keys[0].public());
+    bench.says(3, Some(announce(3, &fresh, 51871)));
+    bench.seconds += 1;
+    node.hear(bench.now());
+    bench.kernel.with(|kernel| {
+        kernel.tamper(DEVICE, |device| device.peers.get_mut(&other).expect("a peer").allowed_ips.clear());
+    });
+    bench.seconds += 1;
+    node.tick(bench.now());
+    assert_eq!(bench.truth().tunnels[DEVICE].peers[&other].allowed_ips.len(), 4);
+    let told: Vec<_> = node.problems().iter().map(ToString::to_string).collect();
+    assert!(told.iter().any(|told| told.contains("somebody else changed it")), "{told:?}");
 }
 
 /// What is half done is finished, and told, by the whole way.
