@@ -1,6 +1,9 @@
 //! What the nodes say of themselves, verified.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use kubeveil_api::{
     announcement::{Announcement, AnnouncementError},
@@ -27,9 +30,8 @@ pub struct Announced {
 
 #[derive(Debug)]
 struct Entry {
-    uid: String,
     /// What was looked at last, valid or not.
-    seen: Option<String>,
+    seen: Arc<NodeFacts>,
     valid: Option<Announcement>,
     /// Nobody has told of it since the daemon started: it is what was kept on disk, and may be older than what is in the kernel.
     is_kept: bool,
@@ -39,7 +41,7 @@ impl Announced {
     /// Takes in what `snapshot` says. A node that is not in it is forgotten: the snapshot already
     /// holds everybody that is not known to be gone.
     pub fn update(&mut self, snapshot: &Snapshot) {
-        self.nodes.retain(|name, entry| snapshot.nodes.get(name).is_some_and(|node| node.uid == entry.uid));
+        self.nodes.retain(|name, entry| snapshot.nodes.get(name).is_some_and(|node| node.uid == entry.seen.uid));
         self.refused.retain(|name, _| self.nodes.contains_key(name));
         for (name, node) in &snapshot.nodes {
             self.hear(name, node);
@@ -67,17 +69,20 @@ impl Announced {
     }
 
     /// Takes in what `node` says of itself. True if that is something else than before.
-    pub fn hear(&mut self, name: &str, node: &NodeFacts) -> bool {
-        let is_known = self.nodes.get(name).is_some_and(|entry| entry.uid == node.uid);
-        if !is_known {
-            let entry = Entry { uid: node.uid.clone(), seen: None, valid: None, is_kept: false };
+    pub fn hear(&mut self, name: &str, node: &Arc<NodeFacts>) -> bool {
+        let before = self.nodes.get_mut(name).filter(|entry| entry.seen.uid == node.uid);
+        let is_seen = before.map(|entry| {
+            let seen = std::mem::replace(&mut entry.seen, node.clone());
+            seen.announcement == node.announcement
+        });
+        if is_seen.is_none() {
+            let entry = Entry { seen: node.clone(), valid: None, is_kept: false };
             self.nodes.insert(name.to_owned(), entry);
         }
-        let Some(entry) = self.nodes.get_mut(name).filter(|entry| entry.seen != node.announcement) else {
+        let (Some(entry), Some(json)) = (self.nodes.get_mut(name), &node.announcement) else { return false };
+        if is_seen == Some(true) {
             return false;
-        };
-        entry.seen.clone_from(&node.announcement);
-        let Some(json) = &node.announcement else { return false };
+        }
         match Announcement::parse_and_verify(json, name, &node.uid) {
             Ok(announcement) => {
                 self.refused.remove(name);

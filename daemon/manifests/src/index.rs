@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher as _, RandomState},
     sync::Arc,
     time::Duration,
 };
@@ -23,22 +24,23 @@ pub(crate) type Content = Result<String, String>;
 
 #[derive(Debug, Default)]
 struct File {
-    text: Option<String>,
+    /// Hash of its text: the text itself is as large as all that is kept of it.
+    text: Option<u64>,
     good: Option<Vec<Object>>,
     problem: Option<Problem>,
 }
 
 impl File {
     /// Takes in what it holds now.
-    fn take(&mut self, name: &str, content: Content) {
-        match content {
-            Ok(text) if self.text.as_deref() == Some(&text) => {}
-            Ok(text) => {
+    fn take(&mut self, name: &str, content: Content, hasher: &RandomState) {
+        match content.map(|text| (hasher.hash_one(&text), text)) {
+            Ok((hash, _)) if self.text == Some(hash) => {}
+            Ok((hash, text)) => {
                 match parse(name, &text) {
                     Ok(objects) => (self.good, self.problem) = (Some(objects), None),
                     Err(e) => self.problem = Some(self.advised(e)),
                 }
-                self.text = Some(text);
+                self.text = Some(hash);
             }
             Err(e) => {
                 self.problem = Some(self.advised(problem(name, "", "", format!("can't be read: {e}"))));
@@ -60,6 +62,8 @@ impl File {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     files: BTreeMap<String, File>,
+    /// Its key is random, so that nobody can write two files for which it is the same.
+    hasher: RandomState,
     /// Nodes as of the last reading, and since when those are gone that are.
     nodes: BTreeMap<String, Arc<NodeFacts>>,
     gone: BTreeMap<String, Duration>,
@@ -95,7 +99,7 @@ impl Index {
     fn take(&mut self, contents: BTreeMap<String, Content>) {
         self.files.retain(|name, _| contents.contains_key(name));
         for (name, content) in contents {
-            self.files.entry(name.clone()).or_default().take(&name, content);
+            self.files.entry(name.clone()).or_default().take(&name, content, &self.hasher);
         }
     }
 
@@ -114,7 +118,7 @@ impl Index {
         }
         let file = self.files.entry(name.to_owned()).or_default();
         let was_good = file.problem.is_none();
-        file.take(name, content);
+        file.take(name, content, &self.hasher);
         let file = Some(file).filter(|_| was_good)?;
         let Some([Object::Node(said)]) = file.good.as_deref().filter(|_| file.problem.is_none()) else {
             return None;
