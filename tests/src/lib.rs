@@ -7,6 +7,7 @@ pub mod capture;
 pub mod http;
 pub mod lab;
 pub mod metrics;
+pub mod missing;
 pub mod namespace;
 pub mod packet;
 pub mod process;

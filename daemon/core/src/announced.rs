@@ -41,7 +41,8 @@ impl Announced {
     /// Takes in what `snapshot` says. A node that is not in it is forgotten: the snapshot already
     /// holds everybody that is not known to be gone.
     pub fn update(&mut self, snapshot: &Snapshot) {
-        self.nodes.retain(|name, entry| snapshot.nodes.get(name).is_some_and(|node| node.uid == entry.seen.uid));
+        self.nodes
+            .retain(|name, entry| snapshot.nodes.get(name).is_some_and(|node| node.uid == entry.seen.uid));
         self.refused.retain(|name, _| self.nodes.contains_key(name));
         for (name, node) in &snapshot.nodes {
             self.hear(name, node);

@@ -22,9 +22,11 @@ impl<K: Kernel> Node<K> {
         }
     }
 
-    /// Has somebody changed what holds packets back? What can't be seen is for the next way round to tell.
+    /// Has somebody changed what holds packets back? What can't be seen is for the next way round to tell: at once if that is
+    /// new, else when it is tried again.
     pub(crate) fn is_touched(&mut self) -> bool {
-        self.touched || !self.kernel.still_holds(&self.last.observed).unwrap_or(false)
+        let holds = self.kernel.still_holds(&self.last.observed).unwrap_or(!self.last.settled);
+        self.touched || !holds
     }
 
     /// Looks at the kernel, and keeps count of what it forgets.

@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use kubeveil_abi::{Direction, Mode, PeerValue, Reason, Verdict};
 use kubeveil_tests::lab;
+use kubeveil_tests::missing::Missing;
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::Stage;
 use kubeveil_verdict::testing::conditions::{Fate, Hook, Kind, Table, Tunnels, fate};
 use kubeveil_verdict::testing::{Scene, Slice};
 use kubeveil_verdict::{guard, steer};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use batch::{Batch, Item, Seen, ends_at_pod};
 use ground::{Ground, NEAR};
@@ -33,7 +34,9 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One after the other: they share the names of namespaces.
     arguments.test_threads = Some(1);
+    let missing = if arguments.list { Missing::default() } else { Missing::look() };
     if !arguments.list
+        && missing.root.is_none()
         && let Err(error) = lab::make_private()
     {
         eprintln!("lab-matrix: {error:#}");
@@ -51,11 +54,16 @@ fn main() -> ExitCode {
     let chosen = all.enumerate().filter(|(number, _)| is_chosen(*number)).map(|(_, condition)| condition);
     let trials = chosen.map(|(ground, tunnels)| {
         let name = format!("matrix/{}/{}", ground.name(), format!("{tunnels:?}").to_lowercase());
-        Trial::test(name, move || {
+        let missing = missing.of(false);
+        Trial::ignorable_test(name.clone(), move || {
+            if let Some(reason) = missing {
+                eprintln!("skipped: {name} ({reason})");
+                return Ok(Completion::ignored_with(reason));
+            }
             let start = Instant::now();
             let outcome = play(ground, tunnels).map_err(|error| Failed::from(format!("{error:#}")));
             print!("({:.1} s) ", start.elapsed().as_secs_f64());
-            outcome
+            outcome.map(|()| Completion::Completed)
         })
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()

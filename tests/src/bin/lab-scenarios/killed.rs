@@ -8,12 +8,13 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use kubeveil_tests::address::Node;
-use kubeveil_tests::lab::node_manifest;
+use anyhow::{Context, Result, anyhow, ensure};
+use kubeveil_abi::ABI_VERSION;
+use kubeveil_tests::address::{Families, Node};
+use kubeveil_tests::lab::{batch, node_manifest};
 use kubeveil_tests::namespace::{self, sysctl};
 use kubeveil_tests::stage::{Stage, encrypted, none_plain};
 use kubeveil_tests::status::said_in;
@@ -27,9 +28,8 @@ use crate::support::{DEVICE, by_links, delete_device, public_key};
 pub(crate) const ALL: &[Scenario] = &[Scenario::new("killed_after_each_kind_of_step", each_kind).nodes(2)];
 
 const NODE: Node = Node(1);
-/// Kinds of steps, as the log begins to tell them. Two of them are here under one name (`give peer`), and one is not:
-/// to move a peer another node has to move.
-const AT_START: [&str; 15] = [
+/// Kinds of steps, as the log begins to tell them. Two of them are here under one name (`give peer`).
+const AT_START: [&str; 16] = [
     "adopt or load the programs",
     "put prefix",
     "set the configuration",
@@ -42,6 +42,7 @@ const AT_START: [&str; 15] = [
     "give device",
     "set MTU",
     "add peer",
+    "set device",
     "raise the backstop",
     "point slot",
     "set peer",
@@ -188,7 +189,7 @@ fn whole(stage: &mut Stage) -> Result<()> {
 fn changes(stage: &mut Stage) -> Result<()> {
     type Deed = fn(&Stage) -> Result<()>;
     let by_links = by_links(stage, NODE);
-    let deeds: [(Deed, &[&str]); 5] = [
+    let deeds: [(Deed, &[&str]); 7] = [
         (|_| sysctl(&NODE.name(), &format!("net/ipv4/conf/{DEVICE}/rp_filter"), "1"), &["set sysctls"]),
         (
             |stage| {
@@ -204,6 +205,12 @@ fn changes(stage: &mut Stage) -> Result<()> {
                     .map(drop)
             },
             &["give peer"],
+        ),
+        (|_| said_in(NODE, "ip", &["link", "set", "dev", DEVICE, "down"]).map(drop), &["set device"]),
+        (
+            // It is reached by IPv6 then.
+            |stage| node_manifest(Node(2), Families::Ipv6).write(&stage.lab.manifests()),
+            &["move peer"],
         ),
         (
             |stage| {
@@ -236,5 +243,41 @@ fn changes(stage: &mut Stage) -> Result<()> {
         ensure!(killed.is_some(), "it came to rest without: {left:?}");
     }
     whole(stage).context("after all of them")?;
+    rename(stage)?;
+    unpin(stage)?;
+    another_version(stage)?;
     stage.lab.daemon(NODE).start()
+}
+
+/// The tunnel's device has another name when the daemon comes, and its own again when it is killed.
+fn rename(stage: &mut Stage) -> Result<()> {
+    let name = format!("link set dev {DEVICE} name wg-foreign");
+    batch(Some(&NODE.name()), &[format!("link set dev {DEVICE} down"), name])?;
+    eprintln!("  killed after: {:?}", one_by_one(stage, &["rename device"])?);
+    whole(stage).context("renamed")
+}
+
+/// A pin can be made again only by a daemon that was there when it was removed.
+fn unpin(stage: &mut Stage) -> Result<()> {
+    let links = stage.lab.daemon(NODE).file("bpf/kubeveil").join(format!("v{ABI_VERSION}/links"));
+    let daemon = Watched::start(stage, &[])?;
+    let removed = thread::spawn(move || {
+        // Once it has opened what is pinned and has come to rest.
+        sleep(REST / 2);
+        std::fs::read_dir(links)?.try_for_each(|pin| std::fs::remove_file(pin?.path()))
+    });
+    let killed = daemon.kill_after(&["pin again"].into())?;
+    removed.join().map_err(|_| anyhow!("the thread panicked"))?.context("remove the pins of links")?;
+    ensure!(killed.is_some(), "no pin was made again");
+    eprintln!("  killed after: {killed:?}");
+    whole(stage).context("unpinned")
+}
+
+/// A build of another version of the maps has taken over all but the last of it.
+fn another_version(stage: &mut Stage) -> Result<()> {
+    let other = (ABI_VERSION + 1).to_string();
+    let killed = Watched::start(stage, &["--abi", &other])?.kill_after(&["drop what another"].into())?;
+    ensure!(killed.is_some(), "nothing of this version was dropped");
+    eprintln!("  killed after: {killed:?}");
+    whole(stage).context("back from another version")
 }

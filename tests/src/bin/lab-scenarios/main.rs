@@ -37,10 +37,9 @@ use std::time::Instant;
 use anyhow::Result;
 use kubeveil_tests::address::Families;
 use kubeveil_tests::lab::{self, Mode, Overlay, Spec};
+use kubeveil_tests::missing::Missing;
 use kubeveil_tests::stage::{Inconclusive, Stage};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-
-use support::Missing;
 
 /// One scenario.
 struct Scenario {

@@ -1,7 +1,6 @@
 //! What scenarios share.
 
 use std::path::Path;
-use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -11,40 +10,6 @@ use kubeveil_tests::lab::{batch, program_path};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::Stage;
 use kubeveil_tests::status::said_in;
-
-/// What this machine lacks, in the words that `cargo xtask test` knows.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Missing {
-    /// For every scenario.
-    pub(crate) root: Option<String>,
-    /// For those that need a daemon.
-    daemon: Option<String>,
-}
-
-impl Missing {
-    /// Looks.
-    pub(crate) fn look() -> Self {
-        let root = !rustix::process::geteuid().is_root();
-        Self { root: root.then(|| "needs root".to_owned()), daemon: without_daemon() }
-    }
-
-    /// Why a scenario can't be played.
-    pub(crate) fn of(&self, bare: bool) -> Option<String> {
-        self.root.clone().or_else(|| self.daemon.clone().filter(|_| !bare))
-    }
-}
-
-fn without_daemon() -> Option<String> {
-    // Made and taken away again: the kernel may have to load a module for it.
-    let device = "kubeveil-try";
-    let made = Command::new("ip").args(["link", "add", "name", device, "type", "wireguard"]).output();
-    if !made.is_ok_and(|output| output.status.success()) {
-        return Some("needs wireguard in the kernel".to_owned());
-    }
-    let _ = Command::new("ip").args(["link", "del", "dev", device]).output();
-    let there = std::env::split_paths(&program_path()).any(|folder| folder.join("kubeveild").exists());
-    (!there).then(|| "needs kubeveild on PATH".to_owned())
-}
 
 /// Keeps the daemons' logs of a failed scenario where `cargo xtask` fetches files from; says where.
 pub(crate) fn keep_logs(stage: &Stage, scenario: &str) {

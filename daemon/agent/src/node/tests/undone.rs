@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kubeveil_abi::{DeviceKind, Mode, PeerValue, PrefixKind};
 use kubeveil_core::observed::{Datapath, Link, Program};
-use kubeveil_linux::fake::FakeKernel;
+use kubeveil_linux::fake::{Call, Failure, FakeKernel};
 
 use super::bench::{Bench, DEVICE};
 use crate::node::{Now, undone::OBJECT};
@@ -93,5 +93,24 @@ fn what_the_cluster_wants_otherwise_is_nobodys_deed() {
     });
     bench.settle(&mut node);
     assert_eq!(node.last.problems, []);
+    assert!(!node.is_touched());
+}
+
+/// It is tried again as anything that fails is, and not twice a second.
+#[test]
+fn a_kernel_that_can_not_be_seen_is_left_to_the_next_try() {
+    let (mut bench, mut node) = Bench::settled(2);
+    bench.kernel.with(|kernel| {
+        kernel.fail_calls(|call| {
+            let errno = rustix::io::Errno::NOBUFS.raw_os_error();
+            matches!(call, Call::Observe).then_some(Failure { errno, is_done: false })
+        });
+    });
+    assert!(node.is_touched(), "that is news");
+    bench.seconds += 1;
+    node.pass(bench.now());
+    assert!(!node.is_touched(), "it is known, and when it is tried again");
+    bench.kernel.with(FakeKernel::heal);
+    bench.settle(&mut node);
     assert!(!node.is_touched());
 }
