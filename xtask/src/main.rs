@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod codegen;
 mod demo;
 mod fuzz;
 mod lab;
@@ -43,6 +44,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Formatting, clippy, dependency rules, licences, paths
     Lint(lint::Arguments),
+    /// Make what is made from the types: the CustomResourceDefinitions
+    Codegen(codegen::Arguments),
     /// Lay the lab, start a daemon a node, run a command in it
     Lab(lab::Arguments),
     /// Run a command with our programs where the lab would run, without laying it
@@ -65,13 +68,14 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
-    if !matches!(command, Command::Lint(_) | Command::BuildEbpf) {
+    if !matches!(command, Command::Lint(_) | Command::Codegen(_) | Command::BuildEbpf) {
         build::tell_first_time(&workspace);
     }
     match command {
         Command::Demo(arguments) => demo::run(&workspace, &arguments),
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
+        Command::Codegen(arguments) => codegen::run(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Lint(arguments) => lint::run(&workspace, &arguments),
         Command::Lab(arguments) => lab::run(&workspace, arguments),

@@ -4,10 +4,13 @@
 //! with it; what it means is decided in `kubeveil-core`.
 
 pub mod announcement;
+#[cfg(feature = "schema")]
+pub mod crd;
 pub mod mesh;
 pub mod names;
 pub mod node;
 pub mod object;
 pub mod problem;
 pub mod status;
+pub mod veil_node;
 mod words;

@@ -39,23 +39,29 @@ pub struct EncryptionMesh {
 /// `spec` of an [`EncryptionMesh`]. An unknown field is refused: a misspelt `mode` must not mean a default.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-validations" = crate::crd::generation_grows())))]
 pub struct MeshSpec {
     /// What happens without a proven tunnel.
     pub mode: Mode,
     /// Ranges that pods have addresses of. Nothing outside of them is ever a pod's.
     #[serde(rename = "podCIDRs")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::pod_ranges"))]
     pub pod_cidrs: Vec<IpNet>,
     /// Ranges that nodes have addresses of. Nothing outside of them is ever a node's.
     #[serde(rename = "nodeCIDRs")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::ranges"))]
     pub node_cidrs: Vec<IpNet>,
     /// How a running cluster comes to be encrypted; without it, nothing is ever plain in mode require.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Adoption"))]
     pub adoption: Option<Adoption>,
     /// The key generation that every node shall be at.
     #[serde(rename = "keyGeneration", default)]
     pub key_generation: u32,
     /// Keys that are never spoken to again.
     #[serde(rename = "revokedKeys", default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::keys"))]
     pub revoked_keys: Vec<PublicKey>,
 }
 
@@ -63,9 +69,11 @@ pub struct MeshSpec {
 /// for the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Adoption {
     /// … or until this moment, though it be not proven. Written as RFC 3339 has it.
     #[serde(deserialize_with = "time")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub deadline: Timestamp,
 }
 

@@ -25,6 +25,8 @@ words! {
         Missing = "missing",
         /// The daemon's own files can't be written or read.
         State = "state",
+        /// The cluster can't be read where it is kept, or not be written to.
+        Source = "source",
     }
 }
 
@@ -51,4 +53,11 @@ impl fmt::Display for Problem {
         }
         write!(f, ": {}. {}.", self.message, self.advice)
     }
+}
+
+/// Somebody else's words, short and in one line: they go into a log.
+pub fn readable(text: &str) -> String {
+    /// Longer than any name.
+    const MOST: usize = 300;
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MOST).collect()
 }

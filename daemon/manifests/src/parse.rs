@@ -5,6 +5,7 @@ use kubeveil_api::{
     names,
     node::Node,
     object::TypeMeta,
+    problem::readable,
 };
 use kubeveil_core::problem::{Problem, ProblemKind};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -101,13 +102,6 @@ fn is_too_deep(text: &str) -> bool {
         }
         open > MOST
     })
-}
-
-/// Somebody else's words, short and in one line: they go into a log.
-fn readable(text: &str) -> String {
-    /// Longer than any name.
-    const MOST: usize = 300;
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MOST).collect()
 }
 
 fn typed<T: DeserializeOwned>(file: &str, object: &str, value: Value) -> Result<T, Problem> {

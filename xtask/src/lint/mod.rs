@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 use clap::Args;
 
-use crate::{build, process, report, workspace::Workspace};
+use crate::{build, codegen, process, report, workspace::Workspace};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -56,6 +56,14 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         if let Err(error) = process::run(&mut tool) {
             report::failure(&error);
             failed.push(name);
+        }
+    }
+    if !arguments.fast {
+        report::say("codegen");
+        let findings = codegen::differences(workspace)?;
+        findings.iter().for_each(report::say);
+        if !findings.is_empty() {
+            failed.push("codegen".to_owned());
         }
     }
     if let Err(error) = deny::run(workspace, arguments.fast) {

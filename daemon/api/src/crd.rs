@@ -1,0 +1,195 @@
+//! The CustomResourceDefinitions, made from the types. What the types' own code refuses is refused by the API server too, by rules in
+//! CEL with the same reason.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
+use serde_json::{Value, json};
+
+use crate::{mesh::MeshSpec, names, veil_node::VeilNodeStatus};
+
+/// Most entries of a list of ranges: rules have a bounded cost.
+const MOST_RANGES: u32 = 64;
+/// Characters of the longest prefix: an IPv6 address with an embedded IPv4 one (RFC 4291, 45) and `/128`.
+const LONGEST_RANGE: u32 = 49;
+/// Most entries of `spec.revokedKeys`.
+const MOST_KEYS: u32 = 4096;
+
+/// Each definition's file name and text.
+pub fn files() -> Result<Vec<(String, String)>, serde_norway::Error> {
+    let text = |definition: &Value| {
+        let name = definition["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        Ok((
+            format!("{name}.yaml"),
+            format!("# Made by `cargo xtask codegen`.\n{}", serde_norway::to_string(definition)?),
+        ))
+    };
+    [mesh(), veil_node()].iter().map(text).collect()
+}
+
+fn mesh() -> Value {
+    let schema = json!({
+        "type": "object",
+        "description": "The cluster-wide settings of kubeveil; there is one, called default.",
+        "required": ["spec"],
+        "properties": {"spec": schema::<MeshSpec>()},
+        "x-kubernetes-validations": [{
+            "rule": format!("self.metadata.name == '{}'", names::MESH),
+            "message": "there is one mesh and it is called default",
+        }],
+    });
+    let columns = json!([
+        column("Mode", "string", ".spec.mode"),
+        column("Generation", "integer", ".spec.keyGeneration"),
+        column("Age", "date", ".metadata.creationTimestamp"),
+    ]);
+    definition(["EncryptionMesh", "encryptionmesh", "encryptionmeshes"], schema, columns, json!({}))
+}
+
+fn veil_node() -> Value {
+    let schema = json!({
+        "type": "object",
+        "description": "What the agent of one node says of itself.",
+        "properties": {"status": schema::<VeilNodeStatus>()},
+    });
+    let ready = |field: &str| format!(".status.conditions[?(@.type==\"Ready\")].{field}");
+    let columns = json!([
+        column("Ready", "string", &ready("status")),
+        column("Reason", "string", &ready("reason")),
+        column("Generation", "integer", ".status.generation"),
+        column("Peers", "integer", ".status.peers"),
+        column("Encrypted", "integer", ".status.encrypted"),
+        column("Age", "date", ".metadata.creationTimestamp"),
+    ]);
+    definition(["VeilNode", "veilnode", "veilnodes"], schema, columns, json!({"status": {}}))
+}
+
+fn column(name: &str, kind: &str, path: &str) -> Value {
+    json!({"name": name, "type": kind, "jsonPath": path})
+}
+
+/// Cluster-scoped, in our group, category `veil`.
+fn definition(
+    [kind, singular, plural]: [&str; 3],
+    schema: Value,
+    columns: Value,
+    subresources: Value,
+) -> Value {
+    let version = names::API_VERSION.rsplit('/').next();
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.{}", names::GROUP)},
+        "spec": {
+            "group": names::GROUP,
+            "scope": "Cluster",
+            "names": {
+                "kind": kind, "listKind": format!("{kind}List"),
+                "singular": singular, "plural": plural, "categories": ["veil"],
+            },
+            "versions": [{
+                "name": version, "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": schema},
+                "subresources": subresources,
+                "additionalPrinterColumns": columns,
+            }],
+        },
+    })
+}
+
+/// The schema of `T`, in the form that a definition may have ("structural"): nothing is referred to.
+fn schema<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::openapi3().with(|s| {
+        (s.inline_subschemas, s.meta_schema) = (true, None);
+    });
+    let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
+    structural(&mut schema);
+    schema
+}
+
+fn structural(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            // Unknown fields are pruned, or refused where that is asked for; a definition may not say so twice.
+            object.remove("additionalProperties");
+            object.remove("title");
+            if object.get("format").is_some_and(|format| format == "uint32") {
+                object.insert("format".to_owned(), json!("int64"));
+                object.insert("maximum".to_owned(), json!(u32::MAX));
+            }
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                *text = text.replace("[`", "`").replace("`]", "`").replace('\n', " ");
+            }
+            object.values_mut().for_each(structural);
+        }
+        Value::Array(values) => values.iter_mut().for_each(structural),
+        _ => {}
+    }
+}
+
+fn rule(rule: &str, message: &str) -> Value {
+    json!({"rule": rule, "message": message})
+}
+
+/// `spec.keyGeneration` never decreases.
+pub(crate) fn generation_grows() -> Value {
+    json!([{
+        "rule": "self.keyGeneration >= oldSelf.keyGeneration",
+        "message": "never decreases, and removing it counts as decreasing: a key that was given up is never used \
+                    again; the way back is a higher generation",
+        "fieldPath": ".keyGeneration",
+    }])
+}
+
+/// A list of ranges of addresses.
+pub(crate) fn ranges(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": MOST_RANGES,
+        "items": {
+            "type": "string",
+            "maxLength": LONGEST_RANGE,
+            "x-kubernetes-validations": [
+                rule("isCIDR(self)", "is no range of addresses, such as 10.244.0.0/16 or fd00:244::/48"),
+                rule(
+                    "!isCIDR(self) || cidr(self).prefixLength() > 0",
+                    "is the whole address space; name the cluster's own ranges",
+                ),
+            ],
+        },
+    })
+}
+
+/// The same, of pods, of which there are some.
+pub(crate) fn pod_ranges(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = ranges(generator);
+    let some = rule("self.size() > 0", "is empty, so no address would be a pod's and nothing encrypted");
+    schema.insert("x-kubernetes-validations".to_owned(), json!([some]));
+    schema
+}
+
+/// A list of public keys.
+pub(crate) fn keys(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": MOST_KEYS,
+        "items": {
+            "type": "string",
+            "maxLength": 44,
+            "x-kubernetes-validations": [rule(
+                "self.matches('^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$')",
+                "is no WireGuard public key: must be 44 characters of base64",
+            )],
+        },
+    })
+}
+
+/// A moment.
+pub(crate) fn time(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 40,
+        "x-kubernetes-validations": [rule(
+            "self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$')",
+            "is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339)",
+        )],
+    })
+}
