@@ -4,12 +4,14 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use kubeveil_core::backstop::{Choice, Form};
+use kubeveil_kubernetes::Origin;
 
 /// Encrypts the traffic between this node's pods and those of other nodes, in the kernel.
 #[derive(Debug, Parser)]
 #[command(name = "kubeveild", version, subcommand_negates_reqs = true)]
 pub(crate) struct Args {
-    /// Where the cluster is read from: `dir:PATH`, a folder of manifests.
+    /// Where the cluster is read from: `dir:PATH`, a folder of manifests; `kubernetes`, the API server of the pod that this runs
+    /// in; `kubernetes:PATH`, the one of a kubeconfig file.
     #[arg(long, required = true, env = "KUBEVEIL_SOURCE")]
     pub(crate) source: Option<SourceArg>,
     /// Name of this node, as its Node object is called.
@@ -103,6 +105,8 @@ impl From<BackstopArg> for Choice {
 pub(crate) enum SourceArg {
     /// A folder of manifests.
     Folder(PathBuf),
+    /// An API server.
+    Kubernetes(Origin),
 }
 
 impl FromStr for SourceArg {
@@ -111,7 +115,30 @@ impl FromStr for SourceArg {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Folder(path.into())),
-            _ => Err("must be dir:PATH".to_owned()),
+            Some(("kubernetes", path)) if !path.is_empty() => {
+                Ok(Self::Kubernetes(Origin::Kubeconfig(path.into())))
+            }
+            None if text == "kubernetes" => Ok(Self::Kubernetes(Origin::InCluster)),
+            _ => Err("must be dir:PATH, kubernetes or kubernetes:KUBECONFIG".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_read() {
+        for (text, source) in [
+            ("dir:/x", SourceArg::Folder("/x".into())),
+            ("kubernetes", SourceArg::Kubernetes(Origin::InCluster)),
+            ("kubernetes:/x:y", SourceArg::Kubernetes(Origin::Kubeconfig("/x:y".into()))),
+        ] {
+            assert_eq!(text.parse(), Ok(source), "{text}");
+        }
+        for text in ["", "dir", "dir:", "kubernetes:", "kube", "/x"] {
+            assert!(text.parse::<SourceArg>().is_err(), "{text}");
         }
     }
 }

@@ -10,6 +10,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use kubeveil_core::source::Source;
+use kubeveil_kubernetes::{Kubernetes, Pace};
 use kubeveil_linux::{Kernel, RealKernel, harden, link, preflight, route::Routes};
 use kubeveil_manifests::Folder;
 use tokio::{
@@ -59,9 +61,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let runtime = Runtime::new().context("start the async runtime")?;
     let _guard = runtime.enter();
     let (events, inbox) = mpsc::channel();
-    let SourceArg::Folder(folder) = source;
     let wake = events.clone();
-    let folder = Folder::open(folder, move || drop(wake.send(Event::Hear)));
+    let source = open(source, node, &runtime, move || drop(wake.send(Event::Hear)));
     let mut kernel = RealKernel::new(&args.bpf_dir, object(args)?)?;
     if let Some(version) = args.abi {
         kernel = kernel.of_version(&args.bpf_dir, version);
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         kernel = preflight::kernel_release(),
         "kubeveild starts"
     );
-    let mut node = Node::new(node, &args.underlay, &build, kernel, Box::new(folder), &args.state_dir);
+    let mut node = Node::new(node, &args.underlay, &build, kernel, source, &args.state_dir);
     node.backstop = args.backstop.into();
 
     let durations: SharedDurations = Arc::new(Durations::new());
@@ -98,6 +99,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })?;
     tracing::info!("kubeveild ends; the kernel goes on enforcing what it has been told");
     Ok(ExitCode::SUCCESS)
+}
+
+fn open(
+    source: &SourceArg,
+    node: &str,
+    runtime: &Runtime,
+    wake: impl Fn() + Send + Sync + 'static,
+) -> Box<dyn Source> {
+    match source {
+        SourceArg::Folder(folder) => Box::new(Folder::open(folder, wake)),
+        SourceArg::Kubernetes(origin) => {
+            Box::new(Kubernetes::open(origin.clone(), node, Pace::default(), runtime.handle(), wake))
+        }
+    }
 }
 
 /// What there is to look at.

@@ -1,0 +1,18 @@
+//! The cluster as an API server tells it: Nodes and `EncryptionMesh/default`.
+//!
+//! `object` turns what the API server sends into what is known of a node and of the mesh, [`store`] holds that and judges
+//! what lists and watches say (pure), `watch` asks for them, `publish` writes this node's announcement, `trouble` says
+//! what is wrong with a request. [`Kubernetes`] is the source that the node's own thread reads: it never waits for the network.
+
+mod connect;
+mod object;
+mod pace;
+mod publish;
+mod source;
+mod store;
+mod trouble;
+mod watch;
+
+pub use connect::Origin;
+pub use pace::Pace;
+pub use source::Kubernetes;

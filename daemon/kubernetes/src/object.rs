@@ -1,0 +1,225 @@
+//! What the API server sends, as far as it is read: the rest of a Node, most of its bytes, is let go at once.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use kubeveil_api::{
+    mesh::MeshSpec,
+    names,
+    node::NodeAddress,
+    problem::{Problem, ProblemKind, readable},
+};
+use kubeveil_core::snapshot::NodeFacts;
+use serde::Deserialize;
+
+/// `metadata` of an object.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Metadata {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) uid: String,
+    #[serde(default)]
+    pub(crate) resource_version: String,
+    #[serde(default)]
+    annotations: Option<Annotations>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Annotations {
+    /// [`names::ANNOUNCEMENT`].
+    #[serde(rename = "kubeveil.io/announcement")]
+    announcement: Option<String>,
+}
+
+/// A `v1` Node. Texts, where an API server may let through what is none of the kind.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct NodeObject {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: NodeSpec,
+    #[serde(default)]
+    status: NodeStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct NodeSpec {
+    #[serde(default, rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct NodeStatus {
+    #[serde(default)]
+    addresses: Option<Vec<NodeAddress>>,
+}
+
+/// An `EncryptionMesh`. Its `spec` is read after that the rest is known, so that what is wrong can be told with the field.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct MeshObject {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: serde_json::Value,
+}
+
+/// An object as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Read<T> {
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    /// `metadata.resourceVersion`; 0 where that is no number, which no object has.
+    pub(crate) version: u64,
+    pub(crate) value: T,
+    /// What of it could not be read.
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl<T> Read<T> {
+    fn of(metadata: Metadata, value: T, problems: Vec<Problem>) -> Self {
+        let Metadata { name, uid, resource_version, .. } = metadata;
+        Self { name, uid, version: version(&resource_version), value, problems }
+    }
+}
+
+/// A `resourceVersion`, which may be compared as a number from Kubernetes 1.35 on (KEP-5504) and was one before; 0 if it is none.
+pub(crate) fn version(text: &str) -> u64 {
+    text.parse().unwrap_or(0)
+}
+
+impl NodeObject {
+    /// What is known of the node by it. What can't be read of it is left out and told, and the rest counts: a node that
+    /// writes nonsense into its own object is no reason to take another for gone, nor this one.
+    pub(crate) fn read(self) -> Read<Arc<NodeFacts>> {
+        let mut problems = Vec::new();
+        let mut refuse = |field: String, text: &str, what: &str| {
+            problems.push(Problem {
+                kind: ProblemKind::Manifest,
+                object: format!("Node {}", self.metadata.name),
+                field,
+                message: readable(&format!("{text:?} is no {what}")),
+                advice: "It does not count; correct what writes it".to_owned(),
+            });
+        };
+        let mut pod_cidrs: Vec<IpNet> = Vec::new();
+        for (at, text) in self.spec.pod_cidrs.unwrap_or_default().iter().enumerate() {
+            match text.parse::<IpNet>() {
+                Ok(net) => pod_cidrs.push(net.trunc()),
+                Err(_) => refuse(format!("spec.podCIDRs[{at}]"), text, "prefix"),
+            }
+        }
+        let mut internal_ips: Vec<IpAddr> = Vec::new();
+        let addresses = self.status.addresses.unwrap_or_default();
+        for (at, entry) in addresses.iter().enumerate().filter(|(_, a)| a.kind == "InternalIP") {
+            match entry.address.parse() {
+                Ok(address) => internal_ips.push(address),
+                Err(_) => refuse(format!("status.addresses[{at}]"), &entry.address, "IP address"),
+            }
+        }
+        let announcement = self.metadata.annotations.as_ref().and_then(|a| a.announcement.clone());
+        let facts = NodeFacts { uid: self.metadata.uid.clone(), pod_cidrs, internal_ips, announcement };
+        Read::of(self.metadata, Arc::new(facts), problems)
+    }
+}
+
+impl MeshObject {
+    /// The mesh, or `before`, its last good state, where it can't be read.
+    pub(crate) fn read(self, before: Option<&MeshSpec>) -> Read<Option<MeshSpec>> {
+        let good: Result<MeshSpec, (String, String)> = serde_path_to_error::deserialize(self.spec)
+            .map_err(|e| {
+                let path = e.path().to_string();
+                let field = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
+                (field, e.into_inner().to_string())
+            })
+            .and_then(|spec: MeshSpec| match spec.check() {
+                Ok(()) => Ok(spec),
+                Err((field, why)) => Err((field, why.to_owned())),
+            });
+        match good {
+            Ok(spec) => Read::of(self.metadata, Some(spec), Vec::new()),
+            Err((field, why)) => {
+                let problem = Problem {
+                    kind: ProblemKind::Manifest,
+                    object: format!("EncryptionMesh {}", names::MESH),
+                    field: readable(&field),
+                    message: readable(&why),
+                    advice: "Correct it; its last good state stands until then".to_owned(),
+                };
+                Read::of(self.metadata, before.cloned(), vec![problem])
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(spec: serde_json::Value, addresses: serde_json::Value) -> Read<Arc<NodeFacts>> {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {
+                "name": "a", "uid": "u", "resourceVersion": "17", "managedFields": [{"manager": "kubelet"}],
+                "annotations": {names::ANNOUNCEMENT: "said", "other": "x"},
+            },
+            "spec": spec, "status": {"addresses": addresses, "images": [{"names": ["x"]}]},
+        });
+        serde_json::from_value::<NodeObject>(object).expect("a node").read()
+    }
+
+    #[test]
+    fn what_counts_is_kept() {
+        let read = node(
+            json!({"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]}),
+            json!([{"type": "Hostname", "address": "a"}, {"type": "InternalIP", "address": "192.0.2.1"}]),
+        );
+        assert_eq!((read.name.as_str(), read.version, read.problems.len()), ("a", 17, 0));
+        let facts = &read.value;
+        assert_eq!((facts.uid.as_str(), facts.announcement.as_deref()), ("u", Some("said")));
+        assert_eq!(facts.pod_cidrs.len(), 2);
+        assert_eq!(facts.internal_ips, ["192.0.2.1".parse::<IpAddr>().expect("ip")]);
+    }
+
+    #[test]
+    fn nonsense_is_told_and_the_rest_counts() {
+        let read = node(
+            json!({"podCIDRs": ["10.244.1.0/33", "fd00:1::/64"]}),
+            json!([{"type": "InternalIP", "address": "nonsense\n"}, {"type": "InternalIP", "address": "192.0.2.1"}]),
+        );
+        let told: Vec<String> = read.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "Node a spec.podCIDRs[0]: \"10.244.1.0/33\" is no prefix. It does not count; correct what writes it.",
+                "Node a status.addresses[0]: \"nonsense\\n\" is no IP address. It does not count; correct what writes it.",
+            ]
+        );
+        assert_eq!((read.value.pod_cidrs.len(), read.value.internal_ips.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_mesh_that_cannot_be_read_leaves_the_one_before() {
+        let read = |spec: serde_json::Value, before: Option<&MeshSpec>| {
+            let object = json!({"metadata": {"name": "default", "resourceVersion": "3"}, "spec": spec});
+            serde_json::from_value::<MeshObject>(object).expect("a mesh").read(before)
+        };
+        let good = json!({"mode": "require", "podCIDRs": ["10.0.0.0/8"], "nodeCIDRs": []});
+        let first = read(good.clone(), None);
+        assert!(first.problems.is_empty());
+        let before = first.value.expect("a mesh");
+        for (field, value, told) in [
+            ("mode", json!("requires"), "spec.mode: unknown variant"),
+            ("podCIDRs", json!(["10.0.0.0/8", "x"]), "spec.podCIDRs[1]: "),
+            ("podCIDRs", json!(["0.0.0.0/0"]), "spec.podCIDRs[0]: is the whole address space"),
+            ("mod", json!("x"), "unknown field `mod`"),
+        ] {
+            let mut bad = good.clone();
+            bad[field] = value;
+            let now = read(bad.clone(), Some(&before));
+            assert_eq!(now.value.as_ref(), Some(&before), "{bad}");
+            assert!(now.problems[0].to_string().contains(told), "{}", now.problems[0]);
+            assert_eq!(read(bad, None).value, None);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The source as the node's own thread sees it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use kubeveil_core::{
+    problem::Problem,
+    source::{Changes, Source, SourceState},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, futures::Notified},
+    task::JoinHandle,
+};
+
+use crate::{
+    connect::Origin,
+    pace::Pace,
+    publish::{self, Publication, Wanted},
+    store::Store,
+    watch::{Follower, Mesh, Nodes},
+};
+
+/// What the tasks keep, and the node's thread reads.
+pub(crate) struct State {
+    pub(crate) store: Store,
+    /// What is wrong with following Nodes …
+    pub(crate) nodes: Option<Problem>,
+    /// … and the mesh.
+    pub(crate) mesh: Option<Problem>,
+    pub(crate) publication: Publication,
+}
+
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    wake: Box<dyn Fn() + Send + Sync>,
+    stirred: Notify,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        act(&mut self.lock())
+    }
+
+    /// Changes the store, and wakes who reads it if that is news.
+    pub(crate) fn change<E>(&self, change: impl FnOnce(&mut Store) -> Result<bool, E>) -> Result<(), E> {
+        let is_news = change(&mut self.lock().store)?;
+        if is_news {
+            (self.wake)();
+            self.stirred.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Over as soon as there may be something to publish.
+    pub(crate) fn stirred(&self) -> Notified<'_> {
+        self.stirred.notified()
+    }
+}
+
+/// An API server. Tasks keep what it tells; reading it waits for nothing.
+pub struct Kubernetes {
+    origin: Origin,
+    shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Kubernetes {
+    /// Follows the API server of `origin` on behalf of the node called `own`, and calls `wake` whenever something that is read
+    /// from here has changed. An API server that can't be reached is a problem that [`Source::read`] tells.
+    pub fn open(
+        origin: Origin,
+        own: &str,
+        pace: Pace,
+        runtime: &Handle,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        let state =
+            State { store: Store::new(own), nodes: None, mesh: None, publication: Publication::default() };
+        let shared =
+            Arc::new(Shared { state: Mutex::new(state), wake: Box::new(wake), stirred: Notify::new() });
+        let follower = || Follower::new(shared.clone(), origin.clone(), pace);
+        let tasks = vec![
+            runtime.spawn(follower().run::<Nodes>()),
+            runtime.spawn(follower().run::<Mesh>()),
+            runtime.spawn(publish::run(shared.clone(), origin.clone(), pace)),
+        ];
+        Self { origin, shared, tasks }
+    }
+}
+
+impl Drop for Kubernetes {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Source for Kubernetes {
+    fn name(&self) -> String {
+        self.origin.to_string()
+    }
+
+    fn read(&mut self, _: Duration) -> SourceState {
+        self.shared.with(|state| {
+            state.store.take_changes();
+            let problems = state.nodes.iter().chain(&state.mesh).chain(state.store.problems()).cloned();
+            SourceState { problems: problems.collect(), knowledge: state.store.knowledge(), look_again: None }
+        })
+    }
+
+    fn changes(&mut self) -> Changes {
+        self.shared.with(|state| state.store.take_changes())
+    }
+
+    fn announce(&mut self, _: &str, uid: &str, announcement: &str) -> Result<(), Problem> {
+        let wanted = Wanted { uid: uid.to_owned(), text: announcement.to_owned() };
+        let (is_new, trouble) = self.shared.with(|state| {
+            let is_new = state.publication.want(wanted);
+            (is_new, state.publication.trouble.clone())
+        });
+        if is_new {
+            self.shared.stirred.notify_one();
+        }
+        trouble.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,247 @@
+//! What is known, and what of lists and watches is believed.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use kubeveil_api::{mesh::MeshSpec, names, problem::Problem};
+use kubeveil_core::{
+    snapshot::{Knowledge, NodeFacts, Snapshot},
+    source::Changes,
+};
+
+use crate::object::Read;
+
+/// Why a list does not count, and everything stays as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Disbelief {
+    /// It is older than what was seen already: an API server that is behind, or a store that was put back.
+    Older { seen: u64, listed: u64 },
+    /// It lacks the Node that this daemon runs on.
+    LacksOwn(String),
+}
+
+/// An event that can't follow those before it: the watch has to be begun anew, by a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OutOfOrder;
+
+/// Is told what became of an object: its name, what it was, what it is.
+pub(crate) trait Note<T>: FnMut(&str, Option<&T>, Option<&T>) {}
+impl<T, F: FnMut(&str, Option<&T>, Option<&T>)> Note<T> for F {}
+
+/// All objects of one kind.
+#[derive(Debug)]
+pub(crate) struct Objects<T> {
+    by_name: BTreeMap<String, Read<T>>,
+    /// The newest `resourceVersion` that was seen.
+    newest: u64,
+    /// All have been seen since the start.
+    listed: bool,
+}
+
+impl<T> Default for Objects<T> {
+    fn default() -> Self {
+        Self { by_name: BTreeMap::new(), newest: 0, listed: false }
+    }
+}
+
+impl<T: PartialEq> Objects<T> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Read<T>> {
+        self.by_name.get(name)
+    }
+
+    /// From where a watch goes on.
+    pub(crate) fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// A full list, as of `version`: what is not in it is gone.
+    pub(crate) fn replace(
+        &mut self,
+        listed: Vec<Read<T>>,
+        version: u64,
+        must_have: Option<&str>,
+        mut note: impl Note<T>,
+    ) -> Result<(), Disbelief> {
+        // No list is of version 0, so what is no number is never believed.
+        if version < self.newest.max(1) {
+            return Err(Disbelief::Older { seen: self.newest, listed: version });
+        }
+        if let Some(own) = must_have.filter(|own| !listed.iter().any(|read| read.name == *own)) {
+            return Err(Disbelief::LacksOwn(own.to_owned()));
+        }
+        let mut before = std::mem::take(&mut self.by_name);
+        for read in listed {
+            let was = before.remove(&read.name);
+            self.keep(read, was, &mut note);
+        }
+        for (name, gone) in before {
+            note(&name, Some(&gone.value), None);
+        }
+        (self.newest, self.listed) = (version, true);
+        Ok(())
+    }
+
+    /// An object as it was at its version, after that it was added or modified, or before it was deleted.
+    pub(crate) fn event(
+        &mut self,
+        read: Read<T>,
+        is_deleted: bool,
+        mut note: impl Note<T>,
+    ) -> Result<(), OutOfOrder> {
+        if read.version <= self.newest {
+            // Told twice, or late, of what is known to be newer.
+            let held = self.by_name.get(&read.name);
+            let is_old = held.map_or(is_deleted, |held| held.version >= read.version);
+            return if is_old { Ok(()) } else { Err(OutOfOrder) };
+        }
+        self.newest = read.version;
+        let was = self.by_name.remove(&read.name);
+        if is_deleted {
+            if let Some(was) = was {
+                note(&read.name, Some(&was.value), None);
+            }
+        } else {
+            self.keep(read, was, &mut note);
+        }
+        Ok(())
+    }
+
+    /// Nothing has changed until `version`.
+    pub(crate) fn bookmark(&mut self, version: u64) {
+        self.newest = self.newest.max(version);
+    }
+
+    fn keep(&mut self, mut read: Read<T>, was: Option<Read<T>>, note: &mut impl Note<T>) {
+        match was {
+            // What is the same is kept once.
+            Some(was) if was.value == read.value => read.value = was.value,
+            was => note(&read.name, was.as_ref().map(|was| &was.value), Some(&read.value)),
+        }
+        self.by_name.insert(read.name.clone(), read);
+    }
+}
+
+/// Nodes and the mesh.
+#[derive(Debug)]
+pub(crate) struct Store {
+    /// The Node that this daemon runs on.
+    own: String,
+    pub(crate) nodes: Objects<Arc<NodeFacts>>,
+    pub(crate) mesh: Objects<Option<MeshSpec>>,
+    /// Since somebody read it.
+    changes: Changes,
+}
+
+impl Store {
+    pub(crate) fn new(own: &str) -> Self {
+        Self {
+            own: own.to_owned(),
+            nodes: Objects::default(),
+            mesh: Objects::default(),
+            changes: no_changes(),
+        }
+    }
+
+    pub(crate) fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// Everything. Whole if both kinds were listed since the start, and this very node is there.
+    pub(crate) fn knowledge(&self) -> Knowledge {
+        let nodes = self.nodes.by_name.iter().map(|(name, read)| (name.clone(), Arc::clone(&read.value)));
+        let mesh = self.mesh.get(names::MESH).and_then(|read| read.value.clone());
+        let snapshot = Snapshot { mesh, nodes: nodes.collect() };
+        if self.nodes.listed && self.mesh.listed && self.nodes.get(&self.own).is_some() {
+            Knowledge::Whole(snapshot.attest_whole())
+        } else {
+            Knowledge::Partial(snapshot)
+        }
+    }
+
+    /// What of it could not be read.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        let nodes = self.nodes.by_name.values().flat_map(|read| &read.problems);
+        nodes.chain(self.mesh.by_name.values().flat_map(|read| &read.problems))
+    }
+
+    /// What has changed since this was last called.
+    pub(crate) fn take_changes(&mut self) -> Changes {
+        std::mem::replace(&mut self.changes, no_changes())
+    }
+
+    /// Nodes as of a full list.
+    pub(crate) fn list_nodes(
+        &mut self,
+        listed: Vec<Read<Arc<NodeFacts>>>,
+        version: u64,
+    ) -> Result<bool, Disbelief> {
+        let Self { own, nodes, changes, .. } = self;
+        let mut noted = Noted::new(changes, !nodes.listed);
+        nodes.replace(listed, version, Some(own), |name, was, is| noted.node(name, was, is))?;
+        Ok(noted.is_news)
+    }
+
+    /// One Node.
+    pub(crate) fn node(&mut self, read: Read<Arc<NodeFacts>>, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let mut noted = Noted::new(&mut self.changes, false);
+        self.nodes.event(read, is_deleted, |name, was, is| noted.node(name, was, is))?;
+        Ok(noted.is_news)
+    }
+
+    /// The mesh as of a full list.
+    pub(crate) fn list_mesh(
+        &mut self,
+        listed: Vec<Read<Option<MeshSpec>>>,
+        version: u64,
+    ) -> Result<bool, Disbelief> {
+        let mut noted = Noted::new(&mut self.changes, !self.mesh.listed);
+        self.mesh.replace(listed, version, None, |_, _, _| noted.any())?;
+        Ok(noted.is_news)
+    }
+
+    /// The mesh.
+    pub(crate) fn mesh(
+        &mut self,
+        read: Read<Option<MeshSpec>>,
+        is_deleted: bool,
+    ) -> Result<bool, OutOfOrder> {
+        let mut noted = Noted::new(&mut self.changes, false);
+        self.mesh.event(read, is_deleted, |_, _, _| noted.any())?;
+        Ok(noted.is_news)
+    }
+}
+
+fn no_changes() -> Changes {
+    Changes::Announcements(BTreeMap::new())
+}
+
+/// Collects what changes.
+struct Noted<'a> {
+    changes: &'a mut Changes,
+    is_news: bool,
+}
+
+impl<'a> Noted<'a> {
+    /// `is_first`: that everything is known now is news by itself.
+    fn new(changes: &'a mut Changes, is_first: bool) -> Self {
+        if is_first {
+            *changes = Changes::Any;
+        }
+        Self { changes, is_news: is_first }
+    }
+
+    fn any(&mut self) {
+        (*self.changes, self.is_news) = (Changes::Any, true);
+    }
+
+    fn node(&mut self, name: &str, was: Option<&Arc<NodeFacts>>, is: Option<&Arc<NodeFacts>>) {
+        let (Some(was), Some(is)) = (was, is) else { return self.any() };
+        let said_otherwise = NodeFacts { announcement: is.announcement.clone(), ..(**was).clone() };
+        if said_otherwise != **is {
+            return self.any();
+        }
+        self.is_news = true;
+        if let Changes::Announcements(said) = self.changes {
+            said.insert(name.to_owned(), is.announcement.clone());
+        }
+    }
+}
