@@ -8,6 +8,7 @@ mod build;
 mod codegen;
 mod demo;
 mod fuzz;
+mod kubernetes;
 mod lab;
 mod lint;
 mod machine;

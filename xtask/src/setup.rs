@@ -29,6 +29,9 @@ pub(crate) const COMPILER: &[Tool] =
 /// Needed to fuzz.
 pub(crate) const FUZZER: &[Tool] = &[tool("c++", "g++", "builds libFuzzer")];
 
+/// Needed to build Kubernetes.
+pub(crate) const GO: &[Tool] = &[tool("go", "golang-go", "builds an API server of Kubernetes")];
+
 /// Needed to boot a guest.
 pub(crate) const EMULATOR: &[Tool] = &[
     tool("qemu-system-x86_64", "qemu-system-x86", "runs a kernel that has WireGuard"),

@@ -21,7 +21,7 @@ use self::{
     suites::Suite,
 };
 use crate::{
-    build, fuzz, lint,
+    build, fuzz, kubernetes, lint,
     machine::{self, Kernel},
     process, report, setup,
     workspace::Workspace,
@@ -51,6 +51,8 @@ enum Part {
     Unit,
     /// The eBPF programs under BPF_PROG_TEST_RUN, on this machine's kernel
     Bpf,
+    /// The source and its rights on a real API server
+    Kubernetes,
     /// Scenarios on real WireGuard
     Lab,
     /// Every kind of packet on every device, on two kernels; with --kernel all of it on one
@@ -61,7 +63,7 @@ enum Part {
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let mut total = Tally::default();
     let mut times = Vec::new();
-    let parts = [Part::Rules, Part::Unit, Part::Bpf, Part::Lab, Part::Matrix];
+    let parts = [Part::Rules, Part::Unit, Part::Bpf, Part::Kubernetes, Part::Lab, Part::Matrix];
     for part in parts.into_iter().filter(|p| arguments.only.is_none_or(|only| only == *p)) {
         let name = format!("{part:?}").to_lowercase();
         report::say(format!("tests: {name}"));
@@ -101,6 +103,7 @@ impl Part {
             Self::Rules => rules(workspace, filter),
             Self::Unit => unit(workspace, filter),
             Self::Bpf => bpf(workspace, arguments),
+            Self::Kubernetes => on_api_server(workspace, filter),
             Self::Lab => guest::lab(workspace, arguments),
             Self::Matrix => guest::matrix(workspace, arguments),
         }
@@ -167,6 +170,18 @@ fn bpf(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
         let mut root = process::as_root("env")?;
         root.arg(format!("{}={}", build::EBPF_OBJECT, object.display())).arg("timeout");
         tally.add(run_suite(&suite, root, arguments.filter.as_deref())?);
+    }
+    Ok(tally)
+}
+
+fn on_api_server(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
+    let object = build::ebpf(workspace)?;
+    let programs = kubernetes::control_plane(workspace)?;
+    let mut tally = Tally::default();
+    for suite in suites::kubernetes(workspace, &object)? {
+        let mut runner = process::command("timeout");
+        runner.env(kubernetes::VARIABLE, &programs);
+        tally.add(run_suite(&suite, runner, filter)?);
     }
     Ok(tally)
 }

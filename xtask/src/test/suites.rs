@@ -17,6 +17,8 @@ use crate::{
 const LAB: &str = "kubeveil-tests";
 /// Its tests load programs into the kernel.
 const BPF: &str = "kubeveil-tests-bpf";
+/// Its tests need an API server.
+const KUBERNETES: &str = "kubeveil-tests-kubernetes";
 
 /// A test binary.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ pub(crate) struct Suite {
 /// Everything that needs neither root nor a kernel of its own.
 pub(crate) fn unit(workspace: &Workspace, object: &Path) -> Result<Vec<Suite>> {
     built(workspace, object, &["--workspace"], |built, package| {
-        package != BPF && (package != LAB || !built.target.is("test"))
+        ![BPF, KUBERNETES].contains(&package) && (package != LAB || !built.target.is("test"))
     })
 }
 
@@ -39,6 +41,11 @@ pub(crate) fn unit(workspace: &Workspace, object: &Path) -> Result<Vec<Suite>> {
 pub(crate) fn bpf(workspace: &Workspace, object: &Path, alone: bool) -> Result<Vec<Suite>> {
     let scope: &[&str] = if alone { &["--package", BPF] } else { &["--workspace"] };
     built(workspace, object, scope, |_, package| package == BPF)
+}
+
+/// What holds the sources to a real API server. Built with all else, see [`bpf`].
+pub(crate) fn kubernetes(workspace: &Workspace, object: &Path) -> Result<Vec<Suite>> {
+    built(workspace, object, &["--workspace"], |_, package| package == KUBERNETES)
 }
 
 fn built(
