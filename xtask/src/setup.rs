@@ -48,6 +48,7 @@ pub(crate) const LAB: &[Tool] = &[
     tool("ip", "iproute2", "lays the lab's network"),
     tool("tc", "iproute2", "lays the lab's network"),
     tool("wg", "wireguard-tools", "shows what WireGuard does"),
+    tool("bpftool", "bpftool", "shows which programs are attached"),
     tool("tcpdump", "tcpdump", "captures the wire"),
     tool("nft", "nftables", "is for scenarios with a firewall"),
     tool("ping", "iputils-ping", "makes traffic"),
