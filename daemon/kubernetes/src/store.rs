@@ -245,3 +245,110 @@ impl<'a> Noted<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: &str = "me";
+
+    /// A node as of `version`, which says `said`.
+    fn node(name: &str, version: u64, said: &str) -> Read<Arc<NodeFacts>> {
+        let facts = NodeFacts {
+            uid: format!("uid-{name}"),
+            announcement: (!said.is_empty()).then(|| said.to_owned()),
+            ..NodeFacts::default()
+        };
+        let (name, uid, problems) = (name.to_owned(), facts.uid.clone(), Vec::new());
+        Read { name, uid, version, value: Arc::new(facts), problems }
+    }
+
+    /// Two nodes, listed at version 10, and nothing unread.
+    fn store() -> Store {
+        let mut store = Store::new(ME);
+        store.list_nodes(vec![node(ME, 3, ""), node("b", 4, "said")], 10).expect("believed");
+        store.list_mesh(vec![], 10).expect("believed");
+        store.take_changes();
+        store
+    }
+
+    fn names(store: &Store) -> Vec<String> {
+        store.knowledge().snapshot().nodes.keys().cloned().collect()
+    }
+
+    fn only(name: &str, said: &str) -> Changes {
+        Changes::Announcements([(name.to_owned(), Some(said.to_owned()))].into())
+    }
+
+    #[test]
+    fn both_lists_make_it_whole() {
+        let mut store = Store::new(ME);
+        assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
+        assert!(store.knowledge().synced().is_none());
+        assert_eq!(store.list_mesh(vec![], 9), Ok(true), "that there is none is news");
+        assert!(store.knowledge().synced().is_some());
+        assert_eq!(store.take_changes(), Changes::Any);
+    }
+
+    #[test]
+    fn only_a_list_that_is_believed_removes() {
+        let mut store = store();
+        for (listed, version, why) in [
+            (vec![node(ME, 3, "")], 9, Disbelief::Older { seen: 10, listed: 9 }),
+            (vec![node(ME, 3, "")], 0, Disbelief::Older { seen: 10, listed: 0 }),
+            (vec![], 11, Disbelief::LacksOwn(ME.to_owned())),
+            (vec![node("b", 4, "said")], 11, Disbelief::LacksOwn(ME.to_owned())),
+        ] {
+            assert_eq!(store.list_nodes(listed, version), Err(why));
+            assert_eq!(names(&store), ["b", ME]);
+        }
+        assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
+        assert_eq!(names(&store), [ME]);
+    }
+
+    /// The same list once more, a heartbeat, a bookmark.
+    #[test]
+    fn what_says_nothing_new_is_no_news() {
+        let mut store = store();
+        assert_eq!(store.list_nodes(vec![node(ME, 3, ""), node("b", 4, "said")], 12), Ok(false));
+        assert_eq!(store.node(node("b", 13, "said"), false), Ok(false));
+        store.nodes.bookmark(20);
+        assert_eq!(store.take_changes(), no_changes());
+        assert_eq!(store.nodes.newest(), 20);
+        store.nodes.bookmark(1);
+        assert_eq!(store.nodes.newest(), 20);
+    }
+
+    #[test]
+    fn an_announcement_is_told_by_name_and_anything_else_as_a_whole() {
+        let mut store = store();
+        assert_eq!(store.node(node("b", 11, "other"), false), Ok(true));
+        assert_eq!(store.take_changes(), only("b", "other"));
+        let mut moved = node("b", 12, "other");
+        Arc::make_mut(&mut moved.value).internal_ips.push([192, 0, 2, 7].into());
+        assert_eq!(store.node(moved, false), Ok(true));
+        assert_eq!(store.take_changes(), Changes::Any);
+        assert_eq!(store.node(node("c", 13, ""), false), Ok(true));
+        assert_eq!(store.take_changes(), Changes::Any, "nobody knows it yet");
+        assert_eq!(store.node(node("c", 14, ""), true), Ok(true));
+        assert_eq!(store.take_changes(), Changes::Any);
+    }
+
+    /// A watch that repeats itself changes nothing; one that leaps back can't be followed.
+    #[test]
+    fn events_out_of_order_undo_nothing() {
+        let mut store = store();
+        store.node(node("b", 12, "new"), false).expect("followed");
+        for late in [node("b", 12, "new"), node("b", 11, "old")] {
+            assert_eq!(store.node(late, false), Ok(false));
+        }
+        assert_eq!(store.node(node("b", 11, "old"), true), Ok(false), "it was made again since");
+        assert_eq!(store.knowledge().snapshot().nodes["b"].announcement.as_deref(), Some("new"));
+        store.node(node("b", 13, "new"), true).expect("followed");
+        assert_eq!(store.node(node("b", 13, "new"), true), Ok(false), "told twice");
+        assert_eq!(store.node(node("b", 12, "new"), false), Err(OutOfOrder), "it would come back to life");
+        assert_eq!(store.node(node("c", 5, ""), false), Err(OutOfOrder));
+        assert_eq!(store.node(node("d", 0, ""), false), Err(OutOfOrder), "a version that is no number");
+        assert_eq!(names(&store), [ME]);
+    }
+}

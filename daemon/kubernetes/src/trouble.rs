@@ -68,7 +68,8 @@ impl Failure {
 
     /// Watches end, for many reasons; that one does is told if it happens twice in a row.
     pub(crate) fn is_common(&self) -> bool {
-        matches!(self, Self::Expired | Self::Broken(_)) || self.status().is_some_and(|s| s.code == GONE)
+        matches!(self, Self::Expired | Self::Broken(_) | Self::Request(kube::Error::ReadEvents(_)))
+            || self.status().is_some_and(|s| s.code == GONE)
     }
 
     /// For people. `server` is what was asked, `since` when it failed first.
@@ -165,14 +166,12 @@ fn is_refused_certificate(failure: &Failure) -> bool {
     let Failure::Request(error) = failure else { return false };
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = next {
-        // An `io::Error` that wraps another gives that one's cause for its own.
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref());
-        let found = error.downcast_ref::<rustls::Error>();
-        let found = found.or_else(|| wrapped.and_then(|e| e.downcast_ref::<rustls::Error>()));
-        if matches!(found, Some(rustls::Error::InvalidCertificate(_))) {
+        if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
             return true;
         }
-        next = error.source();
+        // An `io::Error` that wraps another error gives that one's cause for its own.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source());
     }
     false
 }
