@@ -24,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-cli", &["kubeveil-api", "kubeveil-core"]),
     ("kubeveil-tests", LIBRARIES),
     ("kubeveil-tests-bpf", LIBRARIES),
+    ("kubeveil-tests-kubernetes", LIBRARIES),
     ("kubeveil-tests-bench", BENCH),
     ("xtask", &[]),
 ];

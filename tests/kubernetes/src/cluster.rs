@@ -1,0 +1,211 @@
+//! What is done to a cluster that an API server keeps.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+};
+use kubeveil_api::names;
+use kubeveil_kubernetes::{Kubernetes, Origin, Pace};
+use serde_json::{Value, json};
+
+use crate::{
+    server::{Server, Who},
+    world::{Watching, World, addresses_of, annotation, until},
+};
+
+/// What `deploy/` has for the API server.
+pub const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
+/// Who does what people do.
+const HAND: &str = "a-hand";
+
+/// Time-outs for tests: short, as loopback is.
+pub fn pace() -> Pace {
+    Pace {
+        answer: Duration::from_secs(3),
+        silence: Duration::from_secs(4),
+        watch: Duration::from_secs(30),
+        steady: Duration::from_secs(1),
+        first_wait: Duration::from_millis(100),
+        longest_wait: Duration::from_secs(2),
+    }
+}
+
+/// A cluster on a [`Server`], empty at first.
+pub struct InApiServer<'a> {
+    /// The server.
+    pub server: &'a Server,
+    client: Client,
+}
+
+impl<'a> InApiServer<'a> {
+    /// Takes away what others left.
+    pub fn new(server: &'a Server) -> Result<Self> {
+        let world = Self::resumed(server)?;
+        for kind in [node_kind(), mesh_kind()] {
+            let api = world.api(&kind);
+            let listed = server.runtime.block_on(api.list(&ListParams::default()))?;
+            for object in listed {
+                let name = object.metadata.name.context("a name")?;
+                server.runtime.block_on(api.delete(&name, &DeleteParams::default()))?;
+            }
+        }
+        Ok(world)
+    }
+
+    /// As it is.
+    pub fn resumed(server: &'a Server) -> Result<Self> {
+        Ok(Self { server, client: server.client(Who::Admin)? })
+    }
+
+    fn api(&self, kind: &ApiResource) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), kind)
+    }
+
+    /// Made, or changed by a merge; refused as the API server says.
+    pub fn put(&self, kind: &ApiResource, object: &Value) -> kube::Result<DynamicObject> {
+        let api = self.api(kind);
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        self.server.runtime.block_on(async {
+            match api.get_opt(name).await? {
+                Some(_) => api.patch(name, &merge(), &Patch::Merge(object)).await,
+                None => {
+                    let mut whole = object.clone();
+                    whole["apiVersion"] = json!(kind.api_version);
+                    whole["kind"] = json!(kind.kind);
+                    let whole = serde_json::from_value(whole).map_err(kube::Error::SerdeError)?;
+                    api.create(&PostParams::default(), &whole).await
+                }
+            }
+        })
+    }
+
+    fn delete(&self, kind: &ApiResource, name: &str) -> Result<()> {
+        self.server.runtime.block_on(self.api(kind).delete(name, &DeleteParams::default()))?;
+        Ok(())
+    }
+
+    /// A source for `own` at the API server of this kubeconfig.
+    pub fn open_by(&self, own: &str, kubeconfig: &Path) -> Watching {
+        let runtime = self.server.runtime.handle();
+        let origin = Origin::Kubeconfig(kubeconfig.to_owned());
+        Watching::new(|wake| Kubernetes::open(origin, own, pace(), runtime, wake))
+    }
+
+    /// Its kubelet says that it is alive, for the `beat`th time.
+    pub fn beat(&self, node: &str, beat: u32) -> Result<()> {
+        let condition = json!({
+            "type": "Ready", "status": "True", "reason": "KubeletReady", "message": format!("beat {beat}"),
+        });
+        let status = json!({"status": {"conditions": [condition]}});
+        let api = self.api(&node_kind());
+        self.server.runtime.block_on(api.patch_status(node, &merge(), &Patch::Merge(status)))?;
+        Ok(())
+    }
+
+    /// A Node, as it is.
+    pub fn node(&self, name: &str) -> Result<Value> {
+        let node = self.server.runtime.block_on(self.api(&node_kind()).get(name))?;
+        Ok(serde_json::to_value(node)?)
+    }
+}
+
+impl World for InApiServer<'_> {
+    fn put_node(&mut self, name: &str, pod_cidrs: &[&str], addresses: &[&str]) -> Result<()> {
+        let spec = if pod_cidrs.is_empty() {
+            json!({})
+        } else {
+            json!({"podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs})
+        };
+        self.put(&node_kind(), &json!({"metadata": {"name": name}, "spec": spec}))?;
+        let status = json!({"status": addresses_of(addresses)});
+        let api = self.api(&node_kind());
+        self.server.runtime.block_on(api.patch_status(name, &merge(), &Patch::Merge(status)))?;
+        Ok(())
+    }
+
+    fn annotate(&mut self, name: &str, said: Option<&str>) -> Result<()> {
+        let object = json!({"metadata": {"name": name, "annotations": {names::ANNOUNCEMENT: said}}});
+        self.put(&node_kind(), &object)?;
+        Ok(())
+    }
+
+    fn delete_node(&mut self, name: &str) -> Result<()> {
+        self.delete(&node_kind(), name)
+    }
+
+    fn put_mesh(&mut self, spec: &Value) -> Result<()> {
+        self.put(&mesh_kind(), &json!({"metadata": {"name": names::MESH}, "spec": spec}))?;
+        Ok(())
+    }
+
+    fn delete_mesh(&mut self) -> Result<()> {
+        self.delete(&mesh_kind(), names::MESH)
+    }
+
+    fn announced(&self, name: &str) -> Result<Option<String>> {
+        Ok(annotation(&self.node(name)?))
+    }
+
+    fn open(&self, own: &str) -> Result<Watching> {
+        Ok(self.open_by(own, &self.server.kubeconfig(Who::Agent)?))
+    }
+}
+
+fn merge() -> PatchParams {
+    PatchParams { field_manager: Some(HAND.to_owned()), ..PatchParams::default() }
+}
+
+/// `v1` Node.
+pub fn node_kind() -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Node"), "nodes")
+}
+
+/// Our mesh.
+pub fn mesh_kind() -> ApiResource {
+    let version = names::API_VERSION.rsplit('/').next().unwrap_or_default();
+    ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk(names::GROUP, version, "EncryptionMesh"),
+        "encryptionmeshes",
+    )
+}
+
+/// The definitions in `deploy/`, by name.
+pub fn definitions() -> Result<Vec<(String, Value)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(DEFINITIONS).context(DEFINITIONS)? {
+        let object: Value = serde_norway::from_str(&fs::read_to_string(entry?.path())?)?;
+        all.push((object["metadata"]["name"].as_str().context("a name")?.to_owned(), object));
+    }
+    Ok(all)
+}
+
+/// Installs the definitions in `deploy/`; returns when they serve.
+pub fn install_definitions(server: &Server) -> Result<()> {
+    let client = server.client(Who::Admin)?;
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for (name, definition) in definitions()? {
+        let params = PatchParams::apply(HAND).force();
+        server.runtime.block_on(api.patch(&name, &params, &Patch::Apply(definition)))?;
+    }
+    let meshes: Api<DynamicObject> = Api::all_with(client, &mesh_kind());
+    until("the mesh's definition serves", || {
+        server.runtime.block_on(meshes.list(&ListParams::default())).is_ok()
+    });
+    Ok(())
+}
+
+/// Takes one away, and all objects with it.
+pub fn remove_definition(server: &Server, name: &str) -> Result<()> {
+    let client = server.client(Who::Admin)?;
+    let api: Api<CustomResourceDefinition> = Api::all(client);
+    server.runtime.block_on(api.delete(name, &DeleteParams::default()))?;
+    until("the definition is gone", || {
+        server.runtime.block_on(api.get_opt(name)).is_ok_and(|found| found.is_none())
+    });
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! What the API server refuses by the definitions in `deploy/`, and why.
+
+use std::collections::BTreeSet;
+
+use kubeveil_tests_kubernetes::{
+    cluster::{self, InApiServer, mesh_kind},
+    server::Server,
+};
+use serde_json::{Value, json};
+
+use crate::suite::mesh;
+
+const GOOD_KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+
+/// What is refused in a new mesh, by the rule with this message: `mesh` with a field of `spec` otherwise.
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("podCIDRs", "[]", "is empty, so no address would be a pod's and nothing encrypted"),
+    ("podCIDRs", r#"["10.244.0.0/33"]"#, "is no range of addresses, such as 10.244.0.0/16 or fd00:244::/48"),
+    ("podCIDRs", r#"["0.0.0.0/0"]"#, "is the whole address space; name the cluster's own ranges"),
+    ("podCIDRs", r#"["10.244.0.0/16", "::/0"]"#, "is the whole address space; name the cluster's own ranges"),
+    ("nodeCIDRs", r#"["192.0.2.1"]"#, "is no range of addresses, such as 10.244.0.0/16 or fd00:244::/48"),
+    ("nodeCIDRs", r#"["0.0.0.0/0"]"#, "is the whole address space; name the cluster's own ranges"),
+    (
+        "revokedKeys",
+        r#"["hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTm1="]"#,
+        "is no WireGuard public key: must be 44 characters of base64",
+    ),
+    (
+        "adoption",
+        r#"{"deadline": "2027-01-31T12:00:00"}"#,
+        "is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339)",
+    ),
+];
+
+/// Every rule of `value`, by its message.
+fn rules(value: &Value, found: &mut BTreeSet<String>) {
+    if let Some(rules) = value.get("x-kubernetes-validations").and_then(Value::as_array) {
+        found.extend(rules.iter().filter_map(|rule| rule["message"].as_str()).map(str::to_owned));
+    }
+    match value {
+        Value::Object(object) => object.values().for_each(|value| rules(value, found)),
+        Value::Array(values) => values.iter().for_each(|value| rules(value, found)),
+        _ => {}
+    }
+}
+
+pub(crate) fn every_rule_refuses(server: &mut Server) {
+    let world = InApiServer::new(server).unwrap();
+    let put = |name: &str, spec: &Value| {
+        world.put(&mesh_kind(), &json!({"metadata": {"name": name}, "spec": spec}))
+    };
+    let mut met = BTreeSet::new();
+    let mut refused = |name: &str, spec: &Value, message: &str| {
+        let error = put(name, spec).expect_err(message);
+        let kube::Error::Api(status) = &error else { panic!("{error}") };
+        assert_eq!(status.code, 422, "{spec}: {error}");
+        assert!(status.message.contains(message), "{spec}: {}", status.message);
+        met.insert(message.to_owned());
+    };
+    for (field, value, message) in REFUSED {
+        let mut spec = mesh();
+        spec[*field] = serde_json::from_str(value).unwrap();
+        refused("default", &spec, message);
+    }
+    refused("another", &mesh(), "there is one mesh and it is called default");
+
+    // All that is allowed, at once; and then the way back.
+    let mut spec = mesh();
+    spec["keyGeneration"] = json!(3);
+    spec["revokedKeys"] = json!([GOOD_KEY]);
+    for deadline in ["2027-01-31T12:00:00Z", "2027-01-31T13:00:00.5+01:00"] {
+        spec["adoption"] = json!({"deadline": deadline});
+        put("default", &spec).unwrap();
+    }
+    let never = "never decreases, and removing it counts as decreasing";
+    for lower in [json!(2), Value::Null] {
+        spec["keyGeneration"] = lower;
+        refused("default", &spec, never);
+    }
+    spec["keyGeneration"] = json!(4);
+    put("default", &spec).unwrap();
+
+    let mut all = BTreeSet::new();
+    for (_, definition) in cluster::definitions().unwrap() {
+        rules(&definition, &mut all);
+    }
+    let untested: Vec<_> = all.iter().filter(|rule| !met.iter().any(|met| rule.starts_with(met))).collect();
+    assert!(all.len() > 6 && untested.is_empty(), "rules without a test: {untested:?}");
+}
+
+/// What our own code takes the API server takes, and the other way round, for what both look at.
+pub(crate) fn both_refuse_the_same(server: &mut Server) {
+    let world = InApiServer::new(server).unwrap();
+    let fields = [
+        ("podCIDRs", json!(["fd00::/8", "10.0.0.1/8"])),
+        ("podCIDRs", json!(["10.0.0.0/8", "nonsense"])),
+        ("podCIDRs", json!([])),
+        ("nodeCIDRs", json!([])),
+        ("nodeCIDRs", json!(["0.0.0.0/0"])),
+        ("mode", json!("observe")),
+        ("mode", json!("requires")),
+        ("keyGeneration", json!(-1)),
+        ("keyGeneration", json!(4_294_967_296_u64)),
+        ("keyGeneration", json!("1")),
+        ("revokedKeys", json!([GOOD_KEY])),
+        ("revokedKeys", json!([&GOOD_KEY[1..]])),
+        ("adoption", json!({"deadline": "2027-01-31t12:00:00.123456789z"})),
+        ("adoption", json!({"deadline": "2027-01-31"})),
+        ("adoption", json!({})),
+    ];
+    for (field, value) in fields {
+        let mut spec = mesh();
+        spec[field] = value;
+        let ours: Result<kubeveil_api::mesh::MeshSpec, _> = serde_json::from_value(spec.clone());
+        let ours = ours.is_ok_and(|spec| spec.check().is_ok());
+        let mut whole = json!({"metadata": {"name": "default"}, "spec": spec});
+        whole["metadata"]["annotations"] = json!({"try": field});
+        let theirs = world.put(&mesh_kind(), &whole);
+        assert_eq!(ours, theirs.is_ok(), "{spec}: {theirs:?}");
+        let fresh = InApiServer::new(server);
+        assert!(fresh.is_ok(), "cleaned");
+    }
+}

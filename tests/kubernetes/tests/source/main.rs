@@ -1,0 +1,99 @@
+//! The sources, folder and API server, held to one suite; and the latter on a real API server that fails in many ways.
+#![expect(clippy::print_stdout, reason = "a test runner's output is the point of it")]
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod agent;
+mod definitions;
+mod mischief;
+mod suite;
+mod troubles;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use kubeveil_tests_kubernetes::{
+    cluster::{self, InApiServer},
+    server::{self, Server},
+    world::InFolder,
+};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// The one server of all tests; `None` where there can't be one.
+type Shared = Arc<Mutex<Option<Server>>>;
+
+/// A test on it.
+type OnServer = fn(&mut Server);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share the server, and it ends with the thread that started it.
+    arguments.test_threads = Some(1);
+    let missing = server::missing();
+    let shared = Shared::default();
+    if missing.is_none() && !arguments.list {
+        let server = Server::start().unwrap();
+        cluster::install_definitions(&server).unwrap();
+        *shared.lock().unwrap() = Some(server);
+    }
+    let mut trials = Vec::new();
+    for (name, case) in suite::CASES {
+        trials.push(Trial::test(format!("suite::folder::{name}"), move || {
+            told(|| case(&mut InFolder::new(tempfile::tempdir().unwrap().path())))
+        }));
+        let on_server = move |server: &mut Server| case(&mut InApiServer::new(server).unwrap());
+        trials.push(trial(&format!("suite::kubernetes::{name}"), &shared, missing.clone(), on_server));
+    }
+    let on_server: &[(&str, OnServer)] = &[
+        (
+            "agent::peers_come_from_nodes_and_outlive_the_api_server",
+            agent::peers_come_from_nodes_and_outlive_the_api_server,
+        ),
+        ("definitions::every_rule_refuses", definitions::every_rule_refuses),
+        ("definitions::both_refuse_the_same", definitions::both_refuse_the_same),
+        ("troubles::a_missing_right_is_named", troubles::a_missing_right_is_named),
+        ("troubles::a_missing_definition_is_named", troubles::a_missing_definition_is_named),
+        (
+            "troubles::a_certificate_of_somebody_else_is_refused",
+            troubles::a_certificate_of_somebody_else_is_refused,
+        ),
+        ("troubles::a_kubeconfig_that_is_missing_is_named", troubles::a_kubeconfig_that_is_missing_is_named),
+        (
+            "troubles::an_api_server_that_is_down_removes_nobody",
+            troubles::an_api_server_that_is_down_removes_nobody,
+        ),
+        (
+            "troubles::another_node_of_the_name_is_not_written_to",
+            troubles::another_node_of_the_name_is_not_written_to,
+        ),
+        ("troubles::a_heartbeat_wakes_nobody", troubles::a_heartbeat_wakes_nobody),
+    ];
+    for (name, case) in on_server.iter().chain(mischief::ALL) {
+        trials.push(trial(name, &shared, missing.clone(), case));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A test that needs the server.
+fn trial(
+    name: &str,
+    shared: &Shared,
+    missing: Option<String>,
+    run: impl FnOnce(&mut Server) + Send + 'static,
+) -> Trial {
+    let (told_name, shared) = (name.to_owned(), shared.clone());
+    Trial::ignorable_test(name, move || {
+        if let Some(reason) = missing {
+            println!("skipped: {told_name} ({reason})");
+            return Ok(Completion::ignored_with(reason));
+        }
+        let mut server = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        told(|| run(server.as_mut().unwrap())).map(|()| Completion::Completed)
+    })
+}
+
+fn told(run: impl FnOnce()) -> Result<(), Failed> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|_| Failed::from("see above"))
+}

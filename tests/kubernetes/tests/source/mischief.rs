@@ -1,0 +1,125 @@
+//! An API server that fails and lies: nobody is removed by it, it is not asked without end, and what was missed is caught up
+//! with.
+
+use std::time::{Duration, Instant};
+
+use kubeveil_core::{problem::Problem, source::SourceState};
+use kubeveil_tests_kubernetes::{
+    cluster::{InApiServer, pace},
+    proxy::{Mischief, Proxy},
+    server::{Server, Who},
+    world::{Watching, World, until},
+};
+
+use crate::{
+    OnServer,
+    suite::{knows, put, settle},
+};
+
+/// How long it lasts.
+const LASTS: Duration = Duration::from_secs(4);
+/// Of one task, in that time: waits of 0.1, 0.2, 0.4, 0.8 and 1.6 s, and what chance adds only makes them longer; each try is
+/// a list of one page and a watch at the most.
+const MOST_TRIES: u64 = 6;
+/// Two tasks that follow, one that writes.
+const MOST_REQUESTS: u64 = 2 * MOST_TRIES * 2 + MOST_TRIES;
+
+struct Stage<'a> {
+    world: InApiServer<'a>,
+    proxy: Proxy,
+    watching: Watching,
+    _dir: tempfile::TempDir,
+}
+
+/// Three nodes are known, by way of the proxy; the third came after the first list.
+fn stage(server: &Server) -> Stage<'_> {
+    let mut world = InApiServer::new(server).unwrap();
+    settle(&mut world, 2);
+    let proxy = Proxy::start(server).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, kubeconfig) = (dir.path().join("ca.pem"), dir.path().join("kubeconfig"));
+    std::fs::write(&ca, server.authority.pem()).unwrap();
+    server.write_kubeconfig(&kubeconfig, &proxy.url(), Who::Agent, &ca).unwrap();
+    let mut watching = world.open_by("node-1", &kubeconfig);
+    watching.until("two are known", |state| knows(state, &["node-1", "node-2"]));
+    put(&mut world, 3);
+    watching.until("all is known", |state| knows(state, &["node-1", "node-2", "node-3"]));
+    Stage { world, proxy, watching, _dir: dir }
+}
+
+fn has(state: &SourceState, node: &str) -> bool {
+    state.knowledge.snapshot().nodes.contains_key(node)
+}
+
+/// While `mischief` lasts, a node comes, one goes, and this one has something to say. It is told with these words.
+fn plays(server: &mut Server, mischief: Mischief, told: &str) {
+    let mut stage = stage(server);
+    stage.proxy.play(mischief);
+    stage.world.delete_node("node-3").unwrap();
+    put(&mut stage.world, 4);
+    let uid = stage.watching.read().knowledge.snapshot().nodes["node-1"].uid.clone();
+    stage.watching.source.announce("node-1", &uid, "said").ok();
+    // Where lists go through, the cluster is known as it is.
+    let is_told_the_truth = mischief == Mischief::Expire;
+    let start = Instant::now();
+    let mut problems = Vec::new();
+    while start.elapsed() < LASTS {
+        let state = stage.watching.read();
+        assert!(has(&state, "node-1") && has(&state, "node-2"), "{mischief:?}: {state:#?}");
+        assert!(is_told_the_truth || has(&state, "node-3"), "{mischief:?}: {state:#?}");
+        problems.extend(state.problems);
+        stage.watching.woken.recv_timeout(Duration::from_millis(50)).ok();
+    }
+    let all = knows(&stage.watching.read(), &["node-1", "node-2", "node-4"]);
+    assert_eq!(all, is_told_the_truth, "{mischief:?}");
+    let requests = stage.proxy.requests();
+    assert!((1..=MOST_REQUESTS).contains(&requests), "{mischief:?}: {requests} requests");
+    let is_told = problems.iter().any(|problem: &Problem| problem.to_string().contains(told));
+    assert!(is_told, "{mischief:?} is not told: {problems:#?}");
+
+    stage.proxy.play(Mischief::Nothing);
+    let start = Instant::now();
+    stage.watching.until("all is as it is", |state| {
+        knows(state, &["node-1", "node-2", "node-4"]) && state.problems.is_empty()
+    });
+    stage.watching.until("it has spoken", |state| {
+        state.knowledge.snapshot().nodes["node-1"].announcement.as_deref() == Some("said")
+    });
+    // The longest wait with what chance adds, twice (it may fail once more), and a watch that has to prove itself.
+    let most = 4 * pace().longest_wait + pace().answer + pace().steady;
+    assert!(start.elapsed() < most, "{mischief:?}: {:?} until it was caught up with", start.elapsed());
+    println!("{mischief:?}: {requests} requests, caught up within {:?}", start.elapsed());
+}
+
+/// A connection that is open and says nothing is not waited for.
+fn a_watch_that_drips_is_begun_anew(server: &mut Server) {
+    let mut stage = stage(server);
+    stage.proxy.play(Mischief::DripWatches);
+    until("both are begun", || stage.proxy.requests() >= 2);
+    until("both are begun anew", || stage.proxy.requests() >= 4);
+    assert!(knows(&stage.watching.read(), &["node-1", "node-2", "node-3"]));
+}
+
+/// Each of them, by the name of its test.
+pub(crate) const ALL: &[(&str, OnServer)] = &[
+    ("mischief::refused_429", |server| plays(server, Mischief::Refuse(429), "(429)")),
+    ("mischief::refused_503", |server| plays(server, Mischief::Refuse(503), "(503)")),
+    ("mischief::hang", |server| plays(server, Mischief::Hang, "no answer within 3 s")),
+    ("mischief::half_a_response", |server| {
+        plays(server, Mischief::Half, "can't be asked to list nodes since")
+    }),
+    ("mischief::slow_drip", |server| plays(server, Mischief::Drip, "no answer within 3 s")),
+    ("mischief::a_watch_that_drips_is_begun_anew", a_watch_that_drips_is_begun_anew),
+    ("mischief::reset", |server| plays(server, Mischief::Reset, "reset")),
+    ("mischief::wrong_certificate", |server| {
+        plays(server, Mischief::WrongCertificate, "its certificate is refused")
+    }),
+    ("mischief::expired_watches", |server| plays(server, Mischief::Expire, "(410)")),
+    ("mischief::watches_that_end", |server| plays(server, Mischief::EndWatches, "a watch ended at once")),
+    ("mischief::empty_lists", |server| {
+        plays(server, Mischief::EmptyLists, "Node node-1: does not exist, though kubeveild runs on it")
+    }),
+    ("mischief::old_lists", |server| {
+        plays(server, Mischief::OldLists, "its list of nodes is of resourceVersion")
+    }),
+];
