@@ -18,7 +18,7 @@ const TIME_LIMIT: u64 = 900;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// host, 6.12 or 6.1; the machine's own where that has WireGuard, else 6.12 in a VM
+    /// host, 6.12, 6.1 or canary; the machine's own where that has WireGuard, else 6.12 in a VM
     #[arg(long)]
     kernel: Option<Kernel>,
     /// Colours, whatever standard output is

@@ -48,7 +48,7 @@ pub(crate) struct VmArguments {
 /// Where a command runs, and what goes in and comes out.
 #[derive(Args)]
 struct Place {
-    /// host, 6.12 or 6.1; the machine's own where that has WireGuard, else 6.12 in a VM
+    /// host, 6.12, 6.1 or canary; the machine's own where that has WireGuard, else 6.12 in a VM
     #[arg(long)]
     kernel: Option<Kernel>,
     /// The command's working folder

@@ -39,8 +39,8 @@ impl FromStr for Kernel {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "host" => Ok(Self::Host),
-            "6.1" | "6.12" => Ok(Self::Guest(text.to_owned())),
-            _ => Err("kernels are host, 6.12 and 6.1".to_owned()),
+            "6.1" | "6.12" | "canary" => Ok(Self::Guest(text.to_owned())),
+            _ => Err("kernels are host, 6.12, 6.1 and canary".to_owned()),
         }
     }
 }

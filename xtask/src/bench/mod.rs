@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// Fail where a bar is missed
     #[arg(long)]
     strict: bool,
-    /// Where the parts run that need WireGuard: host, 6.12 or 6.1; the machine's own where that has it, else 6.12 in a VM
+    /// Where the parts run that need WireGuard: host, 6.12, 6.1 or canary; the machine's own where that has it, else 6.12 in a VM
     #[arg(long)]
     kernel: Option<Kernel>,
 }

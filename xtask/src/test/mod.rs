@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     /// Only one part
     #[arg(long, value_enum)]
     only: Option<Part>,
-    /// Where the lab runs: host, 6.12 or 6.1; the machine's own where that has WireGuard
+    /// Where the lab runs: host, 6.12, 6.1 or canary; the machine's own where that has WireGuard
     #[arg(long)]
     kernel: Option<Kernel>,
 }
