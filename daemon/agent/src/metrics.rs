@@ -17,7 +17,7 @@ use crate::status::{View, verdict, wireguard_drops};
 type Labels = Vec<(&'static str, String)>;
 
 /// Buckets of a way round, seconds.
-const DURATIONS: [f64; 8] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0];
+const DURATIONS: [f64; 7] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0];
 
 /// What is measured as it happens.
 #[derive(Clone, Debug)]
