@@ -93,7 +93,10 @@ fn another_announcement_costs_no_look_at_the_kernel() {
 #[test]
 fn another_key_is_proven_before_it_is_used() {
     let (mut bench, mut node) = Bench::settled(3);
-    let fresh = PrivateKey::generate().expect("randomness");
+    let own = node.keeper.info().expect("a key").public;
+    // A higher one, so that this node has the first word.
+    let mut keys = std::iter::repeat_with(|| PrivateKey::generate().expect("randomness"));
+    let fresh = keys.find(|key| key.public() > own).expect("a key");
     bench.says(3, Some(announce(3, &fresh, 51871)));
     let wait = node.hear(bench.now());
     assert_eq!(bench.tunnelled(), 1);
