@@ -40,7 +40,8 @@ impl Picture {
         }
         facts.extend(pins(&daemon.file("bpf/kubeveil"))?);
         let announcement = stage.manifest(&format!("announcements/{}.yaml", node.name()));
-        for path in [daemon.file("state/known.json"), daemon.file("state/adoption.json"), announcement] {
+        facts.push(format!("known.json: {:?}", kept(&daemon.file("state/known.json"))));
+        for path in [daemon.file("state/adoption.json"), announcement] {
             facts.push(format!("{}: {:?}", path.display(), std::fs::read_to_string(&path).ok()));
         }
         facts.sort();
@@ -53,6 +54,16 @@ impl Picture {
         let [gone, new] = [&was - &is, &is - &was];
         format!("was {gone:#?}, is {new:#?}")
     }
+}
+
+/// What is kept, but for announcements: those get there with the next whole way round, up to ten seconds after they are known.
+fn kept(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let Ok(mut kept) = serde_json::from_str::<serde_json::Value>(&text) else { return Some(text) };
+    for node in kept["snapshot"]["nodes"].as_object_mut()?.values_mut() {
+        node.as_object_mut()?.remove("announcement");
+    }
+    Some(kept.to_string())
 }
 
 /// The device's line without its private key, and each peer's without what changes by itself.
