@@ -9,17 +9,20 @@
 #   -T 300    seconds until CMD is ended: exit status 124
 #   -t        CMD gets a terminal (for an interactive shell)
 #   -c 1      virtual CPUs          -m 2G   memory      -C qemu64   CPU model
+#   -n PORT   a way in: this port of 127.0.0.1 is the guest's port 2222, which also reaches this machine as 10.0.2.2
+#   -s FILE   a disk that is written to: /dev/disk-scratch
 #   -l LOG    keep the kernel's log (else shown only when the guest dies: exit status 125)
 # KUBEVEIL_VM_WATCH=PID in the environment: end when that process is gone.
 set -euo pipefail
-kernel= tools= programs= payload= out= limit=0 tty= cpus=1 memory=2G cpu=qemu64 keep= watched=${KUBEVEIL_VM_WATCH:-}
+kernel= tools= programs= payload= out= limit=0 tty= cpus=1 memory=2G cpu=qemu64 keep= way_in= scratch= watched=${KUBEVEIL_VM_WATCH:-}
 environment=()
-usage() { sed -n '2,14s/^# \?//p' "$0" >&2; exit 2; }
-while getopts k:i:p:d:o:e:T:tc:m:C:l: option; do
+usage() { sed -n '2,16s/^# \?//p' "$0" >&2; exit 2; }
+while getopts k:i:p:d:o:e:T:tc:m:C:n:s:l: option; do
     case $option in
         k) kernel=$OPTARG ;; i) tools=$OPTARG ;; p) programs=$OPTARG ;; d) payload=$OPTARG ;;
         o) out=$OPTARG ;; e) environment+=("$OPTARG") ;; T) limit=$OPTARG ;; t) tty=1 ;;
-        c) cpus=$OPTARG ;; m) memory=$OPTARG ;; C) cpu=$OPTARG ;; l) keep=$OPTARG ;;
+        c) cpus=$OPTARG ;; m) memory=$OPTARG ;; C) cpu=$OPTARG ;;
+        n) way_in=$OPTARG ;; s) scratch=$OPTARG ;; l) keep=$OPTARG ;;
         *) usage ;;
     esac
 done
@@ -57,6 +60,13 @@ disk() { disks+=(-drive "file=$2,if=none,id=$1,format=raw,readonly=on" -device "
 port() { ports+=(-chardev "$2,id=$1" -device "virtserialport,chardev=$1,name=$1"); }
 disk tools "$tools"; disk modules "$kernel/modules.img"
 for name in payload programs command; do disk "$name" "$work/$name"; done
+if [[ -n $scratch ]]; then
+    disks+=(-drive "file=$scratch,if=none,id=scratch,format=raw,cache=unsafe" -device virtio-blk-pci,drive=scratch,serial=scratch)
+fi
+network=()
+if [[ -n $way_in ]]; then
+    network=(-netdev "user,id=way-in,hostfwd=tcp:127.0.0.1:$way_in-:2222" -device virtio-net-pci,netdev=way-in)
+fi
 
 # One port a stream: QEMU discards what the guest writes to a port whose other direction has ended.
 mkfifo "$work/stdin" "$work/stdout" "$work/stderr" "$work/files"
@@ -90,7 +100,7 @@ qemu=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
     -accel "tcg,thread=multi,tb-size=256" -cpu "$cpu" -smp "$cpus" -m "$memory"
     -kernel "$kernel/vmlinux" -initrd "$kernel/initramfs" -append "$append"
     -serial "file:$work/console"
-    -device virtio-serial-pci "${disks[@]}" "${ports[@]}")
+    -device virtio-serial-pci "${disks[@]}" "${network[@]}" "${ports[@]}")
 # In the background, so that a signal to this script is acted upon at once.
 if [[ -n $tty ]]; then
     saved=$(stty -g)
