@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod codegen;
 mod demo;
 mod fuzz;
@@ -35,6 +36,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    InCheckout(InCheckout),
+    /// In a node of a cluster (`cluster` puts it on its command's PATH)
+    #[command(hide = true)]
+    NodeExec(cluster::NodeExecArguments),
+    /// What passes between the nodes of a cluster (`cluster` puts it on its command's PATH)
+    #[command(hide = true)]
+    WireCapture(cluster::WireCaptureArguments),
+}
+
+#[derive(Subcommand)]
+enum InCheckout {
     /// Three nodes encrypt their pods' traffic, before your eyes
     Demo(demo::Arguments),
     /// Set up what is missing and run every test
@@ -51,6 +64,8 @@ enum Command {
     Lab(lab::Arguments),
     /// Run a command with our programs where the lab would run, without laying it
     Vm(lab::VmArguments),
+    /// A real Kubernetes, its nodes on a kernel with WireGuard, and a command beside it
+    Cluster(cluster::Arguments),
     /// Build the eBPF programs and the host programs as the lab runs them
     Build,
     /// Build the eBPF programs
@@ -68,20 +83,30 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
+    // Started from anywhere, also outside of the checkout.
+    let command = match command {
+        Command::NodeExec(arguments) => return cluster::node_exec(&arguments),
+        Command::WireCapture(arguments) => return cluster::wire_capture(&arguments),
+        Command::InCheckout(command) => command,
+    };
     let workspace = Workspace::find()?;
-    if !matches!(command, Command::Lint(_) | Command::Codegen(_) | Command::BuildEbpf) {
+    if !matches!(
+        command,
+        InCheckout::Lint(_) | InCheckout::Codegen(_) | InCheckout::BuildEbpf | InCheckout::Cluster(_)
+    ) {
         build::tell_first_time(&workspace);
     }
     match command {
-        Command::Demo(arguments) => demo::run(&workspace, &arguments),
-        Command::Test(arguments) => test::run(&workspace, &arguments),
-        Command::Bench(arguments) => bench::run(&workspace, &arguments),
-        Command::Codegen(arguments) => codegen::run(&workspace, &arguments),
-        Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
-        Command::Lint(arguments) => lint::run(&workspace, &arguments),
-        Command::Lab(arguments) => lab::run(&workspace, arguments),
-        Command::Vm(arguments) => lab::run_vm(&workspace, arguments),
-        Command::Build => build::programs(&workspace).map(|_| ExitCode::SUCCESS),
-        Command::BuildEbpf => build::ebpf(&workspace).map(|_| ExitCode::SUCCESS),
+        InCheckout::Demo(arguments) => demo::run(&workspace, &arguments),
+        InCheckout::Test(arguments) => test::run(&workspace, &arguments),
+        InCheckout::Bench(arguments) => bench::run(&workspace, &arguments),
+        InCheckout::Codegen(arguments) => codegen::run(&workspace, &arguments),
+        InCheckout::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
+        InCheckout::Lint(arguments) => lint::run(&workspace, &arguments),
+        InCheckout::Lab(arguments) => lab::run(&workspace, arguments),
+        InCheckout::Vm(arguments) => lab::run_vm(&workspace, arguments),
+        InCheckout::Cluster(arguments) => cluster::run(&workspace, &arguments),
+        InCheckout::Build => build::programs(&workspace).map(|_| ExitCode::SUCCESS),
+        InCheckout::BuildEbpf => build::ebpf(&workspace).map(|_| ExitCode::SUCCESS),
     }
 }

@@ -32,6 +32,13 @@ pub(crate) const FUZZER: &[Tool] = &[tool("c++", "g++", "builds libFuzzer")];
 /// Needed to build Kubernetes.
 pub(crate) const GO: &[Tool] = &[tool("go", "golang-go", "builds an API server of Kubernetes")];
 
+/// Needed to make a cluster and its control plane.
+pub(crate) const CLUSTER: &[Tool] = &[
+    tool("openssl", "openssl", "makes the cluster's certificates"),
+    tool("mke2fs", "e2fsprogs", "makes the nodes' disk"),
+    tool("setpriv", "util-linux", "ends the control plane with xtask"),
+];
+
 /// Needed to boot a guest.
 pub(crate) const EMULATOR: &[Tool] = &[
     tool("qemu-system-x86_64", "qemu-system-x86", "runs a kernel that has WireGuard"),

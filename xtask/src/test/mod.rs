@@ -21,7 +21,7 @@ use self::{
     suites::Suite,
 };
 use crate::{
-    build, fuzz, kubernetes, lint,
+    build, cluster, fuzz, kubernetes, lint,
     machine::{self, Kernel},
     process, report, setup,
     workspace::Workspace,
@@ -57,6 +57,8 @@ enum Part {
     Lab,
     /// Every kind of packet on every device, on two kernels; with --kernel all of it on one
     Matrix,
+    /// A whole Kubernetes; only where it is asked for
+    Cluster,
 }
 
 /// Runs the tests; success only if some ran and none failed.
@@ -64,7 +66,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let mut total = Tally::default();
     let mut times = Vec::new();
     let parts = [Part::Rules, Part::Unit, Part::Bpf, Part::Kubernetes, Part::Lab, Part::Matrix];
-    for part in parts.into_iter().filter(|p| arguments.only.is_none_or(|only| only == *p)) {
+    let wanted = arguments.only.map_or(parts.to_vec(), |only| vec![only]);
+    for part in wanted {
         let name = format!("{part:?}").to_lowercase();
         report::say(format!("tests: {name}"));
         let start = Instant::now();
@@ -106,6 +109,7 @@ impl Part {
             Self::Kubernetes => on_api_server(workspace, filter),
             Self::Lab => guest::lab(workspace, arguments),
             Self::Matrix => guest::matrix(workspace, arguments),
+            Self::Cluster => cluster::test(workspace, filter),
         }
     }
 

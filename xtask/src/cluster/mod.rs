@@ -1,0 +1,214 @@
+//! `cargo xtask cluster`: a real Kubernetes, whose nodes have a kernel with WireGuard.
+//!
+//! The control plane runs on this machine's loopback. The nodes share one VM, each in namespaces and a cgroup of its own
+//! with its own kubelet, containerd and kube-proxy. No interface, route or rule of this machine is touched.
+
+mod control;
+mod credentials;
+mod guest;
+mod network;
+mod plan;
+mod processes;
+mod programs;
+mod smoke;
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    path::Path,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+pub(crate) use self::guest::{NodeExecArguments, WireCaptureArguments, node_exec, wire_capture};
+pub(crate) use self::smoke::test;
+use self::{
+    plan::Plan,
+    processes::{PAUSE, Processes},
+    programs::Programs,
+};
+use crate::{
+    machine, process,
+    report::{Step, say},
+    workspace::Workspace,
+};
+
+/// What nodes may take to come up under emulation beside a busy core.
+const REGISTERED: Duration = Duration::from_secs(240);
+const READY: Duration = Duration::from_secs(240);
+
+/// Memory of the VM that holds the nodes.
+const MEMORY: &str = "4G";
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: u8,
+    /// Memory of the VM that holds the nodes
+    #[arg(long, default_value = MEMORY)]
+    memory: String,
+    /// The command, with kubectl, node-exec and wire-capture on PATH and KUBECONFIG set; an interactive shell if none
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+/// Brings a cluster up, runs the command beside it, and takes it down.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.command.is_empty() && !machine::is_interactive() {
+        bail!("cluster: without a terminal there is no shell to start: give a command after --");
+    }
+    with(workspace, arguments.nodes, &arguments.memory, |cluster| cluster.beside(&arguments.command))
+}
+
+/// Brings a cluster up, does something with it, and takes it down.
+fn with<T>(
+    workspace: &Workspace,
+    nodes: u8,
+    memory: &str,
+    deed: impl FnOnce(&mut Cluster) -> Result<T>,
+) -> Result<T> {
+    let programs = Programs::ensure(workspace)?;
+    let _alone = lock(workspace)?;
+    processes::note_interrupts()?;
+    let folder = workspace.fresh_folder("cluster")?;
+    let plan = Plan::new(nodes, folder, credentials::token()?)?;
+    let processes = Processes::new(plan.folder.clone());
+    let mut cluster = Cluster { plan, programs, processes };
+    let result = cluster.bring_up(workspace, memory).and_then(|()| deed(&mut cluster));
+    if result.is_err() {
+        cluster.save_node_logs();
+        say(format!("the cluster's logs are in {}", cluster.plan.folder.display()));
+    }
+    let step = Step::begin("taking the cluster down");
+    drop(cluster);
+    step.end();
+    result
+}
+
+/// Held while a cluster of this checkout is up: the next one begins with an empty folder.
+fn lock(workspace: &Workspace) -> Result<fs::File> {
+    let path = workspace.target.join("cluster.lock");
+    let file = fs::File::create(&path).with_context(|| format!("make {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            bail!("another cluster of this checkout is up ({} is locked): end it first", path.display())
+        }
+        Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// A cluster that is up, or on its way.
+struct Cluster {
+    plan: Plan,
+    programs: Programs,
+    processes: Processes,
+}
+
+impl Cluster {
+    /// Starts everything, and waits until all nodes are ready.
+    fn bring_up(&mut self, workspace: &Workspace, memory: &str) -> Result<()> {
+        let mut step = Step::begin(format!("a cluster of {} nodes", self.plan.nodes));
+        step.detail("credentials");
+        credentials::make(&self.plan)?;
+        let guest = guest_command(workspace, memory, &self.plan, &self.programs)?;
+        self.processes.start("vm", &guest)?;
+        step.detail("control plane");
+        control::start(&self.plan, &mut self.processes, &self.programs)?;
+        step.detail("nodes register");
+        let query = "jsonpath={range .items[*]}{.metadata.name} {.spec.podCIDRs[0]} {.spec.podCIDRs[1]}{\"\\n\"}{end}";
+        let mut list = self.kubectl(&["get", "nodes", "-o", query]);
+        let mut ranges = Vec::new();
+        self.processes.wait_until("the nodes register", REGISTERED, || {
+            let lines = process::output(&mut list).unwrap_or_default();
+            network::read_ranges(&lines, self.plan.nodes).map(|read| ranges = read).is_some()
+        })?;
+        network::lay(&self.plan, &ranges)?;
+        step.detail("nodes get ready");
+        let mut ready = self.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=1s"]);
+        self.processes.wait_until("the nodes get ready", READY, || process::succeeds(&mut ready))?;
+        step.end();
+        command_folder(&self.plan, &self.programs.control)
+    }
+
+    /// kubectl as the cluster's administrator.
+    fn kubectl(&self, words: &[&str]) -> Command {
+        let mut kubectl = process::command(self.programs.control.join("kubectl"));
+        kubectl.arg("--kubeconfig").arg(self.plan.file("admin.kubeconfig")).args(words);
+        kubectl
+    }
+
+    /// Runs the command; it has our terminal, and Ctrl-C is its own business.
+    fn beside(&mut self, words: &[String]) -> Result<ExitCode> {
+        let shell = ["bash".to_owned()];
+        let words = if words.is_empty() { &shell } else { words };
+        let mut path = self.plan.file("bin").into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let mut command = process::command(&words[0]);
+        command.args(&words[1..]).env("PATH", path).env("KUBECONFIG", self.plan.file("admin.kubeconfig"));
+        let mut child = command.spawn().with_context(|| format!("start {}", words[0]))?;
+        let is_shell = words == shell;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if processes::interrupted() && !is_shell {
+                processes::end(&mut child);
+            }
+            std::thread::sleep(PAUSE);
+        };
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+        Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    }
+
+    /// What each node's programs said, beside the logs of this machine's own.
+    fn save_node_logs(&self) {
+        for node in 1..=self.plan.nodes {
+            let line = "tail -n 500 /var/log/kubelet.log /var/log/containerd.log /var/log/kube-proxy.log";
+            // A VM that is gone has no logs to give; that is told by what failed.
+            if let Ok(text) = guest::run(self.plan.guest, &node.to_string(), line, b"") {
+                let _ = fs::write(self.plan.file(&format!("node-{node}.log")), text);
+            }
+        }
+    }
+}
+
+fn guest_command(workspace: &Workspace, memory: &str, plan: &Plan, programs: &Programs) -> Result<Command> {
+    let scratch = plan.file("scratch.img");
+    fs::File::create(&scratch).and_then(|file| file.set_len(16 << 30)).context("make the nodes' disk")?;
+    let mut mke2fs = process::command(process::find("mke2fs").context("no mke2fs")?);
+    mke2fs.args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"]);
+    process::output(mke2fs.arg(&scratch))?;
+    let handed_in = plan.file("handed-in");
+    fs::create_dir(&handed_in).context("make a folder for the VM")?;
+    fs::copy(plan.file("ca.crt"), handed_in.join("ca.crt")).context("copy ca.crt")?;
+
+    let mut vm = process::command(workspace.script("vm/run.sh"));
+    vm.arg("-k").arg(&programs.kernel).arg("-i").arg(programs.nodes.join("root.img"));
+    vm.args(["-m", memory, "-c", "2", "-n", &plan.guest.to_string()]);
+    vm.arg("-s").arg(&scratch).arg("-d").arg(&handed_in).arg("-l").arg(plan.file("kernel.log"));
+    vm.args(["--", "/opt/node/boot", &plan.nodes.to_string(), &plan.api.to_string(), &plan.token]);
+    vm.env("KUBEVEIL_VM_WATCH", std::process::id().to_string());
+    Ok(vm)
+}
+
+/// What the command finds on PATH: kubectl, and ways into the nodes.
+fn command_folder(plan: &Plan, control: &Path) -> Result<()> {
+    let folder = plan.file("bin");
+    fs::create_dir(&folder).context("make the folder of the command's programs")?;
+    std::os::unix::fs::symlink(control.join("kubectl"), folder.join("kubectl")).context("link kubectl")?;
+    let ourselves = std::env::current_exe().context("find this program")?;
+    for name in ["node-exec", "wire-capture"] {
+        let file = folder.join(name);
+        let script =
+            format!("#!/bin/sh\nexec '{}' {name} --port {} \"$@\"\n", ourselves.display(), plan.guest);
+        fs::write(&file, script).with_context(|| format!("write {}", file.display()))?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}

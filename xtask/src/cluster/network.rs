@@ -1,0 +1,72 @@
+//! The pods' network: the bridge plugin on each node, and plain routes between the nodes.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+
+use super::{
+    guest,
+    plan::{Plan, on_link, on_wire},
+};
+
+/// A node's ranges of pod addresses, IPv4 first.
+pub(super) struct NodeRanges {
+    pub(super) node: u8,
+    pub(super) pods: [String; 2],
+}
+
+/// Reads lines of `node-1 10.244.0.0/24 fd00:10:244::/64`; `None` while a node still lacks a range.
+pub(super) fn read_ranges(lines: &str, nodes: u8) -> Option<Vec<NodeRanges>> {
+    let ranges = lines.lines().map(|line| {
+        let mut words = line.split_whitespace();
+        let node = words.next()?.strip_prefix("node-")?.parse().ok()?;
+        Some(NodeRanges { node, pods: [words.next()?.to_owned(), words.next()?.to_owned()] })
+    });
+    let ranges = ranges.collect::<Option<Vec<_>>>()?;
+    (ranges.len() == usize::from(nodes)).then_some(ranges)
+}
+
+/// Lays it. The guest itself gets routes to the pods too: by them the API server reaches webhooks.
+pub(super) fn lay(plan: &Plan, ranges: &[NodeRanges]) -> Result<()> {
+    let mut routes = String::new();
+    for own in ranges {
+        let at = format!("the network of node-{}", own.node);
+        let write = "cat >/etc/cni/net.d/10-bridge.conflist";
+        guest::run(plan.guest, &own.node.to_string(), write, plugin(own).as_bytes()).context(at)?;
+        writeln!(routes, "ip route replace {} via {}", own.pods[0], on_link(own.node))?;
+        for other in ranges.iter().filter(|other| other.node != own.node) {
+            for (pods, via) in other.pods.iter().zip(on_wire(other.node)) {
+                writeln!(routes, "ip -n node-{} route replace {pods} via {via}", own.node)?;
+            }
+        }
+    }
+    guest::run(plan.guest, "vm", &format!("set -e\n{routes}"), b"").context("routes between the nodes")?;
+    Ok(())
+}
+
+fn plugin(own: &NodeRanges) -> String {
+    let [pods4, pods6] = &own.pods;
+    format!(
+        r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+ {{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true, "mtu": 1500, "enabledad": false,
+  "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{pods4}"}}], [{{"subnet": "{pods6}"}}]],
+           "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]}}}},
+ {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_waited_for_until_all_have_both_ranges() {
+        let two = "node-1 10.244.0.0/24 fd00:10:244::/64\nnode-2 10.244.1.0/24 fd00:10:244:1::/64\n";
+        let ranges = read_ranges(two, 2).expect("complete");
+        assert_eq!((ranges[1].node, ranges[1].pods[1].as_str()), (2, "fd00:10:244:1::/64"));
+        assert!(read_ranges(two, 3).is_none());
+        assert!(read_ranges("node-1 10.244.0.0/24\n", 1).is_none());
+        assert!(read_ranges("", 1).is_none());
+    }
+}
