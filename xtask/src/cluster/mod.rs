@@ -202,7 +202,10 @@ fn command_folder(plan: &Plan, control: &Path) -> Result<()> {
     let folder = plan.file("bin");
     fs::create_dir(&folder).context("make the folder of the command's programs")?;
     std::os::unix::fs::symlink(control.join("kubectl"), folder.join("kubectl")).context("link kubectl")?;
-    let ourselves = std::env::current_exe().context("find this program")?;
+    // A copy: the checkout may be built anew while the cluster is up.
+    let ourselves = plan.file("xtask");
+    let built = std::env::current_exe().context("find this program")?;
+    fs::copy(built, &ourselves).context("copy this program")?;
     for name in ["node-exec", "wire-capture"] {
         let file = folder.join(name);
         let script =
