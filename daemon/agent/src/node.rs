@@ -250,7 +250,7 @@ impl<K: Kernel> Node<K> {
     fn desired_before(&mut self, now: Now) -> Desired {
         let knowledge = Knowledge::Partial(self.known.snapshot.clone());
         let assignment = self.learn(&knowledge, now);
-        self.announced.remember(knowledge.snapshot());
+        self.announced.all_is_kept();
         self.desire(&knowledge, &assignment, &Observed::default(), now)
     }
 

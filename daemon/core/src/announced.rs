@@ -49,9 +49,8 @@ impl Announced {
         }
     }
 
-    /// Takes in what an earlier daemon kept.
-    pub fn remember(&mut self, kept: &Snapshot) {
-        self.update(kept);
+    /// All that is known so far is what an earlier daemon kept.
+    pub fn all_is_kept(&mut self) {
         for entry in self.nodes.values_mut() {
             entry.is_kept = true;
         }
