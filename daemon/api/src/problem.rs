@@ -1,6 +1,6 @@
 //! Something is wrong that a person can mend.
 
-use std::fmt;
+use std::{error::Error, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,20 @@ impl fmt::Display for Problem {
         }
         write!(f, ": {}. {}.", self.message, self.advice)
     }
+}
+
+/// An error and its causes, what one repeats of the next left out.
+pub fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// Somebody else's words, short and in one line: they go into a log.

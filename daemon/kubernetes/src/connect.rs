@@ -6,6 +6,7 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use kubeveil_api::problem::causes;
 
 use crate::{pace::Pace, trouble::Failure};
 
@@ -62,6 +63,6 @@ impl Origin {
             Self::InCluster => "service account of this pod".to_owned(),
             Self::Kubeconfig(path) => format!("file {}", path.display()),
         };
-        Failure::Origin { object, why: crate::trouble::chain(error) }
+        Failure::Origin { object, why: causes(error) }
     }
 }

@@ -4,7 +4,7 @@ use std::{error::Error, time::Duration};
 
 use jiff::Timestamp;
 use kube::core::Status;
-use kubeveil_api::problem::{Problem, ProblemKind, readable};
+use kubeveil_api::problem::{Problem, ProblemKind, causes, readable};
 
 use crate::store::Disbelief;
 
@@ -115,7 +115,7 @@ impl Failure {
 
     fn why(&self) -> String {
         match self {
-            Self::Request(error) => chain(error),
+            Self::Request(error) => causes(error),
             Self::Answer(error) => format!("its answer can't be read: {error}"),
             Self::Late(limit) => format!("no answer within {} s", limit.as_secs()),
             Self::Broken(how) => (*how).to_owned(),
@@ -174,18 +174,4 @@ fn is_refused_certificate(failure: &Failure) -> bool {
         next = wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source());
     }
     false
-}
-
-/// An error and its causes, what one repeats of the next left out.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        next = cause.source();
-    }
-    text
 }

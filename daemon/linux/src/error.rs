@@ -2,6 +2,8 @@
 
 use std::io;
 
+use kubeveil_core::problem::causes;
+
 /// A privileged step that failed: what was done, to what, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {object}: {}{}", self.cause(), .advice.map(|a| format!(". {a}")).unwrap_or_default())]
@@ -30,16 +32,7 @@ impl KernelError {
 
     /// What the kernel said, to the bottom of it: libraries tell which of their calls failed, and only their sources why.
     pub fn cause(&self) -> String {
-        let mut said = self.source.to_string();
-        let mut at = self.source.source();
-        while let Some(deeper) = at {
-            let more = deeper.to_string();
-            if !said.contains(&more) {
-                said = format!("{said}: {more}");
-            }
-            at = deeper.source();
-        }
-        said
+        causes(self.source.as_ref())
     }
 
     /// The kernel's error number, if one is at the bottom of it.
