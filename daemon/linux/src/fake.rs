@@ -329,13 +329,7 @@ impl FakeKernel {
             Action::SetKeepalive(device, key, seconds) => self.keepalive(device, key, *seconds)?,
             Action::RemovePeer(device, key) => drop(self.tunnel(device)?.peers.remove(key)),
             Action::SetSlot(slot, index) => self.datapath()?.slots[usize::from(*slot)] = *index,
-            Action::SetPeer(index, value) => {
-                let peers = &mut self.datapath()?.peers;
-                match *value {
-                    kubeveil_abi::PeerValue::NO_TUNNEL => drop(peers.remove(index)),
-                    value => drop(peers.insert(*index, value)),
-                }
-            }
+            Action::SetPeer(index, value) => self.datapath()?.set_peer(*index, *value),
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use kubeveil_abi::PeerValue;
 use kubeveil_keys::PublicKey;
 
-use super::{Observed, Peer, TunnelDevice};
+use super::{Datapath, Observed, Peer, TunnelDevice};
 use crate::action::Action;
 
 impl Observed {
@@ -16,10 +16,7 @@ impl Observed {
         match action {
             Action::SetPeer(index, value) => {
                 if let Some(datapath) = &mut self.datapath {
-                    match *value {
-                        PeerValue::NO_TUNNEL => drop(datapath.peers.remove(index)),
-                        value => drop(datapath.peers.insert(*index, value)),
-                    }
+                    datapath.set_peer(*index, *value);
                 }
             }
             Action::AddPeer { device, key, endpoint, allowed_ips, keepalive } => {
@@ -55,6 +52,16 @@ impl Observed {
     fn allow(&mut self, device: &str, key: &PublicKey, ips: &BTreeSet<IpNet>, replace: bool) {
         if let Some(tunnel) = self.tunnels.get_mut(device) {
             tunnel.allow(key, ips, replace);
+        }
+    }
+}
+
+impl Datapath {
+    /// Says how packets to a peer index travel; [`PeerValue::NO_TUNNEL`] is what stands where nothing was said.
+    pub fn set_peer(&mut self, index: u32, value: PeerValue) {
+        match value {
+            PeerValue::NO_TUNNEL => drop(self.peers.remove(&index)),
+            value => drop(self.peers.insert(index, value)),
         }
     }
 }

@@ -1,0 +1,62 @@
+//! What a way round came to, told once.
+
+use kubeveil_core::problem::Problem;
+use kubeveil_linux::Kernel;
+
+use super::{Node, Now, Outcome, changes, problems};
+use crate::status;
+
+impl<K: Kernel> Node<K> {
+    /// The way round is over; `problems` is what it met with.
+    pub(super) fn conclude(&mut self, outcome: Outcome, problems: Vec<Problem>, now: Now) {
+        for change in changes::changes(&self.last, &outcome) {
+            tracing::info!("{change}");
+        }
+        let told = std::mem::take(&mut self.last.problems);
+        self.last = Outcome { problems: told, ..outcome };
+        self.met = problems;
+        self.tell(now);
+    }
+
+    /// Tells what is wrong now and was not before, and what is over.
+    pub(super) fn tell(&mut self, now: Now) {
+        let mut problems = self.met.clone();
+        problems.extend(self.last.desired.problems.iter().cloned());
+        problems.extend(self.announced.problems().cloned());
+        problems.extend(self.keeper.problems().cloned());
+        problems.extend(self.standing.iter().cloned());
+        problems.extend(self.beside.values().cloned());
+        problems.extend(problems::ahead(&self.last.observed));
+        problems.extend(problems::route_checks(&self.last.observed));
+        problems.extend(self.other_generation());
+        problems.extend(self.undone.problems(now.monotonic));
+        problems.sort();
+        problems.dedup();
+        for problem in problems.iter().filter(|p| self.last.problems.binary_search(p).is_err()) {
+            tracing::warn!(kind = problem.kind.name(), "{problem}");
+            *self.errors.entry(problem.kind.name()).or_default() += 1;
+        }
+        for problem in self.last.problems.iter().filter(|p| problems.binary_search(p).is_err()) {
+            tracing::info!(kind = problem.kind.name(), "over: {problem}");
+        }
+        self.last.problems = problems;
+        self.tell_readiness();
+    }
+
+    fn tell_readiness(&mut self) {
+        let waiting_for = status::waiting_for(self);
+        let ready = waiting_for.is_empty();
+        if ready && !self.ready {
+            tracing::info!("ready");
+        } else if self.ready && !ready {
+            tracing::warn!("not ready any more; waits for {}", waiting_for.join("; "));
+        }
+        self.ready = ready;
+    }
+
+    fn other_generation(&self) -> Option<Problem> {
+        let ours = self.keeper.info()?.generation.number();
+        let wanted = self.mesh()?.key_generation;
+        (ours != wanted).then(|| problems::other_generation(ours, wanted))
+    }
+}
