@@ -37,10 +37,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = BackstopArg::Auto)]
     pub(crate) backstop: BackstopArg,
     /// What to log: error, warn, info, debug, trace, or a filter such as `info,kubeveil_linux=debug`.
-    #[arg(long, default_value = "info", env = "KUBEVEIL_LOG")]
+    #[arg(long, global = true, default_value = "info", env = "KUBEVEIL_LOG")]
     pub(crate) log: String,
     /// How to log.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
     /// Load this eBPF object instead of the built-in one.
     #[arg(long, hide_short_help = true)]
@@ -57,6 +57,25 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Take away all that kubeveil put into this node's kernel: programs, maps, WireGuard devices.
     Uninstall(Uninstall),
+    /// Does for the whole cluster what needs one writer: makes VeilNodes, tells in the mesh's status how far it has got.
+    Controller(Controller),
+}
+
+/// Options of `controller`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Controller {
+    /// Which API server: `kubernetes`, the one of the pod that this runs in, or `kubernetes:PATH`, the one of a kubeconfig file.
+    #[arg(long, default_value = "kubernetes")]
+    pub(crate) source: SourceArg,
+    /// Namespace of its lease and of the agents' pods.
+    #[arg(long, env = "KUBEVEIL_NAMESPACE")]
+    pub(crate) namespace: String,
+    /// Who this is among several controllers, of which one leads.
+    #[arg(long)]
+    pub(crate) identity: String,
+    /// /healthz and /readyz answer here.
+    #[arg(long, default_value = "127.0.0.1:9587")]
+    pub(crate) health_address: SocketAddr,
 }
 
 /// Options of `uninstall`.

@@ -233,7 +233,8 @@ fn object(args: &Args) -> Result<Vec<u8>> {
     }
 }
 
-fn log(args: &Args) -> Result<()> {
+/// Logs go to standard error, as `args` say.
+pub(crate) fn log(args: &Args) -> Result<()> {
     let filter =
         EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is no filter", args.log))?;
     let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -118,11 +118,10 @@ fn device<K: Kernel>(node: &Node<K>) -> Option<DeviceStatus> {
     Some(DeviceStatus { name: name.clone(), up: link.up, port: tunnel.port, mtu: link.mtu })
 }
 
-fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> PeerStatus {
+pub(crate) fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> PeerStatus {
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     let peer = remote.key.and_then(|key| tunnel?.peers.get(&key));
-    let health =
-        remote.key.map_or(remote.health, |key| node.tunnels.health(&remote.device, &key, now.monotonic));
+    let health = health(node, remote, now);
     let link = tunnel.and_then(|t| node.last.observed.links.get(&t.ifindex));
     let value = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
     let proven = value.is_some_and(|value| value.state() == kubeveil_abi::PeerState::Tunnel);
@@ -136,7 +135,12 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
         state: health.state(),
         way,
         reason: (way != Way::Tunnel).then(|| {
-            let why = why(node, name, remote, health, proven);
+            let mut why = why(node, name, remote, health, proven);
+            if let Health::Never(since) = health
+                && why == NO_HANDSHAKE
+            {
+                why = format!("{why}, in {} s", since.as_secs());
+            }
             if is_open { format!("adopting; {why}") } else { why }
         }),
         tunnelled: way == Way::Tunnel,
@@ -151,6 +155,10 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
         sent: peer.map_or(0, |p| p.sent),
         path_mtu: link.map_or(0, |l| l.mtu),
     }
+}
+
+pub(crate) fn health<K: Kernel>(node: &Node<K>, remote: &Remote, now: Now) -> Health {
+    remote.key.map_or(remote.health, |key| node.tunnels.health(&remote.device, &key, now.monotonic))
 }
 
 /// What the programs that stand make of packets to a peer.
@@ -168,8 +176,16 @@ fn way<K: Kernel>(node: &Node<K>, proven: bool) -> Way {
     }
 }
 
+const NO_HANDSHAKE: &str = "no handshake yet";
+
 /// Why packets to a peer do not go by its tunnel.
-fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, health: Health, proven: bool) -> String {
+pub(crate) fn why<K: Kernel>(
+    node: &Node<K>,
+    name: &str,
+    remote: &Remote,
+    health: Health,
+    proven: bool,
+) -> String {
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     match (remote.key, health) {
         _ if proven && node.mesh().is_some_and(|mesh| mesh.mode == Mode::Observe) => {
@@ -179,7 +195,7 @@ fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, health: Health, p
         (None, _) if node.announced.of(name).is_none() => "no announcement".to_owned(),
         (None, _) => "its announcement is not used (see problems)".to_owned(),
         (Some(_), _) if tunnel.is_none() => format!("no device {} here", remote.device),
-        (Some(_), Health::Never(since)) => format!("no handshake yet, in {} s", since.as_secs()),
+        (Some(_), Health::Never(_)) => NO_HANDSHAKE.to_owned(),
         (Some(_), Health::Stale(_)) => "no answer to what was sent".to_owned(),
         (Some(_), Health::Up(_) | Health::Idle(_)) => "proven a moment ago".to_owned(),
     }

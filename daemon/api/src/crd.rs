@@ -4,7 +4,11 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Value, json};
 
-use crate::{mesh::MeshSpec, names, veil_node::VeilNodeStatus};
+use crate::{
+    mesh::{MeshSpec, MeshStatus},
+    names,
+    veil_node::VeilNodeStatus,
+};
 
 /// Most entries of a list of ranges: rules have a bounded cost.
 const MOST_RANGES: u32 = 64;
@@ -30,7 +34,7 @@ fn mesh() -> Value {
         "type": "object",
         "description": "The cluster-wide settings of kubeveil; there is one, called default.",
         "required": ["spec"],
-        "properties": {"spec": schema::<MeshSpec>()},
+        "properties": {"spec": schema::<MeshSpec>(), "status": schema::<MeshStatus>()},
         "x-kubernetes-validations": [{
             "rule": format!("self.metadata.name == '{}'", names::MESH),
             "message": "there is one mesh and it is called default",
@@ -38,10 +42,14 @@ fn mesh() -> Value {
     });
     let columns = json!([
         column("Mode", "string", ".spec.mode"),
+        column("Encrypted", "string", &condition("FullyConnected", "status")),
+        column("Pairs", "string", ".status.encryptedPairs"),
+        column("Nodes", "integer", ".status.nodes"),
+        column("Ready", "integer", ".status.readyNodes"),
         column("Generation", "integer", ".spec.keyGeneration"),
         column("Age", "date", ".metadata.creationTimestamp"),
     ]);
-    definition(["EncryptionMesh", "encryptionmesh", "encryptionmeshes"], schema, columns, json!({}))
+    definition(["EncryptionMesh", "encryptionmesh", "encryptionmeshes"], schema, columns)
 }
 
 fn veil_node() -> Value {
@@ -50,29 +58,28 @@ fn veil_node() -> Value {
         "description": "What the agent of one node says of itself.",
         "properties": {"status": schema::<VeilNodeStatus>()},
     });
-    let ready = |field: &str| format!(".status.conditions[?(@.type==\"Ready\")].{field}");
     let columns = json!([
-        column("Ready", "string", &ready("status")),
-        column("Reason", "string", &ready("reason")),
+        column("Ready", "string", &condition("Ready", "status")),
+        column("Reason", "string", &condition("Ready", "reason")),
         column("Generation", "integer", ".status.generation"),
         column("Peers", "integer", ".status.peers"),
         column("Encrypted", "integer", ".status.encrypted"),
         column("Age", "date", ".metadata.creationTimestamp"),
     ]);
-    definition(["VeilNode", "veilnode", "veilnodes"], schema, columns, json!({"status": {}}))
+    definition(["VeilNode", "veilnode", "veilnodes"], schema, columns)
+}
+
+/// Where a field of a condition is.
+fn condition(kind: &str, field: &str) -> String {
+    format!(".status.conditions[?(@.type==\"{kind}\")].{field}")
 }
 
 fn column(name: &str, kind: &str, path: &str) -> Value {
     json!({"name": name, "type": kind, "jsonPath": path})
 }
 
-/// Cluster-scoped, in our group, category `veil`.
-fn definition(
-    [kind, singular, plural]: [&str; 3],
-    schema: Value,
-    columns: Value,
-    subresources: Value,
-) -> Value {
+/// Cluster-scoped, in our group, category `veil`; what people want and what programs say are written apart.
+fn definition([kind, singular, plural]: [&str; 3], schema: Value, columns: Value) -> Value {
     let version = names::API_VERSION.rsplit('/').next();
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -88,7 +95,7 @@ fn definition(
             "versions": [{
                 "name": version, "served": true, "storage": true,
                 "schema": {"openAPIV3Schema": schema},
-                "subresources": subresources,
+                "subresources": {"status": {}},
                 "additionalPrinterColumns": columns,
             }],
         },

@@ -8,6 +8,7 @@ use kubeveil_keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    condition::Condition,
     object::{Metadata, TypeMeta},
     words::words,
 };
@@ -34,6 +35,18 @@ pub struct EncryptionMesh {
     pub metadata: Metadata,
     /// What people want.
     pub spec: MeshSpec,
+    /// What the controller found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<MeshStatus>,
+}
+
+/// The settings to go by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InForce {
+    /// What people want, with ranges in any case.
+    pub spec: MeshSpec,
+    /// Those of its ranges that people gave none of.
+    pub found: Ranges,
 }
 
 /// `spec` of an [`EncryptionMesh`]. An unknown field is refused: a misspelt `mode` must not mean a default.
@@ -44,12 +57,14 @@ pub struct EncryptionMesh {
 pub struct MeshSpec {
     /// What happens without a proven tunnel.
     pub mode: Mode,
-    /// Ranges that pods have addresses of. Nothing outside of them is ever a pod's.
-    #[serde(rename = "podCIDRs")]
+    /// Ranges that pods have addresses of. Nothing outside of them is ever a pod's. Without them, those in
+    /// `status.ranges` count, which the controller finds.
+    #[serde(rename = "podCIDRs", default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::pod_ranges"))]
     pub pod_cidrs: Vec<IpNet>,
-    /// Ranges that nodes have addresses of. Nothing outside of them is ever a node's.
-    #[serde(rename = "nodeCIDRs")]
+    /// Ranges that nodes have addresses of. Nothing outside of them is ever a node's. Without them, those in
+    /// `status.ranges` count, which the controller finds.
+    #[serde(rename = "nodeCIDRs", default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::ranges"))]
     pub node_cidrs: Vec<IpNet>,
     /// How a running cluster comes to be encrypted; without it, nothing is ever plain in mode require.
@@ -63,6 +78,54 @@ pub struct MeshSpec {
     #[serde(rename = "revokedKeys", default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::keys"))]
     pub revoked_keys: Vec<PublicKey>,
+    /// Every agent takes its programs, maps and devices away, and pod traffic travels in plain from then on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uninstall: bool,
+}
+
+/// `status` of an [`EncryptionMesh`], written by the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MeshStatus {
+    /// `metadata.generation` of the mesh that this speaks of.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(range(min = 0)))]
+    pub observed_generation: i64,
+    /// What counts where `spec` names no ranges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Ranges"))]
+    pub ranges: Option<Ranges>,
+    /// Nodes that there are, but for those that are excluded.
+    #[serde(default)]
+    pub nodes: u32,
+    /// Those of them whose agent says that it is ready.
+    #[serde(default)]
+    pub ready_nodes: u32,
+    /// Pairs of nodes that encrypt in both directions, and pairs that there are, as in `3/3`.
+    #[serde(default)]
+    pub encrypted_pairs: String,
+    /// Ready, FullyConnected, KeysCurrent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))
+    )]
+    pub conditions: Vec<Condition>,
+}
+
+/// Ranges that the controller found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Ranges {
+    /// Of pods.
+    #[serde(rename = "podCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::ranges"))]
+    pub pod_cidrs: Vec<IpNet>,
+    /// Of nodes.
+    #[serde(rename = "nodeCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::ranges"))]
+    pub node_cidrs: Vec<IpNet>,
 }
 
 /// `spec.adoption`: in mode require, packets between two nodes pass in plain until the tunnel between them is proven
@@ -92,22 +155,30 @@ fn time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Timestamp, 
 }
 
 impl MeshSpec {
-    /// What can't be right whatever the cluster looks like: the field, and why.
-    pub fn check(&self) -> Result<(), (String, &'static str)> {
+    /// The settings to go by: ranges that people gave none of are those that the controller found. The field that stands
+    /// against it, and why.
+    pub fn in_force(mut self, status: Option<&MeshStatus>) -> Result<InForce, (String, String)> {
+        let mut found = status.and_then(|status| status.ranges.clone()).unwrap_or_default();
+        for (own, found) in
+            [(&mut self.pod_cidrs, &mut found.pod_cidrs), (&mut self.node_cidrs, &mut found.node_cidrs)]
+        {
+            if own.is_empty() { own.clone_from(found) } else { found.clear() }
+        }
         if self.pod_cidrs.is_empty() {
             return Err((
                 "spec.podCIDRs".to_owned(),
-                "is empty, so no address would be a pod's and nothing encrypted",
+                "is not given, and no controller has found any (status.ranges), so no address would be a pod's and nothing encrypted"
+                    .to_owned(),
             ));
         }
         for (name, ranges) in [("podCIDRs", &self.pod_cidrs), ("nodeCIDRs", &self.node_cidrs)] {
             if let Some(at) = ranges.iter().position(|range| range.prefix_len() == 0) {
                 return Err((
                     format!("spec.{name}[{at}]"),
-                    "is the whole address space; name the cluster's own ranges",
+                    "is the whole address space; name the cluster's own ranges".to_owned(),
                 ));
             }
         }
-        Ok(())
+        Ok(InForce { spec: self, found })
     }
 }

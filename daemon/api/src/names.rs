@@ -10,6 +10,8 @@ pub const ANNOUNCEMENT: &str = "kubeveil.io/announcement";
 pub const MESH: &str = "default";
 /// Folder of a manifest source in which agents write their announcements.
 pub const ANNOUNCEMENTS_DIR: &str = "announcements";
+/// Folder of a manifest source in which agents write what they say of themselves.
+pub const STATUS_DIR: &str = "status";
 
 /// Longest name of a Node: a DNS subdomain (RFC 1123), in bytes.
 const MAX_NAME: usize = 253;

@@ -1,12 +1,15 @@
 //! `VeilNode`: what one node's agent says of itself to people; nothing is decided by it.
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    condition::Condition,
     object::{Metadata, TypeMeta},
-    words::words,
+    status::Way,
 };
+
+/// Most nodes that [`VeilNodeStatus::not_encrypted`] names: as many as an announcement names.
+pub const MOST_NAMED: usize = 32;
 
 /// `kubeveil.io/v1alpha1` VeilNode, called as its Node is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -36,6 +39,10 @@ pub struct VeilNodeStatus {
     /// Those of them to which packets go encrypted.
     #[serde(default)]
     pub encrypted: u32,
+    /// Nodes to which they do not, in order of their names, up to 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(extend("maxItems" = MOST_NAMED)))]
+    pub not_encrypted: Vec<Unencrypted>,
     /// Ready says whether enforcement stands and everything that is known has been carried out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
@@ -45,33 +52,15 @@ pub struct VeilNodeStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// A condition, as the Kubernetes API conventions have it.
+/// A node to which packets do not go encrypted.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Condition {
-    /// Its name, unique within the object.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Whether it holds.
-    pub status: ConditionStatus,
-    /// Why, in one word in CamelCase.
+pub struct Unencrypted {
+    /// Its name.
+    pub node: String,
+    /// How they go instead: plain or dropped.
+    pub way: Way,
+    /// Why.
     pub reason: String,
-    /// Why, for people.
-    pub message: String,
-    /// When `status` changed last.
-    #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
-    pub last_transition_time: Timestamp,
-}
-
-words! {
-    /// Whether a condition holds.
-    pub enum ConditionStatus {
-        /// It does.
-        True = "True",
-        /// It does not.
-        False = "False",
-        /// Nobody knows.
-        Unknown = "Unknown",
-    }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use kubeveil_api::mesh::MeshSpec;
+use kubeveil_api::mesh::{InForce, MeshSpec, Ranges};
 use serde::{Deserialize, Serialize};
 
 /// A node, as far as Kubernetes and the node itself speak of it.
@@ -24,6 +24,9 @@ pub struct NodeFacts {
 pub struct Snapshot {
     /// `EncryptionMesh/default`; the last one that was seen, if it was deleted since.
     pub mesh: Option<MeshSpec>,
+    /// Those of its ranges that people gave none of.
+    #[serde(default)]
+    pub found: Ranges,
     /// Nodes by name. What was known before and what is known now share what did not change.
     pub nodes: BTreeMap<String, Arc<NodeFacts>>,
 }
@@ -63,6 +66,35 @@ impl Snapshot {
             // What is the same is kept once.
             if was == now {
                 now.clone_from(was);
+            }
+        }
+    }
+
+    /// The mesh as a source has it.
+    pub fn set_mesh(&mut self, mesh: Option<InForce>) {
+        let (mesh, found) = mesh.map(|mesh| (mesh.spec, mesh.found)).unzip();
+        (self.mesh, self.found) = (mesh, found.unwrap_or_default());
+    }
+
+    /// A mesh that is no more stands; and ranges that nobody gave only ever grow, since what lies outside of them is no
+    /// pod's and travels in plain: who may write what was found can't switch encryption off by it.
+    fn keep_mesh(&mut self, before: &Self) {
+        let Some(mesh) = &mut self.mesh else {
+            (self.mesh, self.found) = (before.mesh.clone(), before.found.clone());
+            return;
+        };
+        for (in_force, found, was) in [
+            (&mut mesh.pod_cidrs, &mut self.found.pod_cidrs, &before.found.pod_cidrs),
+            (&mut mesh.node_cidrs, &mut self.found.node_cidrs, &before.found.node_cidrs),
+        ] {
+            if !found.is_empty() {
+                found.extend(
+                    was.iter()
+                        .filter(|range| !found.iter().any(|now| now.contains(*range)))
+                        .copied()
+                        .collect::<Vec<_>>(),
+                );
+                in_force.clone_from(found);
             }
         }
     }
@@ -118,14 +150,14 @@ impl Knowledge {
     pub fn or_before(self, before: &Snapshot) -> Self {
         match self {
             Self::Whole(Synced(mut now)) => {
-                now.mesh = now.mesh.or_else(|| before.mesh.clone());
+                now.keep_mesh(before);
                 now.keep_prefixes(before);
                 // Without a mesh, now or before, nobody knows what a pod is: no reason to take away what an
                 // earlier daemon knew.
                 if now.mesh.is_none() { Self::Partial(now) } else { Self::Whole(Synced(now)) }
             }
             Self::Partial(mut now) => {
-                now.mesh = now.mesh.or_else(|| before.mesh.clone());
+                now.keep_mesh(before);
                 now.keep_prefixes(before);
                 for (name, facts) in &before.nodes {
                     now.nodes.entry(name.clone()).or_insert_with(|| facts.clone());
@@ -144,6 +176,7 @@ mod tests {
         Snapshot {
             mesh: Some(crate::testing::mesh()),
             nodes: names.iter().map(|n| ((*n).to_owned(), Arc::default())).collect(),
+            ..Snapshot::default()
         }
     }
 
@@ -163,7 +196,8 @@ mod tests {
                 internal_ips: ips.iter().map(|a| a.parse().expect("ip")).collect(),
                 announcement: None,
             };
-            Snapshot { mesh: Some(crate::testing::mesh()), nodes: [("a".to_owned(), Arc::new(facts))].into() }
+            let nodes = [("a".to_owned(), Arc::new(facts))].into();
+            Snapshot { mesh: Some(crate::testing::mesh()), nodes, ..Snapshot::default() }
         };
         let before = with(&["10.0.1.0/24", "fd00:1::/64"], &["192.0.2.1", "2001:db8::1"]);
         for half in [with(&[], &[]), with(&["10.0.1.0/24"], &[])] {
@@ -184,6 +218,40 @@ mod tests {
         assert!(whole(&["a", "me"]).as_seen_by("me").synced().is_some());
         assert!(whole(&["a"]).as_seen_by("me").synced().is_none());
         assert!(whole(&[]).as_seen_by("me").synced().is_none());
+    }
+
+    /// Ranges that the controller found grow, and never shrink; those that people gave are as they say.
+    #[test]
+    fn ranges_that_were_found_only_grow() {
+        let net = |text: &str| -> IpNet { text.parse().expect("net") };
+        let found = |pods: &[&str]| {
+            let ranges = Ranges {
+                pod_cidrs: pods.iter().map(|range| net(range)).collect(),
+                node_cidrs: vec![net("192.168.0.0/16")],
+            };
+            let mut snapshot = nodes(&["me"]);
+            let spec = MeshSpec {
+                pod_cidrs: ranges.pod_cidrs.clone(),
+                node_cidrs: ranges.node_cidrs.clone(),
+                ..crate::testing::mesh()
+            };
+            snapshot.set_mesh(Some(InForce { spec, found: ranges }));
+            snapshot
+        };
+        let after = |now: Snapshot, before: &Snapshot| {
+            let both = [Knowledge::Whole(now.clone().attest_whole()), Knowledge::Partial(now)];
+            let [whole, partial] = both.map(|now| now.or_before(before).snapshot().clone());
+            assert_eq!(whole, partial);
+            whole
+        };
+        let first = found(&["10.0.0.0/16", "10.1.0.0/16"]);
+        let less = after(found(&["10.0.0.0/16"]), &first);
+        assert_eq!(less, first);
+        let more = after(found(&["10.0.0.0/8"]), &less);
+        assert_eq!(more.mesh.as_ref().expect("mesh").pod_cidrs, [net("10.0.0.0/8")]);
+        let given = after(nodes(&["me"]), &more);
+        assert_eq!(given.mesh, Some(crate::testing::mesh()));
+        assert_eq!(given.found, Ranges::default());
     }
 
     #[test]

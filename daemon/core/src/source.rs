@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use kubeveil_api::veil_node::VeilNodeStatus;
+
 use crate::{problem::Problem, snapshot::Knowledge};
 
 /// What a source knows now.
@@ -39,4 +41,7 @@ pub trait Source: Send {
 
     /// Publishes the announcement of `node`; writes nothing if it stands there already.
     fn announce(&mut self, node: &str, uid: &str, announcement: &str) -> Result<(), Problem>;
+
+    /// Tells people what `node` says of itself, where that has changed; times of transitions that are none are not told anew.
+    fn report(&mut self, node: &str, status: VeilNodeStatus) -> Result<(), Problem>;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use kubeveil_api::mesh::{MeshSpec, Mode};
+use kubeveil_api::mesh::{MeshSpec, Mode, Ranges};
 
 use crate::snapshot::{NodeFacts, Snapshot};
 
@@ -18,6 +18,7 @@ pub(crate) fn mesh() -> MeshSpec {
         node_cidrs: vec![net("192.0.2.0/24"), net("2001:db8::/64")],
         key_generation: 0,
         revoked_keys: vec![],
+        uninstall: false,
         adoption: None,
     }
 }
@@ -36,6 +37,7 @@ pub(crate) fn node(n: u8) -> NodeFacts {
 
 pub(crate) fn snapshot(nodes: &[(&str, NodeFacts)]) -> Snapshot {
     Snapshot {
+        found: Ranges::default(),
         mesh: Some(mesh()),
         nodes: nodes.iter().map(|(name, facts)| ((*name).to_owned(), Arc::new(facts.clone()))).collect(),
     }

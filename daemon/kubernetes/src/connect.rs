@@ -2,13 +2,17 @@
 
 use std::{fmt, path::PathBuf};
 
+use jiff::Timestamp;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use kubeveil_api::problem::causes;
+use kubeveil_api::problem::{Problem, causes};
 
-use crate::{pace::Pace, trouble::Failure};
+use crate::{
+    pace::Pace,
+    trouble::{Deed, Failure},
+};
 
 /// Where address and credentials of the API server come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,15 @@ pub(crate) struct Connection {
 }
 
 impl Origin {
+    /// A client, for who asks in ways of his own.
+    pub async fn client(&self, pace: &Pace) -> Result<Client, Problem> {
+        let connected = self.connect(pace).await;
+        let deed = Deed { verb: "get", resource: "the API" };
+        connected
+            .map(|connection| connection.client)
+            .map_err(|e| e.problem("API server", deed, Timestamp::now()))
+    }
+
     /// What is written there is read anew each time, as it may have been renewed.
     pub(crate) async fn connect(&self, pace: &Pace) -> Result<Connection, Failure> {
         let config = match self {

@@ -4,13 +4,13 @@ use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use kubeveil_api::{
-    mesh::MeshSpec,
+    mesh::{InForce, MeshSpec},
     names,
     node::NodeAddress,
     problem::{Problem, ProblemKind, readable},
 };
 use kubeveil_core::snapshot::NodeFacts;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 /// `metadata` of an object.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -60,6 +60,8 @@ pub(crate) struct MeshObject {
     metadata: Metadata,
     #[serde(default)]
     spec: serde_json::Value,
+    #[serde(default)]
+    status: Option<serde_json::Value>,
 }
 
 /// An object as it is kept.
@@ -123,19 +125,9 @@ impl NodeObject {
 
 impl MeshObject {
     /// The mesh, or `before`, its last good state, where it can't be read.
-    pub(crate) fn read(self, before: Option<&MeshSpec>) -> Read<Option<MeshSpec>> {
-        let good: Result<MeshSpec, (String, String)> = serde_path_to_error::deserialize(self.spec)
-            .map_err(|e| {
-                let path = e.path().to_string();
-                let field = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
-                (field, e.into_inner().to_string())
-            })
-            .and_then(|spec: MeshSpec| match spec.check() {
-                Ok(()) => Ok(spec),
-                Err((field, why)) => Err((field, why.to_owned())),
-            });
-        match good {
-            Ok(spec) => Read::of(self.metadata, Some(spec), Vec::new()),
+    pub(crate) fn read(self, before: Option<&InForce>) -> Read<Option<InForce>> {
+        match in_force(self.spec, self.status) {
+            Ok(mesh) => Read::of(self.metadata, Some(mesh), Vec::new()),
             Err((field, why)) => {
                 let problem = Problem {
                     kind: ProblemKind::Manifest,
@@ -148,6 +140,21 @@ impl MeshObject {
             }
         }
     }
+}
+
+fn in_force(spec: serde_json::Value, status: Option<serde_json::Value>) -> Result<InForce, (String, String)> {
+    let spec: MeshSpec = part("spec", spec)?;
+    let status = status.map(|status| part("status", status)).transpose()?;
+    spec.in_force(status.as_ref())
+}
+
+/// A part of an object, or the field that can't be read, and why.
+fn part<T: DeserializeOwned>(name: &str, value: serde_json::Value) -> Result<T, (String, String)> {
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let path = e.path().to_string();
+        let field = if path == "." { name.to_owned() } else { format!("{name}.{path}") };
+        (field, e.into_inner().to_string())
+    })
 }
 
 #[cfg(test)]
@@ -200,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_mesh_that_cannot_be_read_leaves_the_one_before() {
-        let read = |spec: serde_json::Value, before: Option<&MeshSpec>| {
+        let read = |spec: serde_json::Value, before: Option<&InForce>| {
             let object = json!({"metadata": {"name": "default", "resourceVersion": "3"}, "spec": spec});
             serde_json::from_value::<MeshObject>(object).expect("a mesh").read(before)
         };

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use kubeveil_api::veil_node::VeilNodeStatus;
 use kubeveil_core::{
     problem::Problem,
     source::{Changes, Source, SourceState},
@@ -19,6 +20,7 @@ use crate::{
     connect::Origin,
     pace::Pace,
     publish::{self, Publication, Wanted},
+    report::{self, Report},
     store::Store,
     watch::{Follower, Mesh, Nodes},
 };
@@ -31,12 +33,14 @@ pub(crate) struct State {
     /// … and the mesh.
     pub(crate) mesh: Option<Problem>,
     pub(crate) publication: Publication,
+    pub(crate) report: Report,
 }
 
 pub(crate) struct Shared {
     state: Mutex<State>,
     wake: Box<dyn Fn() + Send + Sync>,
     stirred: Notify,
+    reported: Notify,
 }
 
 impl Shared {
@@ -62,6 +66,11 @@ impl Shared {
     pub(crate) fn stirred(&self) -> Notified<'_> {
         self.stirred.notified()
     }
+
+    /// Over as soon as there may be something to say.
+    pub(crate) fn reported(&self) -> Notified<'_> {
+        self.reported.notified()
+    }
 }
 
 /// An API server. Tasks keep what it tells; reading it waits for nothing.
@@ -81,15 +90,25 @@ impl Kubernetes {
         runtime: &Handle,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        let state =
-            State { store: Store::new(own), nodes: None, mesh: None, publication: Publication::default() };
-        let shared =
-            Arc::new(Shared { state: Mutex::new(state), wake: Box::new(wake), stirred: Notify::new() });
+        let state = State {
+            store: Store::new(own),
+            nodes: None,
+            mesh: None,
+            publication: Publication::default(),
+            report: Report::default(),
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            wake: Box::new(wake),
+            stirred: Notify::new(),
+            reported: Notify::new(),
+        });
         let follower = || Follower::new(shared.clone(), origin.clone(), pace);
         let tasks = vec![
             runtime.spawn(follower().run::<Nodes>()),
             runtime.spawn(follower().run::<Mesh>()),
             runtime.spawn(publish::run(shared.clone(), origin.clone(), pace)),
+            runtime.spawn(report::run(shared.clone(), origin.clone(), pace)),
         ];
         Self { origin, shared, tasks }
     }
@@ -126,6 +145,15 @@ impl Source for Kubernetes {
         });
         if is_new {
             self.shared.stirred.notify_one();
+        }
+        trouble.map_or(Ok(()), Err)
+    }
+
+    fn report(&mut self, _: &str, status: VeilNodeStatus) -> Result<(), Problem> {
+        let (is_new, trouble) =
+            self.shared.with(|state| (state.report.want(status), state.report.trouble.clone()));
+        if is_new {
+            self.shared.reported.notify_one();
         }
         trouble.map_or(Ok(()), Err)
     }

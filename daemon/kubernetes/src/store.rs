@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use kubeveil_api::{mesh::MeshSpec, names, problem::Problem};
+use kubeveil_api::{mesh::InForce, names, problem::Problem};
 use kubeveil_core::{
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::Changes,
@@ -126,7 +126,7 @@ pub(crate) struct Store {
     /// The Node that this daemon runs on.
     own: String,
     pub(crate) nodes: Objects<Arc<NodeFacts>>,
-    pub(crate) mesh: Objects<Option<MeshSpec>>,
+    pub(crate) mesh: Objects<Option<InForce>>,
     /// Since somebody read it.
     changes: Changes,
 }
@@ -149,7 +149,8 @@ impl Store {
     pub(crate) fn knowledge(&self) -> Knowledge {
         let nodes = self.nodes.by_name.iter().map(|(name, read)| (name.clone(), Arc::clone(&read.value)));
         let mesh = self.mesh.get(names::MESH).and_then(|read| read.value.clone());
-        let snapshot = Snapshot { mesh, nodes: nodes.collect() };
+        let mut snapshot = Snapshot { nodes: nodes.collect(), ..Snapshot::default() };
+        snapshot.set_mesh(mesh);
         if self.nodes.listed && self.mesh.listed && self.nodes.get(&self.own).is_some() {
             Knowledge::Whole(snapshot.attest_whole())
         } else {
@@ -190,7 +191,7 @@ impl Store {
     /// The mesh as of a full list.
     pub(crate) fn list_mesh(
         &mut self,
-        listed: Vec<Read<Option<MeshSpec>>>,
+        listed: Vec<Read<Option<InForce>>>,
         version: u64,
     ) -> Result<bool, Disbelief> {
         let mut noted = Noted::new(&mut self.changes, !self.mesh.listed);
@@ -199,11 +200,7 @@ impl Store {
     }
 
     /// The mesh.
-    pub(crate) fn mesh(
-        &mut self,
-        read: Read<Option<MeshSpec>>,
-        is_deleted: bool,
-    ) -> Result<bool, OutOfOrder> {
+    pub(crate) fn mesh(&mut self, read: Read<Option<InForce>>, is_deleted: bool) -> Result<bool, OutOfOrder> {
         let mut noted = Noted::new(&mut self.changes, false);
         self.mesh.event(read, is_deleted, |_, _, _| noted.any())?;
         Ok(noted.is_news)

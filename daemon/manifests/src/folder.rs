@@ -11,15 +11,18 @@ use std::{
 };
 
 use kubeveil_api::{
+    condition::keep_transitions,
     names,
     node::Node,
     object::{Metadata, TypeMeta},
+    veil_node::{VeilNode, VeilNodeStatus},
 };
 use kubeveil_core::{
     problem::{Problem, ProblemKind},
     source::{Changes, Source, SourceState},
 };
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use serde::Serialize;
 
 use crate::{
     index::{Content, Index},
@@ -207,9 +210,7 @@ impl Source for Folder {
             status: Default::default(),
         };
         let path = self.path.join(names::ANNOUNCEMENTS_DIR).join(format!("{node}.yaml"));
-        let written =
-            serde_norway::to_string(&object).map_err(io::Error::other).and_then(|text| write(&path, &text));
-        written.map_err(|e| Problem {
+        write_object(&path, &object).map_err(|e| Problem {
             kind: ProblemKind::State,
             object: format!("file {}", path.display()),
             field: String::new(),
@@ -217,6 +218,33 @@ impl Source for Folder {
             advice: "Other nodes can't learn this node's key until it can; it is tried again".to_owned(),
         })
     }
+
+    fn report(&mut self, node: &str, mut status: VeilNodeStatus) -> Result<(), Problem> {
+        let path = self.path.join(names::STATUS_DIR).join(format!("{node}.yaml"));
+        let stands =
+            read(&path, MAX_ANNOUNCEMENT_BYTES).ok().and_then(|text| serde_norway::from_str(&text).ok());
+        let before = stands.and_then(|stands: VeilNode| stands.status).unwrap_or_default();
+        keep_transitions(&mut status.conditions, &before.conditions);
+        let object = VeilNode {
+            types: TypeMeta { api_version: names::API_VERSION.to_owned(), kind: "VeilNode".to_owned() },
+            metadata: Metadata { name: node.to_owned(), ..Metadata::default() },
+            status: Some(status),
+        };
+        let folder = fs::create_dir(self.path.join(names::STATUS_DIR));
+        let folder =
+            folder.or_else(|e| if e.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) });
+        folder.and_then(|()| write_object(&path, &object)).map_err(|e| Problem {
+            kind: ProblemKind::State,
+            object: format!("file {}", path.display()),
+            field: String::new(),
+            message: format!("this node's status can't be written: {e}"),
+            advice: "It is tried again; encryption goes on without".to_owned(),
+        })
+    }
+}
+
+fn write_object(path: &Path, object: &impl Serialize) -> io::Result<()> {
+    write(path, &serde_norway::to_string(object).map_err(io::Error::other)?)
 }
 
 /// By rename, so that nobody reads half of it; not at all if it stands there already.

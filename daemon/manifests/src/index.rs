@@ -141,7 +141,7 @@ impl Index {
                         let twice = "another file has one too; that one counts";
                         problems.push(told_twice(name, "EncryptionMesh default", twice));
                     }
-                    Object::Mesh(spec) => snapshot.mesh = Some((**spec).clone()),
+                    Object::Mesh(mesh) => snapshot.set_mesh(Some((**mesh).clone())),
                     Object::Node(node) => {
                         let facts = NodeFacts {
                             uid: node.metadata.uid.clone(),

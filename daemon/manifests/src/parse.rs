@@ -1,7 +1,7 @@
 //! A file's text to objects.
 
 use kubeveil_api::{
-    mesh::{EncryptionMesh, MeshSpec},
+    mesh::{EncryptionMesh, InForce},
     names,
     node::Node,
     object::TypeMeta,
@@ -15,7 +15,7 @@ use serde_norway::Value;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Object {
     Node(Box<Node>),
-    Mesh(Box<MeshSpec>),
+    Mesh(Box<InForce>),
 }
 
 const ADVICE: &str = "Correct the file; its last good state stands until then";
@@ -76,8 +76,7 @@ fn object(file: &str, value: Value, objects: &mut Vec<Object>) -> Result<(), Pro
         }
         (names::API_VERSION, "EncryptionMesh") => {
             let mesh: EncryptionMesh = typed(file, &label, value)?;
-            check_mesh(file, &label, &mesh)?;
-            objects.push(Object::Mesh(Box::new(mesh.spec)));
+            objects.push(Object::Mesh(Box::new(in_force(file, &label, mesh)?)));
             Ok(())
         }
         (version, kind) if version.split('/').next() == Some(names::GROUP) => {
@@ -124,11 +123,11 @@ fn check_node(file: &str, label: &str, node: &Node) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_mesh(file: &str, label: &str, mesh: &EncryptionMesh) -> Result<(), Problem> {
+fn in_force(file: &str, label: &str, mesh: EncryptionMesh) -> Result<InForce, Problem> {
     if mesh.metadata.name != names::MESH {
         return Err(problem(file, label, "metadata.name", "there is one mesh and it is called default"));
     }
-    mesh.spec.check().map_err(|(field, why)| problem(file, label, field, why))
+    mesh.spec.in_force(mesh.status.as_ref()).map_err(|(field, why)| problem(file, label, field, why))
 }
 
 #[cfg(test)]
@@ -174,7 +173,7 @@ mod tests {
         for good in ["2027-01-31T12:00:00Z", "\"2027-01-31T13:00:00+01:00\""] {
             let objects = parse("x.yaml", &mesh(&format!("{{deadline: {good}}}"))).expect(good);
             let [Object::Mesh(spec)] = &objects[..] else { panic!("{objects:?}") };
-            assert_eq!(spec.adoption.expect("adoption").deadline().as_secs(), 1_801_396_800, "{good}");
+            assert_eq!(spec.spec.adoption.expect("adoption").deadline().as_secs(), 1_801_396_800, "{good}");
         }
         for (bad, field, why) in [
             ("{deadline: tomorrow}", "spec.adoption.deadline", "2027-01-31T12:00:00Z (RFC 3339)"),

@@ -20,7 +20,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-manifests", &["kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
     ("kubeveil-kubernetes", &["kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
     ("kubeveil-linux", &["kubeveil-abi", "kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
-    ("kubeveil-agent", LIBRARIES),
+    ("kubeveil-agent", AGENT),
+    ("kubeveil-controller", &["kubeveil-api", "kubeveil-core", "kubeveil-kubernetes"]),
     ("kubeveil-cli", &["kubeveil-api", "kubeveil-core"]),
     ("kubeveil-tests", LIBRARIES),
     ("kubeveil-tests-bpf", LIBRARIES),
@@ -39,6 +40,19 @@ const LIBRARIES: &[&str] = &[
     "kubeveil-linux",
     "kubeveil-manifests",
     "kubeveil-verdict",
+];
+
+/// One program is the daemon, the controller and the command for people.
+const AGENT: &[&str] = &[
+    "kubeveil-abi",
+    "kubeveil-api",
+    "kubeveil-cli",
+    "kubeveil-controller",
+    "kubeveil-core",
+    "kubeveil-keys",
+    "kubeveil-kubernetes",
+    "kubeveil-linux",
+    "kubeveil-manifests",
 ];
 
 /// Benches drive the daemon's own way round, and what the programs are tested with.

@@ -4,7 +4,10 @@ use kubeveil_core::problem::Problem;
 use kubeveil_linux::Kernel;
 
 use super::{Node, Now, Outcome, changes, problems};
-use crate::status;
+use crate::{status, veil_node};
+
+/// See [`Node::beside`].
+const REPORT: &str = "report";
 
 impl<K: Kernel> Node<K> {
     /// The way round is over; `problems` is what it met with.
@@ -16,6 +19,12 @@ impl<K: Kernel> Node<K> {
         self.last = Outcome { problems: told, ..outcome };
         self.met = problems;
         self.tell(now);
+        // What is wrong with the report is told by the next way round.
+        let report = veil_node::report(self, now);
+        match self.source.report(&self.name, report) {
+            Ok(()) => drop(self.beside.remove(REPORT)),
+            Err(problem) => drop(self.beside.insert(REPORT, problem)),
+        }
     }
 
     /// Tells what is wrong now and was not before, and what is over.

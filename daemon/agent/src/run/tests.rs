@@ -95,6 +95,10 @@ impl Source for Restless {
     fn announce(&mut self, _: &str, _: &str, _: &str) -> Result<(), Problem> {
         Ok(())
     }
+
+    fn report(&mut self, _: &str, _: kubeveil_api::veil_node::VeilNodeStatus) -> Result<(), Problem> {
+        Ok(())
+    }
 }
 
 fn node(costs: &Costs, state_dir: &Path) -> Node<SlowKernel> {

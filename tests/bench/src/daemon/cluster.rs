@@ -143,6 +143,7 @@ pub(crate) fn mesh() -> Result<MeshSpec> {
         .concat(),
         key_generation: 0,
         revoked_keys: vec![],
+        uninstall: false,
         adoption: None,
     })
 }
@@ -173,7 +174,7 @@ struct Said {
 impl Memory {
     pub(crate) fn of(others: &[Other]) -> Self {
         let nodes = others.iter().map(|other| (other.name(), other.facts.clone().into())).collect();
-        let snapshot = Snapshot { mesh: None, nodes };
+        let snapshot = Snapshot { nodes, ..Snapshot::default() };
         Self(Arc::new(Mutex::new(Said { snapshot, ..Said::default() })))
     }
 
@@ -226,6 +227,10 @@ impl Source for Memory {
                 }
             });
         }
+        Ok(())
+    }
+
+    fn report(&mut self, _: &str, _: kubeveil_api::veil_node::VeilNodeStatus) -> Result<(), Problem> {
         Ok(())
     }
 }

@@ -112,7 +112,7 @@ pub(crate) fn both_refuse_the_same(server: &mut Server) {
         let mut spec = mesh();
         spec[field] = value;
         let ours: Result<kubeveil_api::mesh::MeshSpec, _> = serde_json::from_value(spec.clone());
-        let ours = ours.is_ok_and(|spec| spec.check().is_ok());
+        let ours = ours.is_ok_and(|spec| spec.in_force(None).is_ok());
         let mut whole = json!({"metadata": {"name": "default"}, "spec": spec});
         whole["metadata"]["annotations"] = json!({"try": field});
         let theirs = world.put(&mesh_kind(), &whole);

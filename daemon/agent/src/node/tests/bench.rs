@@ -100,6 +100,10 @@ impl Source for World {
         });
         Ok(())
     }
+
+    fn report(&mut self, _: &str, _: kubeveil_api::veil_node::VeilNodeStatus) -> Result<(), Problem> {
+        Ok(())
+    }
 }
 
 /// A kernel that outlives the daemon that uses it.
@@ -192,6 +196,7 @@ impl Bench {
             node_cidrs: vec!["192.0.2.0/24".parse().expect("net"), "2001:db8::/64".parse().expect("net")],
             key_generation: 0,
             revoked_keys: vec![],
+            uninstall: false,
             adoption: None,
         };
         bench.world.change(|said| {

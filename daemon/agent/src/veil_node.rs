@@ -1,0 +1,96 @@
+//! What people and the controller are told of this node.
+
+use jiff::Timestamp;
+use kubeveil_api::{
+    condition::Condition,
+    problem::Problem,
+    veil_node::{MOST_NAMED, Unencrypted, VeilNodeStatus},
+};
+use kubeveil_linux::Kernel;
+
+use crate::{
+    node::{Node, Now},
+    status,
+};
+
+/// Nothing in it changes while nothing happens: no age, no count of packets.
+pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
+    let remotes = &node.last.desired.remotes;
+    let mut encrypted = 0;
+    let mut not_encrypted = Vec::new();
+    for (name, remote) in remotes {
+        let peer = status::peer(node, name, remote, now);
+        if peer.tunnelled {
+            encrypted += 1;
+        } else if not_encrypted.len() < MOST_NAMED {
+            let health = status::health(node, remote, now);
+            let reason = status::why(node, name, remote, health, peer.proven);
+            not_encrypted.push(Unencrypted { node: peer.node, way: peer.way, reason });
+        }
+    }
+    VeilNodeStatus {
+        generation: node.keeper.info().map(|info| info.generation.number()),
+        peers: u32::try_from(remotes.len()).unwrap_or(u32::MAX),
+        encrypted,
+        not_encrypted,
+        conditions: conditions(&status::waiting_for(node), &node.last.problems, now),
+    }
+}
+
+fn conditions(waiting_for: &[String], problems: &[Problem], now: Now) -> Vec<Condition> {
+    let at = i64::try_from(now.epoch.as_secs()).ok().and_then(|at| Timestamp::from_second(at).ok());
+    let condition = |kind: &str, holds: bool, reason: &str, message: String| {
+        Condition::new(kind, holds, reason, message, at.unwrap_or_default())
+    };
+    let ready = match waiting_for {
+        [] => condition("Ready", true, "Enforcing", "all that is known is carried out".to_owned()),
+        waits => condition("Ready", false, "Waiting", format!("waits for {}", waits.join("; "))),
+    };
+    let degraded = match problems {
+        [] => condition("Degraded", false, "NoProblem", "nothing is wrong".to_owned()),
+        [first, more @ ..] => {
+            let mut message = first.to_string();
+            if !more.is_empty() {
+                message = format!("{message} And {} more: `kubeveil status` on the node tells.", more.len());
+            }
+            condition("Degraded", true, &reason(first.kind.name()), message)
+        }
+    };
+    vec![ready, degraded]
+}
+
+/// A name such as `key_store` as a condition's reason is written: `KeyStore`.
+fn reason(name: &str) -> String {
+    let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
+    name.split('_').map(capital).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kubeveil_api::{condition::ConditionStatus, problem::ProblemKind};
+
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_first_is_told_and_how_much_more() {
+        let now = Now { monotonic: Duration::ZERO, epoch: Duration::from_secs(1_800_000_000) };
+        let problem = |object: &str| Problem {
+            kind: ProblemKind::KeyStore,
+            object: object.to_owned(),
+            field: String::new(),
+            message: "is wrong".to_owned(),
+            advice: "Mend it".to_owned(),
+        };
+        let told = conditions(&["a".to_owned(), "b".to_owned()], &[problem("x"), problem("y")], now);
+        let [ready, degraded] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((ready.status, ready.reason.as_str()), (ConditionStatus::False, "Waiting"));
+        assert_eq!(ready.message, "waits for a; b");
+        assert_eq!((degraded.status, degraded.reason.as_str()), (ConditionStatus::True, "KeyStore"));
+        assert!(degraded.message.starts_with("x: is wrong. Mend it. And 1 more"), "{}", degraded.message);
+        let well = conditions(&[], &[], now);
+        assert_eq!((well[0].status, well[1].status), (ConditionStatus::True, ConditionStatus::False));
+        assert_eq!(well[0].last_transition_time.as_second(), 1_800_000_000);
+    }
+}

@@ -1,0 +1,128 @@
+//! What the controller writes.
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+    core::DynamicObject,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use kubeveil_api::{
+    condition::{Condition, ConditionStatus},
+    mesh::MeshStatus,
+    names,
+};
+use serde_json::json;
+
+use crate::{seen::Seen, status::status, watch::ours};
+
+/// Field manager of server-side apply.
+const MANAGER: &str = "kubeveil-controller";
+
+/// Writes where something is otherwise.
+pub(crate) struct Writer {
+    client: Client,
+    recorder: Recorder,
+    /// What was written last: it may not have come back by the watch yet.
+    written: Option<MeshStatus>,
+}
+
+impl Writer {
+    pub(crate) fn new(client: Client, identity: &str) -> Self {
+        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+        Self { recorder: Recorder::new(client.clone(), reporter), client, written: None }
+    }
+
+    pub(crate) async fn write(&mut self, seen: &Seen, now: Timestamp) -> Result<()> {
+        for (name, node) in &seen.nodes {
+            if !seen.veil_nodes.contains_key(name) {
+                self.make_veil_node(name, &node.uid).await?;
+            }
+        }
+        let Some(status) = status(seen, now) else { return Ok(()) };
+        let before = seen.mesh.as_ref().and_then(|(mesh, _)| mesh.status.clone()).unwrap_or_default();
+        if status == before || self.written.as_ref().is_some_and(|written| same(written, &status)) {
+            return Ok(());
+        }
+        self.write_status(&status).await?;
+        for condition in changed(&before.conditions, &status.conditions) {
+            tracing::info!(kind = condition.kind, status = %condition.status, "{}", condition.message);
+            self.tell(condition).await;
+        }
+        self.written = Some(status);
+        Ok(())
+    }
+
+    /// Its owner is the Node, so it goes with it.
+    async fn make_veil_node(&self, name: &str, uid: &str) -> Result<()> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &ours("VeilNode", "veilnodes"));
+        let object = serde_json::from_value(json!({
+            "apiVersion": names::API_VERSION,
+            "kind": "VeilNode",
+            "metadata": {
+                "name": name,
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}],
+            },
+        }))?;
+        match api
+            .create(&PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }, &object)
+            .await
+        {
+            Ok(_) => tracing::info!(node = name, "made its VeilNode"),
+            // The watch is late, or it is of a Node that was there before under this name and goes now.
+            Err(kube::Error::Api(refused)) if refused.code == 409 => {}
+            Err(e) => return Err(e).with_context(|| format!("make VeilNode {name}")),
+        }
+        Ok(())
+    }
+
+    async fn write_status(&self, status: &MeshStatus) -> Result<()> {
+        let api: Api<DynamicObject> =
+            Api::all_with(self.client.clone(), &ours("EncryptionMesh", "encryptionmeshes"));
+        let patch = Patch::Apply(json!({
+            "apiVersion": names::API_VERSION,
+            "kind": "EncryptionMesh",
+            "metadata": {"name": names::MESH},
+            "status": status,
+        }));
+        let params = PatchParams::apply(MANAGER).force();
+        let done = api.patch_status(names::MESH, &params, &patch).await;
+        done.map(drop).with_context(|| format!("write the status of EncryptionMesh {}", names::MESH))
+    }
+
+    /// An event that can't be written is no reason to stop: the status says the same.
+    async fn tell(&self, condition: &Condition) {
+        let holds = condition.status == ConditionStatus::True;
+        let event = Event {
+            type_: if holds { EventType::Normal } else { EventType::Warning },
+            reason: condition.reason.clone(),
+            note: Some(condition.message.clone()),
+            action: condition.kind.clone(),
+            secondary: None,
+        };
+        let mesh = ObjectReference {
+            api_version: Some(names::API_VERSION.to_owned()),
+            kind: Some("EncryptionMesh".to_owned()),
+            name: Some(names::MESH.to_owned()),
+            ..ObjectReference::default()
+        };
+        if let Err(e) = self.recorder.publish(&event, &mesh).await {
+            tracing::warn!("the event {} can't be written: {e}", condition.reason);
+        }
+    }
+}
+
+/// But for the moments of transitions.
+fn same(one: &MeshStatus, other: &MeshStatus) -> bool {
+    let mut copy = one.clone();
+    kubeveil_api::condition::keep_transitions(&mut copy.conditions, &other.conditions);
+    copy == *other
+}
+
+/// Conditions that hold now and did not, or the other way round.
+fn changed<'a>(before: &[Condition], now: &'a [Condition]) -> Vec<&'a Condition> {
+    let was = |now: &&Condition| before.iter().find(|c| c.kind == now.kind).map(|c| c.status);
+    now.iter().filter(|now| was(now) != Some(now.status)).collect()
+}

@@ -1,0 +1,130 @@
+//! The controller: does for the cluster what needs one writer. It makes the `VeilNode`s, tells in the mesh's status how far the
+//! cluster has got, and finds the ranges of pods and nodes where people name none. Nothing that encrypts waits for it.
+//!
+//! `watch` keeps what there is, `seen` is that at one moment, `status` and `ranges` decide (pure), `act` writes.
+
+mod act;
+mod ranges;
+mod seen;
+mod status;
+mod watch;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use axum::{Router, routing::get};
+use jiff::Timestamp;
+use kube_lease_manager::LeaseManagerBuilder;
+use kubeveil_kubernetes::{Origin, Pace};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+
+use act::Writer;
+use watch::{Bound, Watches};
+
+/// What the lease is called.
+const LEASE: &str = "kubeveil-controller";
+/// Seconds that a lease holds without being renewed, and how many before its end it is.
+const LEASE_HOLDS: u64 = 30;
+const LEASE_RENEWED: u64 = 15;
+/// Changes come in bursts.
+const BURST: Duration = Duration::from_secs(1);
+/// What is written is looked at this often, though nothing stirs.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Before what failed is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// How it is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which API server.
+    pub origin: Origin,
+    /// Where the lease is kept, and the agents' pods are.
+    pub namespace: String,
+    /// Who this is among several of its kind.
+    pub identity: String,
+    /// `/healthz` and `/readyz` answer here.
+    pub health_address: SocketAddr,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(options: Options) -> Result<()> {
+    let mut term = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let listener = TcpListener::bind(options.health_address)
+        .await
+        .with_context(|| format!("listen on {} (--health-address)", options.health_address))?;
+    // It is alive, and that is all that it promises: a standby is as ready as who leads.
+    let routes =
+        Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(|| async { "ok\n" }));
+    let _health = Bound(tokio::spawn(async move { axum::serve(listener, routes).await }));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), identity = options.identity, "the controller starts");
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        () = for_ever(&options) => {}
+    }
+    tracing::info!("the controller ends");
+    Ok(())
+}
+
+async fn for_ever(options: &Options) {
+    loop {
+        if let Err(e) = stand(options).await {
+            tracing::warn!("{e:#}");
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Waits for the lease, and leads as long as it holds.
+async fn stand(options: &Options) -> Result<()> {
+    let client =
+        options.origin.client(&Pace::default()).await.map_err(|problem| anyhow::anyhow!("{problem}"))?;
+    let lease = LeaseManagerBuilder::new(client.clone(), LEASE)
+        .with_namespace(&options.namespace)
+        .with_identity(&options.identity)
+        .with_duration(LEASE_HOLDS)
+        .with_grace(LEASE_RENEWED)
+        .build()
+        .await
+        .with_context(|| format!("Lease {}/{LEASE}", options.namespace))?;
+    let (mut holds, task) = lease.watch().await;
+    let _task = Bound(task);
+    loop {
+        if !*holds.borrow_and_update() {
+            tracing::info!("stands by");
+            holds.changed().await.context("the lease is not sought any more")?;
+            continue;
+        }
+        tracing::info!("leads");
+        tokio::select! {
+            changed = holds.changed() => changed.context("the lease is not sought any more")?,
+            ended = lead(client.clone(), options) => ended?,
+        }
+    }
+}
+
+async fn lead(client: kube::Client, options: &Options) -> Result<()> {
+    let stirred = Arc::new(Notify::new());
+    let mut watches = Watches::begin(&client, options, stirred.clone()).await?;
+    let mut writer = Writer::new(client, &options.identity);
+    loop {
+        let again = match writer.write(&watches.seen(), Timestamp::now()).await {
+            Ok(()) => RESYNC,
+            Err(e) => {
+                tracing::warn!("{e:#}");
+                AGAIN
+            }
+        };
+        // Which of both it was does not matter.
+        drop(tokio::time::timeout(again, stirred.notified()).await);
+        tokio::time::sleep(BURST).await;
+        if watches.has_ended() {
+            bail!("a watch has ended");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The cluster as the controller sees it: of each object only what is decided by.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use kubeveil_api::{mesh::EncryptionMesh, node::NodeAddress, veil_node::VeilNodeStatus};
+use serde::{Deserialize, Serialize};
+
+/// All of it at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// `EncryptionMesh/default`, and its `metadata.generation`.
+    pub(crate) mesh: Option<(EncryptionMesh, i64)>,
+    /// Nodes by name.
+    pub(crate) nodes: BTreeMap<String, Node>,
+    /// What agents say, by the name of their node; `None` where a VeilNode is there and nothing is said in it.
+    pub(crate) veil_nodes: BTreeMap<String, Option<VeilNodeStatus>>,
+    /// Names of nodes on which an agent's pod is ready.
+    pub(crate) agents: BTreeMap<String, bool>,
+    /// What the cluster says of its own ranges.
+    pub(crate) said: Said,
+}
+
+/// A Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) uid: String,
+    pub(crate) pod_cidrs: Vec<IpNet>,
+    pub(crate) internal_ips: Vec<IpAddr>,
+}
+
+/// What is configured of the cluster's ranges where it can be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Said {
+    /// Of pods, by kubeadm or kube-proxy.
+    pub(crate) pods: Vec<IpNet>,
+    /// Of Services.
+    pub(crate) services: Vec<IpNet>,
+}
+
+/// `spec` of a Node. Texts: one Node that can't be read must not stop the others.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct NodeSpec {
+    #[serde(default, rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+}
+
+/// `status` of a Node.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct NodeStatus {
+    #[serde(default)]
+    addresses: Option<Vec<NodeAddress>>,
+}
+
+impl Node {
+    pub(crate) fn read(uid: String, spec: &NodeSpec, status: Option<&NodeStatus>) -> Self {
+        let cidrs = spec.pod_cidrs.iter().flatten().filter_map(|text| text.parse::<IpNet>().ok());
+        let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+        let internal = addresses.filter(|address| address.kind == "InternalIP");
+        Self {
+            uid,
+            pod_cidrs: cidrs.map(|cidr| cidr.trunc()).collect(),
+            internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The mesh's status, from what the agents say.
+
+use jiff::Timestamp;
+use kubeveil_api::{
+    condition::{Condition, ConditionStatus, keep_transitions},
+    mesh::{MeshStatus, Mode},
+    status::Way,
+    veil_node::VeilNodeStatus,
+};
+
+use crate::{ranges::ranges, seen::Seen};
+
+/// Most names in a message.
+const MOST_NAMED: usize = 5;
+
+/// The status from now on; `None` while there is no mesh.
+pub(crate) fn status(seen: &Seen, now: Timestamp) -> Option<MeshStatus> {
+    let (mesh, generation) = seen.mesh.as_ref()?;
+    let before = mesh.status.clone().unwrap_or_default();
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let not_ready: Vec<String> = seen
+        .nodes
+        .keys()
+        .filter_map(|name| why_not_ready(seen, name).map(|why| format!("{name} ({why})")))
+        .collect();
+    let ways = Ways::of(seen);
+    let mut conditions = vec![
+        all_nodes("Ready", ["AllNodesReady", "NodesNotReady"], &not_ready, "enforce", now),
+        fully_connected(mesh.spec.mode, &ways, now),
+        keys_current(seen, mesh.spec.key_generation, now),
+    ];
+    if seen.nodes.is_empty() {
+        conditions.iter_mut().for_each(|c| c.status = ConditionStatus::Unknown);
+    }
+    keep_transitions(&mut conditions, &before.conditions);
+    Some(MeshStatus {
+        observed_generation: *generation,
+        ranges: ranges(&mesh.spec, before.ranges.as_ref(), seen),
+        nodes: count(seen.nodes.len()),
+        ready_nodes: count(seen.nodes.len() - not_ready.len()),
+        encrypted_pairs: format!("{}/{}", ways.encrypted, ways.all),
+        conditions,
+    })
+}
+
+fn said<'a>(seen: &'a Seen, node: &str) -> Option<&'a VeilNodeStatus> {
+    seen.veil_nodes.get(node)?.as_ref()
+}
+
+fn why_not_ready(seen: &Seen, node: &str) -> Option<String> {
+    match seen.agents.get(node) {
+        None => return Some("no agent".to_owned()),
+        Some(false) => return Some("its agent's pod is not ready".to_owned()),
+        Some(true) => {}
+    }
+    let Some(said) = said(seen, node) else { return Some("its agent has said nothing yet".to_owned()) };
+    let ready = said.conditions.iter().find(|condition| condition.kind == "Ready");
+    match ready {
+        Some(ready) if ready.status == ConditionStatus::True => None,
+        Some(ready) => Some(ready.message.clone()),
+        None => Some("its agent does not say".to_owned()),
+    }
+}
+
+/// Ordered pairs of nodes: from one to another.
+struct Ways {
+    all: usize,
+    encrypted: usize,
+    /// Some of the others, in words.
+    others: Vec<String>,
+}
+
+impl Ways {
+    fn of(seen: &Seen) -> Self {
+        let others = seen.nodes.len().saturating_sub(1);
+        let mut ways = Self { all: seen.nodes.len() * others, encrypted: 0, others: Vec::new() };
+        for from in seen.nodes.keys() {
+            let Some(said) = said(seen, from) else {
+                ways.others.push(format!("{from} to all: its agent has said nothing yet"));
+                continue;
+            };
+            // What an agent has not heard of yet is not encrypted.
+            ways.encrypted += usize::try_from(said.encrypted).unwrap_or(usize::MAX).min(others);
+            let known = |to: &&kubeveil_api::veil_node::Unencrypted| seen.nodes.contains_key(&to.node);
+            ways.others.extend(said.not_encrypted.iter().filter(known).map(|to| {
+                let way = if to.way == Way::Plain { "in plain" } else { "dropped" };
+                format!("{from} to {}: {way}, {}", to.node, to.reason)
+            }));
+            if usize::try_from(said.peers).unwrap_or(usize::MAX) < others {
+                ways.others.push(format!("{from}: knows {} of {others} other nodes", said.peers));
+            }
+        }
+        ways
+    }
+}
+
+fn fully_connected(mode: Mode, ways: &Ways, now: Timestamp) -> Condition {
+    if mode == Mode::Observe {
+        let message = "the mode is observe: nothing is encrypted".to_owned();
+        return Condition::new("FullyConnected", false, "Observing", message, now);
+    }
+    let holds = ways.encrypted == ways.all;
+    let message = if holds {
+        "all pod traffic between nodes is encrypted".to_owned()
+    } else {
+        format!(
+            "{} of {} ways between nodes are not encrypted: {}",
+            ways.all - ways.encrypted,
+            ways.all,
+            some(&ways.others)
+        )
+    };
+    let reason = if holds { "AllPairsEncrypted" } else { "PairsNotEncrypted" };
+    Condition::new("FullyConnected", holds, reason, message, now)
+}
+
+fn keys_current(seen: &Seen, wanted: u32, now: Timestamp) -> Condition {
+    let behind: Vec<String> = seen
+        .nodes
+        .keys()
+        .filter_map(|node| match said(seen, node).and_then(|said| said.generation) {
+            Some(at) if at == wanted => None,
+            Some(at) => Some(format!("{node} (at {at})")),
+            None => Some(format!("{node} (no key yet)")),
+        })
+        .collect();
+    let doing = format!("have a key of generation {wanted}");
+    all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysBehind"], &behind, &doing, now)
+}
+
+fn all_nodes(kind: &str, reasons: [&str; 2], but: &[String], doing: &str, now: Timestamp) -> Condition {
+    let message = match but {
+        [] => format!("all nodes {doing}"),
+        some_nodes => format!("{} nodes don't {doing}: {}", some_nodes.len(), some(some_nodes)),
+    };
+    Condition::new(kind, but.is_empty(), reasons[usize::from(!but.is_empty())], message, now)
+}
+
+fn some(names: &[String]) -> String {
+    let more = names.len().saturating_sub(MOST_NAMED);
+    let first = names[..names.len() - more].join("; ");
+    if more > 0 { format!("{first}; and {more} more") } else { first }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+use kubeveil_api::veil_node::Unencrypted;
+use serde_json::json;
+
+use super::*;
+use crate::seen::Node;
+
+/// Three nodes, all connected.
+fn cluster() -> Seen {
+    let mesh = json!({
+        "apiVersion": "kubeveil.io/v1alpha1", "kind": "EncryptionMesh", "metadata": {"name": "default"},
+        "spec": {"mode": "require", "podCIDRs": ["10.0.0.0/8"], "nodeCIDRs": ["192.0.2.0/24"]},
+    });
+    let mut seen = Seen { mesh: Some((serde_json::from_value(mesh).expect("a mesh"), 7)), ..Seen::default() };
+    for name in ["a", "b", "c"] {
+        let ready = Condition::new("Ready", true, "Enforcing", String::new(), Timestamp::default());
+        let said = VeilNodeStatus {
+            generation: Some(0),
+            peers: 2,
+            encrypted: 2,
+            conditions: vec![ready],
+            ..VeilNodeStatus::default()
+        };
+        seen.nodes.insert(name.to_owned(), Node::default());
+        seen.veil_nodes.insert(name.to_owned(), Some(said));
+        seen.agents.insert(name.to_owned(), true);
+    }
+    seen
+}
+
+fn said<'a>(seen: &'a mut Seen, node: &str) -> &'a mut VeilNodeStatus {
+    seen.veil_nodes.get_mut(node).and_then(Option::as_mut).expect("said")
+}
+
+fn spec(seen: &mut Seen) -> &mut kubeveil_api::mesh::MeshSpec {
+    &mut seen.mesh.as_mut().expect("a mesh").0.spec
+}
+
+fn told(seen: &Seen) -> MeshStatus {
+    status(seen, Timestamp::from_second(9).expect("a time")).expect("a status")
+}
+
+/// Type, status, reason and message of a condition.
+fn condition(seen: &Seen, kind: &str) -> (ConditionStatus, String, String) {
+    let conditions = told(seen).conditions;
+    let found = conditions.into_iter().find(|c| c.kind == kind).expect("the condition");
+    (found.status, found.reason, found.message)
+}
+
+#[test]
+fn all_is_well() {
+    let status = told(&cluster());
+    assert_eq!((status.observed_generation, status.nodes, status.ready_nodes), (7, 3, 3));
+    assert_eq!(status.encrypted_pairs, "6/6");
+    assert!(status.conditions.iter().all(|c| c.status == ConditionStatus::True), "{status:?}");
+    assert_eq!(status.ranges, None, "people gave them");
+}
+
+#[test]
+fn the_failing_pair_is_named() {
+    let mut seen = cluster();
+    let to_c = Unencrypted { node: "c".to_owned(), way: Way::Dropped, reason: "no handshake yet".to_owned() };
+    let gone = Unencrypted { node: "z".to_owned(), ..to_c.clone() };
+    let b = said(&mut seen, "b");
+    (b.encrypted, b.not_encrypted) = (1, vec![to_c, gone]);
+    let (holds, reason, message) = condition(&seen, "FullyConnected");
+    assert_eq!((holds, reason.as_str()), (ConditionStatus::False, "PairsNotEncrypted"));
+    assert_eq!(message, "1 of 6 ways between nodes are not encrypted: b to c: dropped, no handshake yet");
+    assert_eq!(told(&seen).encrypted_pairs, "5/6");
+}
+
+/// A node that has just come: the others don't know it, or it has said nothing.
+#[test]
+fn who_is_not_known_is_not_encrypted() {
+    let mut seen = cluster();
+    seen.nodes.insert("d".to_owned(), Node::default());
+    let (holds, _, message) = condition(&seen, "FullyConnected");
+    assert_eq!(holds, ConditionStatus::False);
+    assert!(message.starts_with("6 of 12 ways") && message.contains("a: knows 2 of 3"), "{message}");
+    assert!(message.contains("d to all: its agent has said nothing yet"), "{message}");
+    let (holds, reason, message) = condition(&seen, "Ready");
+    assert_eq!((holds, reason.as_str()), (ConditionStatus::False, "NodesNotReady"));
+    assert_eq!(message, "1 nodes don't enforce: d (no agent)");
+}
+
+/// What its agent said last does not stand for an agent that is gone; an agent may say more than is true.
+#[test]
+fn an_agent_that_is_gone_is_not_ready() {
+    let mut seen = cluster();
+    seen.agents.insert("a".to_owned(), false);
+    assert_eq!(condition(&seen, "Ready").2, "1 nodes don't enforce: a (its agent's pod is not ready)");
+    seen.agents.insert("a".to_owned(), true);
+    said(&mut seen, "a").conditions[0].status = ConditionStatus::False;
+    said(&mut seen, "a").conditions[0].message = "waits for x".to_owned();
+    assert_eq!(condition(&seen, "Ready").2, "1 nodes don't enforce: a (waits for x)");
+    said(&mut seen, "b").encrypted = 1000;
+    said(&mut seen, "c").encrypted = 0;
+    assert_eq!(told(&seen).encrypted_pairs, "4/6");
+}
+
+#[test]
+fn keys_behind_are_named() {
+    let mut seen = cluster();
+    spec(&mut seen).key_generation = 1;
+    said(&mut seen, "b").generation = Some(1);
+    said(&mut seen, "c").generation = None;
+    let (holds, _, message) = condition(&seen, "KeysCurrent");
+    assert_eq!(holds, ConditionStatus::False);
+    assert_eq!(message, "2 nodes don't have a key of generation 1: a (at 0); c (no key yet)");
+}
+
+#[test]
+fn observing_is_not_encrypting() {
+    let mut seen = cluster();
+    spec(&mut seen).mode = Mode::Observe;
+    assert_eq!(condition(&seen, "FullyConnected").1, "Observing");
+}
+
+#[test]
+fn without_nodes_nobody_knows() {
+    let seen = Seen { mesh: cluster().mesh, ..Seen::default() };
+    assert!(told(&seen).conditions.iter().all(|c| c.status == ConditionStatus::Unknown));
+    assert!(status(&Seen::default(), Timestamp::default()).is_none());
+}
+
+#[test]
+fn a_long_list_is_cut() {
+    let names: Vec<String> = (0..7).map(|n| n.to_string()).collect();
+    assert_eq!(some(&names), "0; 1; 2; 3; 4; and 2 more");
+    assert_eq!(some(&names[..2]), "0; 1");
+}

@@ -1,0 +1,223 @@
+//! What there is, kept by watches.
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Pod},
+    api::networking::v1::ServiceCIDR,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    core::{ApiResource, GroupVersionKind, Object},
+    runtime::{
+        WatchStreamExt as _, reflector,
+        reflector::Store,
+        watcher::{self, watcher},
+    },
+};
+use kubeveil_api::{mesh::EncryptionMesh, names, object, veil_node::VeilNodeStatus};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::{
+    sync::Notify,
+    task::{JoinHandle, JoinSet},
+};
+
+use crate::{
+    Options, ranges,
+    seen::{Node, NodeSpec, NodeStatus, Said, Seen},
+};
+
+type NodeObject = Object<NodeSpec, NodeStatus>;
+/// Parts that are read later, each for itself: one object that can't be read must not stop the others.
+type Loose = Object<Option<Value>, Value>;
+
+/// How long the first lists may take.
+const FIRST: Duration = Duration::from_secs(60);
+/// Label and value by which agents' pods are found.
+const AGENTS: &str = "app.kubernetes.io/name=kubeveil,app.kubernetes.io/component=agent";
+
+/// Watches, as long as it lives.
+pub(crate) struct Watches {
+    nodes: Store<NodeObject>,
+    veil_nodes: Store<Loose>,
+    meshes: Store<Loose>,
+    pods: Store<Pod>,
+    said: Said,
+    tasks: JoinSet<()>,
+}
+
+impl Watches {
+    /// All that there is has been seen once when it returns. `stirred` is notified whenever something changes.
+    pub(crate) async fn begin(client: &Client, options: &Options, stirred: Arc<Notify>) -> Result<Self> {
+        let mut tasks = JoinSet::new();
+        let mut watch = Starter { stirred, tasks: &mut tasks };
+        let all = watcher::Config::default;
+        let node = GroupVersionKind::gvk("", "v1", "Node");
+        let node = ApiResource::from_gvk_with_plural(&node, "nodes");
+        let nodes = watch.start(Api::all_with(client.clone(), &node), all(), node);
+        let kind = ours("VeilNode", "veilnodes");
+        let veil_nodes = watch.start(Api::all_with(client.clone(), &kind), all(), kind);
+        let kind = ours("EncryptionMesh", "encryptionmeshes");
+        let meshes = watch.start(
+            Api::all_with(client.clone(), &kind),
+            all().fields(&format!("metadata.name={}", names::MESH)),
+            kind,
+        );
+        let pods = Api::namespaced(client.clone(), &options.namespace);
+        let pods = watch.start(pods, all().labels(AGENTS), ());
+        let seen = async {
+            nodes.wait_until_ready().await?;
+            veil_nodes.wait_until_ready().await?;
+            meshes.wait_until_ready().await?;
+            pods.wait_until_ready().await
+        };
+        tokio::time::timeout(FIRST, seen).await.context("the API server does not list what there is")??;
+        let said = said(client).await;
+        Ok(Self { nodes, veil_nodes, meshes, pods, said, tasks })
+    }
+
+    /// They go on for ever, so one that does not is broken.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.tasks.try_join_next().is_some()
+    }
+
+    /// As of now.
+    pub(crate) fn seen(&self) -> Seen {
+        let mesh = self.meshes.state().into_iter().find_map(|mesh| read_mesh(&mesh));
+        let nodes = self.nodes.state().into_iter().map(|node| {
+            (node.name_any(), Node::read(node.uid().unwrap_or_default(), &node.spec, node.status.as_ref()))
+        });
+        let veil_nodes = self.veil_nodes.state().into_iter().map(|node| {
+            let status = node.status.clone().and_then(|status| serde_json::from_value(status).ok());
+            (node.name_any(), status)
+        });
+        let mut agents: BTreeMap<String, bool> = BTreeMap::new();
+        for pod in self.pods.state() {
+            let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { continue };
+            *agents.entry(node).or_default() |= is_ready(&pod);
+        }
+        Seen {
+            mesh,
+            nodes: nodes.collect(),
+            veil_nodes: veil_nodes.collect::<BTreeMap<_, Option<VeilNodeStatus>>>(),
+            agents,
+            said: self.said.clone(),
+        }
+    }
+}
+
+/// A mesh that can't be read is none: what its status says stays as it is.
+fn read_mesh(mesh: &Loose) -> Option<(EncryptionMesh, i64)> {
+    let read = EncryptionMesh {
+        types: object::TypeMeta {
+            api_version: names::API_VERSION.to_owned(),
+            kind: "EncryptionMesh".to_owned(),
+        },
+        metadata: object::Metadata { name: mesh.name_any(), ..object::Metadata::default() },
+        spec: serde_json::from_value(mesh.spec.clone()?)
+            .inspect_err(|e| tracing::warn!("EncryptionMesh {} spec: {e}", names::MESH))
+            .ok()?,
+        status: mesh.status.clone().and_then(|status| serde_json::from_value(status).ok()),
+    };
+    Some((read, mesh.metadata.generation.unwrap_or_default()))
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// A kind of ours.
+pub(crate) fn ours(kind: &str, plural: &str) -> ApiResource {
+    let version = names::API_VERSION.rsplit('/').next().unwrap_or_default();
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(names::GROUP, version, kind), plural)
+}
+
+struct Starter<'a> {
+    stirred: Arc<Notify>,
+    tasks: &'a mut JoinSet<()>,
+}
+
+impl Starter<'_> {
+    fn start<K>(&mut self, api: Api<K>, config: watcher::Config, kind: K::DynamicType) -> Store<K>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K::DynamicType: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
+    {
+        let writer = reflector::store::Writer::new(kind);
+        let store = writer.as_reader();
+        let stirred = self.stirred.clone();
+        let events = watcher(api, config)
+            .modify(|object| object.managed_fields_mut().clear())
+            .default_backoff()
+            .reflect(writer)
+            .inspect_err(|e| tracing::warn!("watch: {e}"));
+        self.tasks.spawn(events.for_each(move |_| {
+            stirred.notify_one();
+            std::future::ready(())
+        }));
+        store
+    }
+}
+
+/// What the cluster says of its ranges. Where it says nothing, or won't tell us, what is seen has to do.
+async fn said(client: &Client) -> Said {
+    let system: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+    let mut said = Said::default();
+    if let Some(text) = entry(&system, "kubeadm-config", "ClusterConfiguration").await {
+        said.pods = field(&text, "podSubnet").map(|text| ranges::listed(&text)).unwrap_or_default();
+        said.services = field(&text, "serviceSubnet").map(|text| ranges::listed(&text)).unwrap_or_default();
+    }
+    if said.pods.is_empty()
+        && let Some(text) = entry(&system, "kube-proxy", "config.conf").await
+    {
+        said.pods = field(&text, "clusterCIDR").map(|text| ranges::listed(&text)).unwrap_or_default();
+    }
+    let services: Api<ServiceCIDR> = Api::all(client.clone());
+    if let Ok(list) = services.list(&Default::default()).await {
+        let cidrs = list.items.into_iter().filter_map(|cidr| cidr.spec?.cidrs).flatten();
+        said.services.extend(cidrs.flat_map(|text| ranges::listed(&text)));
+    }
+    let own = std::env::var("KUBERNETES_SERVICE_HOST").ok();
+    said.services.extend(own.and_then(|text| ranges::address(&text)));
+    said.services.sort();
+    said.services.dedup();
+    said
+}
+
+async fn entry(maps: &Api<ConfigMap>, name: &str, key: &str) -> Option<String> {
+    maps.get_opt(name).await.ok()??.data?.remove(key)
+}
+
+/// A field of a configuration in YAML, at the one place where it is written on a line of its own.
+fn field(text: &str, name: &str) -> Option<String> {
+    let line = text.lines().map(str::trim).find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let value = line.trim().trim_matches('"').trim_matches('\'');
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+/// A task that ends with its handle.
+pub(crate) struct Bound<T>(pub(crate) JoinHandle<T>);
+
+impl<T> Drop for Bound<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_read() {
+        let kubeadm = "networking:\n  dnsDomain: cluster.local\n  podSubnet: 10.244.0.0/16,fd00::/48\n  serviceSubnet: \"10.96.0.0/12\"\n";
+        assert_eq!(field(kubeadm, "podSubnet").as_deref(), Some("10.244.0.0/16,fd00::/48"));
+        assert_eq!(field(kubeadm, "serviceSubnet").as_deref(), Some("10.96.0.0/12"));
+        assert_eq!(field("clusterCIDR: \"\"\n", "clusterCIDR"), None);
+        assert_eq!(field(kubeadm, "clusterCIDR"), None);
+    }
+}
