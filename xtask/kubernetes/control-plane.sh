@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # control-plane.sh CACHE    prints the path of a folder in CACHE with etcd (Debian's package, unpacked and not installed),
-# kube-apiserver and kubectl (built from the Go modules that go.mod and go.sum beside this file pin).
+# kube-apiserver, kubectl and helm (built from the Go modules that go.mod and go.sum here and in helm/ pin).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=$(mkdir -p "$1/kubernetes" && cd "$1/kubernetes" && pwd)
 exec 9>"$cache/lock"; flock 9
-version=$(sed -n 's|^.*k8s.io/kubernetes v\([0-9.]*\).*|\1|p' "$here/go.mod" | head -1)
+pinned() { sed -n "s|^.*$2 v\([0-9.]*\).*|\1|p" "$1/go.mod" | head -1; }   # FOLDER MODULE
+version=$(pinned "$here" k8s.io/kubernetes)
 # The same files, the same programs.
-bin=$cache/$version-$(cat "$here"/{go.mod,go.sum,control-plane.sh} | sha256sum | cut -c1-12)
+bin=$cache/$version-$(cat "$here"/{go.mod,go.sum,helm/go.mod,helm/go.sum,control-plane.sh} | sha256sum | cut -c1-12)
 mkdir -p "$bin"
 
 # A Go that is older than what go.mod asks for fetches the one that it asks for; one that can't yet (before 1.21) is helped:
@@ -29,16 +30,25 @@ if [[ ! -x $bin/etcd ]]; then
      mv usr/bin/etcd "$bin/etcd")
 fi
 
-flags="-s -w"
+build() {   # FOLDER PACKAGE FLAGS
+    local program=$bin/$(basename "$2")
+    [[ ! -x $program ]] || return 0
+    echo "building $(basename "$2")" >&2
+    (cd "$1" && CGO_ENABLED=0 GOFLAGS=-mod=readonly nice "$go" build -trimpath -ldflags="-s -w$3" -o "$program.new" "$2")
+    mv "$program.new" "$program"
+}
+version_of_kubernetes=""
 for pair in "gitVersion=v$version" "gitMajor=${version%%.*}" "gitMinor=$(cut -d. -f2 <<<"$version")"; do
-    flags+=" -X k8s.io/component-base/version.$pair"
+    version_of_kubernetes+=" -X k8s.io/component-base/version.$pair"
 done
-for program in kube-apiserver kubectl; do
-    if [[ ! -x $bin/$program ]]; then
-        echo "building $program $version" >&2
-        (cd "$here" && CGO_ENABLED=0 GOFLAGS=-mod=readonly nice "$go" build -trimpath -ldflags="$flags" \
-            -o "$bin/$program.new" "k8s.io/kubernetes/cmd/$program")
-        mv "$bin/$program.new" "$bin/$program"
-    fi
+for program in kube-apiserver kubectl; do build "$here" "k8s.io/kubernetes/cmd/$program" "$version_of_kubernetes"; done
+
+# Without a cluster helm renders for the Kubernetes whose client library it has (its Makefile sets the same).
+library=$(pinned "$here/helm" k8s.io/client-go)
+version_of_helm=" -X helm.sh/helm/v3/internal/version.version=v$(pinned "$here/helm" helm.sh/helm/v3)"
+for package in chartutil lint/rules; do
+    version_of_helm+=" -X helm.sh/helm/v3/pkg/$package.k8sVersionMajor=1"
+    version_of_helm+=" -X helm.sh/helm/v3/pkg/$package.k8sVersionMinor=$(cut -d. -f2 <<<"$library")"
 done
+build "$here/helm" helm.sh/helm/v3/cmd/helm "$version_of_helm"
 echo "$bin"

@@ -30,7 +30,7 @@ pub(crate) const COMPILER: &[Tool] =
 pub(crate) const FUZZER: &[Tool] = &[tool("c++", "g++", "builds libFuzzer")];
 
 /// Needed to build Kubernetes.
-pub(crate) const GO: &[Tool] = &[tool("go", "golang-go", "builds an API server of Kubernetes")];
+pub(crate) const GO: &[Tool] = &[tool("go", "golang-go", "builds an API server of Kubernetes, and helm")];
 
 /// Needed to make a cluster and its control plane.
 pub(crate) const CLUSTER: &[Tool] = &[

@@ -8,7 +8,7 @@ use crate::{kubernetes, machine, process, setup, vm, workspace::Workspace};
 
 /// Folders of programs and disks.
 pub(super) struct Programs {
-    /// etcd, kube-apiserver and kubectl.
+    /// etcd, kube-apiserver, kubectl and helm.
     pub(super) control: PathBuf,
     /// kube-controller-manager, kube-scheduler and the nodes' root disk.
     pub(super) nodes: PathBuf,
