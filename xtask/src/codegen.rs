@@ -1,16 +1,14 @@
 //! `cargo xtask codegen`: what is made from the types, written to `deploy/`.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, fs, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{process, report, workspace::Workspace};
+
+/// Where the definitions are: for kubectl, and for helm, which follows no links out of a chart.
+const FOLDERS: [&str; 2] = ["deploy/crds", "deploy/helm/kubeveil/crds"];
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -26,34 +24,36 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         findings.iter().for_each(report::say);
         return Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    let folder = definitions(workspace);
     let made = make(workspace)?;
-    for name in read(&folder)?.into_keys().filter(|name| !made.contains_key(name)) {
-        fs::remove_file(folder.join(name))?;
-    }
-    for (name, text) in made {
-        fs::write(folder.join(&name), text).with_context(|| format!("write {name}"))?;
+    for folder in FOLDERS.map(|folder| workspace.root.join(folder)) {
+        for name in read(&folder)?.into_keys().filter(|name| !made.contains_key(name)) {
+            fs::remove_file(folder.join(name))?;
+        }
+        for (name, text) in &made {
+            fs::write(folder.join(name), text).with_context(|| format!("write {name}"))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Files that are not what the types make of them.
 pub(crate) fn differences(workspace: &Workspace) -> Result<Vec<String>> {
-    Ok(compare(&make(workspace)?, &read(&definitions(workspace))?))
+    let made = make(workspace)?;
+    let mut findings = Vec::new();
+    for folder in FOLDERS {
+        findings.extend(compare(folder, &made, &read(&workspace.root.join(folder))?));
+    }
+    Ok(findings)
 }
 
 type Files = BTreeMap<String, String>;
 
-fn compare(made: &Files, there: &Files) -> Vec<String> {
+fn compare(folder: &str, made: &Files, there: &Files) -> Vec<String> {
     let names = made.keys().chain(there.keys().filter(|name| !made.contains_key(*name)));
     let differ = names.filter(|name| made.get(*name) != there.get(*name));
     differ
-        .map(|name| format!("deploy/crds/{name} is not what the types make: run `cargo xtask codegen`"))
+        .map(|name| format!("{folder}/{name} is not what the types make: run `cargo xtask codegen`"))
         .collect()
-}
-
-fn definitions(workspace: &Workspace) -> PathBuf {
-    workspace.root.join("deploy/crds")
 }
 
 /// By a program of the daemon's, as xtask depends on nothing of it.
@@ -99,9 +99,9 @@ mod tests {
             files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
         };
         let made = files(&[("a", "1"), ("b", "2"), ("c", "3")]);
-        assert_eq!(compare(&made, &made), [""; 0]);
-        let found = compare(&made, &files(&[("a", "1"), ("b", "x"), ("d", "4")]));
+        assert_eq!(compare("x", &made, &made), [""; 0]);
+        let found = compare("x", &made, &files(&[("a", "1"), ("b", "x"), ("d", "4")]));
         let named: Vec<&str> = found.iter().filter_map(|line| line.split(' ').next()).collect();
-        assert_eq!(named, ["deploy/crds/b", "deploy/crds/c", "deploy/crds/d"]);
+        assert_eq!(named, ["x/b", "x/c", "x/d"]);
     }
 }
