@@ -2,12 +2,14 @@
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
     core::DynamicObject,
-    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use kubeveil_api::{
     condition::{Condition, ConditionStatus},
@@ -24,15 +26,14 @@ const MANAGER: &str = "kubeveil-controller";
 /// Writes where something is otherwise.
 pub(crate) struct Writer {
     client: Client,
-    recorder: Recorder,
+    identity: String,
     /// What was written last: it may not have come back by the watch yet.
     written: Option<MeshStatus>,
 }
 
 impl Writer {
     pub(crate) fn new(client: Client, identity: &str) -> Self {
-        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(identity.to_owned()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, written: None }
+        Self { client, identity: identity.to_owned(), written: None }
     }
 
     pub(crate) async fn write(&mut self, seen: &Seen, now: Timestamp) -> Result<()> {
@@ -49,7 +50,7 @@ impl Writer {
         self.write_status(&status).await?;
         for condition in changed(&before.conditions, &status.conditions) {
             tracing::info!(kind = condition.kind, status = %condition.status, "{}", condition.message);
-            self.tell(condition).await;
+            self.tell(condition, now).await;
         }
         self.written = Some(status);
         Ok(())
@@ -92,26 +93,41 @@ impl Writer {
         done.map(drop).with_context(|| format!("write the status of EncryptionMesh {}", names::MESH))
     }
 
-    /// An event that can't be written is no reason to stop: the status says the same.
-    async fn tell(&self, condition: &Condition) {
+    /// Each with its own words, which name other pairs each time: so no series of events. One that can't be written is no
+    /// reason to stop: the status says the same.
+    async fn tell(&self, condition: &Condition, now: Timestamp) {
         let holds = condition.status == ConditionStatus::True;
         let event = Event {
-            type_: if holds { EventType::Normal } else { EventType::Warning },
-            reason: condition.reason.clone(),
+            metadata: ObjectMeta {
+                generate_name: Some(format!("{}-", names::MESH)),
+                ..ObjectMeta::default()
+            },
+            action: Some(condition.kind.clone()),
+            event_time: moment(now),
             note: Some(condition.message.clone()),
-            action: condition.kind.clone(),
-            secondary: None,
+            reason: Some(condition.reason.clone()),
+            regarding: Some(ObjectReference {
+                api_version: Some(names::API_VERSION.to_owned()),
+                kind: Some("EncryptionMesh".to_owned()),
+                name: Some(names::MESH.to_owned()),
+                ..ObjectReference::default()
+            }),
+            reporting_controller: Some(MANAGER.to_owned()),
+            reporting_instance: Some(self.identity.clone()),
+            type_: Some(if holds { "Normal" } else { "Warning" }.to_owned()),
+            ..Event::default()
         };
-        let mesh = ObjectReference {
-            api_version: Some(names::API_VERSION.to_owned()),
-            kind: Some("EncryptionMesh".to_owned()),
-            name: Some(names::MESH.to_owned()),
-            ..ObjectReference::default()
-        };
-        if let Err(e) = self.recorder.publish(&event, &mesh).await {
+        // Where events of what is in no namespace are.
+        let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
+        if let Err(e) = events.create(&PostParams::default(), &event).await {
             tracing::warn!("the event {} can't be written: {e}", condition.reason);
         }
     }
+}
+
+/// As the API has it; its library has another version of the type.
+fn moment(now: Timestamp) -> Option<MicroTime> {
+    k8s_openapi::jiff::Timestamp::from_microsecond(now.as_microsecond()).ok().map(MicroTime)
 }
 
 /// But for the moments of transitions.

@@ -65,13 +65,14 @@ pub async fn run(options: Options) -> Result<()> {
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
-        () = for_ever(&options) => {}
+        () = control(&options) => {}
     }
     tracing::info!("the controller ends");
     Ok(())
 }
 
-async fn for_ever(options: &Options) {
+/// Leads whenever it may, for ever.
+pub async fn control(options: &Options) {
     loop {
         if let Err(e) = stand(options).await {
             tracing::warn!("{e:#}");

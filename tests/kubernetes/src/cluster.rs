@@ -46,7 +46,7 @@ impl<'a> InApiServer<'a> {
     /// Takes away what others left.
     pub fn new(server: &'a Server) -> Result<Self> {
         let world = Self::resumed(server)?;
-        for kind in [node_kind(), mesh_kind()] {
+        for kind in [node_kind(), mesh_kind(), veil_node_kind()] {
             let api = world.api(&kind);
             let listed = server.runtime.block_on(api.list(&ListParams::default()))?;
             for object in listed {
@@ -107,10 +107,15 @@ impl<'a> InApiServer<'a> {
         Ok(())
     }
 
+    /// An object, as it is.
+    pub fn get(&self, kind: &ApiResource, name: &str) -> Result<Value> {
+        let object = self.server.runtime.block_on(self.api(kind).get(name))?;
+        Ok(serde_json::to_value(object)?)
+    }
+
     /// A Node, as it is.
     pub fn node(&self, name: &str) -> Result<Value> {
-        let node = self.server.runtime.block_on(self.api(&node_kind()).get(name))?;
-        Ok(serde_json::to_value(node)?)
+        self.get(&node_kind(), name)
     }
 }
 
@@ -163,6 +168,12 @@ fn merge() -> PatchParams {
 /// `v1` Node.
 pub fn node_kind() -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Node"), "nodes")
+}
+
+/// What an agent says of its node.
+pub fn veil_node_kind() -> ApiResource {
+    let gvk = GroupVersionKind::gvk(names::GROUP, "v1alpha1", "VeilNode");
+    ApiResource::from_gvk_with_plural(&gvk, "veilnodes")
 }
 
 /// Our mesh.

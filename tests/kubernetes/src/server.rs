@@ -174,6 +174,8 @@ impl Server {
             "rules": [
                 {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
                 {"apiGroups": ["kubeveil.io"], "resources": ["encryptionmeshes"], "verbs": ["get", "list", "watch"]},
+                {"apiGroups": ["kubeveil.io"], "resources": ["veilnodes"], "verbs": ["get"]},
+                {"apiGroups": ["kubeveil.io"], "resources": ["veilnodes/status"], "verbs": ["patch"]},
             ],
         });
         let binding = json!({

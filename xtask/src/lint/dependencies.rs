@@ -25,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-cli", &["kubeveil-api", "kubeveil-core"]),
     ("kubeveil-tests", LIBRARIES),
     ("kubeveil-tests-bpf", LIBRARIES),
-    ("kubeveil-tests-kubernetes", LIBRARIES),
+    ("kubeveil-tests-kubernetes", KUBERNETES),
     ("kubeveil-tests-bench", BENCH),
     ("xtask", &[]),
 ];
@@ -47,6 +47,17 @@ const AGENT: &[&str] = &[
     "kubeveil-abi",
     "kubeveil-api",
     "kubeveil-cli",
+    "kubeveil-controller",
+    "kubeveil-core",
+    "kubeveil-keys",
+    "kubeveil-kubernetes",
+    "kubeveil-linux",
+    "kubeveil-manifests",
+];
+
+/// The controller, and all that it has to do with.
+const KUBERNETES: &[&str] = &[
+    "kubeveil-api",
     "kubeveil-controller",
     "kubeveil-core",
     "kubeveil-keys",

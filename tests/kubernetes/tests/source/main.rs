@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod agent;
+mod controller;
 mod definitions;
 mod mischief;
 mod suite;
@@ -50,6 +51,10 @@ fn main() -> ExitCode {
         (
             "agent::peers_come_from_nodes_and_outlive_the_api_server",
             agent::peers_come_from_nodes_and_outlive_the_api_server,
+        ),
+        (
+            "controller::it_tells_how_far_the_cluster_has_got",
+            controller::it_tells_how_far_the_cluster_has_got,
         ),
         ("definitions::every_rule_refuses", definitions::every_rule_refuses),
         ("definitions::both_refuse_the_same", definitions::both_refuse_the_same),

@@ -1,0 +1,190 @@
+//! The controller on a real API server, beside agents' sources.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams, PostParams},
+    core::DynamicObject,
+};
+use kubeveil_api::{
+    condition::Condition,
+    status::Way,
+    veil_node::{Unencrypted, VeilNodeStatus},
+};
+use kubeveil_controller::{Options, control};
+use kubeveil_kubernetes::Origin;
+use kubeveil_tests_kubernetes::{
+    cluster::{InApiServer, mesh_kind, node_kind, veil_node_kind},
+    server::{Server, Who},
+    world::{World, until},
+};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::suite::put;
+
+const NAMESPACE: &str = "kubeveil";
+
+/// Ends with its test.
+struct Running(JoinHandle<()>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn controller(server: &Server) -> Running {
+    let options = Options {
+        origin: Origin::Kubeconfig(server.kubeconfig(Who::Admin).unwrap()),
+        namespace: NAMESPACE.to_owned(),
+        identity: "one".to_owned(),
+        health_address: ([127, 0, 0, 1], 0).into(),
+    };
+    Running(server.runtime.spawn(async move { control(&options).await }))
+}
+
+/// Where its lease is; what no controller manager makes here.
+fn namespace(server: &Server) {
+    let client = server.client(Who::Admin).unwrap();
+    server.runtime.block_on(async {
+        let params = PostParams::default();
+        let spaces: Api<Namespace> = Api::all(client.clone());
+        if spaces.get_opt(NAMESPACE).await.unwrap().is_none() {
+            let space = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}})).unwrap();
+            spaces.create(&params, &space).await.unwrap();
+        }
+        let accounts: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
+        if accounts.get_opt("default").await.unwrap().is_none() {
+            let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
+            accounts.create(&params, &account).await.unwrap();
+        }
+    });
+}
+
+/// `node` has an agent whose pod is ready, or not.
+fn agent(server: &Server, node: &str, is_ready: bool) {
+    let client = server.client(Who::Admin).unwrap();
+    let name = format!("agent-on-{node}");
+    server.runtime.block_on(async {
+        let params = PostParams::default();
+        let pods: Api<Pod> = Api::namespaced(client, NAMESPACE);
+        if pods.get_opt(&name).await.unwrap().is_none() {
+            let labels =
+                json!({"app.kubernetes.io/name": "kubeveil", "app.kubernetes.io/component": "agent"});
+            let pod = json!({
+                "metadata": {"name": name, "labels": labels},
+                "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]},
+            });
+            pods.create(&params, &serde_json::from_value(pod).unwrap()).await.unwrap();
+        }
+        let status = if is_ready { "True" } else { "False" };
+        let status = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
+        pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    });
+}
+
+fn says(peers: u32, not_encrypted: &[&str]) -> VeilNodeStatus {
+    let ready = Condition::new("Ready", true, "Enforcing", String::new(), jiff::Timestamp::UNIX_EPOCH);
+    let others = not_encrypted.iter().map(|node| Unencrypted {
+        node: (*node).to_owned(),
+        way: Way::Dropped,
+        reason: "no handshake yet".to_owned(),
+    });
+    VeilNodeStatus {
+        generation: Some(0),
+        peers,
+        encrypted: peers - u32::try_from(not_encrypted.len()).unwrap(),
+        not_encrypted: others.collect(),
+        conditions: vec![ready],
+    }
+}
+
+/// Status and message of a condition of an object.
+fn condition<'a>(object: &'a Value, kind: &str) -> [&'a str; 2] {
+    let conditions = object["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+    let found = conditions.iter().find(|condition| condition["type"] == kind);
+    ["status", "message"].map(|field| found.and_then(|found| found[field].as_str()).unwrap_or_default())
+}
+
+/// From nothing to a cluster that is encrypted, and a pair that fails.
+pub(crate) fn it_tells_how_far_the_cluster_has_got(server: &mut Server) {
+    let world = InApiServer::new(server).unwrap();
+    let mesh = || world.get(&mesh_kind(), "default").unwrap();
+    world.put(&mesh_kind(), &json!({"metadata": {"name": "default"}, "spec": {"mode": "require"}})).unwrap();
+    namespace(server);
+    let _controller = controller(server);
+    let mut world_too = InApiServer::resumed(server).unwrap();
+    (1..=2).for_each(|n| put(&mut world_too, n));
+
+    // Ranges that people gave none of reach the agents.
+    let mut watching = [world.open("node-1").unwrap(), world.open("node-2").unwrap()];
+    let state = watching[0].until("ranges", |state| state.knowledge.snapshot().mesh.is_some());
+    let found = state.knowledge.snapshot().mesh.clone().unwrap();
+    let ranges = |nets: &[_]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(ranges(&found.pod_cidrs), ["10.244.0.0/16", "fd00:244::/48"]);
+    assert_eq!(ranges(&found.node_cidrs), ["192.0.0.0/16"]);
+    assert_eq!(state.knowledge.snapshot().found.pod_cidrs, found.pod_cidrs);
+
+    // Each Node has its VeilNode, which goes with it.
+    for name in ["node-1", "node-2"] {
+        until("its VeilNode is there", || world.get(&veil_node_kind(), name).is_ok());
+        let veil_node = world.get(&veil_node_kind(), name).unwrap();
+        let owner = &veil_node["metadata"]["ownerReferences"][0];
+        assert_eq!(owner["uid"], world.get(&node_kind(), name).unwrap()["metadata"]["uid"]);
+    }
+    until("nobody is ready", || condition(&mesh(), "Ready")[1].contains("node-2 (no agent)"));
+
+    // Agents come, and say that all is well.
+    for (watching, name) in watching.iter_mut().zip(["node-1", "node-2"]) {
+        agent(server, name, true);
+        watching.source.report(name, says(1, &[])).unwrap();
+    }
+    until("all is encrypted", || condition(&mesh(), "FullyConnected")[0] == "True");
+    until("all are ready", || condition(&mesh(), "Ready")[0] == "True");
+    let well = mesh();
+    assert_eq!(well["status"]["encryptedPairs"], "2/2");
+    assert_eq!(well["status"]["observedGeneration"], well["metadata"]["generation"]);
+
+    // At rest nobody writes, though kubelets do.
+    let versions = || {
+        let objects = [mesh(), world.get(&veil_node_kind(), "node-1").unwrap()];
+        objects.map(|object| object["metadata"]["resourceVersion"].clone())
+    };
+    let before = versions();
+    for beat in 0..6 {
+        world.beat("node-1", beat).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(versions(), before);
+
+    // One way fails: it is named, in the status and by an event. Since when the others are well stays.
+    watching[1].source.report("node-2", says(1, &["node-1"])).unwrap();
+    until("it is not", || condition(&mesh(), "FullyConnected")[0] == "False");
+    let told = mesh();
+    let [_, message] = condition(&told, "FullyConnected");
+    assert!(message.ends_with("node-2 to node-1: dropped, no handshake yet"), "{message}");
+    let since = |mesh: &Value| mesh["status"]["conditions"][0]["lastTransitionTime"].clone();
+    assert_eq!(since(&told), since(&well));
+    let events: Api<DynamicObject> = Api::namespaced_with(
+        server.client(Who::Admin).unwrap(),
+        "default",
+        &kube::core::ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(
+            "events.k8s.io",
+            "v1",
+            "Event",
+        )),
+    );
+    until("an event tells", || {
+        let listed = server.runtime.block_on(events.list(&ListParams::default())).unwrap();
+        listed.iter().any(|event| event.data["note"].as_str() == Some(message))
+    });
+
+    // An agent's pod that is not ready: what it said last counts no more.
+    agent(server, "node-1", false);
+    until("it is not ready", || {
+        condition(&mesh(), "Ready")[1].contains("node-1 (its agent's pod is not ready)")
+    });
+}
