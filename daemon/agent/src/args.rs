@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use kubeveil_core::backstop::{Choice, Form};
@@ -59,6 +59,34 @@ pub(crate) enum Command {
     Uninstall(Uninstall),
     /// Does for the whole cluster what needs one writer: makes VeilNodes, tells in the mesh's status how far it has got.
     Controller(Controller),
+    /// What the chart's hooks do.
+    #[command(subcommand)]
+    Hook(Hook),
+}
+
+/// Subcommands of `hook`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Hook {
+    /// Apply the CustomResourceDefinitions that this version goes by.
+    ApplyCrds {
+        /// Which API server: `kubernetes` or `kubernetes:KUBECONFIG`.
+        #[arg(long, default_value = "kubernetes")]
+        source: SourceArg,
+    },
+    /// Have every node clean up (`spec.uninstall` of the mesh) and wait until all have. Exit code 4: some have not; they are named.
+    Uninstall {
+        /// Which API server: `kubernetes` or `kubernetes:KUBECONFIG`.
+        #[arg(long, default_value = "kubernetes")]
+        source: SourceArg,
+        /// How long to wait for the nodes, such as 5m.
+        #[arg(long, default_value = "5m", value_parser = patience)]
+        timeout: Duration,
+    },
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text.parse().map_err(|e: jiff::Error| e.to_string())?;
+    Duration::try_from(span).map_err(|_| "must not be negative".to_owned())
 }
 
 /// Options of `controller`.

@@ -35,6 +35,7 @@ pub fn main() -> ExitCode {
         None => run::run(&args),
         Some(args::Command::Uninstall(options)) => uninstall::uninstall(&args, options),
         Some(args::Command::Controller(options)) => controller::run(&args, options),
+        Some(args::Command::Hook(hook)) => controller::hook(&args, hook),
     };
     match done {
         Ok(code) => code,

@@ -4,6 +4,7 @@ mod adoption;
 mod changes;
 mod conclude;
 mod hear;
+mod leave;
 mod look;
 mod problems;
 mod resting;
@@ -41,6 +42,7 @@ use crate::{
     totals::Totals,
 };
 use adoption::Pairs;
+use leave::Leaving;
 use resting::Resting;
 use undone::Undone;
 use written::Written;
@@ -116,6 +118,9 @@ pub struct Node<K> {
     /// As last told.
     ready: bool,
     pub(crate) totals: Totals,
+    leaving: Leaving,
+    /// It has left, and is wanted again.
+    returns: bool,
     pub(crate) writes: u64,
     pub(crate) errors: BTreeMap<&'static str, u64>,
 }
@@ -168,6 +173,8 @@ impl<K: Kernel> Node<K> {
             last: Outcome::default(),
             ready: false,
             totals: Totals::default(),
+            leaving: Leaving::of(state_dir),
+            returns: false,
             writes: 0,
             errors: BTreeMap::new(),
         }
@@ -196,6 +203,13 @@ impl<K: Kernel> Node<K> {
         }
         self.touched = false;
         let read = self.source.read(now.monotonic);
+        if leave::is_wanted(&read.knowledge) {
+            return self.leave(&read.knowledge, now);
+        }
+        if self.leaving.is_over {
+            self.returns = read.knowledge.snapshot().mesh.is_some();
+            return RESYNC;
+        }
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
         let told: Vec<String> = read.knowledge.snapshot().nodes.keys().cloned().collect();
@@ -417,7 +431,7 @@ impl<K: Kernel> Node<K> {
             return;
         }
         if let Some((uid, json)) = self.keeper.announcement(self.announced.of(&self.name)) {
-            problems.extend(self.source.announce(&self.name, &uid, &json).err());
+            problems.extend(self.source.announce(&self.name, &uid, Some(&json)).err());
         }
     }
 

@@ -92,11 +92,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let node_thread = thread::Builder::new().name("node".to_owned());
     let round = node_thread
-        .spawn(move || go_round(&mut node, &inbox, &durations))
+        .spawn(move || {
+            go_round(&mut node, &inbox, &durations);
+            node.has_left()
+        })
         .context("start the node's thread")?;
-    round.join().map_err(|_| {
+    let has_left = round.join().map_err(|_| {
         anyhow::anyhow!("the node's thread panicked; the programs in the kernel go on enforcing")
     })?;
+    if has_left {
+        // Whoever made the folder around it takes that away.
+        drop(fs::remove_file(&args.socket));
+        tracing::info!("kubeveild ends, and nothing of it is on this node");
+        return Ok(ExitCode::SUCCESS);
+    }
     tracing::info!("kubeveild ends; the kernel goes on enforcing what it has been told");
     Ok(ExitCode::SUCCESS)
 }
@@ -137,6 +146,10 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
                 Stirred::Source => node.hear(now()),
                 Stirred::Nothing => node.tick(now()),
             };
+        if node.is_wanted_again() {
+            tracing::info!("the mesh wants kubeveil again; a daemon that starts anew begins from nothing");
+            return;
+        }
         stirred = Stirred::Nothing;
         durations.observe(began.elapsed().as_secs_f64());
         if swept.elapsed() >= SWEEP {

@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind, path::Path, process::ExitCode};
 use anyhow::{Result, bail};
 use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_api::mesh::Mode;
-use kubeveil_linux::{RealKernel, preflight};
+use kubeveil_linux::{Kernel as _, RealKernel, preflight};
 use tokio::runtime::Runtime;
 
 use crate::{

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use kubeveil_api::{
     condition::Condition,
     problem::Problem,
-    veil_node::{MOST_NAMED, Unencrypted, VeilNodeStatus},
+    veil_node::{MOST_NAMED, UNINSTALLED, Unencrypted, VeilNodeStatus},
 };
 use kubeveil_linux::Kernel;
 
@@ -35,6 +35,17 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
         not_encrypted,
         conditions: conditions(&status::waiting_for(node), &node.last.problems, now),
     }
+}
+
+/// Of a node that kubeveil has left, or is about to.
+pub(crate) fn gone(is_over: bool, problems: &[Problem], now: Now) -> VeilNodeStatus {
+    let mut conditions = conditions(&["the mesh, which says uninstall".to_owned()], problems, now);
+    let message =
+        if is_over { "nothing of kubeveil is on this node" } else { "is being removed from this node" };
+    let reason = if is_over { "Removed" } else { "Removing" };
+    let at = conditions[0].last_transition_time;
+    conditions.push(Condition::new(UNINSTALLED, is_over, reason, message.to_owned(), at));
+    VeilNodeStatus { conditions, ..VeilNodeStatus::default() }
 }
 
 fn conditions(waiting_for: &[String], problems: &[Problem], now: Now) -> Vec<Condition> {

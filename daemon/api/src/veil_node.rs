@@ -11,6 +11,9 @@ use crate::{
 /// Most nodes that [`VeilNodeStatus::not_encrypted`] names: as many as an announcement names.
 pub const MOST_NAMED: usize = 32;
 
+/// The condition of a node on which nothing of kubeveil is left, since the mesh says so.
+pub const UNINSTALLED: &str = "Uninstalled";
+
 /// `kubeveil.io/v1alpha1` VeilNode, called as its Node is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct VeilNode {

@@ -37,7 +37,9 @@ impl Writer {
     }
 
     pub(crate) async fn write(&mut self, seen: &Seen, now: Timestamp) -> Result<()> {
-        for (name, node) in &seen.nodes {
+        let leaves = seen.mesh.as_ref().is_some_and(|(mesh, _)| mesh.spec.uninstall);
+        // Whoever takes kubeveil away takes them away.
+        for (name, node) in seen.nodes.iter().filter(|_| !leaves) {
             if !seen.veil_nodes.contains_key(name) {
                 self.make_veil_node(name, &node.uid).await?;
             }

@@ -12,8 +12,8 @@ use crate::seen::{Node, Said, Seen};
 
 /// How far what is seen is rounded up: bits of the prefix.
 const ROUND: [u8; 2] = [16, 48];
-/// Ranges for private use (RFC 1918, RFC 4193), from which nodes mostly have their addresses.
-const PRIVATE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+/// Ranges for private use (RFC 1918), from which nodes mostly have their addresses. Of IPv6's (RFC 4193) each site has a /48.
+const PRIVATE: [&str; 3] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
 
 /// The ranges from now on. Those that are recorded stand; `None` if there is nothing to record yet.
 pub(crate) fn ranges(spec: &MeshSpec, recorded: Option<&Ranges>, seen: &Seen) -> Option<Ranges> {
@@ -131,7 +131,7 @@ mod tests {
             found(&seen),
             [
                 vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/48".to_owned()],
-                vec!["192.168.0.0/16".to_owned(), "203.0.0.0/16".to_owned(), "fd80::/9".to_owned()],
+                vec!["192.168.0.0/16".to_owned(), "203.0.0.0/16".to_owned(), "fd99::/48".to_owned()],
             ]
         );
     }

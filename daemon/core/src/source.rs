@@ -39,8 +39,8 @@ pub trait Source: Send {
         Changes::Any
     }
 
-    /// Publishes the announcement of `node`; writes nothing if it stands there already.
-    fn announce(&mut self, node: &str, uid: &str, announcement: &str) -> Result<(), Problem>;
+    /// Publishes the announcement of `node`, or takes it away; writes nothing if it stands there already.
+    fn announce(&mut self, node: &str, uid: &str, announcement: Option<&str>) -> Result<(), Problem>;
 
     /// Tells people what `node` says of itself, where that has changed; times of transitions that are none are not told anew.
     fn report(&mut self, node: &str, status: VeilNodeStatus) -> Result<(), Problem>;

@@ -29,7 +29,8 @@ const PEACE: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) uid: String,
-    pub(crate) text: String,
+    /// `None`: nothing any more.
+    pub(crate) text: Option<String>,
 }
 
 /// What is to be published, and how far that is.
@@ -54,7 +55,7 @@ impl Publication {
     /// What has to be written, as the own Node is known.
     fn due(&self, own: Option<&Read<Arc<NodeFacts>>>) -> Option<&Wanted> {
         let (wanted, own) = (self.wanted.as_ref()?, own?);
-        let stands = own.value.announcement.as_ref() == Some(&wanted.text);
+        let stands = own.value.announcement == wanted.text;
         // What we wrote comes back by the watch; until then it is not missing.
         let is_under_way = self.written.is_some_and(|version| own.version < version);
         (own.uid == wanted.uid && !stands && !is_under_way).then_some(wanted)
@@ -128,7 +129,7 @@ impl Publisher {
             Some(connection) => connection,
             None => self.connection.insert(self.origin.connect(&self.pace).await?),
         };
-        let patch = Patch::Apply(json!({
+        let object = json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {
@@ -136,9 +137,15 @@ impl Publisher {
                 "uid": wanted.uid,
                 "annotations": {names::ANNOUNCEMENT: wanted.text},
             },
-        }));
-        // Whoever else wrote the annotation has no say in it.
-        let params = PatchParams::apply(MANAGER).force();
+        });
+        // Whoever else wrote the annotation has no say in it. To apply an object without it would leave what others own.
+        let (patch, params) = match wanted.text {
+            Some(_) => (Patch::Apply(object), PatchParams::apply(MANAGER).force()),
+            None => (
+                Patch::Merge(object),
+                PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() },
+            ),
+        };
         let request = Request::new("/api/v1/nodes").patch(node, &params, &patch);
         let request = request.map_err(|e| Failure::Request(kube::Error::BuildRequest(e)))?;
         let answer = timeout(self.pace.answer, connection.client.request_text(request)).await;

@@ -137,8 +137,8 @@ impl Source for Kubernetes {
         self.shared.with(|state| state.store.take_changes())
     }
 
-    fn announce(&mut self, _: &str, uid: &str, announcement: &str) -> Result<(), Problem> {
-        let wanted = Wanted { uid: uid.to_owned(), text: announcement.to_owned() };
+    fn announce(&mut self, _: &str, uid: &str, announcement: Option<&str>) -> Result<(), Problem> {
+        let wanted = Wanted { uid: uid.to_owned(), text: announcement.map(str::to_owned) };
         let (is_new, trouble) = self.shared.with(|state| {
             let is_new = state.publication.want(wanted);
             (is_new, state.publication.trouble.clone())

@@ -30,6 +30,8 @@ use kubeveil_core::{
 };
 use kubeveil_keys::PublicKey;
 
+use crate::Removed;
+
 pub use calls::{Call, Failure};
 
 /// The fake.
@@ -109,6 +111,16 @@ impl FakeKernel {
         if self.backstop.nftables.take().is_some() {
             self.backstop.lost.insert(Form::Nftables);
         }
+    }
+
+    fn forget_everything(&mut self) -> Removed {
+        let devices: Vec<String> = std::mem::take(&mut self.tunnels).into_keys().collect();
+        self.links.retain(|_, link| !devices.contains(&link.name));
+        self.attached.clear();
+        self.open = false;
+        let backstops = self.backstop.in_force().into_iter().collect();
+        self.backstop = Standing::default();
+        Removed { devices, pins: self.pinned.take().is_some(), backstops }
     }
 
     fn raise(&mut self, backstop: &Backstop) -> Result<(), i32> {

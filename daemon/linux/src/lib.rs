@@ -22,5 +22,5 @@ pub mod sysctl;
 pub mod wireguard;
 
 pub use error::KernelError;
-pub use port::{Count, Kernel, Secrets};
-pub use real::{RealKernel, Removed};
+pub use port::{Count, Kernel, Removed, Secrets};
+pub use real::RealKernel;

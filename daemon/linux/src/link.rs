@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use kubeveil_core::observed::{Link, LinkStatistics};
 use rtnetlink::{
     Handle, LinkUnspec, LinkWireguard, MulticastGroup, RouteMessageBuilder,
+    packet_core::{DefaultNla, Emitable as _},
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage, AddressScope},
@@ -110,6 +111,18 @@ impl Links {
         self.set(LinkUnspec::new_with_index(index).up().build(), "set up device")
     }
 
+    /// Sets values of `/proc/sys/net/ipv4/conf/{device}`, by their numbers (`IPV4_DEVCONF_*`).
+    pub(crate) fn set_ipv4_conf(&self, device: &str, values: &[(u16, u32)]) -> Result<(), KernelError> {
+        const DEED: &str = "set IPv4 settings of device";
+        let index =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+                .and_then(|socket| rustix::net::netdevice::name_to_index(socket, device))
+                .map_err(|e| KernelError::new(DEED, device.to_owned(), std::io::Error::from(e)))?;
+        let mut message = LinkUnspec::new_with_index(index).build();
+        message.attributes.push(ipv4_conf(values));
+        self.set(message, DEED)
+    }
+
     /// Gives a device another name. Before Linux 6.2 one that is up has to go down for it.
     pub fn rename(&self, index: u32, name: &str) -> Result<(), KernelError> {
         const RENAME: &str = "rename device";
@@ -160,6 +173,23 @@ impl Links {
             .block_on(self.handle.link().set(message).execute())
             .map_err(|e| KernelError::new(operation, index.to_string(), io_error(e)))
     }
+}
+
+/// `IFLA_AF_SPEC { AF_INET { IFLA_INET_CONF { number: value, … } } }`, as `inet_set_link_af` in the kernel's
+/// `net/ipv4/devinet.c` reads it. The library writes the form in which the kernel answers, which is another one.
+fn ipv4_conf(values: &[(u16, u32)]) -> LinkAttribute {
+    const IFLA_AF_SPEC: u16 = 26;
+    const AF_INET: u16 = 2;
+    const IFLA_INET_CONF: u16 = 1;
+    let attribute = |kind: u16, value: Vec<u8>| {
+        let nla = DefaultNla::new(kind, value);
+        let mut bytes = vec![0; nla.buffer_len()];
+        nla.emit(&mut bytes);
+        bytes
+    };
+    let each = values.iter().flat_map(|(number, value)| attribute(*number, value.to_ne_bytes().to_vec()));
+    let conf = attribute(IFLA_INET_CONF, each.collect());
+    LinkAttribute::Other(DefaultNla::new(IFLA_AF_SPEC, attribute(AF_INET, conf)))
 }
 
 /// A filter of a clsact qdisc.

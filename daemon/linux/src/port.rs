@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kubeveil_abi::{Direction, Reason};
 use kubeveil_core::{
     action::Action,
+    backstop::Form,
     observed::{Observed, TunnelDevice},
 };
 use kubeveil_keys::{Generation, PrivateKey};
@@ -24,6 +25,17 @@ pub struct Count {
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
+}
+
+/// What [`Kernel::remove_everything`] took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// WireGuard devices.
+    pub devices: Vec<String>,
+    /// Everything that was pinned.
+    pub pins: bool,
+    /// The backstop, in the forms that were in force.
+    pub backstops: Vec<Form>,
 }
 
 /// Where the interpreter finds the private keys that actions only name.
@@ -61,4 +73,7 @@ pub trait Kernel: Send {
 
     /// Forgets flows that have been silent too long; says how many are left.
     fn sweep_flows(&mut self) -> Result<usize, KernelError>;
+
+    /// Takes away all that is ours, and says what there was and what stayed.
+    fn remove_everything(&mut self) -> (Removed, Vec<KernelError>);
 }

@@ -11,7 +11,7 @@ use kubeveil_core::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    Count, Kernel, KernelError, Secrets,
+    Count, Kernel, KernelError, Removed, Secrets,
     backstop::{Backstops, route_checks},
     bpf::{Bpf, Held, Pins},
     link::Links,
@@ -29,17 +29,6 @@ pub struct RealKernel {
     /// Devices as last seen: actions name them by index, some system calls want a name.
     seen: BTreeMap<u32, Link>,
     held: Held,
-}
-
-/// What [`RealKernel::remove_everything`] took away.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// WireGuard devices.
-    pub devices: Vec<String>,
-    /// Everything that was pinned.
-    pub pins: bool,
-    /// The backstop, in the forms that were in force.
-    pub backstops: Vec<Form>,
 }
 
 impl RealKernel {
@@ -70,48 +59,6 @@ impl RealKernel {
     /// What tells our object from others.
     pub fn build(&self) -> &str {
         &self.build
-    }
-
-    /// Takes away all that is ours. The programs at the devices go first: as long as they stand, what needs a tunnel
-    /// is dropped and nothing is half open. The backstop goes when they are gone: it holds the other devices.
-    pub fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
-        let mut removed = Removed::default();
-        let mut errors = Vec::new();
-        self.bpf = None;
-        // What is held would stand on without its pin.
-        self.held = Held::default();
-        let links = self.links.dump().unwrap_or_else(|e| {
-            errors.push(e);
-            BTreeMap::new()
-        });
-        let others = self.pins.others();
-        for pins in others.iter().chain([&self.pins]) {
-            errors.extend(pins.remove_links());
-        }
-        errors.extend(crate::bpf::remove_filters(&links, &self.links));
-        for form in [Form::Bpf, Form::Nftables] {
-            match self.backstops.remove(form) {
-                Ok(true) => removed.backstops.push(form),
-                Ok(false) => {}
-                Err(e) => errors.push(e),
-            }
-        }
-        // A backstop of another version is among its pins.
-        for pins in others.iter().chain([&self.pins]) {
-            match pins.remove_all() {
-                Ok(there) => removed.pins |= there,
-                Err(e) => errors.push(e),
-            }
-        }
-        let ours =
-            |l: &Link| DEVICE_NAMES.contains(&l.name.as_str()) && l.kind.as_deref() == Some("wireguard");
-        for (index, link) in links.iter().filter(|(_, link)| ours(link)) {
-            match self.links.delete(*index) {
-                Ok(()) => removed.devices.push(link.name.clone()),
-                Err(e) => errors.push(e),
-            }
-        }
-        (removed, errors)
     }
 
     /// What holds packets back, at `links` and at all others.
@@ -247,7 +194,7 @@ impl Kernel for RealKernel {
                 });
                 wireguard::configure(device, private.transpose()?, *port, *fwmark)
             }
-            Action::SetSysctls(device) => sysctl::set(device),
+            Action::SetSysctls(device) => sysctl::set(&self.links, device),
             Action::AddAddress(index, address) => self.links.add_address(*index, *address),
             Action::SetMtu(index, mtu) => self.links.set_mtu(*index, *mtu),
             Action::SetUp(index) => self.links.set_up(*index),
@@ -303,5 +250,47 @@ impl Kernel for RealKernel {
         // bpf_ktime_get_boot_ns counts on this clock too.
         let now = u32::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(u32::MAX);
         self.bpf.as_mut().map_or(Ok(0), |bpf| bpf.maps.sweep_flows(now))
+    }
+
+    /// The programs at the devices go first: as long as they stand, what needs a tunnel
+    /// is dropped and nothing is half open. The backstop goes when they are gone: it holds the other devices.
+    fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
+        let mut removed = Removed::default();
+        let mut errors = Vec::new();
+        self.bpf = None;
+        // What is held would stand on without its pin.
+        self.held = Held::default();
+        let links = self.links.dump().unwrap_or_else(|e| {
+            errors.push(e);
+            BTreeMap::new()
+        });
+        let others = self.pins.others();
+        for pins in others.iter().chain([&self.pins]) {
+            errors.extend(pins.remove_links());
+        }
+        errors.extend(crate::bpf::remove_filters(&links, &self.links));
+        for form in [Form::Bpf, Form::Nftables] {
+            match self.backstops.remove(form) {
+                Ok(true) => removed.backstops.push(form),
+                Ok(false) => {}
+                Err(e) => errors.push(e),
+            }
+        }
+        // A backstop of another version is among its pins.
+        for pins in others.iter().chain([&self.pins]) {
+            match pins.remove_all() {
+                Ok(there) => removed.pins |= there,
+                Err(e) => errors.push(e),
+            }
+        }
+        let ours =
+            |l: &Link| DEVICE_NAMES.contains(&l.name.as_str()) && l.kind.as_deref() == Some("wireguard");
+        for (index, link) in links.iter().filter(|(_, link)| ours(link)) {
+            match self.links.delete(*index) {
+                Ok(()) => removed.devices.push(link.name.clone()),
+                Err(e) => errors.push(e),
+            }
+        }
+        (removed, errors)
     }
 }

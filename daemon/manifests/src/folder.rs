@@ -198,7 +198,17 @@ impl Source for Folder {
         Changes::Announcements(changes)
     }
 
-    fn announce(&mut self, node: &str, uid: &str, announcement: &str) -> Result<(), Problem> {
+    fn announce(&mut self, node: &str, uid: &str, announcement: Option<&str>) -> Result<(), Problem> {
+        let path = self.path.join(names::ANNOUNCEMENTS_DIR).join(format!("{node}.yaml"));
+        let Some(announcement) = announcement else {
+            return remove(&path).map_err(|e| Problem {
+                kind: ProblemKind::State,
+                object: format!("file {}", path.display()),
+                field: String::new(),
+                message: format!("the announcement can't be removed: {e}"),
+                advice: "Other nodes encrypt to this one until it is; it is tried again".to_owned(),
+            });
+        };
         let object = Node {
             types: TypeMeta { api_version: "v1".to_owned(), kind: "Node".to_owned() },
             metadata: Metadata {
@@ -209,7 +219,6 @@ impl Source for Folder {
             spec: Default::default(),
             status: Default::default(),
         };
-        let path = self.path.join(names::ANNOUNCEMENTS_DIR).join(format!("{node}.yaml"));
         write_object(&path, &object).map_err(|e| Problem {
             kind: ProblemKind::State,
             object: format!("file {}", path.display()),
@@ -241,6 +250,10 @@ impl Source for Folder {
             advice: "It is tried again; encryption goes on without".to_owned(),
         })
     }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 fn write_object(path: &Path, object: &impl Serialize) -> io::Result<()> {
@@ -333,7 +346,7 @@ mod tests {
         read_all(&mut folder, &woken);
         // New, and said otherwise.
         for said in ["first", "second"] {
-            folder.announce("a", "u", said).expect("announced");
+            folder.announce("a", "u", Some(said)).expect("announced");
             let told = [("a".to_owned(), Some(said.to_owned()))].into();
             assert_eq!(changes(&mut folder, &woken), (false, told));
             let state = read_all(&mut folder, &woken);
@@ -378,7 +391,7 @@ mod tests {
         let told: Vec<_> = state.problems.iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].contains("none: does not exist. Create it"), "{told:?}");
-        let refused = folder.announce("a", "u", "said").expect_err("no folder").to_string();
+        let refused = folder.announce("a", "u", Some("said")).expect_err("no folder").to_string();
         // That of the test's own folder.
         assert_eq!(refused.matches(".tmp").count(), 1, "{refused}");
         fs::create_dir(&path).expect("made");
@@ -391,10 +404,10 @@ mod tests {
         let mut folder = Folder::open(dir.path(), || {});
         let node = "apiVersion: v1\nkind: Node\nmetadata: {name: a, uid: u}\n";
         fs::write(dir.path().join("a.yaml"), node).expect("written");
-        folder.announce("a", "u", "said").expect("announced");
+        folder.announce("a", "u", Some("said")).expect("announced");
         let path = dir.path().join("announcements/a.yaml");
         let written = fs::metadata(&path).expect("there").modified().expect("time");
-        folder.announce("a", "u", "said").expect("announced");
+        folder.announce("a", "u", Some("said")).expect("announced");
         assert_eq!(fs::metadata(&path).expect("there").modified().expect("time"), written);
         let state = folder.read(Duration::ZERO);
         assert_eq!(state.problems, []);

@@ -6,9 +6,6 @@ use kubeveil_linux::Kernel;
 use super::{Node, Now, Outcome, changes, problems};
 use crate::{status, veil_node};
 
-/// See [`Node::beside`].
-const REPORT: &str = "report";
-
 impl<K: Kernel> Node<K> {
     /// The way round is over; `problems` is what it met with.
     pub(super) fn conclude(&mut self, outcome: Outcome, problems: Vec<Problem>, now: Now) {
@@ -19,12 +16,8 @@ impl<K: Kernel> Node<K> {
         self.last = Outcome { problems: told, ..outcome };
         self.met = problems;
         self.tell(now);
-        // What is wrong with the report is told by the next way round.
         let report = veil_node::report(self, now);
-        match self.source.report(&self.name, report) {
-            Ok(()) => drop(self.beside.remove(REPORT)),
-            Err(problem) => drop(self.beside.insert(REPORT, problem)),
-        }
+        self.report(report);
     }
 
     /// Tells what is wrong now and was not before, and what is over.

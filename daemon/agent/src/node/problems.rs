@@ -41,6 +41,14 @@ pub(super) fn kept_unwritable(path: &Path, error: &io::Error) -> Problem {
     }
 }
 
+pub(super) fn kept_unremovable(path: &Path, error: &io::Error) -> Problem {
+    Problem {
+        message: format!("can't be removed: {error}"),
+        advice: "It is tried again; remove it by hand if that goes on".to_owned(),
+        ..kept_unwritable(path, error)
+    }
+}
+
 pub(super) fn other_generation(ours: u32, wanted: u32) -> Problem {
     Problem {
         kind: ProblemKind::KeyStore,

@@ -6,6 +6,7 @@ mod bench;
 mod convergence;
 mod faults;
 mod hear;
+mod leave;
 mod panics;
 mod predecessors;
 mod proof;

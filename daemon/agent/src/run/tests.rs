@@ -12,7 +12,7 @@ use kubeveil_core::{
     snapshot::{Knowledge, Snapshot},
     source::{Source, SourceState},
 };
-use kubeveil_linux::{Count, KernelError, Secrets, fake::FakeKernel};
+use kubeveil_linux::{Count, KernelError, Removed, Secrets, fake::FakeKernel};
 
 use super::*;
 
@@ -74,6 +74,10 @@ impl Kernel for SlowKernel {
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {
         self.inner.sweep_flows()
     }
+
+    fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
+        self.inner.remove_everything()
+    }
 }
 
 /// Knows nothing, and wants to be read again soon.
@@ -92,7 +96,7 @@ impl Source for Restless {
         SourceState { knowledge, problems: Vec::new(), look_again: Some(SOON) }
     }
 
-    fn announce(&mut self, _: &str, _: &str, _: &str) -> Result<(), Problem> {
+    fn announce(&mut self, _: &str, _: &str, _: Option<&str>) -> Result<(), Problem> {
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use kubeveil_core::{action::Action, observed::Observed};
 
 use super::FakeKernel;
-use crate::{Count, Kernel, KernelError, Secrets};
+use crate::{Count, Kernel, KernelError, Removed, Secrets};
 
 /// A call of the port.
 #[derive(Clone, Copy, Debug)]
@@ -87,5 +87,9 @@ impl Kernel for FakeKernel {
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {
         self.unless_failing(&Call::SweepFlows, ("sweep", "the flows".to_owned()), |_| Ok(0))
+    }
+
+    fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
+        (self.forget_everything(), Vec::new())
     }
 }

@@ -218,12 +218,12 @@ impl Source for Memory {
         if std::mem::take(&mut said.is_stirred) { Changes::Any } else { Changes::Announcements(heard) }
     }
 
-    fn announce(&mut self, node: &str, _: &str, json: &str) -> Result<(), Problem> {
+    fn announce(&mut self, node: &str, _: &str, json: Option<&str>) -> Result<(), Problem> {
         let stands = self.said().snapshot.nodes.get(node).and_then(|facts| facts.announcement.clone());
-        if stands.as_deref() != Some(json) {
+        if stands.as_deref() != json {
             self.change(|snapshot| {
                 if let Some(facts) = snapshot.node_mut(node) {
-                    facts.announcement = Some(json.to_owned());
+                    facts.announcement = json.map(str::to_owned);
                 }
             });
         }

@@ -10,7 +10,7 @@ use kubeveil_core::{
     action::Action,
     observed::{Observed, TunnelDevice},
 };
-use kubeveil_linux::{Count, Kernel, KernelError, Secrets};
+use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets};
 
 /// Since it was last taken.
 #[derive(Clone, Copy, Debug, Default)]
@@ -89,5 +89,9 @@ impl<K: Kernel> Kernel for Profiled<K> {
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {
         self.0.sweep_flows()
+    }
+
+    fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
+        self.0.remove_everything()
     }
 }

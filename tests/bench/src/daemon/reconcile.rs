@@ -1,5 +1,6 @@
 //! From nothing to 5,000 peers, and what a change and no change cost then, against `wg`.
 
+use kubeveil_linux::Kernel as _;
 use std::{
     fs,
     path::Path,

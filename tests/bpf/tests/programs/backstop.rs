@@ -12,7 +12,7 @@ use kubeveil_core::{
     backstop::{Backstop, Form, Rules, remote},
     observed::{Observed, Program},
 };
-use kubeveil_linux::backstop::outcome;
+use kubeveil_linux::{Kernel as _, backstop::outcome};
 
 use crate::{
     cell::{Cell, DEVICE, LOCAL, NODE, OUTSIDE, REMOTE, UNOWNED, passes, run, within},

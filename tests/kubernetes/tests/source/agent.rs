@@ -10,7 +10,7 @@ use std::{
 use kubeveil_api::announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped};
 use kubeveil_core::{action::Action, observed::Observed};
 use kubeveil_keys::{Generation, PrivateKey};
-use kubeveil_linux::{Count, Kernel, KernelError, Secrets, fake::FakeKernel};
+use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets, fake::FakeKernel};
 use kubeveil_tests_kubernetes::{
     cluster::InApiServer,
     server::Server,
@@ -54,6 +54,10 @@ impl Kernel for Watched {
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {
         self.with(FakeKernel::sweep_flows)
+    }
+
+    fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
+        self.with(FakeKernel::remove_everything)
     }
 }
 

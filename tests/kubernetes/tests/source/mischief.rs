@@ -58,7 +58,7 @@ fn plays(server: &mut Server, mischief: Mischief, told: &str) {
     stage.world.delete_node("node-3").unwrap();
     put(&mut stage.world, 4);
     let uid = stage.watching.read().knowledge.snapshot().nodes["node-1"].uid.clone();
-    stage.watching.source.announce("node-1", &uid, "said").ok();
+    stage.watching.source.announce("node-1", &uid, Some("said")).ok();
     // Where lists go through, the cluster is known as it is.
     let is_told_the_truth = mischief == Mischief::Expire;
     let start = Instant::now();

@@ -158,7 +158,7 @@ fn the_own_announcement_is_published_and_healed(world: &mut dyn World) {
         until(said, || {
             watching.read();
             // As the daemon does in each way round.
-            watching.source.announce("node-1", &uid, said).unwrap();
+            watching.source.announce("node-1", &uid, Some(said)).unwrap();
             world.announced("node-1").unwrap().as_deref() == Some(said)
         });
         watching.until(said, |state| facts(state, "node-1").announcement.as_deref() == Some(said));

@@ -85,10 +85,10 @@ pub(crate) fn an_api_server_that_is_down_removes_nobody(server: &mut Server) {
     assert!(knows(&state, &["node-1", "node-2", "node-3"]), "{state:#?}");
     let since = state.problems[0].message.split(" since ").nth(1).unwrap()[..20].to_owned();
     let uid = state.knowledge.snapshot().nodes["node-1"].uid.clone();
-    watching.source.announce("node-1", &uid, "said").unwrap();
+    watching.source.announce("node-1", &uid, Some("said")).unwrap();
     let mut refused = None;
     kubeveil_tests_kubernetes::world::until("it can't be written", || {
-        refused = watching.source.announce("node-1", &uid, "said").err();
+        refused = watching.source.announce("node-1", &uid, Some("said")).err();
         refused.is_some()
     });
     let refused = refused.unwrap().to_string();
@@ -102,7 +102,7 @@ pub(crate) fn an_api_server_that_is_down_removes_nobody(server: &mut Server) {
         state.problems.is_empty()
             && state.knowledge.snapshot().nodes["node-1"].announcement.as_deref() == Some("said")
     });
-    assert_eq!(watching.source.announce("node-1", &uid, "said"), Ok(()));
+    assert_eq!(watching.source.announce("node-1", &uid, Some("said")), Ok(()));
 }
 
 /// Nobody but the Node of that UID is written to.
@@ -113,11 +113,11 @@ pub(crate) fn another_node_of_the_name_is_not_written_to(server: &mut Server) {
     let before = watching.read().knowledge.snapshot().nodes["node-1"].uid.clone();
     world.delete_node("node-1").unwrap();
     settle(&mut world, 1);
-    watching.source.announce("node-1", &before, "said").ok();
+    watching.source.announce("node-1", &before, Some("said")).ok();
     watching.until("another", |state| {
         state.knowledge.snapshot().nodes.get("node-1").is_some_and(|node| node.uid != before)
     });
-    watching.source.announce("node-1", &before, "said").ok();
+    watching.source.announce("node-1", &before, Some("said")).ok();
     // A write takes some milliseconds.
     let end = Instant::now() + Duration::from_secs(1);
     while Instant::now() < end {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use kubeveil_linux::{RealKernel, claims};
+use kubeveil_linux::{Kernel as _, RealKernel, claims};
 use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::batch;
 use kubeveil_tests::stage::Stage;

@@ -10,6 +10,7 @@ use kubeveil_abi::PeerState;
 use kubeveil_api::{
     announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped},
     mesh::{MeshSpec, Mode},
+    veil_node::VeilNodeStatus,
 };
 use kubeveil_core::{
     action::Action,
@@ -19,7 +20,7 @@ use kubeveil_core::{
     source::{Changes, Source, SourceState},
 };
 use kubeveil_keys::{Generation, PrivateKey};
-use kubeveil_linux::{Count, Kernel, KernelError, Secrets, fake::FakeKernel};
+use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets, fake::FakeKernel};
 
 use crate::node::{Node, Now};
 
@@ -41,6 +42,8 @@ pub(super) struct Said {
     pub(super) whole: bool,
     /// How often it was read as a whole.
     pub(super) reads: usize,
+    /// What the daemon says of itself.
+    pub(super) reported: Option<VeilNodeStatus>,
 }
 
 impl World {
@@ -56,7 +59,7 @@ impl World {
 impl Said {
     /// What other announcements this has than `before`, if that is all.
     fn announcements_since(&self, before: &Self) -> Option<BTreeMap<String, Option<String>>> {
-        let mut expected = before.clone();
+        let mut expected = Self { reported: self.reported.clone(), ..before.clone() };
         let mut changes = BTreeMap::new();
         for (name, facts) in &self.snapshot.nodes {
             let was = expected.snapshot.node_mut(name)?;
@@ -92,16 +95,17 @@ impl Source for World {
         since.map_or(Changes::Any, Changes::Announcements)
     }
 
-    fn announce(&mut self, node: &str, _: &str, json: &str) -> Result<(), Problem> {
+    fn announce(&mut self, node: &str, _: &str, json: Option<&str>) -> Result<(), Problem> {
         self.change(|said| {
             if let Some(facts) = said.snapshot.node_mut(node) {
-                facts.announcement = Some(json.to_owned());
+                facts.announcement = json.map(str::to_owned);
             }
         });
         Ok(())
     }
 
-    fn report(&mut self, _: &str, _: kubeveil_api::veil_node::VeilNodeStatus) -> Result<(), Problem> {
+    fn report(&mut self, _: &str, status: VeilNodeStatus) -> Result<(), Problem> {
+        self.change(|said| said.reported = Some(status));
         Ok(())
     }
 }
@@ -136,6 +140,10 @@ impl Kernel for Shared {
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {
         self.with(|k| k.sweep_flows())
+    }
+
+    fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
+        self.with(|k| k.remove_everything())
     }
 }
 

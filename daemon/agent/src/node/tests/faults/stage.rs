@@ -13,7 +13,7 @@ use kubeveil_api::mesh::Mode;
 use kubeveil_core::{action::Action, observed::Observed, problem::Problem, snapshot::NodeFacts};
 use kubeveil_keys::{PrivateKey, PublicKey};
 use kubeveil_linux::{
-    Count, Kernel, KernelError, Secrets,
+    Count, Kernel, KernelError, Removed, Secrets,
     fake::{Call, Failure, FakeKernel},
 };
 
@@ -369,5 +369,9 @@ impl Kernel for Watched {
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {
         lock(&self.watch).calls.push(LOOKS + 2);
         self.kernel.sweep_flows()
+    }
+
+    fn remove_everything(&mut self) -> (Removed, Vec<KernelError>) {
+        self.kernel.remove_everything()
     }
 }

@@ -1,0 +1,169 @@
+//! What a chart's hooks do: apply the definitions before an upgrade, and have every node clean up before the chart goes.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+    core::{DynamicObject, Object},
+};
+use kubeveil_api::{
+    condition::ConditionStatus,
+    names,
+    veil_node::{UNINSTALLED, VeilNodeStatus},
+};
+use kubeveil_kubernetes::{Origin, Pace};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::watch::ours;
+
+/// Field manager of what hooks write.
+const MANAGER: &str = "kubeveil-hook";
+/// Between two looks at how far it has got.
+const LOOK: Duration = Duration::from_secs(2);
+/// Within which the API server serves what it was given.
+const SERVED: Duration = Duration::from_secs(30);
+/// As `cargo xtask codegen` makes them.
+const DEFINITIONS: [&str; 2] = [
+    include_str!("../../../deploy/crds/encryptionmeshes.kubeveil.io.yaml"),
+    include_str!("../../../deploy/crds/veilnodes.kubeveil.io.yaml"),
+];
+
+async fn client(origin: &Origin) -> Result<Client> {
+    origin.client(&Pace::default()).await.map_err(|problem| anyhow::anyhow!("{problem}"))
+}
+
+/// Applies the definitions that this version goes by: helm installs them once and never again.
+pub async fn apply_definitions(origin: &Origin) -> Result<()> {
+    let api: Api<CustomResourceDefinition> = Api::all(client(origin).await?);
+    for text in DEFINITIONS {
+        let definition: Value =
+            serde_norway::from_str(text).context("read a definition of this program's own")?;
+        let name = definition["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let params = PatchParams::apply(MANAGER).force();
+        let applied = api.patch(&name, &params, &Patch::Apply(&definition)).await;
+        applied.with_context(|| format!("apply CustomResourceDefinition {name}"))?;
+        until_served(&api, &name).await?;
+        tracing::info!("applied CustomResourceDefinition {name}");
+    }
+    Ok(())
+}
+
+async fn until_served(api: &Api<CustomResourceDefinition>, name: &str) -> Result<()> {
+    let end = Instant::now() + SERVED;
+    loop {
+        let status = api.get(name).await?.status;
+        let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
+        if conditions.iter().any(|c| c.type_ == "Established" && c.status == "True") {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            bail!("CustomResourceDefinition {name} is not served within {} s", SERVED.as_secs());
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Who is left after the time was up.
+#[derive(Debug)]
+pub struct Left(
+    /// Names of nodes, with what they say.
+    pub Vec<String>,
+);
+
+type VeilNode = Object<Option<Value>, VeilNodeStatus>;
+
+/// Tells every node to clean up, and waits until all have, at most so long; the `VeilNode`s go with them. Names the nodes
+/// that have not.
+pub async fn uninstall(origin: &Origin, patience: Duration) -> Result<Result<(), Left>> {
+    let client = client(origin).await?;
+    let kind = ours("EncryptionMesh", "encryptionmeshes");
+    let meshes: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+    let kind = ours("VeilNode", "veilnodes");
+    let nodes: Api<VeilNode> = Api::all_with(client, &kind);
+    if meshes.get_opt(names::MESH).await?.is_none() {
+        tracing::info!("there is no EncryptionMesh {}: nothing to uninstall", names::MESH);
+        return Ok(Ok(()));
+    }
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    let wish = json!({"spec": {"uninstall": true}});
+    let wished = meshes.patch(names::MESH, &params, &Patch::Merge(wish)).await;
+    wished.with_context(|| format!("set spec.uninstall of EncryptionMesh {}", names::MESH))?;
+    let end = Instant::now() + patience;
+    let mut told = usize::MAX;
+    loop {
+        let listed = nodes.list(&ListParams::default()).await.context("list VeilNodes")?;
+        let left: Vec<String> = listed.iter().filter_map(what_is_left).collect();
+        if left.is_empty() {
+            let gone = nodes.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
+            gone.context("delete the VeilNodes")?;
+            tracing::info!("nothing of kubeveil is left on {} nodes", listed.items.len());
+            return Ok(Ok(()));
+        }
+        if left.len() != told {
+            told = left.len();
+            tracing::info!("{told} of {} nodes are left", listed.items.len());
+        }
+        if Instant::now() >= end {
+            return Ok(Err(Left(left)));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// A node on which there may be something still, and what its agent says of it. One that never had an agent says nothing.
+fn what_is_left(node: &VeilNode) -> Option<String> {
+    let status = node.status.as_ref()?;
+    let find = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
+    let done = find(UNINSTALLED);
+    if done.is_some_and(|condition| condition.status == ConditionStatus::True) {
+        return None;
+    }
+    let name = node.name_any();
+    let wrong = find("Degraded").filter(|condition| condition.status == ConditionStatus::True);
+    Some(match (done, wrong) {
+        (None, _) => format!("{name}: its agent has not answered"),
+        (Some(_), Some(wrong)) => format!("{name}: {}", wrong.message),
+        (Some(_), None) => format!("{name}: is at it"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use kubeveil_api::condition::Condition;
+
+    use super::*;
+
+    #[test]
+    fn who_is_left_is_named_with_why() {
+        let node = |conditions: Option<Vec<(&str, bool)>>| {
+            let conditions = conditions.map(|all| {
+                let condition = |(kind, holds)| {
+                    Condition::new(kind, holds, "R", format!("{kind} is said"), Timestamp::default())
+                };
+                all.into_iter().map(condition).collect()
+            });
+            let mut node = VeilNode::new("n", &ours("VeilNode", "veilnodes"), None);
+            node.status = conditions.map(|conditions| VeilNodeStatus { conditions, ..Default::default() });
+            what_is_left(&node)
+        };
+        assert_eq!(node(None), None);
+        assert_eq!(node(Some(vec![("Uninstalled", true), ("Degraded", true)])), None);
+        assert_eq!(node(Some(vec![("Ready", true)])).as_deref(), Some("n: its agent has not answered"));
+        assert_eq!(node(Some(vec![("Uninstalled", false)])).as_deref(), Some("n: is at it"));
+        let wrong = node(Some(vec![("Uninstalled", false), ("Degraded", true)]));
+        assert_eq!(wrong.as_deref(), Some("n: Degraded is said"));
+    }
+
+    #[test]
+    fn the_definitions_can_be_read() {
+        for text in DEFINITIONS {
+            let read: CustomResourceDefinition = serde_norway::from_str(text).expect("a definition");
+            assert_eq!(read.spec.group, names::GROUP);
+        }
+    }
+}
