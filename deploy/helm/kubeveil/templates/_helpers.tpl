@@ -14,7 +14,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 
-{{/* Labels of one component; never changed, since selectors can't be. A list: the root and the component. */}}
+{{/* What pods of one component are selected by: never changed, since selectors can't be. */}}
 {{- define "kubeveil.selector" -}}
 app.kubernetes.io/name: kubeveil
 app.kubernetes.io/component: {{ . }}
@@ -47,7 +47,8 @@ httpGet:
 {{- define "kubeveil.tokenVolume" -}}
 name: token
 projected:
-  defaultMode: 0440
+  # 0440; YAML 1.2 reads that as something else.
+  defaultMode: 288
   sources:
     - serviceAccountToken: {path: token, expirationSeconds: 3600}
     - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
@@ -67,4 +68,27 @@ readOnlyRootFilesystem: true
 allowPrivilegeEscalation: false
 capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* Of a pod that is on no certain node, and must reach the API server while pods' traffic does not pass. */}}
+{{- define "kubeveil.reachesApiServer" -}}
+automountServiceAccountToken: false
+hostNetwork: true
+dnsPolicy: Default
+nodeSelector: {kubernetes.io/os: linux}
+affinity:
+  nodeAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        preference:
+          matchExpressions: [{key: node-role.kubernetes.io/control-plane, operator: Exists}]
+tolerations:
+  - {key: node-role.kubernetes.io/control-plane, operator: Exists}
+  - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoSchedule}
+  - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 60}
+  - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 60}
+  - {key: node.kubernetes.io/network-unavailable, operator: Exists}
+  - {key: node.cloudprovider.kubernetes.io/uninitialized, operator: Exists}
+# Its group may read the token.
+securityContext: {fsGroup: 65532}
 {{- end -}}
