@@ -11,48 +11,44 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::{
-    Api, Client, Config,
-    api::PostParams,
+    Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::certificate::Authority;
+use crate::{certificate::Authority, chart};
 
-/// Names the folder that holds etcd, kube-apiserver and kubectl.
+/// Names the folder that holds etcd, kube-apiserver, kubectl and helm.
 pub const VARIABLE: &str = "KUBEVEIL_KUBERNETES";
 /// Within which both are ready; they take two seconds of an idle machine.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The node of [`Who::Agent`] and [`Who::Kubelet`].
+pub const OWN: &str = "node-1";
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     /// May do everything.
     Admin,
-    /// An account with what an agent needs, as long as it has that.
+    /// The kubelet of [`OWN`].
+    Kubelet,
+    /// The agent that the chart installs, by a token that is bound to a Pod on [`OWN`].
     Agent,
     /// An account without any right.
     Nobody,
 }
 
 impl Who {
-    const ALL: [Self; 3] = [Self::Admin, Self::Agent, Self::Nobody];
-
-    fn token(self) -> &'static str {
-        match self {
-            Self::Admin => "token-admin",
-            Self::Agent => "token-agent",
-            Self::Nobody => "token-nobody",
-        }
-    }
-
-    fn groups(self) -> &'static str {
-        if self == Self::Admin { "system:masters" } else { "agents" }
-    }
+    /// Those whose tokens the API server reads from a file: token, name and group.
+    const FIXED: [(&'static str, &'static str, &'static str); 3] = [
+        ("token-admin", "admin", "system:masters"),
+        ("token-kubelet", "system:node:node-1", "system:nodes"),
+        ("token-nobody", "nobody", "nobodies"),
+    ];
 }
 
 /// An API server with its store. Both end with it.
@@ -65,6 +61,7 @@ pub struct Server {
     etcd_port: u16,
     etcd: Process,
     api: Option<Process>,
+    agent: String,
     /// Runs what tests ask of it.
     pub runtime: Runtime,
 }
@@ -75,7 +72,7 @@ pub fn missing() -> Option<String> {
         return Some(format!("needs {VARIABLE}: it names no folder with etcd and kube-apiserver"));
     };
     let folder = Path::new(&folder);
-    let lacks = ["etcd", "kube-apiserver"].into_iter().find(|name| !folder.join(name).is_file());
+    let lacks = ["etcd", "kube-apiserver", "helm"].into_iter().find(|name| !folder.join(name).is_file());
     lacks.map(|name| format!("needs {VARIABLE}: {name} is not in {}", folder.display()))
 }
 
@@ -88,14 +85,14 @@ impl Server {
         let authority = Authority::new()?;
         let identity = authority.issue(&["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
         let accounts = authority.issue(&["accounts"])?;
-        let tokens = Who::ALL.map(|who| format!("{0},{1:?},{1:?},\"{2}\"\n", who.token(), who, who.groups()));
+        let tokens = Who::FIXED.map(|(token, name, group)| format!("{token},{name},{name},\"{group}\"\n"));
         for (name, text) in [
             ("ca.pem", authority.pem()),
             ("server.pem", identity.certificate),
             ("server.key", identity.key),
             ("accounts.pem", accounts.certificate),
             ("accounts.key", accounts.key),
-            ("tokens.csv", tokens.concat().to_lowercase()),
+            ("tokens.csv", tokens.concat()),
         ] {
             fs::write(dir.path().join(name), text)?;
         }
@@ -108,9 +105,20 @@ impl Server {
         etcd.args(["--initial-cluster", &format!("default={}", url(peer_port))]);
         let etcd = Process::start(etcd, &dir.path().join("etcd.log"))?;
         let runtime = Runtime::new()?;
-        let mut server = Self { dir, binaries, authority, port, etcd_port, etcd, api: None, runtime };
+        let mut server = Self {
+            dir,
+            binaries,
+            authority,
+            port,
+            etcd_port,
+            etcd,
+            api: None,
+            agent: String::new(),
+            runtime,
+        };
         server.resume()?;
-        server.give_rights()?;
+        chart::install(&server)?;
+        server.agent = chart::token(&server, chart::AGENT, OWN)?;
         Ok(server)
     }
 
@@ -166,31 +174,24 @@ impl Server {
         bail!("not ready within {} s", PATIENCE.as_secs())
     }
 
-    /// What the agent's account may do.
-    fn give_rights(&self) -> Result<()> {
-        let client = self.client(Who::Admin)?;
-        let role = json!({
-            "metadata": {"name": "agent"},
-            "rules": [
-                {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
-                {"apiGroups": ["kubeveil.io"], "resources": ["encryptionmeshes"], "verbs": ["get", "list", "watch"]},
-                {"apiGroups": ["kubeveil.io"], "resources": ["veilnodes"], "verbs": ["get"]},
-                {"apiGroups": ["kubeveil.io"], "resources": ["veilnodes/status"], "verbs": ["patch"]},
-            ],
-        });
-        let binding = json!({
-            "metadata": {"name": "agent"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "agent"},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "agent"}],
-        });
-        self.runtime.block_on(async {
-            let params = PostParams::default();
-            let roles: Api<ClusterRole> = Api::all(client.clone());
-            roles.create(&params, &serde_json::from_value(role)?).await?;
-            let bindings: Api<ClusterRoleBinding> = Api::all(client);
-            bindings.create(&params, &serde_json::from_value(binding)?).await?;
-            Ok(())
-        })
+    fn token(&self, who: Who) -> &str {
+        let [admin, kubelet, nobody] = Who::FIXED.map(|(token, ..)| token);
+        match who {
+            Who::Admin => admin,
+            Who::Kubelet => kubelet,
+            Who::Agent => &self.agent,
+            Who::Nobody => nobody,
+        }
+    }
+
+    /// The folder of etcd, kube-apiserver, kubectl and helm.
+    pub fn binaries(&self) -> &Path {
+        &self.binaries
+    }
+
+    /// A folder that is there as long as the server.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Its address.
@@ -200,30 +201,39 @@ impl Server {
 
     /// A kubeconfig for `who`, in a file that is there as long as the server.
     pub fn kubeconfig(&self, who: Who) -> Result<PathBuf> {
-        let path = self.dir.path().join(format!("{}.kubeconfig", who.token()));
+        let path = self.dir.path().join(format!("{who:?}.kubeconfig"));
         self.write_kubeconfig(&path, &self.url(), who, &self.dir.path().join("ca.pem"))?;
         Ok(path)
     }
 
     /// A kubeconfig for `who` at the server of `url`, whose certificate is signed by the authority in `ca`.
     pub fn write_kubeconfig(&self, path: &Path, url: &str, who: Who, ca: &Path) -> Result<()> {
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": url, "certificate-authority": ca}}],
-            "users": [{"name": "test", "user": {"token": who.token()}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        Ok(fs::write(path, config.to_string())?)
+        Ok(fs::write(path, kubeconfig(url, self.token(who), ca).to_string())?)
     }
 
     /// A client of it.
     pub fn client(&self, who: Who) -> Result<Client> {
-        let read = Kubeconfig::read_from(self.kubeconfig(who)?)?;
+        self.client_by(self.token(who))
+    }
+
+    /// A client of it by a token.
+    pub fn client_by(&self, token: &str) -> Result<Client> {
+        let config = kubeconfig(&self.url(), token, &self.dir.path().join("ca.pem"));
+        let read: Kubeconfig = serde_json::from_value(config)?;
         self.runtime.block_on(async {
             let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
             Ok(Client::try_from(config)?)
         })
     }
+}
+
+fn kubeconfig(url: &str, token: &str, ca: &Path) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": url, "certificate-authority": ca}}],
+        "users": [{"name": "test", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    })
 }
 
 impl Drop for Server {

@@ -6,6 +6,7 @@ mod agent;
 mod controller;
 mod definitions;
 mod mischief;
+mod rights;
 mod suite;
 mod troubles;
 
@@ -74,9 +75,21 @@ fn main() -> ExitCode {
             troubles::another_node_of_the_name_is_not_written_to,
         ),
         ("troubles::a_heartbeat_wakes_nobody", troubles::a_heartbeat_wakes_nobody),
+        ("rights::every_policy_refuses", rights::every_policy_refuses),
+        ("rights::a_token_without_a_node_writes_nothing", rights::a_token_without_a_node_writes_nothing),
+        ("rights::a_token_ends_with_its_pod", rights::a_token_ends_with_its_pod),
+        ("rights::others_are_not_stopped", rights::others_are_not_stopped),
     ];
-    for (name, case) in on_server.iter().chain(mischief::ALL) {
+    for (name, case) in on_server.iter().chain(mischief::ALL).chain(rights::MISTAKES) {
         trials.push(trial(name, &shared, missing.clone(), case));
+    }
+    trials.push(Trial::test("rights::the_table_says_what_is_tested", || {
+        told(rights::the_table_says_what_is_tested)
+    }));
+    for attack in rights::attacks() {
+        let name = format!("rights::attack::{}", attack.name);
+        let on_server = |server: &mut Server| rights::attacked(server, attack);
+        trials.push(trial(&name, &shared, missing.clone(), on_server));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
