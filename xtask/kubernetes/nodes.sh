@@ -9,29 +9,17 @@ export PATH=$PATH:/usr/sbin:/sbin
 exec 9>"$cache/nodes.lock"; flock 9
 packages="busybox-static bash coreutils grep sed util-linux mount iproute2 iputils-ping containerd runc iptables nftables
  ipset conntrack ethtool procps kmod tcpdump socat wireguard-tools bpftool ca-certificates base-passwd netbase"
-version=$(sed -n 's|^.*k8s.io/kubernetes v\([0-9.]*\).*|\1|p' "$here/go.mod" | head -1)
+# shellcheck source=xtask/kubernetes/go.sh
+source "$here/go.sh"
 # The same files, the same programs and the same disk.
-cd "$here"
-key_of() { cat "$@" | sha256sum | cut -c1-12; }
 built=$cache/programs-$(key_of go.mod go.sum cni/go.mod cni/go.sum)
-nodes=$cache/nodes-$(key_of go.mod go.sum cni/go.mod cni/go.sum nodes.sh node/* ../vm/guest)
+nodes=$cache/nodes-$(cd "$here" && key_of go.mod go.sum cni/go.mod cni/go.sum go.sh nodes.sh node/* ../vm/guest)
 [[ ! -e $nodes/root.img ]] || { touch "$nodes"; echo "$nodes"; exit; }
 
-flags="-s -w"
-for pair in "gitVersion=v$version" "gitMajor=${version%%.*}" "gitMinor=$(cut -d. -f2 <<<"$version")"; do
-    flags+=" -X k8s.io/component-base/version.$pair"
-done
-build() {   # MODULE PACKAGE
-    local program=$built/$(basename "$2")
-    [[ ! -x $program ]] || return 0
-    echo "building $(basename "$2")" >&2
-    (cd "$1" && CGO_ENABLED=0 GOFLAGS=-mod=readonly nice go build -trimpath -ldflags="$flags" -o "$program.new" "$2")
-    mv "$program.new" "$program"
-}
 mkdir -p "$built"
-for program in kube-controller-manager kube-scheduler kubelet kube-proxy; do build "$here" "k8s.io/kubernetes/cmd/$program"; done
+for program in kube-controller-manager kube-scheduler kubelet kube-proxy; do build "$built" "$here" "k8s.io/kubernetes/cmd/$program" "$version_of_kubernetes"; done
 plugins=(main/bridge main/loopback ipam/host-local meta/portmap)
-for plugin in "${plugins[@]}"; do build "$here/cni" "github.com/containernetworking/plugins/plugins/$plugin"; done
+for plugin in "${plugins[@]}"; do build "$built" "$here/cni" "github.com/containernetworking/plugins/plugins/$plugin"; done
 
 # The whole closure of the packages, downloaded and not installed: apt is shown that nothing is installed.
 debs=$cache/debs-$(sha256sum <<<"$packages" | cut -c1-12)
@@ -64,7 +52,7 @@ printf '%s:x:0:0:root:/root:/bin/bash\n' root tcpdump >"$root/etc/passwd"
 printf '%s:x:0:\n' root tcpdump >"$root/etc/group"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"; : >"$root/etc/resolv.conf"
 rm -rf "$root/var/run"; ln -s /run "$root/var/run"
-ln -sf bash "$root/usr/bin/sh"
+ln -sf bash "$root/usr/bin/sh"; ln -s busybox "$root/usr/bin/hostname"
 cp "$here/../vm/guest" "$root/.guest"
 cp "$here"/node/* "$root/opt/node/"
 cp "$built"/{kubelet,kube-proxy} "$root/usr/bin/"
