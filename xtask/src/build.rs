@@ -2,7 +2,7 @@
 //! static, so that they run in the guest as they are.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::{
+    object::without_dwarf,
     process,
     report::say,
     toolchain,
@@ -32,10 +33,13 @@ pub(crate) fn ebpf(workspace: &Workspace) -> Result<PathBuf> {
     let target = workspace.target.join("ebpf-build");
     let mut build = process::command(cargo);
     build.args(["build", "--release", "--package", "kubeveil-programs", "--bin", "kubeveil"]);
+    // Where the sources lie would stand in the BTF: one object wherever it is built.
+    build.args(["-Ztrim-paths", "--config", r#"profile.release.trim-paths="all""#]);
     build.current_dir(workspace.root.join("ebpf/programs")).env("CARGO_TARGET_DIR", &target);
     process::run(&mut build).context("build the eBPF programs (ebpf/programs)")?;
     let object = workspace.ebpf_object();
-    copy_if_changed(&target.join("bpfel-unknown-none/release/kubeveil"), &object)?;
+    let linked = target.join("bpfel-unknown-none/release/kubeveil");
+    put_if_changed(&without_dwarf(&read(&linked)?)?, &linked, &object)?;
     Ok(object)
 }
 
@@ -157,16 +161,19 @@ fn collect(build: &mut Command, folder: &Path) -> Result<()> {
 
 /// The triple of this machine, as its compiler says it.
 pub(crate) fn host_triple() -> Result<String> {
-    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let version = process::output(process::command(rustc).arg("-vV"))?;
+    let version = process::output(process::command(process::rustc()).arg("-vV"))?;
     let triple = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(triple.context("rustc -vV names no host")?.to_owned())
 }
 
 /// A copy that leaves an equal file alone, so that nothing that depends on it is built again.
 fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
-    let what = || format!("copy {} to {}", from.display(), to.display());
-    let new = fs::read(from).with_context(what)?;
+    put_if_changed(&read(from)?, from, to)
+}
+
+/// The same, of what was made of the bytes of `from`.
+fn put_if_changed(new: &[u8], from: &Path, to: &Path) -> Result<()> {
+    let what = || format!("write {}", to.display());
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
@@ -175,8 +182,14 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     }
     // By rename: a program that is running can't be written to.
     let beside = to.with_extension("new");
-    fs::copy(from, &beside).with_context(what)?;
+    fs::write(&beside, new).with_context(what)?;
+    let mode = fs::metadata(from).with_context(what)?.permissions();
+    fs::set_permissions(&beside, mode).with_context(what)?;
     fs::rename(&beside, to).with_context(what)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("read {}", file.display()))
 }
 
 #[cfg(test)]

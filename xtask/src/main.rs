@@ -9,10 +9,12 @@ mod cluster;
 mod codegen;
 mod demo;
 mod fuzz;
+mod image;
 mod kubernetes;
 mod lab;
 mod lint;
 mod machine;
+mod object;
 mod process;
 mod report;
 mod setup;
@@ -66,6 +68,8 @@ enum InCheckout {
     Vm(lab::VmArguments),
     /// A real Kubernetes, its nodes on a kernel with WireGuard, and a command beside it
     Cluster(cluster::Arguments),
+    /// Build the image that is installed
+    Image(image::Arguments),
     /// Build the eBPF programs and the host programs as the lab runs them
     Build,
     /// Build the eBPF programs
@@ -106,6 +110,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         InCheckout::Lab(arguments) => lab::run(&workspace, arguments),
         InCheckout::Vm(arguments) => lab::run_vm(&workspace, arguments),
         InCheckout::Cluster(arguments) => cluster::run(&workspace, &arguments),
+        InCheckout::Image(arguments) => image::run(&workspace, &arguments),
         InCheckout::Build => build::programs(&workspace).map(|_| ExitCode::SUCCESS),
         InCheckout::BuildEbpf => build::ebpf(&workspace).map(|_| ExitCode::SUCCESS),
     }
