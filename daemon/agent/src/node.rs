@@ -195,6 +195,11 @@ impl<K: Kernel> Node<K> {
         self.known.snapshot.mesh.as_ref()
     }
 
+    /// Pods of this node have addresses that its Node does not have.
+    pub(crate) fn is_misled(&self) -> bool {
+        !self.known.snapshot.strangers.is_empty()
+    }
+
     /// Once round. Returns how long nothing has to be done then, unless something stirs.
     pub fn pass(&mut self, now: Now) -> Duration {
         if !self.written.remembers() {
@@ -225,6 +230,7 @@ impl<K: Kernel> Node<K> {
         problems.extend(
             (lacks_us && knows(&self.known.snapshot, &self.name)).then(|| problems::not_seen(&self.name)),
         );
+        problems.extend(problems::strangers(&self.name, &self.known.snapshot.strangers));
         problems.extend((deleted && self.known.snapshot.mesh.is_some()).then(problems::mesh_deleted));
         for round in 0.. {
             let is_first = round == 0;

@@ -86,6 +86,10 @@ pub(crate) fn waiting_for<K: Kernel>(node: &Node<K>) -> Vec<String> {
         (hooks.iter().any(|(program, _)| *program == Program::Steer), "an underlay device to guard"),
         (attached_to_all, "programs attached to every underlay device"),
         (last.settled, "the kernel to be as desired (see problems)"),
+        (
+            !node.is_misled(),
+            "pods to have addresses of this node's podCIDRs (PodAddressesUnknown, see problems)",
+        ),
     ];
     let unmet = conditions.into_iter().filter(|(met, _)| !met).map(|(_, what)| what.to_owned());
     let absent = absent(node).map(|name| format!("device {name} (--underlay)"));

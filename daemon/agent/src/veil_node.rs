@@ -28,18 +28,20 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
             not_encrypted.push(Unencrypted { node: peer.node, way: peer.way, reason });
         }
     }
+    let waiting = if node.is_misled() { "PodAddressesUnknown" } else { "Waiting" };
     VeilNodeStatus {
         generation: node.keeper.info().map(|info| info.generation.number()),
         peers: u32::try_from(remotes.len()).unwrap_or(u32::MAX),
         encrypted,
         not_encrypted,
-        conditions: conditions(&status::waiting_for(node), &node.last.problems, now),
+        conditions: conditions((waiting, &status::waiting_for(node)), &node.last.problems, now),
     }
 }
 
 /// Of a node that kubeveil has left, or is about to.
 pub(crate) fn gone(is_over: bool, problems: &[Problem], now: Now) -> VeilNodeStatus {
-    let mut conditions = conditions(&["the mesh, which says uninstall".to_owned()], problems, now);
+    let mut conditions =
+        conditions(("Uninstalling", &["the mesh, which says uninstall".to_owned()]), problems, now);
     let message =
         if is_over { "nothing of kubeveil is on this node" } else { "is being removed from this node" };
     let reason = if is_over { "Removed" } else { "Removing" };
@@ -48,14 +50,14 @@ pub(crate) fn gone(is_over: bool, problems: &[Problem], now: Now) -> VeilNodeSta
     VeilNodeStatus { conditions, ..VeilNodeStatus::default() }
 }
 
-fn conditions(waiting_for: &[String], problems: &[Problem], now: Now) -> Vec<Condition> {
+fn conditions((waiting, waiting_for): (&str, &[String]), problems: &[Problem], now: Now) -> Vec<Condition> {
     let at = i64::try_from(now.epoch.as_secs()).ok().and_then(|at| Timestamp::from_second(at).ok());
     let condition = |kind: &str, holds: bool, reason: &str, message: String| {
         Condition::new(kind, holds, reason, message, at.unwrap_or_default())
     };
     let ready = match waiting_for {
         [] => condition("Ready", true, "Enforcing", "all that is known is carried out".to_owned()),
-        waits => condition("Ready", false, "Waiting", format!("waits for {}", waits.join("; "))),
+        waits => condition("Ready", false, waiting, format!("waits for {}", waits.join("; "))),
     };
     let degraded = match problems {
         [] => condition("Degraded", false, "NoProblem", "nothing is wrong".to_owned()),
@@ -94,13 +96,14 @@ mod tests {
             message: "is wrong".to_owned(),
             advice: "Mend it".to_owned(),
         };
-        let told = conditions(&["a".to_owned(), "b".to_owned()], &[problem("x"), problem("y")], now);
+        let told =
+            conditions(("Waiting", &["a".to_owned(), "b".to_owned()]), &[problem("x"), problem("y")], now);
         let [ready, degraded] = &told[..] else { panic!("{told:?}") };
         assert_eq!((ready.status, ready.reason.as_str()), (ConditionStatus::False, "Waiting"));
         assert_eq!(ready.message, "waits for a; b");
         assert_eq!((degraded.status, degraded.reason.as_str()), (ConditionStatus::True, "KeyStore"));
         assert!(degraded.message.starts_with("x: is wrong. Mend it. And 1 more"), "{}", degraded.message);
-        let well = conditions(&[], &[], now);
+        let well = conditions(("Waiting", &[]), &[], now);
         assert_eq!((well[0].status, well[1].status), (ConditionStatus::True, ConditionStatus::False));
         assert_eq!(well[0].last_transition_time.as_second(), 1_800_000_000);
     }

@@ -43,6 +43,12 @@ pub struct Gate {
     deadline: Option<u64>,
     /// Pairs that were closed before it began: name and UID.
     closed: BTreeSet<(String, String)>,
+    /// Since when the deadline does not run, seconds since 1970 …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    paused: Option<u64>,
+    /// … and for how many seconds it did not, before that.
+    #[serde(default)]
+    later: u64,
 }
 
 /// What a step goes by.
@@ -60,6 +66,8 @@ pub struct Seen {
     pub proven: BTreeSet<String>,
     /// Those that the kernel's maps keep closed, which is how another daemon left them.
     pub barred: BTreeSet<String>,
+    /// Pods of this node have addresses that its Node does not have: nothing begins, nothing ends, and the deadline does not run.
+    pub is_misled: bool,
     /// Wall clock, since 1970.
     pub epoch: Duration,
 }
@@ -85,6 +93,7 @@ impl Seen {
             whole: knowledge.synced().is_some(),
             proven,
             barred: barred(assignment, datapath),
+            is_misled: !snapshot.strangers.is_empty(),
             epoch,
         }
     }
@@ -127,11 +136,19 @@ impl Gate {
             return self.clone();
         }
         let Some(adoption) = seen.adoption else { return Self::closed() };
+        if seen.is_misled {
+            // What the programs are told ends by itself, later than the deadline.
+            let paused = self.paused.or(Some(seen.epoch.as_secs()));
+            return Self { paused, deadline: None, ..self.clone() };
+        }
+        let paused = self.paused.map_or(0, |since| seen.epoch.as_secs().saturating_sub(since));
+        let mut next = Self { paused: None, later: self.later.saturating_add(paused), ..self.clone() };
+        let deadline = next.deadline(&adoption);
         let told = self.deadline.map(Duration::from_secs);
-        if told.into_iter().chain([adoption.deadline()]).any(|deadline| seen.epoch >= deadline) {
+        if told.into_iter().chain([deadline]).any(|deadline| seen.epoch >= deadline) {
             return Self::closed();
         }
-        let mut next = Self { deadline: Some(adoption.deadline().as_secs()), ..self.clone() };
+        next.deadline = Some(deadline.as_secs());
         match &mut next.open {
             Some(open) => open.retain(|name, uid| {
                 let is_there = seen.others.get(name).map_or(!seen.whole, |now| now == uid);
@@ -149,6 +166,11 @@ impl Gate {
             }
         }
         if next.open.as_ref().is_some_and(BTreeMap::is_empty) { Self::closed() } else { next }
+    }
+
+    /// The deadline, later by as long as it did not run; since 1970.
+    pub fn deadline(&self, adoption: &Adoption) -> Duration {
+        adoption.deadline() + Duration::from_secs(self.later)
     }
 
     /// Those of the nodes seen whose pairs are open. To be asked of what a step over them gave.

@@ -171,7 +171,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         let (name, tunnel, keys) = tunnel(inputs, key, mesh, underlay_mtu, &mut out.problems);
         mtu = tunnel.mtu;
         tunnel_hooks(inputs, &name, &mut out);
-        travel(inputs, mesh, &indices, (&name, tunnel.key), &keys, &mut out);
+        travel(inputs, &indices, (&name, tunnel.key), &keys, &mut out);
         out.tunnels.insert(name, tunnel);
     }
     adopting(inputs, &indices, &mut out);
@@ -343,7 +343,6 @@ fn config(mesh: Option<&MeshSpec>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORT
 /// takes and never answers counts as unproven again; in `require` that would gain nothing.
 fn travel(
     inputs: &Inputs<'_>,
-    mesh: Option<&MeshSpec>,
     indices: &BTreeMap<String, u32>,
     (name, (generation, own_key)): (&String, (Generation, PublicKey)),
     keys: &BTreeMap<String, PublicKey>,
@@ -359,7 +358,7 @@ fn travel(
         let key = keys.get(node).copied();
         let health =
             key.map_or(Health::Never(Duration::ZERO), |k| inputs.tunnels.health(name, &k, inputs.now));
-        let tunnelled = up.is_some() && carries(health, mesh);
+        let tunnelled = up.is_some() && carries(inputs, node, health);
         if tunnelled {
             let value = PeerValue::tunnel(slot, generation.number());
             let heard = inputs.adopting.heard.get(node);
@@ -370,10 +369,15 @@ fn travel(
     }
 }
 
-/// Do packets go into a tunnel of this health?
-fn carries(health: Health, mesh: Option<&MeshSpec>) -> bool {
-    let given_up = matches!(health, Health::Stale(_)) && mesh.is_some_and(|m| m.mode == Mode::Prefer);
-    health.is_proven() && !given_up
+/// Do packets to `node` go into its tunnel, of this health? Not by prefixes that are known to be wrong, where the mode lets
+/// them pass without.
+fn carries(inputs: &Inputs<'_>, node: &str, health: Health) -> bool {
+    let snapshot = inputs.knowledge.snapshot();
+    let prefers = snapshot.mesh.as_ref().is_some_and(|mesh| mesh.mode == Mode::Prefer);
+    let may_pass = prefers || inputs.adopting.open.contains(node);
+    let given_up = prefers && matches!(health, Health::Stale(_));
+    let is_misled = may_pass && !snapshot.strangers.is_empty();
+    health.is_proven() && !given_up && !is_misled
 }
 
 /// Peers that packets may go to in plain, until they are proven.

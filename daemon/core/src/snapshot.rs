@@ -1,6 +1,10 @@
 //! What is known of the cluster at one moment.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use kubeveil_api::mesh::{InForce, MeshSpec, Ranges};
@@ -27,6 +31,10 @@ pub struct Snapshot {
     /// Those of its ranges that people gave none of.
     #[serde(default)]
     pub found: Ranges,
+    /// Pods of this node whose addresses are in none of its node's prefixes, in words: what Kubernetes says of the node is not
+    /// what its pods have. Not kept: it is so only as long as somebody sees it.
+    #[serde(skip)]
+    pub strangers: BTreeSet<String>,
     /// Nodes by name. What was known before and what is known now share what did not change.
     pub nodes: BTreeMap<String, Arc<NodeFacts>>,
 }
@@ -159,6 +167,7 @@ impl Knowledge {
             Self::Partial(mut now) => {
                 now.keep_mesh(before);
                 now.keep_prefixes(before);
+                now.strangers.extend(before.strangers.iter().cloned());
                 for (name, facts) in &before.nodes {
                     now.nodes.entry(name.clone()).or_insert_with(|| facts.clone());
                 }

@@ -38,6 +38,7 @@ pub(crate) fn node(n: u8) -> NodeFacts {
 pub(crate) fn snapshot(nodes: &[(&str, NodeFacts)]) -> Snapshot {
     Snapshot {
         found: Ranges::default(),
+        strangers: Default::default(),
         mesh: Some(mesh()),
         nodes: nodes.iter().map(|(name, facts)| ((*name).to_owned(), Arc::new(facts.clone()))).collect(),
     }

@@ -18,6 +18,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 pub(crate) struct Metadata {
     pub(crate) name: String,
     #[serde(default)]
+    pub(crate) namespace: String,
+    #[serde(default)]
     pub(crate) uid: String,
     #[serde(default)]
     pub(crate) resource_version: String,
@@ -52,6 +54,36 @@ struct NodeSpec {
 struct NodeStatus {
     #[serde(default)]
     addresses: Option<Vec<NodeAddress>>,
+}
+
+/// A `v1` Pod.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PodObject {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
+    status: PodStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    #[serde(default)]
+    host_network: bool,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct PodStatus {
+    #[serde(default)]
+    phase: String,
+    #[serde(default, rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct PodIp {
+    ip: String,
 }
 
 /// An `EncryptionMesh`. Its `spec` is read after that the rest is known, so that what is wrong can be told with the field.
@@ -120,6 +152,18 @@ impl NodeObject {
         let announcement = self.metadata.annotations.as_ref().and_then(|a| a.announcement.clone());
         let facts = NodeFacts { uid: self.metadata.uid.clone(), pod_cidrs, internal_ips, announcement };
         Read::of(self.metadata, Arc::new(facts), problems)
+    }
+}
+
+impl PodObject {
+    /// Addresses that it has for itself: not its node's, and not those of one that has ended, which another may have by now.
+    pub(crate) fn read(self) -> Read<Vec<IpAddr>> {
+        let has_ended = ["Succeeded", "Failed"].contains(&self.status.phase.as_str());
+        let ips = self.status.pod_ips.filter(|_| !self.spec.host_network && !has_ended);
+        let addresses = ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+        // Names of pods are unique within their namespace only.
+        let name = format!("{}/{}", self.metadata.namespace, self.metadata.name);
+        Read::of(Metadata { name, ..self.metadata }, addresses, Vec::new())
     }
 }
 
@@ -203,6 +247,23 @@ mod tests {
             ]
         );
         assert_eq!((read.value.pod_cidrs.len(), read.value.internal_ips.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_pod_has_addresses_of_its_own_or_none() {
+        let pod = |host: bool, phase: &str| {
+            let object = json!({
+                "metadata": {"name": "p", "namespace": "n", "uid": "u", "resourceVersion": "5"},
+                "spec": {"hostNetwork": host, "containers": []},
+                "status": {"phase": phase, "podIPs": [{"ip": "10.1.0.2"}, {"ip": "fd00::2"}, {"ip": "x"}]},
+            });
+            serde_json::from_value::<PodObject>(object).expect("a pod").read()
+        };
+        let running = pod(false, "Running");
+        assert_eq!((running.name.as_str(), running.version, running.value.len()), ("n/p", 5, 2));
+        for none in [pod(true, "Running"), pod(false, "Failed"), pod(false, "Succeeded")] {
+            assert!(none.value.is_empty());
+        }
     }
 
     #[test]

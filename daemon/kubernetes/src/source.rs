@@ -22,7 +22,7 @@ use crate::{
     publish::{self, Publication, Wanted},
     report::{self, Report},
     store::Store,
-    watch::{Follower, Mesh, Nodes},
+    watch::{Follower, Mesh, Nodes, Pods},
 };
 
 /// What the tasks keep, and the node's thread reads.
@@ -30,8 +30,10 @@ pub(crate) struct State {
     pub(crate) store: Store,
     /// What is wrong with following Nodes …
     pub(crate) nodes: Option<Problem>,
-    /// … and the mesh.
+    /// … the mesh …
     pub(crate) mesh: Option<Problem>,
+    /// … and this node's pods.
+    pub(crate) pods: Option<Problem>,
     pub(crate) publication: Publication,
     pub(crate) report: Report,
 }
@@ -94,6 +96,7 @@ impl Kubernetes {
             store: Store::new(own),
             nodes: None,
             mesh: None,
+            pods: None,
             publication: Publication::default(),
             report: Report::default(),
         };
@@ -107,6 +110,7 @@ impl Kubernetes {
         let tasks = vec![
             runtime.spawn(follower().run::<Nodes>()),
             runtime.spawn(follower().run::<Mesh>()),
+            runtime.spawn(follower().run::<Pods>()),
             runtime.spawn(publish::run(shared.clone(), origin.clone(), pace)),
             runtime.spawn(report::run(shared.clone(), origin.clone(), pace)),
         ];
@@ -128,7 +132,13 @@ impl Source for Kubernetes {
     fn read(&mut self, _: Duration) -> SourceState {
         self.shared.with(|state| {
             state.store.take_changes();
-            let problems = state.nodes.iter().chain(&state.mesh).chain(state.store.problems()).cloned();
+            let problems = state
+                .nodes
+                .iter()
+                .chain(&state.mesh)
+                .chain(&state.pods)
+                .chain(state.store.problems())
+                .cloned();
             SourceState { problems: problems.collect(), knowledge: state.store.knowledge(), look_again: None }
         })
     }

@@ -1,6 +1,10 @@
 //! What is known, and what of lists and watches is believed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use kubeveil_api::{mesh::InForce, names, problem::Problem};
 use kubeveil_core::{
@@ -120,13 +124,17 @@ impl<T: PartialEq> Objects<T> {
     }
 }
 
-/// Nodes and the mesh.
+/// Nodes, the mesh, and this node's own pods.
 #[derive(Debug)]
 pub(crate) struct Store {
     /// The Node that this daemon runs on.
     own: String,
     pub(crate) nodes: Objects<Arc<NodeFacts>>,
     pub(crate) mesh: Objects<Option<InForce>>,
+    /// Addresses of this node's pods.
+    pub(crate) pods: Objects<Vec<IpAddr>>,
+    /// Those of them that are none of its node's.
+    strangers: BTreeSet<String>,
     /// Since somebody read it.
     changes: Changes,
 }
@@ -137,6 +145,8 @@ impl Store {
             own: own.to_owned(),
             nodes: Objects::default(),
             mesh: Objects::default(),
+            pods: Objects::default(),
+            strangers: BTreeSet::new(),
             changes: no_changes(),
         }
     }
@@ -145,13 +155,14 @@ impl Store {
         &self.own
     }
 
-    /// Everything. Whole if both kinds were listed since the start, and this very node is there.
+    /// Everything. Whole if all kinds were listed since the start, and this very node is there.
     pub(crate) fn knowledge(&self) -> Knowledge {
         let nodes = self.nodes.by_name.iter().map(|(name, read)| (name.clone(), Arc::clone(&read.value)));
         let mesh = self.mesh.get(names::MESH).and_then(|read| read.value.clone());
-        let mut snapshot = Snapshot { nodes: nodes.collect(), ..Snapshot::default() };
+        let mut snapshot =
+            Snapshot { nodes: nodes.collect(), strangers: self.strangers.clone(), ..Snapshot::default() };
         snapshot.set_mesh(mesh);
-        if self.nodes.listed && self.mesh.listed && self.nodes.get(&self.own).is_some() {
+        if self.nodes.listed && self.mesh.listed && self.pods.listed && self.nodes.get(&self.own).is_some() {
             Knowledge::Whole(snapshot.attest_whole())
         } else {
             Knowledge::Partial(snapshot)
@@ -178,14 +189,56 @@ impl Store {
         let Self { own, nodes, changes, .. } = self;
         let mut noted = Noted::new(changes, !nodes.listed);
         nodes.replace(listed, version, Some(own), |name, was, is| noted.node(name, was, is))?;
-        Ok(noted.is_news)
+        let is_news = noted.is_news;
+        Ok(self.look_for_strangers() || is_news)
     }
 
     /// One Node.
     pub(crate) fn node(&mut self, read: Read<Arc<NodeFacts>>, is_deleted: bool) -> Result<bool, OutOfOrder> {
         let mut noted = Noted::new(&mut self.changes, false);
         self.nodes.event(read, is_deleted, |name, was, is| noted.node(name, was, is))?;
-        Ok(noted.is_news)
+        let is_news = noted.is_news;
+        Ok(self.look_for_strangers() || is_news)
+    }
+
+    /// This node's pods as of a full list.
+    pub(crate) fn list_pods(
+        &mut self,
+        listed: Vec<Read<Vec<IpAddr>>>,
+        version: u64,
+    ) -> Result<bool, Disbelief> {
+        let is_first = !self.pods.listed;
+        self.pods.replace(listed, version, None, |_, _, _| {})?;
+        let is_news = Noted::new(&mut self.changes, is_first).is_news;
+        Ok(self.look_for_strangers() || is_news)
+    }
+
+    /// One of them. That they come and go is no news.
+    pub(crate) fn pod(&mut self, read: Read<Vec<IpAddr>>, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        self.pods.event(read, is_deleted, |_, _, _| {})?;
+        Ok(self.look_for_strangers())
+    }
+
+    /// Whose addresses are in none of the own Node's prefixes; whether that is news. Of a Node that has none of a family
+    /// nothing can be said there.
+    fn look_for_strangers(&mut self) -> bool {
+        let own = self.nodes.get(&self.own).map(|read| &read.value);
+        let is_strange = |address: &IpAddr| {
+            let prefixes = own.iter().flat_map(|own| &own.pod_cidrs);
+            own.is_some() && !prefixes.into_iter().any(|prefix| prefix.contains(address))
+        };
+        let pods = self.pods.by_name.iter();
+        let told = pods.filter_map(|(name, read)| {
+            let address = read.value.iter().find(|address| is_strange(address))?;
+            Some(format!("Pod {name} has the address {address}"))
+        });
+        let strangers = told.collect();
+        let is_news = self.strangers != strangers;
+        self.strangers = strangers;
+        if is_news {
+            Noted::new(&mut self.changes, false).any();
+        }
+        is_news
     }
 
     /// The mesh as of a full list.
@@ -265,6 +318,7 @@ mod tests {
         let mut store = Store::new(ME);
         store.list_nodes(vec![node(ME, 3, ""), node("b", 4, "said")], 10).expect("believed");
         store.list_mesh(vec![], 10).expect("believed");
+        store.list_pods(vec![], 10).expect("believed");
         store.take_changes();
         store
     }
@@ -278,11 +332,13 @@ mod tests {
     }
 
     #[test]
-    fn both_lists_make_it_whole() {
+    fn all_lists_make_it_whole() {
         let mut store = Store::new(ME);
         assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
         assert!(store.knowledge().synced().is_none());
         assert_eq!(store.list_mesh(vec![], 9), Ok(true), "that there is none is news");
+        assert!(store.knowledge().synced().is_none());
+        assert_eq!(store.list_pods(vec![], 9), Ok(true), "that there is none is news");
         assert!(store.knowledge().synced().is_some());
         assert_eq!(store.take_changes(), Changes::Any);
     }
@@ -329,6 +385,37 @@ mod tests {
         assert_eq!(store.take_changes(), Changes::Any, "nobody knows it yet");
         assert_eq!(store.node(node("c", 14, ""), true), Ok(true));
         assert_eq!(store.take_changes(), Changes::Any);
+    }
+
+    /// Pods come and go; only one whose address is not its node's is news, until it is gone or the Node says so.
+    #[test]
+    fn a_pod_with_an_address_of_nobody_is_found() {
+        let pod = |version, address: &str| Read {
+            name: "n/p".to_owned(),
+            uid: "u".to_owned(),
+            version,
+            value: vec![address.parse().expect("address")],
+            problems: vec![],
+        };
+        let mut store = store();
+        let strangers =
+            |store: &Store| store.knowledge().snapshot().strangers.iter().cloned().collect::<Vec<_>>();
+        let mut own = node(ME, 11, "");
+        Arc::make_mut(&mut own.value).pod_cidrs.push("10.1.0.0/24".parse().expect("net"));
+        store.node(own.clone(), false).expect("followed");
+        store.take_changes();
+        assert_eq!(store.pod(pod(12, "10.1.0.7"), false), Ok(false));
+        assert_eq!(store.pod(pod(13, "10.9.0.7"), false), Ok(true));
+        assert_eq!(strangers(&store), ["Pod n/p has the address 10.9.0.7"]);
+        assert_eq!(store.take_changes(), Changes::Any);
+        assert_eq!(store.pod(pod(14, "10.9.0.7"), false), Ok(false), "told before");
+        own.version = 15;
+        Arc::make_mut(&mut own.value).pod_cidrs.push("10.9.0.0/24".parse().expect("net"));
+        assert_eq!(store.node(own, false), Ok(true));
+        assert!(strangers(&store).is_empty());
+        assert_eq!(store.pod(pod(16, "10.8.0.7"), false), Ok(true));
+        assert_eq!(store.pod(pod(17, "10.8.0.7"), true), Ok(true));
+        assert!(strangers(&store).is_empty());
     }
 
     /// A watch that repeats itself changes nothing; one that leaps back can't be followed.

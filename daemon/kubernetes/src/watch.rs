@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     connect::{Connection, Origin},
-    object::{MeshObject, NodeObject, version},
+    object::{MeshObject, NodeObject, PodObject, version},
     pace::{Pace, Waits},
     source::{Shared, State},
     store::{Disbelief, OutOfOrder, Store},
@@ -33,8 +33,8 @@ pub(crate) trait Watched: Send + 'static {
     const PATH: &str;
     /// As RBAC has it.
     const RESOURCE: &str;
-    /// Which of them.
-    const FIELDS: Option<&str>;
+    /// Which of them, for the daemon on `own`.
+    fn fields(own: &str) -> Option<String>;
 
     fn newest(store: &Store) -> u64;
     /// Whether it is news.
@@ -50,7 +50,10 @@ impl Watched for Nodes {
     type Object = NodeObject;
     const PATH: &str = "/api/v1/nodes";
     const RESOURCE: &str = "nodes";
-    const FIELDS: Option<&str> = None;
+
+    fn fields(_: &str) -> Option<String> {
+        None
+    }
 
     fn newest(store: &Store) -> u64 {
         store.nodes.newest()
@@ -79,7 +82,10 @@ impl Watched for Mesh {
     type Object = MeshObject;
     const PATH: &str = "/apis/kubeveil.io/v1alpha1/encryptionmeshes";
     const RESOURCE: &str = "encryptionmeshes.kubeveil.io";
-    const FIELDS: Option<&str> = Some("metadata.name=default");
+
+    fn fields(_: &str) -> Option<String> {
+        Some(format!("metadata.name={}", names::MESH))
+    }
 
     fn newest(store: &Store) -> u64 {
         store.mesh.newest()
@@ -101,6 +107,38 @@ impl Watched for Mesh {
 
     fn trouble(state: &mut State) -> &mut Option<Problem> {
         &mut state.mesh
+    }
+}
+
+pub(crate) enum Pods {}
+
+impl Watched for Pods {
+    type Object = PodObject;
+    const PATH: &str = "/api/v1/pods";
+    const RESOURCE: &str = "pods";
+
+    fn fields(own: &str) -> Option<String> {
+        Some(format!("spec.nodeName={own}"))
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.pods.newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<PodObject>, version: u64) -> Result<bool, Disbelief> {
+        store.list_pods(listed.into_iter().map(PodObject::read).collect(), version)
+    }
+
+    fn event(store: &mut Store, object: PodObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        store.pod(object.read(), is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.pods.bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.pods
     }
 }
 
@@ -149,8 +187,8 @@ impl Follower {
     }
 
     async fn list<K: Watched>(&self, connection: &Connection) -> Result<(), Failure> {
-        let first = ListParams::default().limit(PAGE);
-        let mut params = K::FIELDS.into_iter().fold(first, ListParams::fields);
+        let mut params =
+            ListParams { field_selector: self.fields::<K>(), ..ListParams::default() }.limit(PAGE);
         let mut listed = Vec::new();
         let as_of = loop {
             let request = Request::new(K::PATH).list(&params).map_err(unbuilt)?;
@@ -169,7 +207,7 @@ impl Follower {
     async fn watch<K: Watched>(&mut self, connection: &Connection) -> Result<(), Failure> {
         let mut params =
             WatchParams::default().timeout(u32::try_from(self.pace.watch.as_secs()).unwrap_or(u32::MAX));
-        params.field_selector = K::FIELDS.map(str::to_owned);
+        params.field_selector = self.fields::<K>();
         let from = self.shared.with(|state| K::newest(&state.store)).to_string();
         let request = Request::new(K::PATH).watch(&params, &from).map_err(unbuilt)?;
         let events = self.within(connection.client.request_events::<K::Object>(request)).await?;
@@ -209,6 +247,10 @@ impl Follower {
                 self.works::<K>();
             }
         }
+    }
+
+    fn fields<K: Watched>(&self) -> Option<String> {
+        self.shared.with(|state| K::fields(state.store.own()))
     }
 
     async fn within<T>(&self, answer: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {

@@ -39,7 +39,13 @@ impl Pairs {
             self.gate = next;
         }
         let boot = now.monotonic.as_secs();
-        let left = seen.adoption.map(|adoption| adoption.deadline().saturating_sub(now.epoch));
+        let left = seen.adoption.map(|adoption| {
+            if seen.is_misled {
+                unhurried(boot)
+            } else {
+                self.gate.deadline(&adoption).saturating_sub(now.epoch)
+            }
+        });
         let seconds = |all: u64| u32::try_from(all).unwrap_or(u32::MAX);
         if let Some(left) = left.filter(|_| !told.open.is_empty()) {
             told.until = seconds(boot.saturating_add(left.as_secs()));
@@ -65,6 +71,13 @@ impl Pairs {
     pub(super) fn is_over(&self) -> bool {
         self.gate.is_over()
     }
+}
+
+/// Until when pairs are open whose deadline does not run: a time that comes nearer, and is told anew as seldom as once an hour,
+/// since it has to end though the daemon be dead.
+fn unhurried(boot: u64) -> Duration {
+    const HOUR: u64 = 3600;
+    Duration::from_secs((boot / HOUR + 2) * HOUR - boot)
 }
 
 #[cfg(test)]

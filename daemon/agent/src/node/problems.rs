@@ -1,6 +1,6 @@
 //! What can be wrong with a way round, in the words that people read.
 
-use std::{io, path::Path};
+use std::{collections::BTreeSet, io, path::Path};
 
 use kubeveil_core::{
     observed::{Ahead, Observed, Program},
@@ -47,6 +47,24 @@ pub(super) fn kept_unremovable(path: &Path, error: &io::Error) -> Problem {
         advice: "It is tried again; remove it by hand if that goes on".to_owned(),
         ..kept_unwritable(path, error)
     }
+}
+
+/// Pods whose addresses are none of their node's.
+pub(super) fn strangers(node: &str, strangers: &BTreeSet<String>) -> Option<Problem> {
+    let first = strangers.first()?;
+    Some(Problem {
+        kind: ProblemKind::Prefix,
+        object: format!("Node {node}"),
+        field: "spec.podCIDRs".to_owned(),
+        message: format!(
+            "{first}, which is in none of them, and so for {} pods: the CNI gives addresses that Kubernetes does not know of",
+            strangers.len()
+        ),
+        advice: "No pair of nodes closes, and the deadline of adoption does not run, as traffic of such pods can't be told from \
+                 others'. Have the CNI give each node's pods addresses of its podCIDRs (Calico: host-local IPAM; Cilium: \
+                 ipam.mode=kubernetes)"
+            .to_owned(),
+    })
 }
 
 pub(super) fn other_generation(ours: u32, wanted: u32) -> Problem {

@@ -71,7 +71,7 @@ impl Part {
             return None;
         }
         let mut desired = Desired::default();
-        travel(&inputs, mesh, &indices, (&device, key), &peers.keys, &mut desired);
+        travel(&inputs, &indices, (&device, key), &peers.keys, &mut desired);
         adopting(&inputs, &indices, &mut desired);
         desired
             .tunnels
@@ -81,16 +81,15 @@ impl Part {
 
     /// The nodes whose tunnels have begun to answer, or ceased to, since `last` was decided on, so that something is to be done.
     pub fn turned(inputs: &Inputs<'_>, last: &Desired) -> BTreeSet<String> {
-        let mesh = inputs.knowledge.snapshot().mesh.as_ref();
-        let has_turned = |remote: &Remote| {
+        let has_turned = |name: &str, remote: &Remote| {
             let (Some(key), Some((_, own))) = (remote.key, inputs.key) else { return false };
             let health = inputs.tunnels.health(&remote.device, &key, inputs.now);
             let peer = last.tunnels.get(&remote.device).and_then(|tunnel| tunnel.peers.get(&key));
             let initiates = inputs.tunnels.initiates(&remote.device, &own, &key, inputs.now);
-            carries(health, mesh) != remote.tunnelled
+            carries(inputs, name, health) != remote.tunnelled
                 || peer.is_some_and(|peer| (peer.keepalive != 0) != initiates)
         };
-        let turned = last.remotes.iter().filter(|(_, remote)| has_turned(remote));
+        let turned = last.remotes.iter().filter(|(name, remote)| has_turned(name, remote));
         turned.map(|(name, _)| name.clone()).collect()
     }
 

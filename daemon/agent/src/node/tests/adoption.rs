@@ -207,3 +207,28 @@ fn not_knowing_closes_nobody() {
     let peers = bench.truth().datapath.expect("loaded").peers;
     assert!(peers.values().any(|value| value.state() == PeerState::Adopting), "{peers:?}");
 }
+
+/// While a pod has an address that is not its node's, nothing is steered and no pair closes; once all have, they do. A pair that is
+/// closed stays closed.
+#[test]
+fn by_wrong_prefixes_nothing_is_steered() {
+    let mut bench = Bench::new(3);
+    let misled = |bench: &Bench, is_so: bool| {
+        let strangers = is_so.then(|| "Pod a/b has the address 10.9.0.1".to_owned());
+        bench.world.change(|said| said.snapshot.strangers = strangers.into_iter().collect());
+    };
+    bench.adopts_until(1_000_000);
+    misled(&bench, true);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (0, 2));
+    assert!(node.last.problems.iter().any(|p| p.to_string().contains("Pod a/b has the address 10.9.0.1")));
+    assert!(status::waiting_for(&node).iter().any(|what| what.contains("PodAddressesUnknown")));
+    misled(&bench, false);
+    bench.settle(&mut node);
+    assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (2, 0));
+    assert!(status::waiting_for(&node).is_empty());
+    misled(&bench, true);
+    bench.settle(&mut node);
+    assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (2, 0));
+}
