@@ -153,3 +153,23 @@ fn values_are_those_of_the_view() {
         assert!(samples(&text).any(|s| s == line), "no {line} in\n{text}");
     }
 }
+
+/// What the chart's alerts ask for is there, by name and label.
+#[test]
+fn alerts_ask_for_what_is_there() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/helm/kubeveil/rules/alerts.yaml");
+    let rules = std::fs::read_to_string(path).expect("alerts.yaml");
+    let text = text(false);
+    let mut asked = 0;
+    for (at, _) in rules.match_indices("kubeveil_") {
+        let rest = &rules[at..];
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let (name, rest) = rest.split_at(rest.find(|c| !is_part(c)).unwrap_or(rest.len()));
+        let label =
+            rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(label, _)| label);
+        let is_there = |s: &str| s.split(['{', ' ']).next() == Some(name) && s.contains(label);
+        assert!(samples(&text).any(is_there), "no {name}{{{label}}} in\n{text}");
+        asked += 1;
+    }
+    assert!(asked > 5, "{asked}");
+}
