@@ -51,7 +51,7 @@ enum Part {
     Unit,
     /// The eBPF programs under BPF_PROG_TEST_RUN, on this machine's kernel
     Bpf,
-    /// The source and its rights on a real API server
+    /// The source, the chart and its rights on a real API server
     Kubernetes,
     /// Scenarios on real WireGuard
     Lab,
@@ -181,10 +181,12 @@ fn bpf(workspace: &Workspace, arguments: &Arguments) -> Result<Tally> {
 fn on_api_server(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
     let object = build::ebpf(workspace)?;
     let programs = kubernetes::control_plane(workspace)?;
+    let promtool = promtool::find(workspace);
     let mut tally = Tally::default();
     for suite in suites::kubernetes(workspace, &object)? {
         let mut runner = process::command("timeout");
         runner.env(kubernetes::VARIABLE, &programs);
+        runner.envs(promtool.iter().map(|path| (promtool::VARIABLE, path)));
         tally.add(run_suite(&suite, runner, filter)?);
     }
     Ok(tally)

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod agent;
+mod charts;
 mod controller;
 mod definitions;
 mod mischief;
@@ -80,9 +81,12 @@ fn main() -> ExitCode {
         ("rights::a_token_ends_with_its_pod", rights::a_token_ends_with_its_pod),
         ("rights::others_are_not_stopped", rights::others_are_not_stopped),
     ];
-    for (name, case) in on_server.iter().chain(mischief::ALL).chain(rights::MISTAKES) {
+    for (name, case) in on_server.iter().chain(mischief::ALL).chain(rights::MISTAKES).chain(charts::ALL) {
         trials.push(trial(name, &shared, missing.clone(), case));
     }
+    let alerts = |_: &mut Server| charts::every_alert_is_raised();
+    let lacks = missing.clone().or_else(charts::lacks_promtool);
+    trials.push(trial("chart::every_alert_is_raised", &shared, lacks, alerts));
     trials.push(Trial::test("rights::the_table_says_what_is_tested", || {
         told(rights::the_table_says_what_is_tested)
     }));
