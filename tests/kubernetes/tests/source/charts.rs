@@ -11,7 +11,7 @@ use std::{
 use http::Method;
 use kubeveil_tests_kubernetes::{
     ask::{Request, ask},
-    chart::{AGENT, CHART, RANGES, helm, release, render, said},
+    chart::{AGENT, CHART, NAMESPACE, RANGES, helm, hook, release, render, said},
     server::{Server, Who},
 };
 use serde_json::{Value, json};
@@ -228,6 +228,53 @@ fn an_upgrade_keeps_what_the_mesh_has(server: &mut Server) {
     let ports = &agents["spec"]["template"]["spec"]["containers"][0]["ports"];
     assert_eq!((ports.as_array().unwrap().len(), &ports[0]["containerPort"]), (1, &json!(9600)));
 }
+
+/// Only the definitions, and objects of them, are left. (Hooks are Jobs, and nobody runs them here; tests of a cluster do.) To be the
+/// last test: the agents' account is gone with the rest.
+pub(crate) fn nothing_is_left(server: &mut Server) {
+    let client = server.client(Who::Admin).unwrap();
+    let left = || -> BTreeSet<String> {
+        let names = LISTS.iter().flat_map(|path| {
+            let list = Request::new(
+                Method::GET,
+                &format!("{path}?labelSelector=app.kubernetes.io/name=kubeveil"),
+                "",
+            );
+            let list = ask(server, &client, &list).unwrap();
+            let items = list["items"].as_array().unwrap().clone();
+            let resource = path.rsplit('/').next().unwrap();
+            items
+                .into_iter()
+                .filter(|item| hook(item).is_none())
+                .map(move |item| format!("{resource}/{}", item["metadata"]["name"].as_str().unwrap()))
+        });
+        names.collect()
+    };
+    release(server, "upgrade", &["--no-hooks"], &["uninstall.keepEnforcement=true"]).unwrap();
+    let kinds: BTreeSet<String> =
+        left().iter().filter_map(|name| Some(name.split_once('/')?.0.to_owned())).collect();
+    assert_eq!(kinds.len(), LISTS.len(), "each kind is there: {kinds:?}");
+    let mut uninstall = helm(server.binaries(), server.dir());
+    uninstall.args(["uninstall", "kubeveil", "--no-hooks", "--namespace", NAMESPACE]);
+    said(uninstall.arg("--kubeconfig").arg(server.kubeconfig(Who::Admin).unwrap())).unwrap();
+    let names: Vec<String> = left().into_iter().collect();
+    assert_eq!(names, ["encryptionmeshes/default"], "what keepEnforcement keeps, and nothing else");
+}
+
+/// Where objects of the chart are.
+const LISTS: &[&str] = &[
+    "/api/v1/serviceaccounts",
+    "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+    "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+    "/apis/apps/v1/daemonsets",
+    "/apis/apps/v1/deployments",
+    "/apis/coordination.k8s.io/v1/leases",
+    "/apis/kubeveil.io/v1alpha1/encryptionmeshes",
+    "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "/apis/rbac.authorization.k8s.io/v1/rolebindings",
+    "/apis/rbac.authorization.k8s.io/v1/roles",
+];
 
 /// Why there is no promtool; `None` if there is.
 pub(crate) fn lacks_promtool() -> Option<String> {

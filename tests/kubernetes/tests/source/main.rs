@@ -95,6 +95,7 @@ fn main() -> ExitCode {
         let on_server = |server: &mut Server| rights::attacked(server, attack);
         trials.push(trial(&name, &shared, missing.clone(), on_server));
     }
+    trials.push(trial("chart::nothing_is_left", &shared, missing, charts::nothing_is_left));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
