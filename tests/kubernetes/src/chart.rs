@@ -18,9 +18,8 @@ pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/helm/
 pub const NAMESPACE: &str = "kubeveil";
 /// The agents' account.
 pub const AGENT: &str = "kubeveil-agent";
-/// What a mesh must have until something fills it in.
-pub const RANGES: [&str; 2] = ["encryption.podCIDRs={10.244.0.0/16}", "encryption.nodeCIDRs={192.0.2.0/24}"];
-
+/// The controller's account.
+pub const CONTROLLER: &str = "kubeveil-controller";
 /// helm of `binaries`, which keeps what it keeps in `home`.
 pub fn helm(binaries: &Path, home: &Path) -> Command {
     let mut helm = Command::new(binaries.join("helm"));
@@ -46,7 +45,7 @@ pub fn release(server: &Server, verb: &str, arguments: &[&str], values: &[&str])
     let mut command = helm(server.binaries(), server.dir());
     command.args([verb, "kubeveil", CHART, "--namespace", NAMESPACE]).args(arguments);
     command.arg("--kubeconfig").arg(server.kubeconfig(Who::Admin)?);
-    for value in RANGES.iter().chain(values) {
+    for value in values {
         command.args(["--set", value]);
     }
     said(&mut command)

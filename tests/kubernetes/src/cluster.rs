@@ -157,7 +157,7 @@ impl World for InApiServer<'_> {
     }
 
     fn open(&self, own: &str) -> Result<Watching> {
-        Ok(self.open_by(own, &self.server.kubeconfig(Who::Agent)?))
+        Ok(self.open_by(own, &self.server.kubeconfig_of_agent(own)?))
     }
 }
 

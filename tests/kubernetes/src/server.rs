@@ -26,7 +26,7 @@ pub const VARIABLE: &str = "KUBEVEIL_KUBERNETES";
 /// Within which both are ready; they take two seconds of an idle machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The node of [`Who::Agent`] and [`Who::Kubelet`].
+/// The node of [`Who::Agent`], [`Who::Controller`] and [`Who::Kubelet`].
 pub const OWN: &str = "node-1";
 
 /// Who asks.
@@ -38,6 +38,8 @@ pub enum Who {
     Kubelet,
     /// The agent that the chart installs, by a token that is bound to a Pod on [`OWN`].
     Agent,
+    /// The controller that the chart installs, the same way.
+    Controller,
     /// An account without any right.
     Nobody,
 }
@@ -62,6 +64,7 @@ pub struct Server {
     etcd: Process,
     api: Option<Process>,
     agent: String,
+    controller: String,
     /// Runs what tests ask of it.
     pub runtime: Runtime,
 }
@@ -114,11 +117,13 @@ impl Server {
             etcd,
             api: None,
             agent: String::new(),
+            controller: String::new(),
             runtime,
         };
         server.resume()?;
         chart::install(&server)?;
         server.agent = chart::token(&server, chart::AGENT, OWN)?;
+        server.controller = chart::token(&server, chart::CONTROLLER, OWN)?;
         Ok(server)
     }
 
@@ -180,6 +185,7 @@ impl Server {
             Who::Admin => admin,
             Who::Kubelet => kubelet,
             Who::Agent => &self.agent,
+            Who::Controller => &self.controller,
             Who::Nobody => nobody,
         }
     }
@@ -203,6 +209,14 @@ impl Server {
     pub fn kubeconfig(&self, who: Who) -> Result<PathBuf> {
         let path = self.dir.path().join(format!("{who:?}.kubeconfig"));
         self.write_kubeconfig(&path, &self.url(), who, &self.dir.path().join("ca.pem"))?;
+        Ok(path)
+    }
+
+    /// A kubeconfig for the agent of `node`, as [`Who::Agent`] is the one of [`OWN`].
+    pub fn kubeconfig_of_agent(&self, node: &str) -> Result<PathBuf> {
+        let token = chart::token(self, chart::AGENT, node)?;
+        let path = self.dir.path().join(format!("agent-of-{node}.kubeconfig"));
+        fs::write(&path, kubeconfig(&self.url(), &token, &self.dir.path().join("ca.pem")).to_string())?;
         Ok(path)
     }
 

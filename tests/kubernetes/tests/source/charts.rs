@@ -11,7 +11,7 @@ use std::{
 use http::Method;
 use kubeveil_tests_kubernetes::{
     ask::{Request, ask},
-    chart::{AGENT, CHART, NAMESPACE, RANGES, helm, hook, release, render, said},
+    chart::{AGENT, CHART, NAMESPACE, helm, hook, release, render, said},
     server::{Server, Who},
 };
 use serde_json::{Value, json};
@@ -154,9 +154,7 @@ fn the_api_server_takes_all_of_it(server: &mut Server) {
     let client = server.client(Who::Admin).unwrap();
     ask(server, &client, &Request::new(Method::DELETE, AGENTS, "")).unwrap();
     for (name, values) in CASES {
-        let ranges = RANGES.map(|range| format!("--set={range}"));
-        let values: Vec<&str> = ranges.iter().map(String::as_str).chain(values.iter().copied()).collect();
-        let mut objects = render(server.binaries(), &values).unwrap();
+        let mut objects = render(server.binaries(), values).unwrap();
         // A Pod's account has to be there, and helm makes this one's later.
         for pod in objects.iter_mut().filter(|object| object["kind"] == "Pod") {
             pod["spec"]["serviceAccountName"] = json!(AGENT);

@@ -38,7 +38,7 @@ impl Drop for Running {
 
 fn controller(server: &Server) -> Running {
     let options = Options {
-        origin: Origin::Kubeconfig(server.kubeconfig(Who::Admin).unwrap()),
+        origin: Origin::Kubeconfig(server.kubeconfig(Who::Controller).unwrap()),
         namespace: NAMESPACE.to_owned(),
         identity: "one".to_owned(),
         health_address: ([127, 0, 0, 1], 0).into(),
