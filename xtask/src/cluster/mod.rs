@@ -6,6 +6,7 @@
 mod control;
 mod credentials;
 mod guest;
+mod installed;
 mod network;
 mod plan;
 mod processes;
@@ -26,6 +27,7 @@ use clap::Args;
 pub(crate) use self::guest::{NodeExecArguments, WireCaptureArguments, node_exec, wire_capture};
 pub(crate) use self::smoke::test;
 use self::{
+    installed::Product,
     plan::Plan,
     processes::{PAUSE, Processes},
     programs::Programs,
@@ -36,9 +38,9 @@ use crate::{
     workspace::Workspace,
 };
 
-/// What nodes may take to come up under emulation beside a busy core.
-const REGISTERED: Duration = Duration::from_secs(240);
-const READY: Duration = Duration::from_secs(240);
+/// What nodes may take to come up under emulation on a busy machine. A VM or a control plane that ends is seen at once.
+const REGISTERED: Duration = Duration::from_secs(600);
+const READY: Duration = Duration::from_secs(600);
 
 /// Memory of the VM that holds the nodes.
 const MEMORY: &str = "4G";
@@ -51,7 +53,11 @@ pub(crate) struct Arguments {
     /// Memory of the VM that holds the nodes
     #[arg(long, default_value = MEMORY)]
     memory: String,
-    /// The command, with kubectl, node-exec and wire-capture on PATH and KUBECONFIG set; an interactive shell if none
+    /// Without kubeveil: as a cluster is before it is installed
+    #[arg(long)]
+    bare: bool,
+    /// The command, with kubectl, helm, node-exec and wire-capture on PATH, and KUBECONFIG, KUBEVEIL_CHART and
+    /// KUBEVEIL_IMAGE set (--bare: the first only); an interactive shell if none
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -61,14 +67,19 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if arguments.command.is_empty() && !machine::is_interactive() {
         bail!("cluster: without a terminal there is no shell to start: give a command after --");
     }
-    with(workspace, arguments.nodes, &arguments.memory, |cluster| cluster.beside(&arguments.command))
+    let product = if arguments.bare { None } else { Some(Product::new(workspace)?) };
+    with(workspace, arguments.nodes, &arguments.memory, product, |cluster| {
+        installed::install(cluster)?;
+        cluster.beside(&arguments.command)
+    })
 }
 
-/// Brings a cluster up, does something with it, and takes it down.
+/// Brings a cluster up, whose nodes have the product's image, does something with it, and takes it down.
 fn with<T>(
     workspace: &Workspace,
     nodes: u8,
     memory: &str,
+    product: Option<Product>,
     deed: impl FnOnce(&mut Cluster) -> Result<T>,
 ) -> Result<T> {
     let programs = Programs::ensure(workspace)?;
@@ -77,7 +88,7 @@ fn with<T>(
     let folder = workspace.fresh_folder("cluster")?;
     let plan = Plan::new(nodes, folder, credentials::token()?)?;
     let processes = Processes::new(plan.folder.clone());
-    let mut cluster = Cluster { plan, programs, processes };
+    let mut cluster = Cluster { plan, programs, product, processes };
     let result = cluster.bring_up(workspace, memory).and_then(|()| deed(&mut cluster));
     if result.is_err() {
         cluster.save_node_logs();
@@ -106,6 +117,8 @@ fn lock(workspace: &Workspace) -> Result<fs::File> {
 struct Cluster {
     plan: Plan,
     programs: Programs,
+    /// What is installed on it; a bare one has none.
+    product: Option<Product>,
     processes: Processes,
 }
 
@@ -115,6 +128,8 @@ impl Cluster {
         let mut step = Step::begin(format!("a cluster of {} nodes", self.plan.nodes));
         step.detail("credentials");
         credentials::make(&self.plan)?;
+        fs::create_dir(self.plan.handed_in()).context("make a folder for the VM")?;
+        self.product.as_ref().map_or(Ok(()), |product| product.hand_in(&self.plan))?;
         let guest = guest_command(workspace, memory, &self.plan, &self.programs)?;
         self.processes.start("vm", &guest)?;
         step.detail("control plane");
@@ -142,6 +157,13 @@ impl Cluster {
         kubectl
     }
 
+    /// helm, likewise.
+    fn helm(&self) -> Command {
+        let mut helm = process::command(self.programs.control.join("helm"));
+        helm.arg("--kubeconfig").arg(self.plan.file("admin.kubeconfig"));
+        helm
+    }
+
     /// Runs the command; it has our terminal, and Ctrl-C is its own business.
     fn beside(&mut self, words: &[String]) -> Result<ExitCode> {
         let shell = ["bash".to_owned()];
@@ -151,6 +173,9 @@ impl Cluster {
         path.push(std::env::var_os("PATH").unwrap_or_default());
         let mut command = process::command(&words[0]);
         command.args(&words[1..]).env("PATH", path).env("KUBECONFIG", self.plan.file("admin.kubeconfig"));
+        if let Some(product) = &self.product {
+            command.env("KUBEVEIL_CHART", &product.chart).env("KUBEVEIL_IMAGE", &product.image.name);
+        }
         let mut child = command.spawn().with_context(|| format!("start {}", words[0]))?;
         let is_shell = words == shell;
         let status = loop {
@@ -184,24 +209,27 @@ fn guest_command(workspace: &Workspace, memory: &str, plan: &Plan, programs: &Pr
     let mut mke2fs = process::command(process::find("mke2fs").context("no mke2fs")?);
     mke2fs.args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"]);
     process::output(mke2fs.arg(&scratch))?;
-    let handed_in = plan.file("handed-in");
-    fs::create_dir(&handed_in).context("make a folder for the VM")?;
+    let handed_in = plan.handed_in();
     fs::copy(plan.file("ca.crt"), handed_in.join("ca.crt")).context("copy ca.crt")?;
 
     let mut vm = process::command(workspace.script("vm/run.sh"));
     vm.arg("-k").arg(&programs.kernel).arg("-i").arg(programs.nodes.join("root.img"));
-    vm.args(["-m", memory, "-c", "2", "-n", &plan.guest.to_string()]);
+    // One CPU: with more, an emulated kernel that patches itself runs into a breakpoint of its own now and then.
+    vm.args(["-m", memory, "-c", "1", "-n", &plan.guest.to_string()]);
     vm.arg("-s").arg(&scratch).arg("-d").arg(&handed_in).arg("-l").arg(plan.file("kernel.log"));
     vm.args(["--", "/opt/node/boot", &plan.nodes.to_string(), &plan.api.to_string(), &plan.token]);
     vm.env("KUBEVEIL_VM_WATCH", std::process::id().to_string());
     Ok(vm)
 }
 
-/// What the command finds on PATH: kubectl, and ways into the nodes.
+/// What the command finds on PATH: kubectl, helm, and ways into the nodes.
 fn command_folder(plan: &Plan, control: &Path) -> Result<()> {
     let folder = plan.file("bin");
     fs::create_dir(&folder).context("make the folder of the command's programs")?;
-    std::os::unix::fs::symlink(control.join("kubectl"), folder.join("kubectl")).context("link kubectl")?;
+    for name in ["kubectl", "helm"] {
+        std::os::unix::fs::symlink(control.join(name), folder.join(name))
+            .with_context(|| format!("link {name}"))?;
+    }
     // A copy: the checkout may be built anew while the cluster is up.
     let ourselves = plan.file("xtask");
     let built = std::env::current_exe().context("find this program")?;

@@ -47,6 +47,11 @@ impl Plan {
         Ok(Self { nodes, folder, token, etcd, etcd_peer, api, controllers, scheduler, guest })
     }
 
+    /// The folder that the guest sees as a disk.
+    pub(super) fn handed_in(&self) -> PathBuf {
+        self.file("handed-in")
+    }
+
     /// A file of the cluster's folder.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::Read,
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -30,6 +31,41 @@ pub(super) fn note_interrupts() -> Result<()> {
 
 pub(super) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Runs a quiet command and gives its standard output; it is ended where we are interrupted meanwhile.
+pub(super) fn output(command: &mut Command) -> Result<String> {
+    let what = process::name_of(command);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("start {what}"))?;
+    let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if interrupted() {
+            end(&mut child);
+            bail!("interrupted");
+        }
+        thread::sleep(PAUSE / 8);
+    };
+    let text = |reader: Reader| reader.join().unwrap_or_default();
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    if !status.success() {
+        bail!("{what} failed ({status}): {}", stderr.trim());
+    }
+    Ok(stdout)
+}
+
+type Reader = thread::JoinHandle<String>;
+
+/// Reads what comes, so that the writer need not wait. What can't be read is missing in a message, no more.
+fn collect(stream: Option<impl Read + Send + 'static>) -> Reader {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stream.map(|mut stream| stream.read_to_end(&mut bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }
 
 /// Processes in the order of their start.
