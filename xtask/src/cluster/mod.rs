@@ -91,7 +91,10 @@ fn with<T>(
     let mut cluster = Cluster { plan, programs, product, processes };
     let result = cluster.bring_up(workspace, memory).and_then(|()| deed(&mut cluster));
     if result.is_err() {
-        cluster.save_node_logs();
+        // Whoever interrupts wants an end; a busy VM takes its time over logs.
+        if !processes::interrupted() {
+            cluster.save_node_logs();
+        }
         say(format!("the cluster's logs are in {}", cluster.plan.folder.display()));
     }
     let step = Step::begin("taking the cluster down");
