@@ -24,6 +24,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/source/charts")
 /// A moment, since the chart's own would be another each time.
 const DEADLINE: &str = "--set=encryption.adoption.deadline=2027-01-31T12:00:00Z";
 const ENABLED: &str = "--set=encryption.enabled=true";
+const MESH: &str = "/apis/kubeveil.io/v1alpha1/encryptionmeshes/default";
 const AGENTS: &str = "/apis/apps/v1/namespaces/kubeveil/daemonsets/kubeveil-agent";
 /// As a cluster that has no admission policies tells helm of itself.
 const WITHOUT_POLICIES: &str = "--api-versions=v1/Node";
@@ -193,13 +194,12 @@ fn wrong_values_are_refused(server: &mut Server) {
 /// What the mesh has already: the deadline that the first install gave it, and a generation that people raised.
 fn an_upgrade_keeps_what_the_mesh_has(server: &mut Server) {
     let client = server.client(Who::Admin).unwrap();
-    let mesh = "/apis/kubeveil.io/v1alpha1/encryptionmeshes/default";
     // By whatever test was before this one.
-    ask(server, &client, &Request::new(Method::DELETE, mesh, "")).ok();
+    ask(server, &client, &Request::new(Method::DELETE, MESH, "")).ok();
     let upgrade = |values: &[&str]| {
         // Hooks are Jobs, and nobody runs them here.
         release(server, "upgrade", &["--no-hooks"], values).unwrap();
-        ask(server, &client, &Request::new(Method::GET, mesh, "")).unwrap()["spec"].clone()
+        ask(server, &client, &Request::new(Method::GET, MESH, "")).unwrap()["spec"].clone()
     };
     let spec = upgrade(&[]);
     assert_eq!((&spec["mode"], &spec["adoption"]), (&json!("observe"), &Value::Null));
@@ -214,7 +214,7 @@ fn an_upgrade_keeps_what_the_mesh_has(server: &mut Server) {
     let given = ["encryption.enabled=true", "encryption.adoption.deadline=2027-01-31T12:00:00Z"];
     assert_eq!(upgrade(&given)["adoption"]["deadline"], "2027-01-31T12:00:00Z");
 
-    let raise = Request::patch("merge", mesh, r#"{"spec":{"keyGeneration":5}}"#);
+    let raise = Request::patch("merge", MESH, r#"{"spec":{"keyGeneration":5}}"#);
     ask(server, &client, &raise).unwrap();
     assert_eq!(upgrade(&["encryption.enabled=true"])["keyGeneration"], 5);
     assert_eq!(upgrade(&["encryption.enabled=true", "encryption.keyGeneration=4"])["keyGeneration"], 5);
@@ -248,6 +248,8 @@ pub(crate) fn nothing_is_left(server: &mut Server) {
         });
         names.collect()
     };
+    // By whatever test was before this one.
+    ask(server, &client, &Request::new(Method::DELETE, MESH, "")).ok();
     release(server, "upgrade", &["--no-hooks"], &["uninstall.keepEnforcement=true"]).unwrap();
     let kinds: BTreeSet<String> =
         left().iter().filter_map(|name| Some(name.split_once('/')?.0.to_owned())).collect();
