@@ -14,6 +14,7 @@ use kubeveil_kubernetes::{Kubernetes, Origin, Pace};
 use serde_json::{Value, json};
 
 use crate::{
+    chart,
     server::{Server, Who},
     world::{Watching, World, addresses_of, annotation, until},
 };
@@ -157,7 +158,7 @@ impl World for InApiServer<'_> {
     }
 
     fn open(&self, own: &str) -> Result<Watching> {
-        Ok(self.open_by(own, &self.server.kubeconfig_of_agent(own)?))
+        Ok(self.open_by(own, &self.server.kubeconfig_of(chart::AGENT, own)?))
     }
 }
 

@@ -212,10 +212,10 @@ impl Server {
         Ok(path)
     }
 
-    /// A kubeconfig for the agent of `node`, as [`Who::Agent`] is the one of [`OWN`].
-    pub fn kubeconfig_of_agent(&self, node: &str) -> Result<PathBuf> {
-        let token = chart::token(self, chart::AGENT, node)?;
-        let path = self.dir.path().join(format!("agent-of-{node}.kubeconfig"));
+    /// A kubeconfig for an account of the chart's, by a token that is bound to a Pod on `node`.
+    pub fn kubeconfig_of(&self, account: &str, node: &str) -> Result<PathBuf> {
+        let token = chart::token(self, account, node)?;
+        let path = self.dir.path().join(format!("{account}-{node}.kubeconfig"));
         fs::write(&path, kubeconfig(&self.url(), &token, &self.dir.path().join("ca.pem")).to_string())?;
         Ok(path)
     }

@@ -79,6 +79,7 @@ fn main() -> ExitCode {
         ("rights::every_policy_refuses", rights::every_policy_refuses),
         ("rights::a_token_without_a_node_writes_nothing", rights::a_token_without_a_node_writes_nothing),
         ("rights::a_token_ends_with_its_pod", rights::a_token_ends_with_its_pod),
+        ("rights::hooks_can_do_their_work", rights::they_can_do_their_work),
         ("rights::others_are_not_stopped", rights::others_are_not_stopped),
     ];
     for (name, case) in on_server.iter().chain(mischief::ALL).chain(rights::MISTAKES).chain(charts::ALL) {

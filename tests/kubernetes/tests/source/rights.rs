@@ -1,6 +1,7 @@
 //! What a stolen credential can do: real tokens, the chart's own rights and admission policies, a real API server.
 
 mod attack;
+mod hooks;
 mod mistakes;
 mod nodes;
 mod objects;
@@ -20,7 +21,9 @@ use kubeveil_tests_kubernetes::{
 use serde_json::{Value, json};
 
 use self::attack::{Attack, CREDENTIALS, OTHER, OWN, Outcome, announcement, merge, ours, post};
-pub(crate) use self::{mistakes::ALL as MISTAKES, table::the_table_says_what_is_tested};
+pub(crate) use self::{
+    hooks::they_can_do_their_work, mistakes::ALL as MISTAKES, table::the_table_says_what_is_tested,
+};
 use crate::suite::mesh;
 
 /// Each attack, by its name.

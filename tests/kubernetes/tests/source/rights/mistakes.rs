@@ -36,6 +36,8 @@ pub(crate) const ALL: &[(&str, OnServer)] = &[
         cases.push((merge(&ours("veilnodes/node-1"), r#"{"metadata":{"labels":{"a":"b"}}}"#), AGENT));
         cases.push((delete(&ours("veilnodes/node-1")), AGENT));
         cases.push((delete(&ours("veilnodes")), AGENT));
+        let lie = r#"{"status":{"observedGeneration":9}}"#;
+        cases.push((merge(&ours("encryptionmeshes/default/status"), lie), AGENT));
         with_every_right(server, 0, &cases);
     }),
     ("rights::mistake::a_controller_with_every_right", |server| {

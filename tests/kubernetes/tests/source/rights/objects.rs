@@ -77,7 +77,13 @@ pub(crate) const ALL: &[Attack] = &[
         name: "deletes_a_veilnode",
         what: "deletes a VeilNode (nothing is decided by them)",
         request: || delete(&ours("veilnodes/node-2")),
-        outcomes: [NoRight, NoRight, Can, NoRight, Can],
+        outcomes: [NoRight, NoRight, Can, NoRight, NoRight],
+    },
+    Attack {
+        name: "deletes_all_veilnodes",
+        what: "deletes all VeilNodes",
+        request: || delete(&ours("veilnodes")),
+        outcomes: [NoRight, NoRight, NoRight, NoRight, Can],
     },
     Attack {
         name: "mode",
@@ -106,10 +112,20 @@ pub(crate) const ALL: &[Attack] = &[
     Attack {
         name: "uninstalls",
         what: "asks all agents to clean up (spec.uninstall of the mesh)",
-        request: || {
-            merge(&ours("encryptionmeshes/default"), r#"{"spec":{"uninstall":{"acceptPlaintext":true}}}"#)
-        },
+        request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"uninstall":true}}"#),
         outcomes: [NoRight, NoRight, NoRight, NoRight, Can],
+    },
+    Attack {
+        name: "status_of_the_mesh",
+        what: "lies in the mesh's status",
+        request: || merge(&ours("encryptionmeshes/default/status"), r#"{"status":{"observedGeneration":9}}"#),
+        outcomes: [NoRight, NoRight, Can, NoRight, NoRight],
+    },
+    Attack {
+        name: "mode_by_the_status",
+        what: "switches encryption off, by the mesh's status",
+        request: || merge(&ours("encryptionmeshes/default/status"), r#"{"spec":{"mode":"observe"}}"#),
+        outcomes: [NoRight, NoRight, Ignored, NoRight, NoRight],
     },
     Attack {
         name: "deletes_the_mesh",
@@ -230,12 +246,18 @@ pub(crate) const ALL: &[Attack] = &[
         name: "reads_nodes",
         what: "reads all Nodes",
         request: || get("/api/v1/nodes"),
-        outcomes: [Can, NoRight, Can, NoRight, Can],
+        outcomes: [Can, NoRight, Can, NoRight, NoRight],
     },
     Attack {
         name: "reads_pods",
         what: "reads all Pods, with what their specs hold",
         request: || get("/api/v1/pods"),
+        outcomes: [Can, NoRight, NoRight, NoRight, NoRight],
+    },
+    Attack {
+        name: "reads_our_pods",
+        what: "reads the Pods of kubeveil's own namespace",
+        request: || get(&format!("{IN_OURS}/pods")),
         outcomes: [Can, NoRight, Can, NoRight, NoRight],
     },
     Attack {
