@@ -82,6 +82,34 @@ pub(crate) enum Hook {
         #[arg(long, default_value = "5m", value_parser = patience)]
         timeout: Duration,
     },
+    /// Answer what `hook test` has asked, in a pod on each node.
+    TestEcho {
+        /// Port, TCP.
+        #[arg(long)]
+        port: u16,
+    },
+    /// Have this node's `hook test-echo` ask another node's, and look at every frame that leaves this node meanwhile. Exit code 1: what
+    /// was asked left in plain, or no answer came.
+    Test {
+        /// Which API server: `kubernetes` or `kubernetes:KUBECONFIG`.
+        #[arg(long, default_value = "kubernetes")]
+        source: SourceArg,
+        /// This node.
+        #[arg(long)]
+        node: String,
+        /// Namespace of the pods that answer.
+        #[arg(long)]
+        namespace: String,
+        /// Their labels.
+        #[arg(long)]
+        echo: String,
+        /// Their port.
+        #[arg(long)]
+        port: u16,
+        /// How long to wait for them and for answers, such as 2m.
+        #[arg(long, default_value = "2m", value_parser = patience)]
+        timeout: Duration,
+    },
 }
 
 fn patience(text: &str) -> Result<Duration, String> {

@@ -42,6 +42,19 @@ pub(crate) fn hook(args: &Args, hook: &Hook) -> Result<ExitCode> {
                 return Ok(ExitCode::from(LEFT));
             }
         }
+        Hook::TestEcho { port } => runtime()?.block_on(hook::serve_echo(*port))?,
+        Hook::Test { source, node, namespace, echo, port, timeout } => {
+            let trial = hook::Trial {
+                origin: origin(source)?.clone(),
+                node: node.clone(),
+                namespace: namespace.clone(),
+                selector: echo.clone(),
+                port: *port,
+                timeout: *timeout,
+            };
+            let seen = runtime()?.block_on(hook::try_traffic(&trial))?;
+            tracing::info!("{seen}");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,9 @@
-//! What a chart's hooks do: apply the definitions before an upgrade, and have every node clean up before the chart goes.
+//! What a chart's hooks do: apply the definitions before an upgrade, have every node clean up before the chart goes, and try
+//! whether traffic is encrypted.
+
+mod echo;
+mod frames;
+mod traffic;
 
 use std::time::Duration;
 
@@ -18,6 +23,10 @@ use kubeveil_kubernetes::{Origin, Pace};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+pub use self::{
+    echo::serve as serve_echo,
+    traffic::{Trial, try_traffic},
+};
 use crate::watch::ours;
 
 /// Field manager of what hooks write.
@@ -28,8 +37,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const SERVED: Duration = Duration::from_secs(30);
 /// As `cargo xtask codegen` makes them.
 const DEFINITIONS: [&str; 2] = [
-    include_str!("../../../deploy/crds/encryptionmeshes.kubeveil.io.yaml"),
-    include_str!("../../../deploy/crds/veilnodes.kubeveil.io.yaml"),
+    include_str!("../../../../deploy/crds/encryptionmeshes.kubeveil.io.yaml"),
+    include_str!("../../../../deploy/crds/veilnodes.kubeveil.io.yaml"),
 ];
 
 async fn client(origin: &Origin) -> Result<Client> {
