@@ -211,6 +211,10 @@ impl<K: Kernel> Node<K> {
         if leave::is_wanted(&read.knowledge) {
             return self.leave(&read.knowledge, now);
         }
+        if self.known.snapshot.mesh.is_none() && leave::is_said(&read.knowledge) {
+            // Nothing begins that is about to end.
+            return RETRY;
+        }
         if self.leaving.is_over {
             self.returns = read.knowledge.snapshot().mesh.is_some();
             return RESYNC;

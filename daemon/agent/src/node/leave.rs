@@ -29,8 +29,12 @@ impl Leaving {
 
 /// Only what a source tells that has told all: what is on disk is no reason to open.
 pub(super) fn is_wanted(knowledge: &Knowledge) -> bool {
-    let told = knowledge.synced().is_some();
-    told && knowledge.snapshot().mesh.as_ref().is_some_and(|mesh| mesh.uninstall)
+    knowledge.synced().is_some() && is_said(knowledge)
+}
+
+/// Does the mesh say so, as far as it is known?
+pub(super) fn is_said(knowledge: &Knowledge) -> bool {
+    knowledge.snapshot().mesh.as_ref().is_some_and(|mesh| mesh.uninstall)
 }
 
 impl<K: Kernel> Node<K> {

@@ -49,6 +49,21 @@ fn nothing_is_left() {
     assert!(!bench.truth().tunnels.is_empty() && announced(&bench.world.said()));
 }
 
+/// A daemon that starts on a node that has been left puts nothing there, though it does not know all yet.
+#[test]
+fn who_starts_meanwhile_begins_nothing() {
+    let mut bench = Bench::new(3);
+    uninstall(&bench, true);
+    bench.world.change(|said| said.whole = false);
+    let mut node = bench.start();
+    goes_round(&mut bench, &mut node);
+    let truth = bench.truth();
+    assert!(truth.tunnels.is_empty() && truth.datapath.is_none() && bench.tried().is_empty(), "{truth:?}");
+    bench.world.change(|said| said.whole = true);
+    goes_round(&mut bench, &mut node);
+    assert!(node.has_left() && bench.tried().is_empty());
+}
+
 /// What is told by a source that has not told all opens nothing.
 #[test]
 fn only_a_source_that_has_told_all_says_so() {
