@@ -277,7 +277,9 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{os::unix::fs::MetadataExt as _, sync::mpsc};
+
+    use kubeveil_api::condition::Condition;
 
     use super::*;
 
@@ -289,6 +291,30 @@ mod tests {
         let state = folder.read(Duration::ZERO);
         assert!(state.problems[0].to_string().contains("no regular file"), "{:?}", state.problems);
         assert!(state.knowledge.synced().is_none());
+    }
+
+    /// What a node says of itself: written where it changes, and a condition is as old as it is. Nothing of it is read as a manifest.
+    #[test]
+    fn what_a_node_says_is_kept() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut folder = Folder::open(dir.path(), || {});
+        let file = dir.path().join("status/a.yaml");
+        let says = |second, peers| {
+            let at = jiff::Timestamp::from_second(second).expect("time");
+            let ready = Condition::new("Ready", true, "Enforcing", String::new(), at);
+            VeilNodeStatus { peers, conditions: vec![ready], ..VeilNodeStatus::default() }
+        };
+        folder.report("a", says(1, 2)).expect("written");
+        let first = (fs::read_to_string(&file).expect("read"), fs::metadata(&file).expect("file").ino());
+        folder.report("a", says(9, 2)).expect("nothing to write");
+        let same = (fs::read_to_string(&file).expect("read"), fs::metadata(&file).expect("file").ino());
+        assert_eq!(first, same);
+        folder.report("a", says(9, 3)).expect("written");
+        let read: VeilNode =
+            serde_norway::from_str(&fs::read_to_string(&file).expect("read")).expect("a VeilNode");
+        let status = read.status.expect("a status");
+        assert_eq!((status.peers, status.conditions[0].last_transition_time.as_second()), (3, 1));
+        assert_eq!(folder.read(Duration::ZERO).problems, []);
     }
 
     /// What another node wrote costs this one little, and concerns nobody else.
