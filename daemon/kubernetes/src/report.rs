@@ -39,8 +39,11 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// This is to be said; whether that is new.
-    pub(crate) fn want(&mut self, status: VeilNodeStatus) -> bool {
+    /// This is to be said; whether that is new. Another moment of a condition that is as it was is nothing new.
+    pub(crate) fn want(&mut self, mut status: VeilNodeStatus) -> bool {
+        if let Some(before) = &self.wanted {
+            keep_transitions(&mut status.conditions, &before.conditions);
+        }
         let is_new = self.wanted.as_ref() != Some(&status);
         self.wanted = Some(status);
         is_new
@@ -146,4 +149,26 @@ impl Writer {
 
 fn unbuilt(error: kube::core::request::Error) -> Failure {
     Failure::Request(kube::Error::BuildRequest(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use kubeveil_api::condition::Condition;
+
+    use super::*;
+
+    /// Who goes round every ten seconds asks the API server nothing by that.
+    #[test]
+    fn the_same_at_another_time_is_nothing_new() {
+        let mut report = Report::default();
+        let mut says = |second, holds| {
+            let at = Timestamp::from_second(second).expect("a time");
+            let conditions = vec![Condition::new("Ready", holds, "R", String::new(), at)];
+            report.want(VeilNodeStatus { conditions, ..VeilNodeStatus::default() })
+        };
+        assert!(says(1, true));
+        assert!(!says(2, true));
+        assert!(says(3, false));
+        assert!(!says(4, false));
+    }
 }
