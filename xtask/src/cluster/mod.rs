@@ -7,6 +7,7 @@ mod control;
 mod credentials;
 mod guest;
 mod installed;
+mod life;
 mod network;
 mod plan;
 mod processes;

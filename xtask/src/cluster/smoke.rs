@@ -9,6 +9,7 @@ use super::{
     Cluster, guest,
     guest::Watch,
     installed::{self, Product},
+    life,
     plan::on_wire,
     processes,
 };
@@ -20,20 +21,28 @@ const ROLLED_OUT: Duration = Duration::from_secs(600);
 const PROXIED: Duration = Duration::from_secs(240);
 
 /// A pod of the Deployment.
-struct Pod {
+pub(super) struct Pod {
     name: String,
     node: String,
     /// IPv4 first.
-    addresses: [String; 2],
+    pub(super) addresses: [String; 2],
+}
+
+impl Pod {
+    /// Of its node.
+    pub(super) fn node_number(&self) -> Result<String> {
+        let number = self.node.strip_prefix("node-").context("a node without a number")?;
+        Ok(number.to_owned())
+    }
 }
 
 /// The pods of the Deployment.
-struct Pods(Vec<Pod>);
+pub(super) struct Pods(pub(super) Vec<Pod>);
 
 type Check = fn(&Pods, &mut Cluster) -> Result<()>;
 
 /// In this order: the second half needs the chart, and the first shows that what is captured then would be found.
-const CHECKS: [(&str, Check); 7] = [
+const CHECKS: [(&str, Check); 10] = [
     ("pods_of_all_nodes_ping_each_other_and_the_wire_sees_it", Pods::plain_pings),
     ("a_service_answers_a_pod_in_both_families", Pods::service),
     ("a_node_port_answers_from_the_wire_in_both_families", Pods::node_port),
@@ -41,6 +50,9 @@ const CHECKS: [(&str, Check); 7] = [
     ("pods_ping_each_other_and_the_wire_sees_nothing_of_it", Pods::hidden_pings),
     ("a_service_answers_once_all_is_encrypted", Pods::service),
     ("a_node_port_answers_once_all_is_encrypted", Pods::node_port),
+    ("helm_test_passes", life::helm_test),
+    ("an_upgrade_under_traffic_loses_and_shows_nothing", life::upgrade),
+    ("the_chart_is_removed_without_residue", life::uninstall),
 ];
 
 /// Brings a cluster of three nodes up and tries it.
@@ -118,7 +130,7 @@ fn wait_for_proxies(cluster: &mut Cluster, pods: usize) -> Result<()> {
 }
 
 impl Pods {
-    fn plain_pings(&self, cluster: &mut Cluster) -> Result<()> {
+    pub(super) fn plain_pings(&self, cluster: &mut Cluster) -> Result<()> {
         let watch = Watch::start(cluster.plan.guest, "icmp or icmp6")?;
         let expected = self.ping(cluster)?;
         let seen = watch.stop()?;
@@ -192,15 +204,21 @@ impl Pods {
 /// From the pod's network namespace, found by its address: `kubectl exec` starts a process by way of containerd and runc,
 /// which takes an emulated node a minute.
 fn ping_from(cluster: &Cluster, pod: &Pod, addresses: &[&str]) -> Result<()> {
-    let node = pod.node.strip_prefix("node-").context("a node without a number")?;
-    let (own, others) = (&pod.addresses[0], addresses.join(" "));
-    let line = format!(
-        "ns=$(for ns in /run/netns/cni-*; do nsenter --net=$ns ip -o addr | grep -qF ' {own}/' && echo $ns; done)\n\
-         [[ -n $ns ]] && nsenter --net=$ns bash -ec 'for to in {others}; do ping -c 2 -W 5 $to; done'"
-    );
-    guest::run(cluster.plan.guest, node, &line, b"")
+    let others = addresses.join(" ");
+    let pings = format!("nsenter --net=$ns bash -ec 'for to in {others}; do ping -c 2 -W 5 $to; done'");
+    let line = in_namespace_of(pod, &pings);
+    guest::run(cluster.plan.guest, &pod.node_number()?, &line, b"")
         .with_context(|| format!("{} pings {others}", pod.name))?;
     Ok(())
+}
+
+/// A shell line for the pod's node, in which `$ns` is the pod's network namespace.
+pub(super) fn in_namespace_of(pod: &Pod, line: &str) -> String {
+    let own = &pod.addresses[0];
+    format!(
+        "ns=$(for ns in /run/netns/cni-*; do nsenter --net=$ns ip -o addr | grep -qF ' {own}/' && echo $ns; done)\n\
+         [[ -n $ns ]] || exit 1\n{line}"
+    )
 }
 
 fn in_pod(cluster: &Cluster, pod: &Pod, words: &[&str]) -> Result<String> {
