@@ -84,6 +84,7 @@ pub(super) fn uninstall(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
         there.lines().filter(|name| name.contains("kubeveil") || name.contains("veil")).collect();
     ensure!(left.is_empty(), "at the API server there is still {left:?}");
     let nodes = processes::output(&mut cluster.kubectl(&["get", "nodes", "--output=yaml"]))?;
-    ensure!(!nodes.contains("kubeveil.io/"), "a Node has an annotation of ours still");
+    // The image that a node has is named in its status.
+    ensure!(!nodes.contains("kubeveil.io/announcement"), "a Node has an announcement still");
     pods.plain_pings(cluster)
 }
