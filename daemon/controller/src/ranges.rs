@@ -146,6 +146,10 @@ mod tests {
         let cluster = seen(&[(&["10.244.0.0/24"], &["10.244.64.1"])], near);
         let [pods, nodes] = found(&cluster);
         assert_eq!((pods, nodes), (vec!["10.244.0.0/18".to_owned()], vec!["10.244.64.0/18".to_owned()]));
+        // A node amid the Services speaks for itself alone.
+        let amid = Said { pods: vec![], services: nets(&["10.96.0.0/16"]) };
+        let cluster = seen(&[(&["10.244.0.0/24"], &["10.96.5.5"])], amid);
+        assert_eq!(found(&cluster)[1], ["10.96.5.5/32"]);
     }
 
     #[test]
