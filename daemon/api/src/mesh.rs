@@ -96,13 +96,13 @@ pub struct MeshStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Ranges"))]
     pub ranges: Option<Ranges>,
-    /// Nodes that there are, but for those that are excluded.
+    /// Nodes that there are.
     #[serde(default)]
     pub nodes: u32,
-    /// Those of them whose agent says that it is ready.
+    /// Those of them whose agent is there and says that it is ready.
     #[serde(default)]
     pub ready_nodes: u32,
-    /// Pairs of nodes that encrypt in both directions, and pairs that there are, as in `3/3`.
+    /// Ways from one node to another that are encrypted, of those that there are: `6/6` where three nodes all are.
     #[serde(default)]
     pub encrypted_pairs: String,
     /// Ready, FullyConnected, KeysCurrent.

@@ -83,10 +83,13 @@ pub async fn control(options: &Options) {
     }
 }
 
+async fn client(origin: &Origin) -> Result<kube::Client> {
+    origin.client(&Pace::default()).await.map_err(|problem| anyhow::anyhow!("{problem}"))
+}
+
 /// Waits for the lease, and leads as long as it holds.
 async fn stand(options: &Options) -> Result<()> {
-    let client =
-        options.origin.client(&Pace::default()).await.map_err(|problem| anyhow::anyhow!("{problem}"))?;
+    let client = client(&options.origin).await?;
     let lease = LeaseManagerBuilder::new(client.clone(), LEASE)
         .with_namespace(&options.namespace)
         .with_identity(&options.identity)

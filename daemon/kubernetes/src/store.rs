@@ -195,10 +195,12 @@ impl Store {
 
     /// One Node.
     pub(crate) fn node(&mut self, read: Read<Arc<NodeFacts>>, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let is_own = read.name == self.own;
         let mut noted = Noted::new(&mut self.changes, false);
         self.nodes.event(read, is_deleted, |name, was, is| noted.node(name, was, is))?;
         let is_news = noted.is_news;
-        Ok(self.look_for_strangers() || is_news)
+        // Thousands of other Nodes beat, and say nothing of our pods.
+        Ok((is_own && self.look_for_strangers()) || is_news)
     }
 
     /// This node's pods as of a full list.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use nix::{
     errno::Errno,
     ifaddrs::getifaddrs,
-    net::if_::{if_indextoname, if_nametoindex},
+    net::if_::if_indextoname,
     sys::socket::{
         AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
         sockopt::RcvBuf,
@@ -70,6 +70,5 @@ pub(super) fn devices_of(addresses: &[IpAddr]) -> Result<Vec<String>> {
     let mut names: Vec<String> = all.filter(has_one).map(|address| address.interface_name).collect();
     names.sort();
     names.dedup();
-    names.retain(|name| if_nametoindex(name.as_str()).is_ok());
     Ok(names)
 }

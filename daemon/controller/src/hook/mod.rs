@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
     core::{DynamicObject, Object},
 };
@@ -19,7 +19,7 @@ use kubeveil_api::{
     names,
     veil_node::{UNINSTALLED, VeilNodeStatus},
 };
-use kubeveil_kubernetes::{Origin, Pace};
+use kubeveil_kubernetes::Origin;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -27,7 +27,7 @@ pub use self::{
     echo::serve as serve_echo,
     traffic::{Trial, try_traffic},
 };
-use crate::watch::ours;
+use crate::{client, watch::ours};
 
 /// Field manager of what hooks write.
 const MANAGER: &str = "kubeveil-hook";
@@ -40,10 +40,6 @@ const DEFINITIONS: [&str; 2] = [
     include_str!("../../../../deploy/crds/encryptionmeshes.kubeveil.io.yaml"),
     include_str!("../../../../deploy/crds/veilnodes.kubeveil.io.yaml"),
 ];
-
-async fn client(origin: &Origin) -> Result<Client> {
-    origin.client(&Pace::default()).await.map_err(|problem| anyhow::anyhow!("{problem}"))
-}
 
 /// Applies the definitions that this version goes by: helm installs them once and never again.
 pub async fn apply_definitions(origin: &Origin) -> Result<()> {

@@ -10,10 +10,10 @@ use kubeveil_kubernetes::Origin;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    client,
     echo::{WORD, ask},
     frames::{Frames, devices_of},
 };
+use crate::client;
 
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(1);
