@@ -119,8 +119,6 @@ pub struct Node<K> {
     ready: bool,
     pub(crate) totals: Totals,
     leaving: Leaving,
-    /// It has left, and is wanted again.
-    returns: bool,
     pub(crate) writes: u64,
     pub(crate) errors: BTreeMap<&'static str, u64>,
 }
@@ -174,7 +172,6 @@ impl<K: Kernel> Node<K> {
             ready: false,
             totals: Totals::default(),
             leaving: Leaving::of(state_dir),
-            returns: false,
             writes: 0,
             errors: BTreeMap::new(),
         }
@@ -208,16 +205,8 @@ impl<K: Kernel> Node<K> {
         }
         self.touched = false;
         let read = self.source.read(now.monotonic);
-        if leave::is_wanted(&read.knowledge) {
-            return self.leave(&read.knowledge, now);
-        }
-        if self.known.snapshot.mesh.is_none() && leave::is_said(&read.knowledge) {
-            // Nothing begins that is about to end.
-            return RETRY;
-        }
-        if self.leaving.is_over {
-            self.returns = read.knowledge.snapshot().mesh.is_some();
-            return RESYNC;
+        if let Some(wait) = self.leave_if_told(&read.knowledge, now) {
+            return wait;
         }
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));

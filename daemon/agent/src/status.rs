@@ -122,11 +122,17 @@ fn device<K: Kernel>(node: &Node<K>) -> Option<DeviceStatus> {
     Some(DeviceStatus { name: name.clone(), up: link.up, port: tunnel.port, mtu: link.mtu })
 }
 
-pub(crate) fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> PeerStatus {
-    let tunnel = node.last.observed.tunnels.get(&remote.device);
-    let peer = remote.key.and_then(|key| tunnel?.peers.get(&key));
-    let health = health(node, remote, now);
-    let link = tunnel.and_then(|t| node.last.observed.links.get(&t.ifindex));
+/// How packets to a peer go.
+pub(crate) struct Going {
+    pub(crate) way: Way,
+    health: Health,
+    /// By the tunnel, or they would if the mode let them.
+    proven: bool,
+    /// In plain, until the pair closes.
+    is_open: bool,
+}
+
+pub(crate) fn going<K: Kernel>(node: &Node<K>, remote: &Remote, now: Now) -> Going {
     let value = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
     let proven = value.is_some_and(|value| value.state() == kubeveil_abi::PeerState::Tunnel);
     let is_open = value.is_some_and(|value| {
@@ -134,12 +140,23 @@ pub(crate) fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: 
             && now.monotonic.as_secs() < value.bypass_until().into()
     });
     let way = if is_open { Way::Plain } else { way(node, proven) };
+    let health =
+        remote.key.map_or(remote.health, |key| node.tunnels.health(&remote.device, &key, now.monotonic));
+    Going { way, health, proven, is_open }
+}
+
+fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> PeerStatus {
+    let tunnel = node.last.observed.tunnels.get(&remote.device);
+    let peer = remote.key.and_then(|key| tunnel?.peers.get(&key));
+    let link = tunnel.and_then(|t| node.last.observed.links.get(&t.ifindex));
+    let going = going(node, remote, now);
+    let Going { way, health, proven, is_open } = going;
     PeerStatus {
         node: name.to_owned(),
         state: health.state(),
         way,
         reason: (way != Way::Tunnel).then(|| {
-            let mut why = why(node, name, remote, health, proven);
+            let mut why = why(node, name, remote, &going);
             if let Health::Never(since) = health
                 && why == NO_HANDSHAKE
             {
@@ -161,10 +178,6 @@ pub(crate) fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: 
     }
 }
 
-pub(crate) fn health<K: Kernel>(node: &Node<K>, remote: &Remote, now: Now) -> Health {
-    remote.key.map_or(remote.health, |key| node.tunnels.health(&remote.device, &key, now.monotonic))
-}
-
 /// What the programs that stand make of packets to a peer.
 fn way<K: Kernel>(node: &Node<K>, proven: bool) -> Way {
     use kubeveil_abi::Mode::{Observe, Prefer, Require};
@@ -183,13 +196,8 @@ fn way<K: Kernel>(node: &Node<K>, proven: bool) -> Way {
 const NO_HANDSHAKE: &str = "no handshake yet";
 
 /// Why packets to a peer do not go by its tunnel.
-pub(crate) fn why<K: Kernel>(
-    node: &Node<K>,
-    name: &str,
-    remote: &Remote,
-    health: Health,
-    proven: bool,
-) -> String {
+pub(crate) fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, going: &Going) -> String {
+    let Going { health, proven, .. } = *going;
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     match (remote.key, health) {
         _ if proven && node.mesh().is_some_and(|mesh| mesh.mode == Mode::Observe) => {

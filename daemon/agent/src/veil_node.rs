@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use kubeveil_api::{
     condition::Condition,
     problem::Problem,
+    status::Way,
     veil_node::{MOST_NAMED, UNINSTALLED, Unencrypted, VeilNodeStatus},
 };
 use kubeveil_linux::Kernel;
@@ -19,13 +20,12 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
     let mut encrypted = 0;
     let mut not_encrypted = Vec::new();
     for (name, remote) in remotes {
-        let peer = status::peer(node, name, remote, now);
-        if peer.tunnelled {
+        let going = status::going(node, remote, now);
+        if going.way == Way::Tunnel {
             encrypted += 1;
         } else if not_encrypted.len() < MOST_NAMED {
-            let health = status::health(node, remote, now);
-            let reason = status::why(node, name, remote, health, peer.proven);
-            not_encrypted.push(Unencrypted { node: peer.node, way: peer.way, reason });
+            let reason = status::why(node, name, remote, &going);
+            not_encrypted.push(Unencrypted { node: name.clone(), way: going.way, reason });
         }
     }
     let waiting = if node.is_misled() { "PodAddressesUnknown" } else { "Waiting" };

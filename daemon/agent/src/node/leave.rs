@@ -1,6 +1,10 @@
 //! The mesh says that kubeveil goes: this node's kernel, files and announcement are left as if it had never been there.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kubeveil_api::veil_node::VeilNodeStatus;
 use kubeveil_core::{problem::Problem, snapshot::Knowledge};
@@ -17,29 +21,41 @@ pub(super) struct Leaving {
     /// Kernel and files hold nothing any more.
     is_gone: bool,
     /// It said so once; what the mesh says since is for another daemon, which starts from nothing.
-    pub(super) is_over: bool,
+    is_over: bool,
+    /// The mesh wants it back.
+    is_wanted_again: bool,
 }
 
 impl Leaving {
-    pub(super) fn of(state_dir: &std::path::Path) -> Self {
+    pub(super) fn of(state_dir: &Path) -> Self {
         let files = kept::FILES.iter().map(|name| state_dir.join(name)).collect();
-        Self { files, is_gone: false, is_over: false }
+        Self { files, is_gone: false, is_over: false, is_wanted_again: false }
     }
 }
 
-/// Only what a source tells that has told all: what is on disk is no reason to open.
-pub(super) fn is_wanted(knowledge: &Knowledge) -> bool {
-    knowledge.synced().is_some() && is_said(knowledge)
-}
-
-/// Does the mesh say so, as far as it is known?
-pub(super) fn is_said(knowledge: &Knowledge) -> bool {
-    knowledge.snapshot().mesh.as_ref().is_some_and(|mesh| mesh.uninstall)
-}
-
 impl<K: Kernel> Node<K> {
-    /// Takes away what is there, as often as it is called, and tells what stays. Returns how long nothing has to be done then.
-    pub(super) fn leave(&mut self, told: &Knowledge, now: Now) -> Duration {
+    /// Leaves if the mesh says so; `None` if it does not. Returns how long nothing has to be done then. Only a source that has told
+    /// all is believed: what is on disk is no reason to open.
+    pub(super) fn leave_if_told(&mut self, told: &Knowledge, now: Now) -> Option<Duration> {
+        let mesh = told.snapshot().mesh.as_ref();
+        if mesh.is_some_and(|mesh| mesh.uninstall) {
+            if told.synced().is_some() {
+                return Some(self.leave(told, now));
+            }
+            if self.known.snapshot.mesh.is_none() {
+                // Nothing begins that is about to end.
+                return Some(RETRY);
+            }
+        }
+        if self.leaving.is_over {
+            self.leaving.is_wanted_again = mesh.is_some();
+            return Some(RESYNC);
+        }
+        None
+    }
+
+    /// Takes away what is there, as often as it is called, and tells what stays.
+    fn leave(&mut self, told: &Knowledge, now: Now) -> Duration {
         let mut problems = Vec::new();
         if !self.leaving.is_gone {
             tracing::warn!(
@@ -94,11 +110,11 @@ impl<K: Kernel> Node<K> {
 
     /// It has left, and the mesh wants it back.
     pub(crate) fn is_wanted_again(&self) -> bool {
-        self.returns
+        self.leaving.is_wanted_again
     }
 }
 
-fn remove(path: &std::path::Path) -> io::Result<()> {
+fn remove(path: &Path) -> io::Result<()> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
