@@ -1,6 +1,6 @@
 //! Which API server, and as whom.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, future::Future, path::PathBuf};
 
 use jiff::Timestamp;
 use kube::{
@@ -8,6 +8,8 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use kubeveil_api::problem::{Problem, causes};
+
+use tokio::time::timeout;
 
 use crate::{
     pace::Pace,
@@ -38,6 +40,64 @@ pub(crate) struct Connection {
     pub(crate) client: Client,
     /// Its address, for people.
     pub(crate) server: String,
+}
+
+/// A way to one API server, made when it is first needed and given up when it no longer serves.
+pub(crate) struct Line {
+    origin: Origin,
+    pub(crate) pace: Pace,
+    connection: Option<Connection>,
+}
+
+impl Line {
+    pub(crate) fn new(origin: Origin, pace: Pace) -> Self {
+        Self { origin, pace, connection: None }
+    }
+
+    pub(crate) async fn connection(&mut self) -> Result<Connection, Failure> {
+        if let Some(connection) = &self.connection {
+            return Ok(connection.clone());
+        }
+        Ok(self.connection.insert(self.origin.connect(&self.pace).await?).clone())
+    }
+
+    /// What it answers to a request.
+    pub(crate) async fn ask(&mut self, request: Unsent) -> Result<String, Failure> {
+        let request = request.map_err(unbuilt)?;
+        let connection = self.connection().await?;
+        self.within(connection.client.request_text(request)).await
+    }
+
+    /// An answer, within the time that one may take.
+    pub(crate) async fn within<T>(
+        &self,
+        answer: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Failure> {
+        match timeout(self.pace.answer, answer).await {
+            Ok(answer) => answer.map_err(Failure::Request),
+            Err(_) => Err(Failure::Late(self.pace.answer)),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn problem(&self, failure: &Failure, deed: Deed, since: Timestamp) -> Problem {
+        let server = self.connection.as_ref().map_or("API server", |c| &c.server);
+        failure.problem(server, deed, since)
+    }
+
+    /// After that it failed so.
+    pub(crate) fn failed(&mut self, failure: &Failure) {
+        if !failure.keeps_connection() {
+            self.connection = None;
+        }
+    }
+}
+
+/// A request, if it could be made.
+type Unsent = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
+
+pub(crate) fn unbuilt(error: kube::core::request::Error) -> Failure {
+    Failure::Request(kube::Error::BuildRequest(error))
 }
 
 impl Origin {

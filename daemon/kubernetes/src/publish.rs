@@ -10,10 +10,10 @@ use kube::core::{
 use kubeveil_api::names;
 use kubeveil_core::{problem::Problem, snapshot::NodeFacts};
 use serde_json::json;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::{
-    connect::{Connection, Origin},
+    connect::{Line, Origin},
     object::{NodeObject, Read},
     pace::{Pace, Waits},
     source::Shared,
@@ -70,7 +70,7 @@ impl Publication {
 
 /// Writes what has to be written, for ever.
 pub(crate) async fn run(shared: Arc<Shared>, origin: Origin, pace: Pace) {
-    let mut publisher = Publisher { origin, pace, connection: None };
+    let mut line = Line::new(origin, pace);
     let mut waits = Waits::new(pace);
     let mut last: Option<(Wanted, Instant)> = None;
     let mut failing_since = None;
@@ -96,7 +96,7 @@ pub(crate) async fn run(shared: Arc<Shared>, origin: Origin, pace: Pace) {
             _ => waits.reset(),
         }
         let node = shared.with(|state| state.store.own().to_owned());
-        let done = publisher.write(&node, &wanted).await;
+        let done = write(&mut line, &node, &wanted).await;
         last = Some((wanted.clone(), Instant::now()));
         match done {
             Ok(version) => {
@@ -106,66 +106,45 @@ pub(crate) async fn run(shared: Arc<Shared>, origin: Origin, pace: Pace) {
             Err(failure) => {
                 let since = *failing_since.get_or_insert_with(Timestamp::now);
                 asked = failure.retry_after();
-                let problem = publisher.problem(&node, &failure, since);
+                let problem = problem(&line, &node, &failure, since);
                 shared.with(|state| state.publication.trouble = Some(problem));
-                if !failure.keeps_connection() {
-                    publisher.connection = None;
-                }
+                line.failed(&failure);
             }
         }
     }
 }
 
-struct Publisher {
-    origin: Origin,
-    pace: Pace,
-    connection: Option<Connection>,
+/// The Node's version after that. Refused by the API server if the Node has another UID.
+async fn write(line: &mut Line, node: &str, wanted: &Wanted) -> Result<u64, Failure> {
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": node,
+            "uid": wanted.uid,
+            "annotations": {names::ANNOUNCEMENT: wanted.text},
+        },
+    });
+    // Whoever else wrote the annotation has no say in it. To apply an object without it would leave what others own.
+    let (patch, params) = match wanted.text {
+        Some(_) => (Patch::Apply(object), PatchParams::apply(MANAGER).force()),
+        None => (
+            Patch::Merge(object),
+            PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() },
+        ),
+    };
+    let text = line.ask(Request::new("/api/v1/nodes").patch(node, &params, &patch)).await?;
+    let written: NodeObject = serde_json::from_str(&text).map_err(Failure::Answer)?;
+    Ok(written.read().version)
 }
 
-impl Publisher {
-    /// The Node's version after that. Refused by the API server if the Node has another UID.
-    async fn write(&mut self, node: &str, wanted: &Wanted) -> Result<u64, Failure> {
-        let connection = match &self.connection {
-            Some(connection) => connection,
-            None => self.connection.insert(self.origin.connect(&self.pace).await?),
-        };
-        let object = json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {
-                "name": node,
-                "uid": wanted.uid,
-                "annotations": {names::ANNOUNCEMENT: wanted.text},
-            },
-        });
-        // Whoever else wrote the annotation has no say in it. To apply an object without it would leave what others own.
-        let (patch, params) = match wanted.text {
-            Some(_) => (Patch::Apply(object), PatchParams::apply(MANAGER).force()),
-            None => (
-                Patch::Merge(object),
-                PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() },
-            ),
-        };
-        let request = Request::new("/api/v1/nodes").patch(node, &params, &patch);
-        let request = request.map_err(|e| Failure::Request(kube::Error::BuildRequest(e)))?;
-        let answer = timeout(self.pace.answer, connection.client.request_text(request)).await;
-        let text = answer.map_err(|_| Failure::Late(self.pace.answer))?.map_err(Failure::Request)?;
-        let written: NodeObject = serde_json::from_str(&text).map_err(Failure::Answer)?;
-        Ok(written.read().version)
-    }
-
-    fn problem(&self, node: &str, failure: &Failure, since: Timestamp) -> Problem {
-        let server = self.connection.as_ref().map_or("API server", |c| &c.server);
-        let problem = failure.problem(server, Deed { verb: "patch", resource: "nodes" }, since);
-        Problem {
-            object: format!("Node {node}"),
-            field: format!("metadata.annotations[{}]", names::ANNOUNCEMENT),
-            message: format!("the announcement can't be written: {}: {}", problem.object, problem.message),
-            advice: format!(
-                "{}. Other nodes can't learn this node's key until it is written",
-                problem.advice
-            ),
-            ..problem
-        }
+fn problem(line: &Line, node: &str, failure: &Failure, since: Timestamp) -> Problem {
+    let problem = line.problem(failure, Deed { verb: "patch", resource: "nodes" }, since);
+    Problem {
+        object: format!("Node {node}"),
+        field: format!("metadata.annotations[{}]", names::ANNOUNCEMENT),
+        message: format!("the announcement can't be written: {}: {}", problem.object, problem.message),
+        advice: format!("{}. Other nodes can't learn this node's key until it is written", problem.advice),
+        ..problem
     }
 }

@@ -14,10 +14,10 @@ use kubeveil_api::{
 };
 use kubeveil_core::problem::Problem;
 use serde_json::json;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    connect::{Connection, Origin},
+    connect::{Line, Origin},
     pace::{Pace, Waits},
     source::Shared,
     trouble::{Deed, Failure},
@@ -52,7 +52,7 @@ impl Report {
 
 /// Writes what changes, for ever.
 pub(crate) async fn run(shared: Arc<Shared>, origin: Origin, pace: Pace) {
-    let mut writer = Writer { origin, pace, connection: None };
+    let mut line = Line::new(origin, pace);
     let mut waits = Waits::new(pace);
     let mut failing_since = None;
     let mut said: Option<VeilNodeStatus> = None;
@@ -67,7 +67,7 @@ pub(crate) async fn run(shared: Arc<Shared>, origin: Origin, pace: Pace) {
             drop(timeout_at(look.max(Instant::now() + GAP), stirred).await);
             continue;
         };
-        let done = writer.write(&node, &wanted).await;
+        let done = write(&mut line, &node, &wanted).await;
         let trouble = match done {
             Ok(()) => {
                 (said, failing_since) = (Some(wanted), None);
@@ -77,10 +77,9 @@ pub(crate) async fn run(shared: Arc<Shared>, origin: Origin, pace: Pace) {
             }
             Err(failure) => {
                 let since = *failing_since.get_or_insert_with(Timestamp::now);
-                if !failure.keeps_connection() {
-                    writer.connection = None;
-                }
-                Some(writer.problem(&node, &failure, since))
+                let told = problem(&line, &node, &failure, since);
+                line.failed(&failure);
+                Some(told)
             }
         };
         let wait = if trouble.is_some() { waits.next(None).max(GAP) } else { GAP };
@@ -89,66 +88,38 @@ pub(crate) async fn run(shared: Arc<Shared>, origin: Origin, pace: Pace) {
     }
 }
 
-struct Writer {
-    origin: Origin,
-    pace: Pace,
-    connection: Option<Connection>,
+/// Writes nothing if it stands there.
+async fn write(line: &mut Line, node: &str, wanted: &VeilNodeStatus) -> Result<(), Failure> {
+    let text = line.ask(Request::new(PATH).get(node, &Default::default())).await?;
+    let stands: VeilNode = serde_json::from_str(&text).map_err(Failure::Answer)?;
+    let before = stands.status.unwrap_or_default();
+    let mut status = wanted.clone();
+    keep_transitions(&mut status.conditions, &before.conditions);
+    if status == before {
+        return Ok(());
+    }
+    let patch = Patch::Apply(json!({
+        "apiVersion": names::API_VERSION,
+        "kind": "VeilNode",
+        "metadata": {"name": node},
+        "status": status,
+    }));
+    let params = PatchParams::apply(MANAGER).force();
+    line.ask(Request::new(PATH).patch_subresource("status", node, &params, &patch)).await.map(drop)
 }
 
-impl Writer {
-    /// Writes nothing if it stands there.
-    async fn write(&mut self, node: &str, wanted: &VeilNodeStatus) -> Result<(), Failure> {
-        let connection = match &self.connection {
-            Some(connection) => connection.clone(),
-            None => self.connection.insert(self.origin.connect(&self.pace).await?).clone(),
-        };
-        let get = Request::new(PATH).get(node, &Default::default()).map_err(unbuilt)?;
-        let text = self.within(&connection, get).await?;
-        let stands: VeilNode = serde_json::from_str(&text).map_err(Failure::Answer)?;
-        let before = stands.status.unwrap_or_default();
-        let mut status = wanted.clone();
-        keep_transitions(&mut status.conditions, &before.conditions);
-        if status == before {
-            return Ok(());
-        }
-        let patch = Patch::Apply(json!({
-            "apiVersion": names::API_VERSION,
-            "kind": "VeilNode",
-            "metadata": {"name": node},
-            "status": status,
-        }));
-        let params = PatchParams::apply(MANAGER).force();
-        let apply = Request::new(PATH).patch_subresource("status", node, &params, &patch).map_err(unbuilt)?;
-        self.within(&connection, apply).await.map(drop)
+fn problem(line: &Line, node: &str, failure: &Failure, since: Timestamp) -> Problem {
+    let problem = line.problem(failure, Deed { verb: "patch", resource: "veilnodes/status" }, since);
+    Problem {
+        object: format!("VeilNode {node}"),
+        field: "status".to_owned(),
+        message: format!(
+            "can't be written, so `kubectl get veil` does not tell of this node: {}",
+            problem.message
+        ),
+        advice: "The controller makes it: is it running? Encryption goes on without".to_owned(),
+        ..problem
     }
-
-    async fn within(
-        &self,
-        connection: &Connection,
-        request: http::Request<Vec<u8>>,
-    ) -> Result<String, Failure> {
-        let answer = timeout(self.pace.answer, connection.client.request_text(request)).await;
-        answer.map_err(|_| Failure::Late(self.pace.answer))?.map_err(Failure::Request)
-    }
-
-    fn problem(&self, node: &str, failure: &Failure, since: Timestamp) -> Problem {
-        let server = self.connection.as_ref().map_or("API server", |c| &c.server);
-        let problem = failure.problem(server, Deed { verb: "patch", resource: "veilnodes/status" }, since);
-        Problem {
-            object: format!("VeilNode {node}"),
-            field: "status".to_owned(),
-            message: format!(
-                "can't be written, so `kubectl get veil` does not tell of this node: {}",
-                problem.message
-            ),
-            advice: "The controller makes it: is it running? Encryption goes on without".to_owned(),
-            ..problem
-        }
-    }
-}
-
-fn unbuilt(error: kube::core::request::Error) -> Failure {
-    Failure::Request(kube::Error::BuildRequest(error))
 }
 
 #[cfg(test)]

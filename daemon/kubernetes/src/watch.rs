@@ -1,6 +1,6 @@
 //! One kind of object, listed and then watched, for ever.
 
-use std::{fmt::Debug, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    connect::{Connection, Origin},
+    connect::{Connection, Line, Origin, unbuilt},
     object::{MeshObject, NodeObject, PodObject, version},
     pace::{Pace, Waits},
     source::{Shared, State},
@@ -145,9 +145,7 @@ impl Watched for Pods {
 /// Keeps `K` in the store as the API server has it.
 pub(crate) struct Follower {
     shared: Arc<Shared>,
-    origin: Origin,
-    pace: Pace,
-    connection: Option<Connection>,
+    line: Line,
     must_list: bool,
     waits: Waits,
     /// When the first of the failures in a row was, and how many there were.
@@ -159,7 +157,7 @@ pub(crate) struct Follower {
 impl Follower {
     pub(crate) fn new(shared: Arc<Shared>, origin: Origin, pace: Pace) -> Self {
         let waits = Waits::new(pace);
-        Self { shared, origin, pace, connection: None, must_list: true, waits, failing: None, verb: "list" }
+        Self { shared, line: Line::new(origin, pace), must_list: true, waits, failing: None, verb: "list" }
     }
 
     /// For ever.
@@ -175,10 +173,7 @@ impl Follower {
     /// A list, if one is needed, and a watch until it ends.
     async fn round<K: Watched>(&mut self) -> Result<(), Failure> {
         self.verb = if self.must_list { "list" } else { "watch" };
-        let connection = match &self.connection {
-            Some(connection) => connection.clone(),
-            None => self.connection.insert(self.origin.connect(&self.pace).await?).clone(),
-        };
+        let connection = self.line.connection().await?;
         if self.must_list {
             self.list::<K>(&connection).await?;
             (self.must_list, self.verb) = (false, "watch");
@@ -192,7 +187,7 @@ impl Follower {
         let mut listed = Vec::new();
         let as_of = loop {
             let request = Request::new(K::PATH).list(&params).map_err(unbuilt)?;
-            let text = self.within(connection.client.request_text(request)).await?;
+            let text = self.line.within(connection.client.request_text(request)).await?;
             let page: ObjectList<K::Object> = serde_json::from_str(&text).map_err(Failure::Answer)?;
             listed.extend(page.items);
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -206,16 +201,16 @@ impl Follower {
     /// Until it ends; well only if it lasted.
     async fn watch<K: Watched>(&mut self, connection: &Connection) -> Result<(), Failure> {
         let mut params =
-            WatchParams::default().timeout(u32::try_from(self.pace.watch.as_secs()).unwrap_or(u32::MAX));
+            WatchParams::default().timeout(u32::try_from(self.line.pace.watch.as_secs()).unwrap_or(u32::MAX));
         params.field_selector = self.fields::<K>();
         let from = self.shared.with(|state| K::newest(&state.store)).to_string();
         let request = Request::new(K::PATH).watch(&params, &from).map_err(unbuilt)?;
-        let events = self.within(connection.client.request_events::<K::Object>(request)).await?;
+        let events = self.line.within(connection.client.request_events::<K::Object>(request)).await?;
         let mut events = pin!(events);
         let start = Instant::now();
         let mut is_well = false;
         loop {
-            let limit = if is_well { self.pace.silence } else { self.pace.steady };
+            let limit = if is_well { self.line.pace.silence } else { self.line.pace.steady };
             let event = match timeout(limit, events.try_next()).await {
                 Ok(event) => event.map_err(Failure::Request)?,
                 Err(_) if is_well => return Err(Failure::Broken("a watch fell silent")),
@@ -226,7 +221,7 @@ impl Follower {
                 }
             };
             let Some(event) = event else {
-                let lasted = start.elapsed() >= self.pace.steady;
+                let lasted = start.elapsed() >= self.line.pace.steady;
                 return if lasted { Ok(()) } else { Err(Failure::Broken("a watch ended at once")) };
             };
             let (object, is_deleted) = match event {
@@ -253,13 +248,6 @@ impl Follower {
         self.shared.with(|state| K::fields(state.store.own()))
     }
 
-    async fn within<T>(&self, answer: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
-        match timeout(self.pace.answer, answer).await {
-            Ok(answer) => answer.map_err(Failure::Request),
-            Err(_) => Err(Failure::Late(self.pace.answer)),
-        }
-    }
-
     fn works<K: Watched>(&mut self) {
         self.failing = None;
         self.waits.reset();
@@ -271,18 +259,12 @@ impl Follower {
         let (since, count) = self.failing.get_or_insert_with(|| (Timestamp::now(), 0));
         *count += 1;
         if *count > 1 || !failure.is_common() {
-            let server = self.connection.as_ref().map_or("API server", |c| &c.server);
-            let problem = failure.problem(server, Deed { verb: self.verb, resource: K::RESOURCE }, *since);
+            let deed = Deed { verb: self.verb, resource: K::RESOURCE };
+            let problem = self.line.problem(failure, deed, *since);
             self.shared.with(|state| *K::trouble(state) = Some(problem));
         }
         self.must_list |= failure.needs_list();
-        if !failure.keeps_connection() {
-            self.connection = None;
-        }
+        self.line.failed(failure);
         self.waits.next(failure.retry_after())
     }
-}
-
-fn unbuilt(error: kube::core::request::Error) -> Failure {
-    Failure::Request(kube::Error::BuildRequest(error))
 }
