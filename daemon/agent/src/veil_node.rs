@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use kubeveil_api::{
-    condition::Condition,
+    condition::{Condition, DEGRADED, READY},
     problem::Problem,
     status::Way,
     veil_node::{MOST_NAMED, UNINSTALLED, Unencrypted, VeilNodeStatus},
@@ -56,17 +56,17 @@ fn conditions((waiting, waiting_for): (&str, &[String]), problems: &[Problem], n
         Condition::new(kind, holds, reason, message, at.unwrap_or_default())
     };
     let ready = match waiting_for {
-        [] => condition("Ready", true, "Enforcing", "all that is known is carried out".to_owned()),
-        waits => condition("Ready", false, waiting, format!("waits for {}", waits.join("; "))),
+        [] => condition(READY, true, "Enforcing", "all that is known is carried out".to_owned()),
+        waits => condition(READY, false, waiting, format!("waits for {}", waits.join("; "))),
     };
     let degraded = match problems {
-        [] => condition("Degraded", false, "NoProblem", "nothing is wrong".to_owned()),
+        [] => condition(DEGRADED, false, "NoProblem", "nothing is wrong".to_owned()),
         [first, more @ ..] => {
             let mut message = first.to_string();
             if !more.is_empty() {
                 message = format!("{message} And {} more: `kubeveil status` on the node tells.", more.len());
             }
-            condition("Degraded", true, &reason(first.kind.name()), message)
+            condition(DEGRADED, true, &reason(first.kind.name()), message)
         }
     };
     vec![ready, degraded]

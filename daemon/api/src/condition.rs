@@ -25,6 +25,11 @@ pub struct Condition {
 }
 
 impl Condition {
+    /// Whether it does.
+    pub fn holds(&self) -> bool {
+        self.status == ConditionStatus::True
+    }
+
     /// One that holds since `at`, or that does not.
     pub fn new(kind: &str, holds: bool, reason: &str, message: String, at: Timestamp) -> Self {
         let status = if holds { ConditionStatus::True } else { ConditionStatus::False };
@@ -42,6 +47,16 @@ words! {
         /// Nobody knows.
         Unknown = "Unknown",
     }
+}
+
+/// Of a node or of all: what is known is carried out, and enforced.
+pub const READY: &str = "Ready";
+/// Of a node: something is wrong.
+pub const DEGRADED: &str = "Degraded";
+
+/// The condition of this name, if it is among them.
+pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.kind == kind)
 }
 
 /// A condition whose status is as it was has been so since then.

@@ -11,11 +11,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     core::DynamicObject,
 };
-use kubeveil_api::{
-    condition::{Condition, ConditionStatus},
-    mesh::MeshStatus,
-    names,
-};
+use kubeveil_api::{condition::Condition, mesh::MeshStatus, names};
 use serde_json::json;
 
 use crate::{seen::Seen, status::status, watch::ours};
@@ -98,7 +94,7 @@ impl Writer {
     /// Each with its own words, which name other pairs each time: so no series of events. One that can't be written is no
     /// reason to stop: the status says the same.
     async fn tell(&self, condition: &Condition, now: Timestamp) {
-        let holds = condition.status == ConditionStatus::True;
+        let holds = condition.holds();
         let event = Event {
             metadata: ObjectMeta {
                 generate_name: Some(format!("{}-", names::MESH)),

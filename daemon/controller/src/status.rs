@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use kubeveil_api::{
-    condition::{Condition, ConditionStatus, keep_transitions},
+    condition::{self, Condition, ConditionStatus, READY, keep_transitions},
     mesh::{MeshStatus, Mode},
     status::Way,
     veil_node::VeilNodeStatus,
@@ -25,7 +25,7 @@ pub(crate) fn status(seen: &Seen, now: Timestamp) -> Option<MeshStatus> {
         .collect();
     let ways = Ways::of(seen);
     let mut conditions = vec![
-        all_nodes("Ready", ["AllNodesReady", "NodesNotReady"], &not_ready, "enforce", now),
+        all_nodes(READY, ["AllNodesReady", "NodesNotReady"], &not_ready, "enforce", now),
         fully_connected(mesh.spec.mode, &ways, now),
         keys_current(seen, mesh.spec.key_generation, now),
     ];
@@ -54,9 +54,8 @@ fn why_not_ready(seen: &Seen, node: &str) -> Option<String> {
         Some(true) => {}
     }
     let Some(said) = said(seen, node) else { return Some("its agent has said nothing yet".to_owned()) };
-    let ready = said.conditions.iter().find(|condition| condition.kind == "Ready");
-    match ready {
-        Some(ready) if ready.status == ConditionStatus::True => None,
+    match condition::find(&said.conditions, READY) {
+        Some(ready) if ready.holds() => None,
         Some(ready) => Some(ready.message.clone()),
         None => Some("its agent does not say".to_owned()),
     }

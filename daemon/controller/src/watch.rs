@@ -192,11 +192,11 @@ async fn entry(maps: &Api<ConfigMap>, name: &str, key: &str) -> Option<String> {
     maps.get_opt(name).await.ok()??.data?.remove(key)
 }
 
-/// A field of a configuration in YAML, at the one place where it is written on a line of its own.
+/// A field of a configuration in YAML: kubeadm's are below `networking`, kube-proxy's at the top.
 fn field(text: &str, name: &str) -> Option<String> {
-    let line = text.lines().map(str::trim).find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    let value = line.trim().trim_matches('"').trim_matches('\'');
-    (!value.is_empty()).then(|| value.to_owned())
+    let read: serde_norway::Value = serde_norway::from_str(text).ok()?;
+    let value = read.get("networking").and_then(|below| below.get(name)).or_else(|| read.get(name))?;
+    value.as_str().filter(|value| !value.is_empty()).map(str::to_owned)
 }
 
 /// A task that ends with its handle.

@@ -80,8 +80,7 @@ pub(super) fn uninstall(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
     let kinds = "veilnodes,encryptionmeshes,clusterroles,clusterrolebindings,validatingadmissionpolicies,\
                  validatingadmissionpolicybindings";
     let there = processes::output(&mut cluster.kubectl(&["get", kinds, "--output=name"]))?;
-    let left: Vec<&str> =
-        there.lines().filter(|name| name.contains("kubeveil") || name.contains("veil")).collect();
+    let left: Vec<&str> = there.lines().filter(|name| name.contains("veil")).collect();
     ensure!(left.is_empty(), "at the API server there is still {left:?}");
     let nodes = processes::output(&mut cluster.kubectl(&["get", "nodes", "--output=yaml"]))?;
     // The image that a node has is named in its status.

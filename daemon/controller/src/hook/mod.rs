@@ -15,7 +15,7 @@ use kube::{
     core::{DynamicObject, Object},
 };
 use kubeveil_api::{
-    condition::ConditionStatus,
+    condition::{self, Condition, DEGRADED},
     names,
     veil_node::{UNINSTALLED, VeilNodeStatus},
 };
@@ -122,13 +122,12 @@ pub async fn uninstall(origin: &Origin, patience: Duration) -> Result<Result<(),
 /// A node on which there may be something still, and what its agent says of it. One that never had an agent says nothing.
 fn what_is_left(node: &VeilNode) -> Option<String> {
     let status = node.status.as_ref()?;
-    let find = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
-    let done = find(UNINSTALLED);
-    if done.is_some_and(|condition| condition.status == ConditionStatus::True) {
+    let done = condition::find(&status.conditions, UNINSTALLED);
+    if done.is_some_and(Condition::holds) {
         return None;
     }
     let name = node.name_any();
-    let wrong = find("Degraded").filter(|condition| condition.status == ConditionStatus::True);
+    let wrong = condition::find(&status.conditions, DEGRADED).filter(|condition| condition.holds());
     Some(match (done, wrong) {
         (None, _) => format!("{name}: its agent has not answered"),
         (Some(_), Some(wrong)) => format!("{name}: {}", wrong.message),
@@ -138,10 +137,8 @@ fn what_is_left(node: &VeilNode) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-    use kubeveil_api::condition::Condition;
-
     use super::*;
+    use jiff::Timestamp;
 
     #[test]
     fn who_is_left_is_named_with_why() {
