@@ -1,22 +1,31 @@
 //! This node's keys and what it says of them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    num::NonZeroU16,
+    path::{Path, PathBuf},
+};
 
 use kubeveil_abi::BASE_PORT;
 use kubeveil_api::announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped};
 use kubeveil_core::problem::{Problem, ProblemKind};
-use kubeveil_keys::{Generation, KeptAside, KeyInfo, KeyStore, PrivateKey, StoreError};
+use kubeveil_keys::{Generation, KeptAside, KeyInfo, KeyStore, LoadedKey, PrivateKey, PublicKey, StoreError};
 use kubeveil_linux::Secrets;
 
 use crate::kept::Stamp;
 
-/// Holds the key, once the node's UID is known.
+/// Holds the keys, once the node's UID is known.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     dir: PathBuf,
     node: String,
-    held: Option<Held>,
-    /// Why there is no key; over as soon as there is one.
+    /// The UID that the keys are bound to.
+    uid: Option<String>,
+    held: BTreeMap<Generation, Held>,
+    /// The public halves of those.
+    publics: Vec<(Generation, PublicKey)>,
+    announcement: Option<Announcement>,
+    /// Why there are no keys, or why one can't be made or removed; over as soon as that succeeds.
     locked: Option<Problem>,
     /// Files that were set aside: shown until the daemon ends.
     aside: Vec<Problem>,
@@ -24,10 +33,8 @@ pub(crate) struct Keeper {
 
 #[derive(Debug)]
 struct Held {
-    uid: String,
     private: PrivateKey,
     info: KeyInfo,
-    announcement: Option<Announcement>,
     /// Its file, as it last held this key.
     path: PathBuf,
     stamp: Option<Stamp>,
@@ -41,77 +48,156 @@ impl Keeper {
         Self {
             dir: state_dir.join("keys"),
             node: node.to_owned(),
-            held: None,
+            uid: None,
+            held: BTreeMap::new(),
+            publics: Vec::new(),
+            announcement: None,
             locked: None,
             aside: Vec::new(),
         }
     }
 
-    /// Public facts of the key in use.
+    /// Public facts of the newest key.
     pub(crate) fn info(&self) -> Option<&KeyInfo> {
-        self.held.as_ref().map(|held| &held.info)
+        self.infos().last()
+    }
+
+    /// Public facts of all keys, the oldest generation first.
+    pub(crate) fn infos(&self) -> impl DoubleEndedIterator<Item = &KeyInfo> {
+        self.held.values().map(|held| &held.info)
+    }
+
+    /// The public halves of all keys, the oldest generation first.
+    pub(crate) fn publics(&self) -> &[(Generation, PublicKey)] {
+        &self.publics
+    }
+
+    fn has_changed(&mut self) {
+        self.announcement = None;
+        self.publics = self.held.values().map(|held| (held.info.generation, held.info.public)).collect();
     }
 
     /// What is wrong with the store, and what was set aside.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
-        let lost = self.held.as_ref().and_then(|held| held.lost.as_ref());
+        let lost = self.held.values().filter_map(|held| held.lost.as_ref());
         self.locked.iter().chain(&self.aside).chain(lost)
     }
 
-    /// Loads or makes the key of the node with `uid`: the highest generation that the store has, else the
-    /// first. `epoch` is the time, seconds since 1970.
+    /// Has the store of the node with `uid` been opened?
+    pub(crate) fn is_open(&self) -> bool {
+        self.uid.is_some()
+    }
+
+    /// Loads the keys of the node with `uid`, all that the store has. `epoch` is the time, seconds since 1970.
     pub(crate) fn unlock(&mut self, uid: &str, epoch: u64) {
-        if let Some(held) = self.held.as_mut().filter(|held| held.uid == uid) {
-            held.look(&self.dir);
+        if self.uid.as_deref() == Some(uid) {
+            for held in self.held.values_mut() {
+                held.look(&self.dir, uid);
+            }
             return;
         }
-        self.held = None;
-        match load(&self.dir, uid, epoch) {
-            Ok((private, info, path, aside)) => {
-                tracing::info!(generation = %info.generation, public_key = %info.public, "key in use");
-                self.locked = None;
-                self.aside.extend(aside);
-                let (uid, stamp) = (uid.to_owned(), Stamp::of(&path));
-                self.held = Some(Held { uid, private, info, announcement: None, path, stamp, lost: None });
-            }
+        self.uid = None;
+        self.held.clear();
+        self.has_changed();
+        match self.load(uid, epoch) {
+            Ok(()) => (self.uid, self.locked) = (Some(uid.to_owned()), None),
             Err(e) => self.locked = Some(store_problem(&self.dir, &e)),
         }
     }
 
-    /// The announcement to publish: `published`, where it says the right thing already, since each new
-    /// signature is another text.
-    pub(crate) fn announcement(&mut self, published: Option<&Announcement>) -> Option<(String, String)> {
-        let held = self.held.as_mut()?;
-        let port = held.info.generation.port(BASE_PORT).and_then(std::num::NonZeroU16::new)?;
-        let entry = GenerationEntry {
-            generation: held.info.generation,
-            public_key: held.info.public,
-            port,
-            state: GenerationState::Active,
-        };
-        let nobody = NotFlipped::nobody();
-        if held.announcement.is_none() {
-            held.announcement = published.filter(|a| a.says(&[entry], &nobody)).cloned();
+    fn load(&mut self, uid: &str, epoch: u64) -> Result<(), StoreError> {
+        let store = KeyStore::open(&self.dir, uid)?;
+        if let Some(mode) = store.tightened_from() {
+            tracing::warn!("{} was open to others (mode {mode:04o}); it is 0700 now", self.dir.display());
         }
-        if held.announcement.is_none() {
-            match Announcement::sign(&self.node, &held.uid, vec![entry], nobody, &[&held.private]) {
-                Ok(announcement) => held.announcement = Some(announcement),
-                Err(e) => tracing::error!("the announcement can't be signed: {e}"),
+        let earlier = store.set_aside_files()?;
+        let listed = store.list()?;
+        let newest = listed.last().map(|listed| listed.generation);
+        for listed in listed {
+            // The newest is the one that the others know, or are about to: where it can't be trusted another is made in its place.
+            if listed.key.is_ok() || Some(listed.generation) == newest {
+                self.take(&store, listed.generation, epoch)?;
+            } else if let Err(problem) = listed.key {
+                self.aside.push(not_served(&store.path(listed.generation), &problem));
             }
         }
-        held.announcement.as_ref().map(|a| (held.uid.clone(), a.to_json()))
+        self.aside.extend(earlier.iter().map(|path| set_aside_earlier(path)));
+        Ok(())
+    }
+
+    /// Loads the key of `generation`, or makes it.
+    fn take(&mut self, store: &KeyStore, generation: Generation, epoch: u64) -> Result<(), StoreError> {
+        let LoadedKey { private, info, kept_aside } = store.load_or_create(generation, epoch)?;
+        tracing::info!(%generation, public_key = %info.public, "key in use");
+        self.aside.extend(kept_aside.iter().map(set_aside_now));
+        let path = store.path(generation);
+        let stamp = Stamp::of(&path);
+        self.held.insert(generation, Held { private, info, path, stamp, lost: None });
+        self.has_changed();
+        Ok(())
+    }
+
+    /// Makes the key of `generation`; false if that failed, which is told.
+    pub(crate) fn make(&mut self, generation: Generation, epoch: u64) -> bool {
+        self.change(|keeper, store| keeper.take(store, generation, epoch))
+    }
+
+    /// Overwrites and removes the key of `generation`, on disk and here; false if that failed, which is told.
+    pub(crate) fn retire(&mut self, generation: Generation) -> bool {
+        self.change(|keeper, store| {
+            store.remove(generation)?;
+            if let Some(held) = keeper.held.remove(&generation) {
+                tracing::info!(%generation, public_key = %held.info.public, "key given up");
+            }
+            keeper.has_changed();
+            Ok(())
+        })
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Self, &KeyStore) -> Result<(), StoreError>) -> bool {
+        let Some(uid) = self.uid.clone() else { return false };
+        let done = KeyStore::open(&self.dir, &uid).and_then(|store| change(self, &store));
+        self.locked = done.err().map(|e| store_problem(&self.dir, &e));
+        self.locked.is_none()
+    }
+
+    /// The announcement to publish, of these generations: `published`, where it says the right thing already, since each new
+    /// signature is another text.
+    pub(crate) fn announcement(
+        &mut self,
+        generations: &[(Generation, GenerationState)],
+        not_flipped: &NotFlipped,
+        published: Option<&Announcement>,
+    ) -> Option<(String, String)> {
+        let uid = self.uid.clone()?;
+        let entry = |(generation, state): &(Generation, GenerationState)| {
+            let (generation, state) = (*generation, *state);
+            let public_key = self.held.get(&generation)?.info.public;
+            let port = generation.port(BASE_PORT).and_then(NonZeroU16::new)?;
+            Some(GenerationEntry { generation, public_key, port, state })
+        };
+        let entries: Vec<GenerationEntry> = generations.iter().filter_map(entry).collect();
+        let says = |announcement: &&Announcement| announcement.says(&entries, not_flipped);
+        let said = self.announcement.as_ref().filter(says).or(published.filter(says)).cloned();
+        self.announcement = said.or_else(|| {
+            let keys: Vec<&PrivateKey> = self.held.values().map(|held| &held.private).collect();
+            Announcement::sign(&self.node, &uid, entries, not_flipped.clone(), &keys)
+                .inspect_err(|e| tracing::error!("the announcement can't be signed: {e}"))
+                .ok()
+        });
+        self.announcement.as_ref().map(|a| (uid, a.to_json()))
     }
 }
 
 impl Held {
     /// Does the file still hold the key? It is not written again: whoever wants another key removes just that file.
-    fn look(&mut self, dir: &Path) {
+    fn look(&mut self, dir: &Path, uid: &str) {
         let stamp = Stamp::of(&self.path);
         if stamp == self.stamp {
             self.lost = None;
             return;
         }
-        let read = KeyStore::open(dir, &self.uid).and_then(|store| store.load(self.info.generation));
+        let read = KeyStore::open(dir, uid).and_then(|store| store.load(self.info.generation));
         let is_there = matches!(read, Ok(Some((_, info))) if info.public == self.info.public);
         if is_there {
             self.stamp = stamp;
@@ -135,26 +221,19 @@ fn key_lost(path: &Path) -> Problem {
 
 impl Secrets for Keeper {
     fn private_key(&self, generation: Generation) -> Option<&PrivateKey> {
-        self.held.as_ref().filter(|held| held.info.generation == generation).map(|held| &held.private)
+        self.held.get(&generation).map(|held| &held.private)
     }
 }
 
-/// The key, what may be told of it, its file, and what is wrong with the store.
-type Loaded = (PrivateKey, KeyInfo, PathBuf, Vec<Problem>);
-
-fn load(dir: &Path, uid: &str, epoch: u64) -> Result<Loaded, StoreError> {
-    let store = KeyStore::open(dir, uid)?;
-    if let Some(mode) = store.tightened_from() {
-        tracing::warn!("{} was open to others (mode {mode:04o}); it is 0700 now", dir.display());
+/// A key of an older generation that can't be trusted: what others still send by it is lost, until they send by the newest.
+fn not_served(path: &Path, problem: &kubeveil_keys::Problem) -> Problem {
+    Problem {
+        kind: ProblemKind::KeyStore,
+        object: format!("key file {}", path.display()),
+        field: String::new(),
+        message: format!("{problem}; it is of an older generation, which this node does not serve any more"),
+        advice: problem.advice().to_owned(),
     }
-    let highest = store.list()?.iter().map(|listed| listed.generation).max();
-    let loaded = store.load_or_create(highest.unwrap_or(Generation::FIRST), epoch)?;
-    let mut problems: Vec<Problem> = loaded.kept_aside.iter().map(set_aside_now).collect();
-    let told = loaded.kept_aside.map(|kept| kept.moved_to);
-    let earlier = store.set_aside_files()?.into_iter().filter(|path| Some(path) != told.as_ref());
-    problems.extend(earlier.map(|path| set_aside_earlier(&path)));
-    let path = store.path(loaded.info.generation);
-    Ok((loaded.private, loaded.info, path, problems))
 }
 
 fn set_aside_now(kept: &KeptAside) -> Problem {
@@ -184,7 +263,7 @@ fn store_problem(dir: &Path, error: &StoreError) -> Problem {
         object: format!("key store {}", dir.display()),
         field: String::new(),
         message: format!("{error}{cause}"),
-        advice: "Without a key this node has no tunnels; it is tried again".to_owned(),
+        advice: "A node without a key has no tunnels, and one that can't make or remove one holds a rotation up; it is tried again".to_owned(),
     }
 }
 
@@ -201,10 +280,13 @@ mod tests {
         let mut keeper = Keeper::new(dir.path(), "node-1");
         let told = |keeper: &mut Keeper| {
             keeper.unlock("uid-1", 1);
+            if keeper.info().is_none() {
+                assert!(keeper.make(Generation::FIRST, 1));
+            }
             keeper.problems().map(|problem| problem.object.clone()).collect::<Vec<_>>()
         };
         assert_eq!(told(&mut keeper), [""; 0]);
-        let held = keeper.held.as_ref().expect("a key");
+        let held = keeper.held.values().next().expect("a key");
         let (path, public) = (held.path.clone(), held.info.public);
         let whole = fs::read_to_string(&path).expect("the file");
         let object = format!("key file {}", path.display());

@@ -8,6 +8,7 @@ mod leave;
 mod look;
 mod problems;
 mod resting;
+mod rotation;
 #[cfg(test)]
 mod tests;
 mod undone;
@@ -30,6 +31,7 @@ use kubeveil_core::{
     ownership::{Assignment, assign},
     plan::plan,
     problem::{Problem, ProblemKind},
+    rotation::Rotation,
     snapshot::{Knowledge, Snapshot},
     source::Source,
     tunnels::Tunnels,
@@ -101,6 +103,7 @@ pub struct Node<K> {
     pub(crate) tunnels: Tunnels,
     written: Written,
     resting: Resting,
+    rotation: Rotation,
     retry: Duration,
     looked: Duration,
     /// A look found that what holds packets back is not as the last way round saw it.
@@ -159,6 +162,7 @@ impl<K: Kernel> Node<K> {
             tunnels: Tunnels::default(),
             written: Written::default(),
             resting: Resting::default(),
+            rotation: Rotation::default(),
             retry: RETRY,
             looked: Duration::ZERO,
             touched: false,
@@ -216,6 +220,7 @@ impl<K: Kernel> Node<K> {
         let mut assignment = self.learn(&knowledge, now);
         self.known.owners = std::mem::take(&mut assignment.owners);
         told.iter().for_each(|node| self.announced.is_told(node));
+        self.renew_keys(&knowledge, now);
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
         let mut problems = read.problems;
@@ -236,14 +241,15 @@ impl<K: Kernel> Node<K> {
             break;
         }
         problems.append(&mut outcome.problems);
-        self.publish(&outcome, &mut problems);
+        self.publish(&knowledge, &outcome, now, &mut problems);
+        let rotates_in = self.rotates_in(&knowledge, &outcome, now);
         if outcome.synced {
             self.keep(&mut problems);
         }
         problems.append(&mut assignment.problems);
         (self.knowledge, self.assignment) = (knowledge, assignment);
         self.conclude(outcome, problems, now);
-        let wait = [Some(self.wait()), read.look_again, self.pairs.next_look(now)];
+        let wait = [Some(self.wait()), read.look_again, self.pairs.next_look(now), rotates_in];
         self.due = now.monotonic + wait.into_iter().flatten().min().unwrap_or(RESYNC);
         self.await_answers(now);
         self.until_next(now)
@@ -300,7 +306,7 @@ impl<K: Kernel> Node<K> {
     ) -> Inputs<'a> {
         Inputs {
             node: &self.name,
-            key: self.keeper.info().map(|info| (info.generation, info.public)),
+            keys: self.keeper.publics(),
             knowledge,
             assignment,
             announced: &self.announced,
@@ -420,18 +426,6 @@ impl<K: Kernel> Node<K> {
             }
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
-    }
-
-    /// Tells the others, once the device that we speak of stands.
-    fn publish(&mut self, outcome: &Outcome, problems: &mut Vec<Problem>) {
-        let Some(public) = self.keeper.info().map(|info| info.public) else { return };
-        let stands = outcome.observed.tunnels.values().any(|device| device.public_key == Some(public));
-        if !stands {
-            return;
-        }
-        if let Some((uid, json)) = self.keeper.announcement(self.announced.of(&self.name)) {
-            problems.extend(self.source.announce(&self.name, &uid, Some(&json)).err());
-        }
     }
 
     fn keep(&mut self, problems: &mut Vec<Problem>) {

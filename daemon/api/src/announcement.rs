@@ -79,6 +79,14 @@ impl NotFlipped {
         Self::Nodes(BTreeSet::new())
     }
 
+    /// Is `node` among them?
+    pub fn names(&self, node: &str) -> bool {
+        match self {
+            Self::Nodes(names) => names.contains(node),
+            Self::Many => true,
+        }
+    }
+
     /// These nodes, or [`NotFlipped::Many`] where they are too many to list.
     pub fn of(names: impl IntoIterator<Item = String>) -> Self {
         let mut listed = BTreeSet::new();

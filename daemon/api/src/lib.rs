@@ -12,6 +12,7 @@ pub mod names;
 pub mod node;
 pub mod object;
 pub mod problem;
+pub mod rotation;
 pub mod status;
 pub mod veil_node;
 mod words;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     condition::Condition,
     object::{Metadata, TypeMeta},
+    rotation::{RotationRecord, RotationSpec},
     words::words,
 };
 
@@ -74,6 +75,10 @@ pub struct MeshSpec {
     /// The key generation that every node shall be at.
     #[serde(rename = "keyGeneration", default)]
     pub key_generation: u32,
+    /// Who asked for that generation, and how it is to go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "RotationSpec"))]
+    pub rotation: Option<RotationSpec>,
     /// Keys that are never spoken to again.
     #[serde(rename = "revokedKeys", default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::keys"))]
@@ -105,7 +110,11 @@ pub struct MeshStatus {
     /// Ways from one node to another that are encrypted, of those that there are: `6/6` where three nodes all are.
     #[serde(default)]
     pub encrypted_pairs: String,
-    /// Ready, FullyConnected, KeysCurrent.
+    /// The last rotations, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 20)))]
+    pub rotations: Vec<RotationRecord>,
+    /// Ready, FullyConnected, KeysCurrent, Rotating.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "schema",
@@ -145,6 +154,12 @@ impl Adoption {
     pub fn deadline(&self) -> Duration {
         Duration::from_secs(u64::try_from(self.deadline.as_second()).unwrap_or(0))
     }
+}
+
+pub(crate) fn some_time<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Timestamp>, D::Error> {
+    time(deserializer).map(Some)
 }
 
 fn time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {

@@ -39,6 +39,7 @@ pub(crate) fn status(seen: &Seen, now: Timestamp) -> Option<MeshStatus> {
         nodes: count(seen.nodes.len()),
         ready_nodes: count(seen.nodes.len() - not_ready.len()),
         encrypted_pairs: format!("{}/{}", ways.encrypted, ways.all),
+        rotations: before.rotations,
         conditions,
     })
 }

@@ -42,6 +42,8 @@ pub enum Action {
     RemoveBackstop(Form),
     /// Make a WireGuard device, down.
     CreateTunnel(String),
+    /// Delete a WireGuard device of ours, by ifindex, with its key and sessions.
+    DeleteTunnel(u32, String),
     /// Give a WireGuard device of ours, by ifindex, its name again.
     RenameTunnel(u32, String),
     /// Set key, port and mark of a WireGuard device. What is `None` is right already; a key set on a
@@ -118,6 +120,7 @@ impl fmt::Display for Action {
             Self::RaiseBackstop(backstop) => write!(f, "raise the backstop ({})", backstop.form().name()),
             Self::RemoveBackstop(form) => write!(f, "remove the backstop ({})", form.name()),
             Self::CreateTunnel(device) => write!(f, "create WireGuard device {device}"),
+            Self::DeleteTunnel(_, device) => write!(f, "delete WireGuard device {device}"),
             Self::RenameTunnel(index, name) => write!(f, "rename device {index} to {name} again"),
             Self::ConfigureTunnel { device, key, port, fwmark } => {
                 write!(f, "configure {device}:")?;

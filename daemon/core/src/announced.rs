@@ -102,6 +102,11 @@ impl Announced {
         self.nodes.get(node)?.valid.as_ref()
     }
 
+    /// The last valid announcement of each node that has one.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Announcement)> {
+        self.nodes.iter().filter_map(|(name, entry)| Some((name.as_str(), entry.valid.as_ref()?)))
+    }
+
     /// Does anybody but `nodes` announce one of `keys`?
     pub fn anybody_but(&self, nodes: &BTreeSet<String>, keys: &BTreeSet<PublicKey>) -> bool {
         let announces = |entry: &Entry| {

@@ -24,6 +24,7 @@ use crate::{
     observed::{Hook, Observed, Prefix, Program},
     ownership::{Assignment, Class},
     problem::{Problem, ProblemKind},
+    rotation::{self, Said},
     snapshot::Knowledge,
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
@@ -44,8 +45,8 @@ const USUAL_MTU: u32 = 1500;
 pub struct Inputs<'a> {
     /// Name of this node.
     pub node: &'a str,
-    /// This node's key; `None` until the node's UID is known, to which it is bound.
-    pub key: Option<(Generation, PublicKey)>,
+    /// This node's keys, the oldest generation first; none until the node's UID is known, to which they are bound.
+    pub keys: &'a [(Generation, PublicKey)],
     /// The cluster.
     pub knowledge: &'a Knowledge,
     /// Whose prefix is it.
@@ -139,7 +140,9 @@ impl DesiredPeer {
 pub struct Remote {
     /// Its index in the kernel's maps.
     pub index: u32,
-    /// Its key of our generation.
+    /// The generation by which packets go to it, or would; that of `key`, `device` and `health`.
+    pub generation: Generation,
+    /// Its key.
     pub key: Option<PublicKey>,
     /// The device that it is a peer of.
     pub device: String,
@@ -167,13 +170,15 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     // Without a key the tunnel that stands, if one does, says what fits into it.
     let standing = inputs.observed.links.values().find(|l| DEVICE_NAMES.contains(&l.name.as_str()) && l.up);
     let mut mtu = standing.map_or_else(|| mtu::tunnel_mtu(underlay_mtu, false), |l| l.mtu);
-    if let Some(key) = inputs.key {
-        let (name, tunnel, keys) = tunnel(inputs, key, mesh, underlay_mtu, &mut out.problems);
-        mtu = tunnel.mtu;
-        tunnel_hooks(inputs, &name, &mut out);
-        travel(inputs, &indices, (&name, tunnel.key), &keys, &mut out);
-        out.tunnels.insert(name, tunnel);
+    let mut carriers: Vec<Carrier> = Vec::new();
+    for key in inputs.keys.iter().rev() {
+        let (carrier, tunnel) = tunnel(inputs, *key, mesh, &carriers, underlay_mtu, &mut out.problems);
+        mtu = if carriers.is_empty() { tunnel.mtu } else { mtu.min(tunnel.mtu) };
+        tunnel_hooks(inputs, &carrier.name, &mut out);
+        out.tunnels.insert(carrier.name.clone(), tunnel);
+        carriers.push(carrier);
     }
+    travel(inputs, &indices, &carriers, &mut out);
     adopting(inputs, &indices, &mut out);
     out.config = config(mesh, mtu, out.config.envelope_ports);
     out
@@ -232,21 +237,51 @@ fn prefixes(
     ranges.chain(contested).chain(owned).collect()
 }
 
-/// Our one device and its peers. (A second one comes with the rotation of keys.)
+/// A device of ours that packets can go by.
+struct Carrier {
+    generation: Generation,
+    name: String,
+    /// ifindex; `None` as long as it is not up with its key.
+    up: Option<u32>,
+    /// The key of each node that is a peer there.
+    keys: BTreeMap<String, PublicKey>,
+}
+
+impl Carrier {
+    fn new(inputs: &Inputs<'_>, (generation, own_key): (Generation, PublicKey)) -> Self {
+        let name = DEVICE_NAMES[generation.parity()].to_owned();
+        let device = inputs.observed.tunnels.get(&name).filter(|device| device.public_key == Some(own_key));
+        let is_up = |index: &u32| inputs.observed.links.get(index).is_some_and(|link| link.up);
+        let up = device.map(|device| device.ifindex).filter(is_up);
+        Self { generation, name, up, keys: BTreeMap::new() }
+    }
+
+    fn slot(&self) -> u8 {
+        u8::from(self.generation.parity() == 1)
+    }
+
+    fn health(&self, inputs: &Inputs<'_>, node: &str) -> Health {
+        let never = Health::Never(Duration::ZERO);
+        self.keys.get(node).map_or(never, |key| inputs.tunnels.health(&self.name, key, inputs.now))
+    }
+}
+
+/// The device of one key and its peers; `newer` are those of newer ones.
 fn tunnel(
     inputs: &Inputs<'_>,
-    (generation, own_key): (Generation, PublicKey),
+    key: (Generation, PublicKey),
     mesh: Option<&MeshSpec>,
+    newer: &[Carrier],
     underlay_mtu: u32,
     problems: &mut Vec<Problem>,
-) -> (String, DesiredTunnel, BTreeMap<String, PublicKey>) {
-    let name = DEVICE_NAMES[generation.parity()].to_owned();
-    let peers = Peers::of(inputs, mesh, &name, (generation, own_key), inputs.assignment.nodes());
+) -> (Carrier, DesiredTunnel) {
+    let carrier = Carrier::new(inputs, key);
+    let peers = Peers::of(inputs, mesh, &carrier.name, key, newer, inputs.assignment.nodes());
     problems.extend(peers.problems);
     let outer_v6 = peers.by_key.values().any(DesiredPeer::is_by_v6);
     let mtu = mtu::tunnel_mtu(underlay_mtu, outer_v6);
-    let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
-    (name, DesiredTunnel { key: (generation, own_key), port, mtu, peers: peers.by_key }, peers.keys)
+    let port = key.0.port(BASE_PORT).unwrap_or(BASE_PORT);
+    (Carrier { keys: peers.keys, ..carrier }, DesiredTunnel { key, port, mtu, peers: peers.by_key })
 }
 
 fn underlay_of(inputs: &Inputs<'_>, mesh: Option<&MeshSpec>) -> BTreeSet<u32> {
@@ -339,34 +374,45 @@ fn config(mesh: Option<&MeshSpec>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORT
     }
 }
 
-/// Slots, and the way to each peer: into the tunnel once it is proven. In `prefer` a peer that
+/// Slots, and the way to each peer: into the newest tunnel that is proven. In `prefer` a peer that
 /// takes and never answers counts as unproven again; in `require` that would gain nothing.
-fn travel(
-    inputs: &Inputs<'_>,
-    indices: &BTreeMap<String, u32>,
-    (name, (generation, own_key)): (&String, (Generation, PublicKey)),
-    keys: &BTreeMap<String, PublicKey>,
-    out: &mut Desired,
-) {
-    let slot = u8::from(generation.parity() == 1);
-    let device = inputs.observed.tunnels.get(name).filter(|d| d.public_key == Some(own_key));
-    let up = device.filter(|d| inputs.observed.links.get(&d.ifindex).is_some_and(|l| l.up));
-    if let Some(device) = up {
-        out.slots[usize::from(slot)] = device.ifindex;
+fn travel(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, carriers: &[Carrier], out: &mut Desired) {
+    for carrier in carriers {
+        out.slots[usize::from(carrier.slot())] = carrier.up.unwrap_or(0);
     }
+    let Some(newest) = carriers.first() else { return };
     for (node, index) in indices {
-        let key = keys.get(node).copied();
-        let health =
-            key.map_or(Health::Never(Duration::ZERO), |k| inputs.tunnels.health(name, &k, inputs.now));
-        let tunnelled = up.is_some() && carries(inputs, node, health);
-        if tunnelled {
-            let value = PeerValue::tunnel(slot, generation.number());
+        let carrier = carrier_of(inputs, node, carriers);
+        if let Some(carrier) = carrier {
+            let value = PeerValue::tunnel(carrier.slot(), carrier.generation.number());
             let heard = inputs.adopting.heard.get(node);
             out.values.insert(*index, heard.map_or(value, |until| value.heard_in_plain(*until)));
         }
-        out.remotes
-            .insert(node.clone(), Remote { index: *index, key, device: name.clone(), health, tunnelled });
+        let tunnelled = carrier.is_some();
+        // What is not proven anywhere is told of the newest that both have.
+        let shown = carrier.or_else(|| carriers.iter().find(|c| c.keys.contains_key(node))).unwrap_or(newest);
+        let remote = Remote {
+            index: *index,
+            generation: shown.generation,
+            key: shown.keys.get(node).copied(),
+            device: shown.name.clone(),
+            health: shown.health(inputs, node),
+            tunnelled,
+        };
+        out.remotes.insert(node.clone(), remote);
     }
+}
+
+/// The device that carries packets to `node`, if there is one.
+fn carrier_of<'c>(inputs: &Inputs<'_>, node: &str, carriers: &'c [Carrier]) -> Option<&'c Carrier> {
+    let own = inputs.announced.of(inputs.node).map(Said::from);
+    let may = carriers.iter().filter(|carrier| {
+        carrier.up.is_some()
+            && rotation::may_use(own, node, carrier.generation)
+            && carries(inputs, node, carrier.health(inputs, node))
+    });
+    let may: Vec<&Carrier> = may.collect();
+    rotation::choose(may.iter().map(|carrier| carrier.health(inputs, node))).map(|index| may[index])
 }
 
 /// Do packets to `node` go into its tunnel, of this health? Not by prefixes that are known to be wrong, where the mode lets

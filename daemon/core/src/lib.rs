@@ -1,7 +1,7 @@
 //! What the daemon decides, without any effect: no clock, no file, no system call.
 //!
 //! Read in this order: [`snapshot`] (what is known of the cluster), [`ownership`] (whose prefix is
-//! it), [`tunnels`] (which peer is proven to answer), [`adoption`] (who may be
+//! it), [`tunnels`] (which peer is proven to answer), [`rotation`] (by which key generation), [`adoption`] (who may be
 //! spoken to in plain until it is), [`desired`] (what the kernel should hold),
 //! [`observed`] (what it holds), [`plan`] (the difference, as a list of [`action`]s).
 
@@ -17,6 +17,7 @@ pub mod observed;
 pub mod ownership;
 pub mod plan;
 pub use kubeveil_api::problem;
+pub mod rotation;
 pub mod snapshot;
 pub mod source;
 pub mod tunnels;

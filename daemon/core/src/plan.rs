@@ -45,15 +45,16 @@ pub fn plan(
     if !datapath.unpinned.is_empty() {
         actions.push(Action::PinAgain);
     }
-    withdraw(desired, datapath, synced, &mut actions);
+    withdraw(desired, datapath, observed, synced, &mut actions);
     maps(desired, datapath, &mut actions);
     attach(desired, datapath, observed, &mut actions);
     guarded(desired, datapath, &mut actions);
+    let mut renamed = renamed(datapath, observed);
     for (name, tunnel) in &desired.tunnels {
         match observed.tunnels.get(name) {
             Some(device) => device_actions(name, tunnel, device, observed, synced, written, &mut actions),
             None if observed.links.values().any(|link| link.name == *name) => {} // not ours; a problem says so
-            None => actions.push(match renamed(datapath, observed) {
+            None => actions.push(match renamed.next() {
                 Some(index) => Action::RenameTunnel(index, name.clone()),
                 None => Action::CreateTunnel(name.clone()),
             }),
@@ -78,7 +79,7 @@ pub fn plan_part(
 ) -> Vec<Action> {
     let Some(datapath) = &observed.datapath else { return Vec::new() };
     let mut actions = Vec::new();
-    withdraw(desired, datapath, synced, &mut actions);
+    withdraw(desired, datapath, observed, synced, &mut actions);
     open_in_plain(desired, datapath, &mut actions);
     for (name, tunnel) in &desired.tunnels {
         if let Some(device) = observed.tunnels.get(name) {
@@ -139,7 +140,13 @@ pub fn undone(
 }
 
 /// First, packets stop going where they no longer may. A slot is changed before the peers that use it.
-fn withdraw(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, actions: &mut Vec<Action>) {
+fn withdraw(
+    desired: &Desired,
+    datapath: &Datapath,
+    observed: &Observed,
+    synced: Option<&Synced>,
+    actions: &mut Vec<Action>,
+) {
     // One that is proven goes from plain into its tunnel by one store, and not by way of nowhere.
     let is_closed = |(index, have): &(&u32, &PeerValue)| {
         let is_known = || synced.is_some() || desired.prefixes.values().any(|prefix| prefix.peer == **index);
@@ -151,8 +158,10 @@ fn withdraw(desired: &Desired, datapath: &Datapath, synced: Option<&Synced>, act
     if desired.tunnels.is_empty() {
         return;
     }
+    // A device that stands takes packets until they go by another.
+    let stands = |index: u32| observed.tunnels.values().any(|device| device.ifindex == index);
     for (slot, (want, have)) in (0u8..).zip(desired.slots.iter().zip(&datapath.slots)) {
-        if *want == 0 && *have != 0 {
+        if *want == 0 && *have != 0 && !stands(*have) {
             actions.push(Action::SetSlot(slot, 0));
         }
     }
@@ -231,11 +240,11 @@ fn attach(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: 
     }
 }
 
-/// A tunnel of ours that somebody gave another name: we know it by its entry in the map. It has our port, so that a new
-/// one could not be set up beside it.
-fn renamed(datapath: &Datapath, observed: &Observed) -> Option<u32> {
+/// Tunnels of ours that somebody gave another name: we know them by their entries in the map. They have our ports, so that new
+/// ones could not be set up beside them.
+fn renamed<'a>(datapath: &'a Datapath, observed: &'a Observed) -> impl Iterator<Item = u32> + 'a {
     let tunnels = datapath.devices.iter().filter(|(_, kind)| **kind == DeviceKind::Tunnel);
-    tunnels.map(|(index, _)| *index).find(|index| {
+    tunnels.map(|(index, _)| *index).filter(|index| {
         observed.links.get(index).is_some_and(|link| {
             link.kind.as_deref() == Some("wireguard") && !DEVICE_NAMES.contains(&link.name.as_str())
         })
@@ -355,6 +364,21 @@ fn travel(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     }
 }
 
+/// The devices of generations that this node has no key of any more. Without any key it knows of no generation.
+fn retired(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {
+    if desired.tunnels.is_empty() {
+        return;
+    }
+    for (name, device) in observed.tunnels.iter().filter(|(name, _)| !desired.tunnels.contains_key(*name)) {
+        for (slot, have) in (0u8..).zip(&datapath.slots) {
+            if *have == device.ifindex && desired.slots[usize::from(slot)] == 0 {
+                actions.push(Action::SetSlot(slot, 0));
+            }
+        }
+        actions.push(Action::DeleteTunnel(device.ifindex, name.clone()));
+    }
+}
+
 /// Last, what nobody needs any more.
 fn remove(
     desired: &Desired,
@@ -368,6 +392,7 @@ fn remove(
             actions.push(Action::RemovePrefix(*prefix));
         }
     }
+    retired(desired, datapath, observed, actions);
     let is_guarded = |index: u32| datapath.attached.keys().any(|hook| hook.1 == index);
     // One that exists, and that we never said to be guarded, would be open to the backstop.
     let is_strange =

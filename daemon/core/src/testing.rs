@@ -17,6 +17,7 @@ pub(crate) fn mesh() -> MeshSpec {
         pod_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/32")],
         node_cidrs: vec![net("192.0.2.0/24"), net("2001:db8::/64")],
         key_generation: 0,
+        rotation: None,
         revoked_keys: vec![],
         uninstall: false,
         adoption: None,

@@ -83,6 +83,8 @@ pub struct Tunnels {
     tracks: BTreeMap<(String, PublicKey), Track>,
     /// The key of each device.
     own: BTreeMap<String, PublicKey>,
+    /// Bytes that came by each device, and since when there are no more.
+    heard: BTreeMap<String, (u64, Duration)>,
 }
 
 impl Tunnels {
@@ -103,6 +105,19 @@ impl Tunnels {
             }
         }
         self.tracks.retain(|id, _| present.contains(id));
+        self.heard.retain(|device, _| observed.tunnels.contains_key(device));
+        for (device, tunnel) in &observed.tunnels {
+            let bytes = tunnel.peers.values().map(|peer| peer.received).sum();
+            let heard = self.heard.entry(device.clone()).or_insert((bytes, now));
+            if heard.0 != bytes {
+                *heard = (bytes, now);
+            }
+        }
+    }
+
+    /// How long nothing has come by `device`, as far as it was looked at.
+    pub fn quiet(&self, device: &str, now: Duration) -> Duration {
+        self.heard.get(device).map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since))
     }
 
     /// `action` was carried out. Says when to look for what comes of it, if anything is to come.

@@ -317,6 +317,7 @@ impl FakeKernel {
             }
             Action::RemoveBackstop(Form::Nftables) => self.backstop.nftables = None,
             Action::CreateTunnel(name) => self.create_tunnel(name),
+            Action::DeleteTunnel(_, name) => self.delete_link(name),
             Action::RenameTunnel(index, name) => self.rename(*index, name)?,
             Action::ConfigureTunnel { device, key, port, fwmark } => {
                 self.configure(device, key.map(|(_, public)| public), *port, *fwmark)?;

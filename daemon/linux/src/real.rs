@@ -184,6 +184,7 @@ impl Kernel for RealKernel {
                 self.backstops.remove(*form).map(drop)
             }
             Action::CreateTunnel(name) => self.links.add_wireguard(name),
+            Action::DeleteTunnel(index, _) => self.links.delete(*index),
             Action::RenameTunnel(index, name) => self.links.rename(*index, name),
             Action::ConfigureTunnel { device, key, port, fwmark } => {
                 let private = key.map(|(generation, _)| {

@@ -59,6 +59,6 @@ impl<K: Kernel> Node<K> {
     fn other_generation(&self) -> Option<Problem> {
         let ours = self.keeper.info()?.generation.number();
         let wanted = self.mesh()?.key_generation;
-        (ours != wanted).then(|| problems::other_generation(ours, wanted))
+        (ours > wanted).then(|| problems::other_generation(ours, wanted))
     }
 }

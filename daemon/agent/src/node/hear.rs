@@ -52,7 +52,8 @@ impl<K: Kernel> Node<K> {
     fn prove_part(&mut self, now: Now) -> Option<Duration> {
         // A pair whose tunnel is proven closes, which is decided over all of them.
         let adopts = self.mesh()?.adoption.is_some() && !self.pairs.is_over();
-        if adopts || !self.stands(now) {
+        let rotates = self.keeper.publics().len() > 1;
+        if adopts || rotates || !self.stands(now) {
             return None;
         }
         let seen = self.kernel.tunnels(&self.last.observed).ok()?;

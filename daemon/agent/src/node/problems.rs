@@ -72,8 +72,12 @@ pub(super) fn other_generation(ours: u32, wanted: u32) -> Problem {
         kind: ProblemKind::KeyStore,
         object: "EncryptionMesh default".to_owned(),
         field: "spec.keyGeneration".to_owned(),
-        message: format!("is {wanted}, but this node's key is of generation {ours}"),
-        advice: "This version does not rotate keys; set it back".to_owned(),
+        message: format!(
+            "is {wanted}, but this node has a key of generation {ours} already, which stays in use"
+        ),
+        advice: format!(
+            "A key that was given up is never used again: set it to {ours}, or to a higher one for new keys"
+        ),
     }
 }
 

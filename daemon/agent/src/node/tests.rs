@@ -11,5 +11,6 @@ mod panics;
 mod predecessors;
 mod proof;
 mod removal;
+mod rotation;
 mod told;
 mod undone;

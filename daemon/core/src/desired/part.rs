@@ -7,7 +7,7 @@ use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_keys::PublicKey;
 
 use super::{
-    Desired, DesiredPeer, DesiredTunnel, Inputs, Remote, adopting, carries,
+    Carrier, Desired, DesiredPeer, DesiredTunnel, Inputs, Remote, adopting, carries,
     peers::{Peers, announced},
     travel,
 };
@@ -36,7 +36,8 @@ impl Part {
     /// `inputs` is, and what is observed there is as `last` wants it. `None` where that concerns other nodes too, or
     /// somebody has to be told: then all is to be decided anew.
     pub fn of(inputs: &Inputs<'_>, last: &Desired, nodes: &BTreeSet<String>) -> Option<Self> {
-        let key = inputs.key?;
+        // While keys are rotated each step concerns both devices.
+        let &[key] = inputs.keys else { return None };
         let device = DEVICE_NAMES[key.0.parity()].to_owned();
         let standing = last.tunnels.get(&device).filter(|tunnel| tunnel.key == key)?;
         let objects: BTreeSet<String> = nodes.iter().map(|node| format!("Node {node}")).collect();
@@ -66,12 +67,13 @@ impl Part {
         let mesh = inputs.knowledge.snapshot().mesh.as_ref();
         let inputs = Inputs { observed: &observed, ..*inputs };
         let owned = nodes.iter().map(|node| (node.as_str(), inputs.assignment.of(node)));
-        let peers = Peers::of(&inputs, mesh, &device, key, owned);
+        let peers = Peers::of(&inputs, mesh, &device, key, &[], owned);
         if !peers.problems.is_empty() || changes_family(standing, &keys, &peers.by_key) {
             return None;
         }
         let mut desired = Desired::default();
-        travel(&inputs, &indices, (&device, key), &peers.keys, &mut desired);
+        let carrier = Carrier { keys: peers.keys, ..Carrier::new(&inputs, key) };
+        travel(&inputs, &indices, &[carrier], &mut desired);
         adopting(&inputs, &indices, &mut desired);
         desired
             .tunnels
@@ -82,7 +84,7 @@ impl Part {
     /// The nodes whose tunnels have begun to answer, or ceased to, since `last` was decided on, so that something is to be done.
     pub fn turned(inputs: &Inputs<'_>, last: &Desired) -> BTreeSet<String> {
         let has_turned = |name: &str, remote: &Remote| {
-            let (Some(key), Some((_, own))) = (remote.key, inputs.key) else { return false };
+            let (Some(key), &[(_, own)]) = (remote.key, inputs.keys) else { return false };
             let health = inputs.tunnels.health(&remote.device, &key, inputs.now);
             let peer = last.tunnels.get(&remote.device).and_then(|tunnel| tunnel.peers.get(&key));
             let initiates = inputs.tunnels.initiates(&remote.device, &own, &key, inputs.now);

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use kubeveil_api::{announcement::GenerationEntry, mesh::MeshSpec};
 use kubeveil_keys::{Generation, PublicKey};
 
-use super::{DesiredPeer, Inputs};
+use super::{Carrier, DesiredPeer, Inputs};
 use crate::{
     endpoint,
     observed::{Observed, Peer},
@@ -30,12 +30,14 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// The peers of `device`, whose key is `own_key` of `generation`, among `nodes` and what they own.
+    /// The peers of `device`, whose key is `own_key` of `generation`, among `nodes` and what they own; `newer` are the devices
+    /// of newer generations.
     pub(super) fn of<'a>(
         inputs: &Inputs<'_>,
         mesh: Option<&MeshSpec>,
         device: &str,
         (generation, own_key): (Generation, PublicKey),
+        newer: &[Carrier],
         nodes: impl Iterator<Item = (&'a str, &'a [(IpNet, Class)])>,
     ) -> Self {
         let mut out = Self::default();
@@ -56,6 +58,10 @@ impl Peers {
             };
             let entry = announced(inputs, node, generation).filter(|entry| !is_older(&entry.public_key));
             let Some(entry) = entry else {
+                // One that has given this generation up says so.
+                if inputs.announced.of(node).is_some() && !inputs.announced.is_kept(node) {
+                    continue;
+                }
                 // A node whose announcement is not known (not any more, or not yet since we started) is not
                 // cut off for that: the peer that the device has for its prefixes stays as it is.
                 if let Some((key, peer)) = holder.filter(|(key, _)| !is_revoked(mesh, key)) {
@@ -78,7 +84,9 @@ impl Peers {
                 });
                 continue;
             }
-            let initiates = inputs.tunnels.initiates(device, &own_key, &key, inputs.now);
+            // Nobody needs an older one that is proven on a newer.
+            let initiates = inputs.tunnels.initiates(device, &own_key, &key, inputs.now)
+                && !newer.iter().any(|newer| newer.health(inputs, node).is_proven());
             let peer = DesiredPeer {
                 endpoint: address.map(|a| SocketAddr::new(a, entry.port.get())),
                 allowed_ips: owned.iter().map(|(prefix, _)| *prefix).collect(),

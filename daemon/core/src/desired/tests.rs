@@ -15,7 +15,7 @@ fn whole(nodes: &[(&str, NodeFacts)], recorded: &Owners) -> (Desired, Owners) {
     let assignment = assign(&knowledge, &mesh(), recorded);
     let desired = desired(&Inputs {
         node: "me",
-        key: None,
+        keys: &[],
         knowledge: &knowledge,
         assignment: &assignment,
         announced: &Announced::default(),

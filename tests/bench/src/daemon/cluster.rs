@@ -142,6 +142,7 @@ pub(crate) fn mesh() -> Result<MeshSpec> {
         ]
         .concat(),
         key_generation: 0,
+        rotation: None,
         revoked_keys: vec![],
         uninstall: false,
         adoption: None,

@@ -24,6 +24,7 @@ mod operations;
 mod overlays;
 mod paths;
 mod refusals;
+mod rotation;
 mod services;
 mod stopped;
 mod support;
@@ -127,6 +128,7 @@ fn main() -> ExitCode {
         adoption::ALL,
         by_hand::ALL,
         disk::ALL,
+        rotation::ALL,
         stopped::ALL,
         killed::ALL,
         kernel::ALL,

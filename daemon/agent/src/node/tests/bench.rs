@@ -177,9 +177,26 @@ pub(super) fn announce(n: u8, key: &PrivateKey, port: u16) -> String {
         port: port.try_into().expect("port"),
         state: GenerationState::Active,
     };
-    Announcement::sign(&format!("node-{n}"), &format!("uid-{n}"), vec![entry], NotFlipped::of([]), &[key])
-        .expect("signed")
-        .to_json()
+    sign(n, vec![entry], NotFlipped::nobody(), &[key])
+}
+
+/// Node `n` has these keys, by generation, and does not send to `not_flipped` by the newest.
+pub(super) fn announce_keys(n: u8, keys: &[(u32, &PrivateKey)], not_flipped: NotFlipped) -> String {
+    let newest = keys.iter().map(|(generation, _)| *generation).max();
+    let entry = |(generation, key): &(u32, &PrivateKey)| GenerationEntry {
+        generation: Generation::new(*generation),
+        public_key: key.public(),
+        port: Generation::new(*generation).port(51871).and_then(|port| port.try_into().ok()).expect("port"),
+        state: if Some(*generation) == newest { GenerationState::Active } else { GenerationState::Retiring },
+    };
+    let privates: Vec<&PrivateKey> = keys.iter().map(|(_, key)| *key).collect();
+    sign(n, keys.iter().map(entry).collect(), not_flipped, &privates)
+}
+
+fn sign(n: u8, entries: Vec<GenerationEntry>, not_flipped: NotFlipped, keys: &[&PrivateKey]) -> String {
+    let announcement =
+        Announcement::sign(&format!("node-{n}"), &format!("uid-{n}"), entries, not_flipped, keys);
+    announcement.expect("signed").to_json()
 }
 
 impl Bench {
@@ -203,6 +220,7 @@ impl Bench {
             pod_cidrs: vec!["10.244.0.0/16".parse().expect("net"), "fd00:244::/32".parse().expect("net")],
             node_cidrs: vec!["192.0.2.0/24".parse().expect("net"), "2001:db8::/64".parse().expect("net")],
             key_generation: 0,
+            rotation: None,
             revoked_keys: vec![],
             uninstall: false,
             adoption: None,
@@ -270,6 +288,11 @@ impl Bench {
     pub(super) fn now(&self) -> Now {
         let at = Duration::from_secs(self.seconds);
         Now { monotonic: at, epoch: at }
+    }
+
+    /// The mesh wants keys of this generation.
+    pub(super) fn wants(&self, generation: u32) {
+        self.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").key_generation = generation);
     }
 
     /// Node `n` announces `json`.

@@ -120,6 +120,7 @@ fn announcement(name: &str, said: &Said) -> Option<String> {
 
 /// Everything that is decided on.
 struct World {
+    keys: [(Generation, PublicKey); 1],
     knowledge: Knowledge,
     assignment: Assignment,
     announced: Announced,
@@ -168,8 +169,16 @@ impl World {
             ..Observed::default()
         };
         let (announced, tunnels) = (Announced::default(), Tunnels::default());
-        let mut world =
-            Self { knowledge, assignment, announced, adopting, tunnels, observed, resting: BTreeSet::new() };
+        let mut world = Self {
+            keys: [(Generation::FIRST, public(1))],
+            knowledge,
+            assignment,
+            announced,
+            adopting,
+            tunnels,
+            observed,
+            resting: BTreeSet::new(),
+        };
         world.announced.update(world.knowledge.snapshot());
         world
     }
@@ -177,7 +186,7 @@ impl World {
     fn inputs(&self) -> Inputs<'_> {
         Inputs {
             node: "me",
-            key: Some((Generation::FIRST, public(1))),
+            keys: &self.keys,
             knowledge: &self.knowledge,
             assignment: &self.assignment,
             announced: &self.announced,

@@ -40,7 +40,7 @@ fn wanted(nodes: &[(&str, NodeFacts)], owners: &Owners, observed: &Observed) -> 
     tunnels.observe(observed, Duration::ZERO, Duration::ZERO);
     let mut desired = desired(&Inputs {
         node: "me",
-        key: Some((Generation::FIRST, key(1).public())),
+        keys: &[(Generation::FIRST, key(1).public())],
         knowledge: &knowledge,
         assignment: &assignment,
         announced: &announced,

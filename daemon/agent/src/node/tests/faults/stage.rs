@@ -71,6 +71,7 @@ impl Keys {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut keeper = Keeper::new(dir.path(), "node-1");
         keeper.unlock("uid-1", 1);
+        assert!(keeper.make(kubeveil_keys::Generation::FIRST, 1));
         let public = keeper.info().expect("a key").public;
         (dir, public)
     }

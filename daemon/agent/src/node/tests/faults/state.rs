@@ -95,7 +95,7 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
 }
 
 /// A word for each kind of action, and for what else is asked of a kernel.
-pub(super) const KINDS: [&str; 30] = [
+pub(super) const KINDS: [&str; 31] = [
     "LoadPrograms",
     "SetConfig",
     "PutPrefix",
@@ -123,6 +123,7 @@ pub(super) const KINDS: [&str; 30] = [
     "PinAgain",
     "DropPredecessors",
     "RenameTunnel",
+    "DeleteTunnel",
     "observe",
     "counters",
     "sweep_flows",
@@ -161,5 +162,6 @@ pub(super) fn kind(action: &Action) -> usize {
         Action::PinAgain => 24,
         Action::DropPredecessors => 25,
         Action::RenameTunnel(..) => 26,
+        Action::DeleteTunnel(..) => 27,
     }
 }

@@ -1,0 +1,103 @@
+//! This node's keys: which it makes and gives up, and what it tells the others of them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kubeveil_abi::DEVICE_NAMES;
+use kubeveil_core::{
+    problem::Problem,
+    rotation::{Said, Step, View},
+    snapshot::Knowledge,
+};
+use kubeveil_keys::{Generation, KeyInfo};
+use kubeveil_linux::Kernel;
+
+use super::{Node, Now, Outcome};
+
+/// Steps that can follow from one another: a key goes for which another comes, and once more.
+const STEPS: usize = 4;
+
+impl<K: Kernel> Node<K> {
+    /// Makes the key that is wanted, and gives up what nobody needs any more.
+    pub(super) fn renew_keys(&mut self, knowledge: &Knowledge, now: Now) {
+        for _ in 0..STEPS {
+            if !self.keeper.is_open() {
+                return;
+            }
+            let mut rotation = std::mem::take(&mut self.rotation);
+            let step = rotation.keys(&self.view_of(knowledge, &self.last, now));
+            self.rotation = rotation;
+            let is_done = match step {
+                None => return,
+                Some(Step::Make(generation)) => self.keeper.make(generation, now.epoch.as_secs()),
+                Some(Step::Retire(generation)) => self.keeper.retire(generation),
+            };
+            if !is_done {
+                return;
+            }
+        }
+    }
+
+    /// Tells the others, once a device that we speak of stands.
+    pub(super) fn publish(
+        &mut self,
+        knowledge: &Knowledge,
+        outcome: &Outcome,
+        now: Now,
+        problems: &mut Vec<Problem>,
+    ) {
+        let mut rotation = std::mem::take(&mut self.rotation);
+        let says = rotation.says(&self.view_of(knowledge, outcome, now));
+        self.rotation = rotation;
+        let Some((generations, not_flipped)) = says else { return };
+        let published = self.announced.of(&self.name);
+        if let Some((uid, json)) = self.keeper.announcement(&generations, &not_flipped, published) {
+            problems.extend(self.source.announce(&self.name, &uid, Some(&json)).err());
+        }
+    }
+
+    /// How long until something is to be done about keys though nothing stirs.
+    pub(super) fn rotates_in(&self, knowledge: &Knowledge, outcome: &Outcome, now: Now) -> Option<Duration> {
+        self.rotation.next_look(&self.view_of(knowledge, outcome, now))
+    }
+
+    /// What rotation goes by, after a way round that came to `outcome`.
+    pub(super) fn view_of<'a>(
+        &'a self,
+        knowledge: &'a Knowledge,
+        outcome: &'a Outcome,
+        now: Now,
+    ) -> View<'a> {
+        let mesh = knowledge.snapshot().mesh.as_ref();
+        let asked = mesh.and_then(|mesh| mesh.rotation.as_ref());
+        let of = |is_so: &dyn Fn(&KeyInfo) -> bool| -> BTreeSet<Generation> {
+            self.keeper.infos().filter(|info| is_so(info)).map(|info| info.generation).collect()
+        };
+        let stands = |info: &KeyInfo| {
+            outcome.observed.tunnels.values().any(|device| device.public_key == Some(info.public))
+        };
+        let others: Vec<_> = self.announced.all().filter(|(name, _)| *name != self.name).collect();
+        let is_told = others.iter().all(|(name, _)| !self.announced.is_kept(name));
+        let remotes = outcome.desired.remotes.iter().filter(|(_, remote)| remote.tunnelled);
+        let ways = remotes.map(|(name, remote)| (name.as_str(), remote.generation));
+        let quiet = |info: &KeyInfo| {
+            let device = DEVICE_NAMES[info.generation.parity()];
+            (info.generation, self.tunnels.quiet(device, now.monotonic))
+        };
+        View {
+            node: &self.name,
+            wanted: mesh.map(|mesh| Generation::new(mesh.key_generation)),
+            paused: asked.is_some_and(|asked| asked.paused),
+            retire_before: Generation::new(asked.map_or(0, |asked| asked.retire_before)),
+            held: of(&|_| true),
+            revoked: of(&|info| mesh.is_some_and(|mesh| mesh.revoked_keys.contains(&info.public))),
+            standing: of(&stands),
+            own: self.announced.of(&self.name).map(Said::from),
+            others: others.into_iter().map(|(name, said)| (name, Said::from(said))).collect(),
+            whole: knowledge.synced().is_some() && is_told,
+            ways: outcome.settled.then(|| ways.collect()),
+            quiet: self.keeper.infos().map(quiet).collect(),
+            now: now.monotonic,
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Keys are rotated: what this node does when the mesh wants others, and what it waits for.
+
+use std::collections::BTreeSet;
+
+use kubeveil_api::announcement::{Announcement, NotFlipped};
+use kubeveil_core::action::Action;
+use kubeveil_keys::PrivateKey;
+use kubeveil_linux::fake::FakeKernel;
+
+use super::bench::{Bench, Shared, announce_keys};
+use crate::node::Node;
+
+const DEVICES: [&str; 2] = ["kubeveil0", "kubeveil1"];
+
+fn key() -> PrivateKey {
+    PrivateKey::generate().expect("randomness")
+}
+
+/// What this node says of itself.
+fn said(bench: &Bench) -> Announcement {
+    let said = bench.world.said();
+    let json = said.snapshot.nodes["node-1"].announcement.clone().expect("announced");
+    Announcement::parse_and_verify(&json, "node-1", "uid-1").expect("its own")
+}
+
+fn generations(bench: &Bench) -> Vec<u32> {
+    said(bench).generations().iter().map(|entry| entry.generation.number()).collect()
+}
+
+fn devices(bench: &Bench) -> Vec<String> {
+    bench.truth().tunnels.into_keys().collect()
+}
+
+/// The slots by which packets go to others.
+fn slots(bench: &Bench) -> BTreeSet<u8> {
+    bench.truth().datapath.expect("loaded").peers.values().map(|value| value.slot()).collect()
+}
+
+fn files(bench: &Bench) -> Vec<String> {
+    let names = std::fs::read_dir(bench.dir.path().join("keys")).expect("listed");
+    let mut names: Vec<_> =
+        names.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| name.ends_with(".key"));
+    names.sort();
+    names
+}
+
+/// Three nodes, of which the others have keys of the first two generations and answer by both.
+struct Rotation {
+    bench: Bench,
+    node: Node<Shared>,
+    fresh: Vec<PrivateKey>,
+}
+
+impl Rotation {
+    fn begun() -> Self {
+        let (mut bench, mut node) = Bench::settled(3);
+        let fresh = vec![key(), key()];
+        bench.wants(1);
+        bench.settle(&mut node);
+        assert_eq!(generations(&bench), [0, 1], "its own is there before the others' are");
+        for key in &fresh {
+            bench.kernel.with(|k| k.answer(key.public()));
+        }
+        Self { bench, node, fresh }
+    }
+
+    /// Node `n` has both, and does not send to `not_flipped` by the newer.
+    fn has_both(&self, n: u8, not_flipped: NotFlipped) {
+        let at = usize::from(n) - 2;
+        let keys = [(0, &self.bench.keys[at]), (1, &self.fresh[at])];
+        self.bench.says(n, Some(announce_keys(n, &keys, not_flipped)));
+    }
+
+    fn has_newest(&self, n: u8) {
+        self.bench
+            .says(n, Some(announce_keys(n, &[(1, &self.fresh[usize::from(n) - 2])], NotFlipped::nobody())));
+    }
+
+    fn settle(&mut self) {
+        self.bench.settle(&mut self.node);
+    }
+}
+
+fn names(all: &[&str]) -> NotFlipped {
+    NotFlipped::of(all.iter().map(|name| (*name).to_owned()))
+}
+
+#[test]
+fn a_rotation_from_begin_to_end() {
+    let mut it = Rotation::begun();
+    // Nobody has another key yet: all goes on by the old one, and it says so.
+    assert_eq!(slots(&it.bench), [0].into());
+    assert_eq!(*said(&it.bench).not_flipped(), names(&["node-2", "node-3"]));
+    assert_eq!(it.bench.settle(&mut it.node), 0, "what waits costs nothing");
+    it.has_both(2, names(&["node-1", "node-3"]));
+    it.settle();
+    assert_eq!(slots(&it.bench), [0, 1].into(), "each pair by itself");
+    assert_eq!(*said(&it.bench).not_flipped(), names(&["node-3"]));
+    it.has_both(3, NotFlipped::nobody());
+    it.settle();
+    assert_eq!((slots(&it.bench), it.bench.tunnelled()), ([1].into(), 2));
+    assert_eq!(*said(&it.bench).not_flipped(), NotFlipped::nobody());
+    // The second still sends to it by the old one.
+    assert_eq!(
+        (generations(&it.bench), devices(&it.bench)),
+        (vec![0, 1], DEVICES.map(str::to_owned).to_vec())
+    );
+    it.has_both(2, names(&["node-3"]));
+    it.settle();
+    assert_eq!((generations(&it.bench), devices(&it.bench)), (vec![1], vec![DEVICES[1].to_owned()]));
+    assert_eq!(files(&it.bench), ["generation-1.key"]);
+    assert_eq!(it.node.problems(), []);
+    // The others give theirs up.
+    it.has_newest(2);
+    it.has_newest(3);
+    assert_eq!(it.bench.settle(&mut it.node), 0);
+    assert_eq!(it.bench.tunnelled(), 2);
+}
+
+/// One store for each peer, and nothing else for those that have moved already.
+#[test]
+fn moving_a_peer_is_one_store() {
+    let mut it = Rotation::begun();
+    it.has_both(2, names(&["node-1", "node-3"]));
+    it.has_both(3, names(&["node-1", "node-2"]));
+    it.bench.tried();
+    it.settle();
+    let stores = it.bench.tried().into_iter().filter(|action| matches!(action, Action::SetPeer(..)));
+    assert_eq!(stores.count(), 2);
+}
+
+/// What still comes by the old generation keeps it, whatever the others say.
+#[test]
+fn what_is_still_received_by_is_not_given_up() {
+    let mut it = Rotation::begun();
+    it.has_both(2, NotFlipped::nobody());
+    it.has_both(3, NotFlipped::nobody());
+    let peer = it.bench.keys[0].public();
+    for _ in 0..30 {
+        it.bench.kernel.with(|k| {
+            k.tamper(DEVICES[0], |device| device.change(&peer, |peer| peer.received += 100));
+        });
+        it.bench.seconds += 1;
+        it.node.pass(it.bench.now());
+    }
+    assert_eq!(generations(&it.bench), [0, 1]);
+    it.settle();
+    assert_eq!(generations(&it.bench), [1]);
+}
+
+/// A restart at any time, also where nobody tells it anything, changes nothing and goes on.
+#[test]
+fn it_goes_on_after_a_restart() {
+    let mut it = Rotation::begun();
+    it.has_both(2, names(&["node-1"]));
+    it.settle();
+    it.bench.world.change(|said| said.whole = false);
+    it.node = it.bench.restart(it.node);
+    assert_eq!(it.bench.settle(&mut it.node), 1, "it opens what is pinned");
+    assert_eq!((generations(&it.bench), slots(&it.bench)), (vec![0, 1], [0, 1].into()));
+    // Without all nodes nothing is given up.
+    it.has_both(2, NotFlipped::nobody());
+    it.has_both(3, NotFlipped::nobody());
+    it.settle();
+    assert_eq!(generations(&it.bench), [0, 1]);
+    it.bench.world.change(|said| said.whole = true);
+    it.settle();
+    assert_eq!(generations(&it.bench), [1]);
+}
+
+/// A node that does not begin keeps the old one with all, and nobody goes further than the next.
+#[test]
+fn a_node_that_is_down_keeps_the_old_generation() {
+    let mut it = Rotation::begun();
+    it.has_both(2, NotFlipped::nobody());
+    it.bench.wants(2);
+    it.settle();
+    assert_eq!((generations(&it.bench), slots(&it.bench)), (vec![0, 1], [0, 1].into()));
+    // Until somebody cuts it off.
+    let asked = kubeveil_api::rotation::RotationSpec { retire_before: 1, ..Default::default() };
+    it.bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").rotation = Some(asked));
+    it.settle();
+    assert_eq!(generations(&it.bench), [1, 2]);
+    assert_eq!(it.bench.tunnelled(), 1);
+}
+
+/// Nobody who was left behind by two generations holds anything up, nor uses an old key.
+#[test]
+fn who_comes_back_after_two_rotations_takes_the_newest() {
+    let (mut bench, node) = Bench::settled(3);
+    let fresh = [key(), key()];
+    bench.wants(2);
+    for (n, key) in (2..).zip(&fresh) {
+        bench.says(n, Some(announce_keys(n, &[(2, key)], NotFlipped::nobody())));
+        bench.kernel.with(|k| k.answer(key.public()));
+    }
+    let mut node = bench.restart(node);
+    bench.settle(&mut node);
+    assert_eq!((generations(&bench), devices(&bench)), (vec![2], vec![DEVICES[0].to_owned()]));
+    assert_eq!((files(&bench), bench.tunnelled()), (vec!["generation-2.key".to_owned()], 2));
+}
+
+/// Two generations at once are taken one after the other.
+#[test]
+fn no_generation_is_skipped_that_others_need() {
+    let (mut bench, mut node) = Bench::settled(3);
+    bench.wants(2);
+    bench.settle(&mut node);
+    assert_eq!(generations(&bench), [0, 1]);
+}
+
+#[test]
+fn paused_is_paused() {
+    let mut it = Rotation::begun();
+    let pause = |it: &Rotation, paused| {
+        let asked = kubeveil_api::rotation::RotationSpec { paused, ..Default::default() };
+        it.bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").rotation = Some(asked));
+    };
+    pause(&it, true);
+    it.has_both(2, NotFlipped::nobody());
+    it.has_both(3, NotFlipped::nobody());
+    it.settle();
+    assert_eq!(generations(&it.bench), [0, 1]);
+    pause(&it, false);
+    it.settle();
+    assert_eq!(generations(&it.bench), [1]);
+}
+
+/// Its own key is revoked: it has another at once, of the same generation.
+#[test]
+fn a_revoked_key_is_replaced() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let before = said(&bench).generations()[0].public_key;
+    bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").revoked_keys.push(before));
+    bench.settle(&mut node);
+    let after = said(&bench);
+    assert_eq!(after.generations().len(), 1);
+    assert_ne!(after.generations()[0].public_key, before);
+    assert_eq!(bench.truth().tunnels["kubeveil0"].public_key, Some(after.generations()[0].public_key));
+    bench.kernel.with(FakeKernel::nobody_answers);
+}

@@ -1,0 +1,98 @@
+//! How the cluster goes from one key generation to the next: what people ask for, and what became of it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::words::words;
+
+/// Rotations that the mesh's history holds, the newest last.
+pub const MOST_RECORDS: usize = 20;
+/// Characters of the longest reason, and of the longest name of who asked.
+pub const MOST_WORDS: usize = 256;
+/// Stragglers that a record names.
+pub const MOST_STRAGGLERS: usize = 32;
+/// Seconds after which a rotation has stragglers, where nobody said: ten minutes.
+pub const DEADLINE_SECONDS: u32 = 600;
+
+/// `spec.rotation` of an EncryptionMesh: who asked for the generation in `spec.keyGeneration`, and how it is to go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RotationSpec {
+    /// No node makes a key and none gives one up, until this is taken away.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// Keys of generations before this one are given up at once, whoever still sends by them: a node that has no newer one is cut
+    /// off until it has. `kubeveil rotate finish --force` sets it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retire_before: u32,
+    /// Who asked for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
+    pub requested_by: String,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::mesh::some_time")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
+    pub requested_at: Option<Timestamp>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
+    pub reason: String,
+    /// Seconds after which nodes that are not done are told of as stragglers; 600 where this is left out. It ends nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "u32"))]
+    pub deadline_seconds: Option<u32>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl RotationSpec {
+    /// Seconds after which a rotation has stragglers.
+    pub fn deadline(&self) -> u32 {
+        self.deadline_seconds.unwrap_or(DEADLINE_SECONDS)
+    }
+}
+
+words! {
+    /// What became of a rotation.
+    pub enum RotationResult {
+        /// It goes on.
+        Running = "running",
+        /// Every node has the new key, and none has an older one.
+        Done = "done",
+        /// The same, but for nodes that were cut off.
+        Forced = "forced",
+        /// Another one was asked for before it was done.
+        Superseded = "superseded",
+    }
+}
+
+/// One rotation, as the mesh's history has it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RotationRecord {
+    /// The generation that it led to.
+    pub generation: u32,
+    /// Who asked for it; empty where nobody said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub requested_by: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// When it was asked for, or first seen.
+    #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
+    pub started_at: Timestamp,
+    /// When it was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
+    pub finished_at: Option<Timestamp>,
+    /// What became of it.
+    pub result: RotationResult,
+    /// Nodes that were not done at its deadline, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stragglers: Vec<String>,
+}

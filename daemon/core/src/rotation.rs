@@ -1,0 +1,313 @@
+//! Key generations: which of them a node has, which one carries its packets to a peer, and when an old one may go.
+//!
+//! Each generation is a WireGuard device with a key of its own, so two of them stand side by side while the cluster goes from
+//! one to the next. Nobody coordinates that. A node
+//! 1. makes the key that the mesh wants, sets its device up, and announces it ([`Rotation::keys`], [`Rotation::says`]);
+//! 2. moves its own packets to a peer onto the newest generation that the peer is proven on ([`choose`]): a handshake there says
+//!    that the peer can decrypt;
+//! 3. says to whom it has not done so yet; what it does not say, it must not do ([`may_use`]);
+//! 4. gives an old generation up when no peer says that it may still be sent to by it, nothing is sent by it, and nothing came by
+//!    it for a while ([`holdups`]).
+//!
+//! Nothing of it depends on clocks being equal; time only makes it go slower. What a node remembers of it are its key files, its
+//! devices and what it said, so it goes on after a crash at any point.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use kubeveil_api::announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped};
+use kubeveil_keys::Generation;
+
+use crate::tunnels::Health;
+
+/// Nothing came by an old generation for so long: longer than packets are on their way.
+pub const STILL: Duration = Duration::from_secs(5);
+/// A node's list of peers that it has not moved yet is told anew no more often than this, but for its end.
+pub const TELL_EVERY: Duration = Duration::from_secs(10);
+/// The nodes of a cluster take each step of a rotation one after another, about this far apart: each of them has to take in
+/// what all others say.
+const PACE: Duration = Duration::from_millis(10);
+
+/// What a node said last, as far as rotation goes by it.
+#[derive(Clone, Copy, Debug)]
+pub struct Said<'a> {
+    /// Its generations, ascending; at least one.
+    pub generations: &'a [GenerationEntry],
+    /// To whom it does not send by its newest.
+    pub not_flipped: &'a NotFlipped,
+}
+
+impl<'a> From<&'a Announcement> for Said<'a> {
+    fn from(announcement: &'a Announcement) -> Self {
+        Self { generations: announcement.generations(), not_flipped: announcement.not_flipped() }
+    }
+}
+
+impl Said<'_> {
+    fn newest(&self) -> Generation {
+        self.generations.last().map_or(Generation::FIRST, |entry| entry.generation)
+    }
+
+    fn has(&self, generation: Generation) -> bool {
+        self.generations.iter().any(|entry| entry.generation == generation)
+    }
+
+    /// May the one who said this send to `node` by `generation`?
+    fn may_send(&self, node: &str, generation: Generation) -> bool {
+        self.has(generation) && (self.newest() == generation || self.not_flipped.names(node))
+    }
+}
+
+/// What a node goes by.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// The generation that the mesh wants; `None` as long as no mesh is known.
+    pub wanted: Option<Generation>,
+    /// No key is made and none is given up.
+    pub paused: bool,
+    /// Generations before this one go, whoever still sends by them.
+    pub retire_before: Generation,
+    /// Generations that it has keys of.
+    pub held: BTreeSet<Generation>,
+    /// Those whose key is revoked.
+    pub revoked: BTreeSet<Generation>,
+    /// Those whose device stands, with that key.
+    pub standing: BTreeSet<Generation>,
+    /// What it said last, as its source has it.
+    pub own: Option<Said<'a>>,
+    /// What the others said last.
+    pub others: BTreeMap<&'a str, Said<'a>>,
+    /// `others` are all there are, and this is what each of them says now.
+    pub whole: bool,
+    /// By which generation it sends to whom, as it was last carried out; `None`: nobody knows.
+    pub ways: Option<BTreeMap<&'a str, Generation>>,
+    /// How long nothing has come by each generation.
+    pub quiet: BTreeMap<Generation, Duration>,
+    /// Monotonic.
+    pub now: Duration,
+}
+
+/// What is to be done about keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make the key of this generation.
+    Make(Generation),
+    /// Remove the key of this generation, for ever.
+    Retire(Generation),
+}
+
+/// Why an old generation can't be given up yet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holdup {
+    /// This node has no newer key.
+    NotBegun(String),
+    /// It has one, and does not send to us by it.
+    NotFlipped(String),
+    /// We do not send to it by ours.
+    NotFlippedByUs(String),
+    /// Something still comes by it.
+    Receiving,
+    /// Not all nodes are known, or not what they say now.
+    NotWhole,
+    /// Somebody wants it to wait.
+    Paused,
+}
+
+impl fmt::Display for Holdup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotBegun(node) => write!(f, "{node} has no newer key"),
+            Self::NotFlipped(node) => write!(f, "{node} still sends to this node by it"),
+            Self::NotFlippedByUs(node) => write!(f, "this node still sends to {node} by it"),
+            Self::Receiving => f.write_str("packets still come by it"),
+            Self::NotWhole => f.write_str("the source has not told of all nodes"),
+            Self::Paused => f.write_str("rotation is paused"),
+        }
+    }
+}
+
+/// What a node remembers of it beside its files: only when it last did something, so that all do not do it at once.
+#[derive(Clone, Debug, Default)]
+pub struct Rotation {
+    /// Since when this is wanted.
+    wanted: Option<(Generation, Duration)>,
+    /// Since when nothing holds the oldest generation up.
+    free: Option<(Generation, Duration)>,
+    /// When another list was last said.
+    told: Option<Duration>,
+}
+
+impl Rotation {
+    /// What is to be done about keys now, one after another: to be asked again after each.
+    pub fn keys(&mut self, view: &View<'_>) -> Option<Step> {
+        let wanted = view.wanted?;
+        if let Some(revoked) = view.revoked.first() {
+            return Some(Step::Retire(*revoked));
+        }
+        let Some(newest) = view.held.last().copied() else { return Some(Step::Make(wanted)) };
+        // What no device is left for: of two generations that share one, the older is none any more.
+        let stranded = |old: &&Generation| **old < newest && old.parity() == newest.parity();
+        if let Some(old) = view.held.iter().find(stranded) {
+            return Some(Step::Retire(*old));
+        }
+        let oldest = *view.held.first()?;
+        if oldest < newest {
+            return self.may_retire(oldest, view).then_some(Step::Retire(oldest));
+        }
+        if wanted <= newest || view.paused {
+            self.wanted = None;
+            return None;
+        }
+        // A node that has only just heard of it has the others' time as well.
+        let (_, since) = *self.wanted.filter(|(of, _)| *of == wanted).get_or_insert((wanted, view.now));
+        self.wanted = Some((wanted, since));
+        if view.now < since + pace(view) {
+            return None;
+        }
+        if newest.parity() != wanted.parity() {
+            return Some(Step::Make(wanted));
+        }
+        // Both need one device. Where nobody has the older any more, it is free; else by way of the one between.
+        let is_alone = view.whole && !view.others.values().any(|said| said.has(newest));
+        let forced = newest < view.retire_before;
+        Some(if is_alone || forced {
+            Step::Retire(newest)
+        } else {
+            Step::Make(Generation::new(wanted.number() - 1))
+        })
+    }
+
+    fn may_retire(&mut self, generation: Generation, view: &View<'_>) -> bool {
+        if generation < view.retire_before {
+            return true;
+        }
+        if !holdups(generation, view).is_empty() {
+            self.free = None;
+            return false;
+        }
+        let (_, since) = *self.free.filter(|(of, _)| *of == generation).get_or_insert((generation, view.now));
+        self.free = Some((generation, since));
+        view.now >= since + pace(view)
+    }
+
+    /// What this node says from now on: its generations, and to whom it does not send by the newest. `None` as long as no device
+    /// stands.
+    pub fn says(&mut self, view: &View<'_>) -> Option<(Vec<(Generation, GenerationState)>, NotFlipped)> {
+        // What was said stands as long as there is a key, though somebody took the device away for a moment.
+        let is_said = |generation: &&Generation| {
+            view.standing.contains(generation) || view.own.is_some_and(|own| own.has(**generation))
+        };
+        let said: Vec<Generation> = view.held.iter().filter(is_said).copied().collect();
+        let newest = *said.last()?;
+        let state =
+            |of: &Generation| if *of == newest { GenerationState::Active } else { GenerationState::Retiring };
+        let generations = said.iter().map(|of| (*of, state(of))).collect();
+        let list = not_flipped(&said, view);
+        Some((generations, self.at_times(newest, list, view)))
+    }
+
+    /// `list`, or what was said last where it is too early to say something else.
+    fn at_times(&mut self, newest: Generation, list: NotFlipped, view: &View<'_>) -> NotFlipped {
+        let before = view.own.filter(|own| own.newest() == newest).map(|own| own.not_flipped);
+        if before == Some(&list) {
+            return list;
+        }
+        let is_early = self.told.is_some_and(|at| view.now < at + TELL_EVERY);
+        if let Some(before) = before.filter(|_| is_early && list != NotFlipped::nobody()) {
+            return before.clone();
+        }
+        self.told = Some(view.now);
+        list
+    }
+
+    /// How long until something can be done though nobody says anything; `None` if nothing is under way.
+    pub fn next_look(&self, view: &View<'_>) -> Option<Duration> {
+        let at = |since: Duration| (since + pace(view)).saturating_sub(view.now);
+        let begins = self.wanted.map(|(_, since)| at(since));
+        let ends = self.free.map(|(_, since)| at(since));
+        let under_way = view.held.len() > 1;
+        let is_quiet = under_way.then(|| {
+            let quiet = view.held.first().and_then(|old| view.quiet.get(old)).copied().unwrap_or_default();
+            // What still comes is looked at again after as long as it would have to be silent.
+            STILL.saturating_sub(quiet).max(Duration::from_secs(1))
+        });
+        let again = self.told.filter(|_| under_way).map(|at| (at + TELL_EVERY).saturating_sub(view.now));
+        let again = again.filter(|wait| !wait.is_zero());
+        begins.into_iter().chain(ends).chain(is_quiet).chain(again).min()
+    }
+}
+
+/// How long after the others begin this node takes its step: each has its place in a row as long as there are nodes.
+fn pace(view: &View<'_>) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    view.node.hash(&mut hasher);
+    let places = view.others.len() as u64 + 1;
+    let place = u32::try_from(hasher.finish() % places).unwrap_or(u32::MAX);
+    PACE.saturating_mul(place)
+}
+
+/// To whom this node, which says that it has `said`, sends by an older generation than its newest, or might.
+fn not_flipped(said: &[Generation], view: &View<'_>) -> NotFlipped {
+    let Some((newest, older)) = said.split_last().filter(|(_, older)| !older.is_empty()) else {
+        return NotFlipped::nobody();
+    };
+    let Some(ways) = &view.ways else { return NotFlipped::Many };
+    let has_older = |other: &Said<'_>| older.iter().any(|generation| other.has(*generation));
+    let may = view.others.iter().filter(|(_, said)| has_older(said)).map(|(name, _)| *name);
+    let does = ways.iter().filter(|(_, by)| older.contains(by)).map(|(name, _)| *name);
+    let names: BTreeSet<&str> = may.chain(does).filter(|name| ways.get(name) != Some(newest)).collect();
+    NotFlipped::of(names.into_iter().map(str::to_owned))
+}
+
+/// Why this node can't give `generation` up yet.
+pub fn holdups(generation: Generation, view: &View<'_>) -> BTreeSet<Holdup> {
+    let mut out = BTreeSet::new();
+    if view.paused {
+        out.insert(Holdup::Paused);
+    }
+    for (name, said) in &view.others {
+        if said.newest() == generation {
+            out.insert(Holdup::NotBegun((*name).to_owned()));
+        } else if said.may_send(view.node, generation) {
+            out.insert(Holdup::NotFlipped((*name).to_owned()));
+        }
+    }
+    match &view.ways {
+        Some(ways) => {
+            let by_it = ways.iter().filter(|(_, by)| **by == generation);
+            out.extend(by_it.map(|(name, _)| Holdup::NotFlippedByUs((*name).to_owned())));
+        }
+        None => drop(out.insert(Holdup::NotWhole)),
+    }
+    if !view.whole {
+        out.insert(Holdup::NotWhole);
+    }
+    // A device that does not stand receives nothing.
+    let is_quiet = || view.quiet.get(&generation).is_none_or(|quiet| *quiet >= STILL);
+    if view.standing.contains(&generation) && !is_quiet() {
+        out.insert(Holdup::Receiving);
+    }
+    out
+}
+
+/// May packets to `peer` go by `generation`, after what this node said last? By a newer one than any that it spoke of, and by
+/// its newest, to anybody; by an older one to those only of whom it said so, since others take it for granted.
+pub fn may_use(own: Option<Said<'_>>, peer: &str, generation: Generation) -> bool {
+    own.is_none_or(|own| own.newest() <= generation || own.not_flipped.names(peer))
+}
+
+/// Which of a peer's tunnels carries packets to it: `ways` are those that may, the newest first, each with how it is. The first that
+/// is proven, and an older one rather than one that has ceased to answer.
+pub fn choose(ways: impl IntoIterator<Item = Health>) -> Option<usize> {
+    let proven = ways.into_iter().enumerate().filter(|(_, health)| health.is_proven());
+    proven.min_by_key(|(_, health)| matches!(health, Health::Stale(_))).map(|(index, _)| index)
+}

@@ -1,0 +1,178 @@
+//! What one node does about its keys. What many do together is played in `tests/simulation`.
+
+use std::num::NonZeroU16;
+
+use kubeveil_keys::PublicKey;
+
+use super::*;
+
+fn generation(number: u32) -> Generation {
+    Generation::new(number)
+}
+
+fn entries(numbers: &[u32]) -> Vec<GenerationEntry> {
+    let entry = |number: &u32| GenerationEntry {
+        generation: generation(*number),
+        public_key: PublicKey::from_bytes([u8::try_from(*number).expect("few"); 32]),
+        port: NonZeroU16::MIN,
+        state: GenerationState::Active,
+    };
+    numbers.iter().map(entry).collect()
+}
+
+/// What the other node says, and a view of the node that hears it.
+struct Heard {
+    own: Vec<GenerationEntry>,
+    other: Vec<GenerationEntry>,
+    list: NotFlipped,
+}
+
+impl Heard {
+    fn new(own: &[u32], other: &[u32], list: NotFlipped) -> Self {
+        Self { own: entries(own), other: entries(other), list }
+    }
+
+    /// Settled: all devices stand, everything goes by the newest, and nothing has come for long.
+    fn view(&self) -> View<'_> {
+        let held: BTreeSet<_> = self.own.iter().map(|entry| entry.generation).collect();
+        let newest = held.last().copied().unwrap_or_default();
+        View {
+            node: "me",
+            wanted: Some(newest),
+            paused: false,
+            retire_before: Generation::FIRST,
+            standing: held.clone(),
+            quiet: held.iter().map(|of| (*of, STILL)).collect(),
+            held,
+            revoked: BTreeSet::new(),
+            own: Some(Said { generations: &self.own, not_flipped: &self.list }),
+            others: [("other", Said { generations: &self.other, not_flipped: &self.list })].into(),
+            whole: true,
+            ways: Some([("other", newest)].into()),
+            now: Duration::from_secs(1000),
+        }
+    }
+}
+
+fn names(all: &[&str]) -> NotFlipped {
+    NotFlipped::of(all.iter().map(|name| (*name).to_owned()))
+}
+
+/// The step that is taken at last, once its place in the row has come.
+fn step(view: &View<'_>) -> Option<Step> {
+    let mut rotation = Rotation::default();
+    let first = rotation.keys(view);
+    first.or_else(|| rotation.keys(&View { now: view.now + Duration::from_secs(1), ..view.clone() }))
+}
+
+#[test]
+fn each_thing_that_holds_an_old_key_holds_it() {
+    let done = Heard::new(&[0, 1], &[0, 1], names(&["third"]));
+    let view = done.view();
+    assert_eq!(step(&view), Some(Step::Retire(generation(0))));
+    let held = |view: View<'_>| {
+        assert_eq!(step(&view), None);
+        holdups(generation(0), &view).into_iter().next()
+    };
+    assert_eq!(held(View { paused: true, ..view.clone() }), Some(Holdup::Paused));
+    assert_eq!(held(View { whole: false, ..view.clone() }), Some(Holdup::NotWhole));
+    assert_eq!(held(View { ways: None, ..view.clone() }), Some(Holdup::NotWhole));
+    let ways = Some([("other", generation(0))].into());
+    assert_eq!(held(View { ways, ..view.clone() }), Some(Holdup::NotFlippedByUs("other".to_owned())));
+    let quiet = [(generation(0), STILL - Duration::from_millis(1))].into();
+    assert_eq!(held(View { quiet, ..view.clone() }), Some(Holdup::Receiving));
+    for list in [names(&["me"]), NotFlipped::Many] {
+        let heard = Heard::new(&[0, 1], &[0, 1], list);
+        assert_eq!(held(heard.view()), Some(Holdup::NotFlipped("other".to_owned())));
+    }
+    let behind = Heard::new(&[0, 1], &[0], names(&[]));
+    assert_eq!(held(behind.view()), Some(Holdup::NotBegun("other".to_owned())));
+    // Whatever holds it, somebody can end it.
+    let forced = View { retire_before: generation(1), whole: false, ways: None, ..behind.view() };
+    assert_eq!(step(&forced), Some(Step::Retire(generation(0))));
+    // Who never had it, or has given it up, holds nothing.
+    for other in [&[1][..], &[1, 2], &[2]] {
+        assert_eq!(
+            step(&Heard::new(&[0, 1], other, names(&["me"])).view()),
+            Some(Step::Retire(generation(0)))
+        );
+    }
+}
+
+#[test]
+fn the_next_key_is_one_that_there_is_a_device_for() {
+    let wants = |own: &[u32], other: &[u32], wanted: u32| {
+        let heard = Heard::new(own, other, names(&[]));
+        step(&View { wanted: Some(generation(wanted)), ..heard.view() })
+    };
+    assert_eq!(wants(&[], &[0], 7), Some(Step::Make(generation(7))));
+    assert_eq!(wants(&[0], &[0], 0), None);
+    assert_eq!(wants(&[3], &[3], 2), None, "no way back");
+    assert_eq!(wants(&[0], &[0], 1), Some(Step::Make(generation(1))));
+    assert_eq!(wants(&[0], &[0], 3), Some(Step::Make(generation(3))));
+    assert_eq!(wants(&[0], &[0], 2), Some(Step::Make(generation(1))), "by way of the one between");
+    assert_eq!(wants(&[0], &[2], 2), Some(Step::Retire(generation(0))), "nobody has the old one any more");
+    assert_eq!(wants(&[0, 1], &[0], 2), None, "one at a time");
+    assert_eq!(wants(&[0, 2], &[0], 2), Some(Step::Retire(generation(0))), "two of one device");
+    // Without a mesh nobody knows what is wanted.
+    let heard = Heard::new(&[], &[0], names(&[]));
+    assert_eq!(step(&View { wanted: None, ..heard.view() }), None);
+}
+
+/// What is said binds: to whom packets may go by an old key follows from it.
+#[test]
+fn what_is_not_said_is_not_done() {
+    let (generations, list) = (entries(&[0, 1]), names(&["a"]));
+    let own = Some(Said { generations: &generations, not_flipped: &list });
+    assert!(may_use(own, "a", generation(0)) && !may_use(own, "b", generation(0)));
+    assert!(may_use(own, "b", generation(1)) && may_use(own, "b", generation(2)));
+    assert!(may_use(None, "b", generation(0)), "nothing was said yet");
+}
+
+#[test]
+fn the_newest_that_answers_is_chosen() {
+    let [never, up, idle, stale] =
+        [Health::Never, Health::Up, Health::Idle, Health::Stale].map(|health| health(Duration::ZERO));
+    assert_eq!(choose([never, up]), Some(1));
+    assert_eq!(choose([idle, up]), Some(0), "an idle tunnel is silent");
+    assert_eq!(choose([stale, up]), Some(1));
+    assert_eq!(choose([stale, stale]), Some(0));
+    assert_eq!(choose([never, never]), None);
+}
+
+/// The end is told at once, what goes on every ten seconds, and what is as it was said never.
+#[test]
+fn the_list_is_told_at_times() {
+    let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
+    let mut rotation = Rotation::default();
+    let mut says = |ways: &[(&'static str, u32)], seconds: u64| {
+        let ways = ways.iter().map(|(name, by)| (*name, generation(*by))).collect();
+        let mut view = heard.view();
+        view.others.insert("third", view.others["other"]);
+        let view = View { ways: Some(ways), now: Duration::from_secs(seconds), ..view };
+        rotation.says(&view).expect("a device stands").1
+    };
+    assert_eq!(says(&[("other", 0), ("third", 0)], 20), names(&["other", "third"]));
+    // It was said, as it were, without the third: ten seconds later it may be again.
+    assert_eq!(says(&[("other", 1), ("third", 0)], 21), names(&["other"]), "too early");
+    assert_eq!(says(&[("other", 1), ("third", 0)], 30), names(&["third"]));
+    assert_eq!(says(&[("other", 1), ("third", 1)], 31), names(&[]));
+}
+
+/// A node that has only its newest says that it sends to everybody by it; a device that somebody took away for a moment is spoken of
+/// all the same.
+#[test]
+fn what_it_has_it_says() {
+    let says = |view: View<'_>| Rotation::default().says(&view);
+    let one = Heard::new(&[1], &[1], names(&[]));
+    assert_eq!(says(one.view()), Some((vec![(generation(1), GenerationState::Active)], names(&[]))));
+    let both = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
+    let standing = [generation(1)].into();
+    let (generations, _) = says(View { standing, ..both.view() }).expect("it stands");
+    assert_eq!(
+        generations,
+        [(generation(0), GenerationState::Retiring), (generation(1), GenerationState::Active)]
+    );
+    let nothing = View { own: None, standing: BTreeSet::new(), ..both.view() };
+    assert_eq!(says(nothing), None);
+}

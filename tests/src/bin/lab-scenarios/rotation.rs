@@ -1,0 +1,184 @@
+//! Keys are rotated while packets go.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kubeveil_tests::address::Node;
+use kubeveil_tests::lab::{Mode, mesh};
+use kubeveil_tests::process::wait_until;
+use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
+use kubeveil_tests::status::{said_in, wireguard_devices};
+use kubeveil_tests::traffic::{Load, flows};
+
+use crate::Scenario;
+
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario::new("a_rotation_loses_no_packet", rotations).nodes(3),
+    Scenario::new("an_old_key_gets_no_answer", old_key).nodes(2),
+    Scenario::new("twenty_rotations_lose_no_packet", twenty).nodes(3),
+    Scenario::new("a_node_that_is_down_holds_a_rotation_up", node_down).nodes(3),
+];
+
+/// A rotation of three idle nodes takes 15 seconds: nothing has to come by an old key for five, and what a node says of its peers
+/// it says every ten.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// The mesh wants this generation, and what else is in `rotation`.
+fn want(stage: &Stage, generation: u32, rotation: serde_json::Value) -> Result<()> {
+    let mut mesh = mesh(Mode::Require, stage.lab.spec().families);
+    mesh.object["spec"]["keyGeneration"] = generation.into();
+    mesh.object["spec"]["rotation"] = rotation;
+    mesh.write(&stage.lab.manifests())
+}
+
+/// The generations that a node announces.
+fn announced(stage: &Stage, node: Node) -> Result<Vec<u64>> {
+    let text = fs::read_to_string(stage.manifest(&format!("announcements/{}.yaml", node.name())))?;
+    let json: serde_json::Value = serde_norway::from_str(&text)?;
+    let said =
+        json["metadata"]["annotations"]["kubeveil.io/announcement"].as_str().context("announcement")?;
+    let said: serde_json::Value = serde_json::from_str(said)?;
+    let generations = said["generations"].as_array().context("generations")?;
+    Ok(generations.iter().filter_map(|entry| entry["generation"].as_u64()).collect())
+}
+
+/// Every node has this generation, and no other.
+fn wait_for(stage: &Stage, generation: u32) -> Result<()> {
+    let all = || -> Result<Vec<_>> { stage.lab.nodes().map(|node| announced(stage, node)).collect() };
+    let done = wait_until(LIMIT, Duration::from_millis(100), || {
+        Ok(all()?.iter().all(|said| *said == [u64::from(generation)]))
+    })?;
+    ensure!(done, "generation {generation} after {LIMIT:?}: {:?}", all()?);
+    for node in stage.lab.nodes() {
+        let device = format!("kubeveil{}", generation % 2);
+        let gone = wait_until(Duration::from_secs(5), Duration::from_millis(100), || {
+            Ok(wireguard_devices(node)? == [device.clone()])
+        })?;
+        ensure!(gone, "{} has {:?}", node.name(), wireguard_devices(node)?);
+    }
+    Ok(())
+}
+
+/// Every pod of the first two nodes with its like, both ways and by both families; and the third's.
+fn everybody(stage: &Stage, rate: u32) -> Load {
+    let pairs = [("1a", "2a"), ("2a", "1a"), ("1b", "3b"), ("3b", "2b")];
+    let families = stage.lab.spec().families;
+    Load::new(pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect(), rate)
+}
+
+fn rotate(stage: &mut Stage, generations: std::ops::RangeInclusive<u32>) -> Result<()> {
+    stage.start()?;
+    let last = *generations.end();
+    let load = everybody(stage, 400);
+    let (tally, census) = stage.send_while(load, |stage| {
+        for generation in generations {
+            want(stage, generation, serde_json::json!({}))?;
+            wait_for(stage, generation)?;
+        }
+        Ok(())
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census).with_context(|| format!("up to generation {last}"))?;
+    for node in stage.lab.nodes() {
+        let keys = stage.lab.daemon(node).file("state/keys");
+        let names: Vec<String> = fs::read_dir(&keys)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<_>>()?;
+        let keys: Vec<_> = names.iter().filter(|name| name.contains("generation-")).collect();
+        ensure!(keys == [&format!("generation-{last}.key")], "{} keeps {keys:?}", node.name());
+        let status = stage.status(node)?;
+        ensure!(status["key"]["generation"] == last, "{} says {}", node.name(), status["key"]);
+        ensure!(status["problems"].as_array().is_some_and(Vec::is_empty), "{}", status["problems"]);
+    }
+    Ok(())
+}
+
+fn rotations(stage: &mut Stage) -> Result<()> {
+    rotate(stage, 1..=3)
+}
+
+fn twenty(stage: &mut Stage) -> Result<()> {
+    rotate(stage, 1..=20)
+}
+
+/// Somebody has kept a node's key, and speaks to its peer from that node's own address, as soon as that has another.
+fn old_key(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let (thief, peer) = (Node(1), Node(2));
+    let of = |stage: &Stage, node: Node| crate::support::public_key(stage, node);
+    let private = said_in(thief, "wg", &["show", "kubeveil0", "private-key"])?;
+    let (before, stolen) = (of(stage, peer)?, stage.lab.daemon(thief).file("stolen"));
+    fs::write(&stolen, private)?;
+    // It is answered as long as the key is in use: else the rest would say nothing.
+    stage.lab.daemon(thief).stop()?;
+    ensure!(answers(thief, peer, &before, 51871, &stolen)?, "nobody answers a key that is in use");
+    stage.lab.daemon(thief).start()?;
+    stage.wait_proven()?;
+    want(stage, 1, serde_json::json!({}))?;
+    wait_for(stage, 1)?;
+    stage.lab.daemon(thief).stop()?;
+    let now = of(stage, peer)?;
+    for (key, port) in [(&before, 51871), (&before, 51872), (&now, 51872), (&now, 51871)] {
+        ensure!(
+            !answers(thief, peer, key, port, &stolen)?,
+            "{key} at port {port} answers a key that was given up"
+        );
+    }
+    stage.lab.daemon(thief).start()?;
+    stage.wait_proven()?;
+    let (tally, census) = stage.send(stage.load("1a", "2a", 200), 100)?;
+    encrypted(&tally, &census)
+}
+
+/// Does `peer`, which is to have the key `public`, answer a handshake of stock WireGuard with the stolen key?
+fn answers(thief: Node, peer: Node, public: &str, port: u16, private: &std::path::Path) -> Result<bool> {
+    const DEVICE: &str = "wg-thief";
+    said_in(thief, "ip", &["link", "add", DEVICE, "type", "wireguard"])?;
+    let endpoint = format!("{}:{port}", peer.address(kubeveil_tests::address::Family::V4));
+    let private = private.display().to_string();
+    let set = ["set", DEVICE, "private-key", &private];
+    said_in(thief, "wg", &set)?;
+    let set = ["set", DEVICE, "peer", public, "endpoint", &endpoint, "persistent-keepalive", "1"];
+    said_in(thief, "wg", &set)?;
+    said_in(thief, "ip", &["link", "set", DEVICE, "up"])?;
+    let answered = wait_until(Duration::from_secs(8), Duration::from_millis(200), || {
+        let said = said_in(thief, "wg", &["show", DEVICE, "latest-handshakes"])?;
+        Ok(said.split_whitespace().last().is_some_and(|at| at != "0"))
+    });
+    said_in(thief, "ip", &["link", "del", DEVICE])?;
+    answered
+}
+
+/// A node is down while the others rotate: all go on speaking, nobody gives the old key up, somebody cuts it off, and it comes back.
+fn node_down(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let down = Node(3);
+    stage.lab.daemon(down).kill()?;
+    let load = everybody(stage, 200);
+    let (tally, census) = stage.send_while(load, |stage| {
+        want(stage, 1, serde_json::json!({}))?;
+        // Its device stands, and goes on by the old key.
+        std::thread::sleep(Duration::from_secs(25));
+        for node in [Node(1), Node(2)] {
+            ensure!(announced(stage, node)? == [0, 1], "{} says {:?}", node.name(), announced(stage, node)?);
+        }
+        Ok(())
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census).context("while a daemon is down")?;
+    want(stage, 1, serde_json::json!({ "retireBefore": 1 }))?;
+    let cut = wait_until(LIMIT, Duration::from_millis(200), || {
+        Ok(announced(stage, Node(1))? == [1] && announced(stage, Node(2))? == [1])
+    })?;
+    ensure!(cut, "the rotation was not finished by force");
+    let (tally, census) = stage.send(stage.load("1a", "2a", 200), 100)?;
+    encrypted(&tally, &census).context("between those that are not cut off")?;
+    let (_, census) = stage.send(stage.load("1a", "3a", 200), 100)?;
+    none_plain(&census).context("to the one that is cut off")?;
+    stage.lab.daemon(down).start()?;
+    wait_for(stage, 1)?;
+    stage.wait_proven()?;
+    let (tally, census) = stage.send(everybody(stage, 200), 400)?;
+    encrypted(&tally, &census).context("when it is back")
+}
