@@ -19,6 +19,9 @@ type Labels = Vec<(&'static str, String)>;
 /// Buckets of a way round, seconds.
 const DURATIONS: [f64; 7] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0];
 
+/// Buckets of a rotation, seconds: nothing has to come by an old key for 5, and what a node says it says every 10.
+const ROTATIONS: [f64; 7] = [10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 3600.0];
+
 /// What is measured as it happens.
 #[derive(Clone, Debug)]
 pub(crate) struct Durations(Histogram);
@@ -42,6 +45,7 @@ pub(crate) fn expose(
 ) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("kubeveil");
     about(&mut registry, view);
+    rotation(&mut registry, view);
     peers(&mut registry, view);
     packets(&mut registry, view);
     datapath(&mut registry, view);
@@ -96,6 +100,8 @@ fn about(registry: &mut Registry, view: &View) {
         one_gauge(registry, "key_generation", help, float(key.generation.number().into()));
         let help = "When the key in use was made";
         one_gauge(registry, "key_created_timestamp_seconds", help, float(key.created));
+        let help = "Generation that the mesh wants";
+        one_gauge(registry, "key_desired_generation", help, float(key.desired_generation.number().into()));
     }
     let seen =
         |kind: &ProblemKind| view.errors.iter().find(|(name, _)| *name == kind.name()).map_or(0, |(_, n)| *n);
@@ -103,6 +109,21 @@ fn about(registry: &mut Registry, view: &View) {
     counter(registry, "reconcile_errors", "Problems met, by kind; `kubeveil status` tells them", kinds);
     let help = "Privileged steps carried out since the daemon started";
     one_counter(registry, "kernel_writes", help, status.kernel_writes);
+}
+
+fn rotation(registry: &mut Registry, view: &View) {
+    let phases =
+        view.phases.iter().map(|(phase, nodes)| (vec![("phase", (*phase).to_owned())], float(*nodes as u64)));
+    let help = "Nodes by how far each is with the generation that the mesh wants, as this node hears them";
+    gauge(registry, "rotation_phase_nodes", help, phases);
+    let result = |result: &str, count| (vec![("result", result.to_owned())], count);
+    let rotations = [result("done", view.rotations.done), result("forced", view.rotations.forced)];
+    let help = "Rotations after which this node gave its older key up, since the daemon started";
+    counter(registry, "rotations", help, rotations);
+    let took = Histogram::new(ROTATIONS);
+    view.rotations.took.iter().for_each(|seconds| took.observe(*seconds));
+    let help = "From this node's new key until it gave the older one up";
+    registry.register("rotation_duration_seconds", help, took);
 }
 
 fn peers(registry: &mut Registry, view: &View) {

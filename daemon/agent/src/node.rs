@@ -46,6 +46,7 @@ use crate::{
 use adoption::Pairs;
 use leave::Leaving;
 use resting::Resting;
+pub(crate) use rotation::Rotations;
 use undone::Undone;
 use written::Written;
 
@@ -104,6 +105,7 @@ pub struct Node<K> {
     written: Written,
     resting: Resting,
     rotation: Rotation,
+    pub(crate) rotations: Rotations,
     retry: Duration,
     looked: Duration,
     /// A look found that what holds packets back is not as the last way round saw it.
@@ -163,6 +165,7 @@ impl<K: Kernel> Node<K> {
             written: Written::default(),
             resting: Resting::default(),
             rotation: Rotation::default(),
+            rotations: Rotations::default(),
             retry: RETRY,
             looked: Duration::ZERO,
             touched: false,

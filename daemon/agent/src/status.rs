@@ -1,11 +1,11 @@
 //! The status document, from the last way round and the last look at the kernel.
 
-use kubeveil_abi::{DeviceKind, Reason};
+use kubeveil_abi::{DEVICE_NAMES, DeviceKind, Reason};
 use kubeveil_api::{
     mesh::Mode,
     status::{
-        BackstopForm, BackstopStatus, DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PeerStatus,
-        PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
+        BackstopForm, BackstopStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey, PacketCount,
+        PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
     },
 };
 use kubeveil_core::{
@@ -18,7 +18,7 @@ use kubeveil_keys::Generation;
 use kubeveil_linux::{Count, Kernel, preflight::kernel_release};
 
 use crate::{
-    node::{Node, Now},
+    node::{Node, Now, Rotations},
     totals::Totals,
 };
 
@@ -30,6 +30,9 @@ pub(crate) struct View {
     pub(crate) totals: Totals,
     pub(crate) errors: Vec<(&'static str, u64)>,
     pub(crate) map_entries: Vec<(&'static str, usize, usize)>,
+    /// Nodes by how far each is with the generation that is wanted.
+    pub(crate) phases: Vec<(&'static str, usize)>,
+    pub(crate) rotations: Rotations,
 }
 
 /// Tells of the last look at the kernel, with the counters of this moment.
@@ -41,6 +44,8 @@ pub(crate) fn view<K: Kernel>(node: &mut Node<K>, now: Now) -> View {
         totals: node.totals.clone(),
         errors: node.errors.iter().map(|(kind, n)| (*kind, *n)).collect(),
         map_entries: map_entries(node),
+        phases: node.phases(),
+        rotations: node.rotations.clone(),
         counts,
     }
 }
@@ -112,14 +117,25 @@ fn key<K: Kernel>(node: &Node<K>, now: Now) -> Option<KeyStatus> {
         public_key: info.public,
         created: info.created,
         age: now.epoch.as_secs().saturating_sub(info.created),
+        older: older(node, now),
     })
 }
 
+fn older<K: Kernel>(node: &Node<K>, now: Now) -> Vec<OlderKey> {
+    let held = node.holdups(now).into_iter();
+    held.filter_map(|(generation, holdups)| {
+        let (_, public_key) = *node.keeper.publics().iter().find(|(of, _)| *of == generation)?;
+        Some(OlderKey { generation, public_key, held_for: holdups.iter().map(ToString::to_string).collect() })
+    })
+    .collect()
+}
+
+/// That of the newest key.
 fn device<K: Kernel>(node: &Node<K>) -> Option<DeviceStatus> {
-    let (name, _) = node.last.desired.tunnels.first_key_value()?;
+    let name = DEVICE_NAMES[node.keeper.info()?.generation.parity()];
     let tunnel = node.last.observed.tunnels.get(name)?;
     let link = node.last.observed.links.get(&tunnel.ifindex)?;
-    Some(DeviceStatus { name: name.clone(), up: link.up, port: tunnel.port, mtu: link.mtu })
+    Some(DeviceStatus { name: name.to_owned(), up: link.up, port: tunnel.port, mtu: link.mtu })
 }
 
 /// How packets to a peer go.
@@ -164,6 +180,7 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
             }
             if is_open { format!("adopting; {why}") } else { why }
         }),
+        generation: remote.generation,
         tunnelled: way == Way::Tunnel,
         proven,
         public_key: remote.key,

@@ -17,6 +17,8 @@ words! {
         Announcement = "announcement",
         /// A file of the key store was set aside.
         KeyStore = "key_store",
+        /// An older key is still in use, though a rotation should be over.
+        Rotation = "rotation",
         /// The kernel refused something, or lacks it.
         Kernel = "kernel",
         /// Another program stands in front of ours.
@@ -44,6 +46,8 @@ pub struct Problem {
     /// What to do.
     pub advice: String,
 }
+
+impl Error for Problem {}
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

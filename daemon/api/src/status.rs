@@ -93,6 +93,21 @@ pub struct KeyStatus {
     pub created: u64,
     /// Seconds.
     pub age: u64,
+    /// Keys of older generations, which some packets still go by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<OlderKey>,
+}
+
+/// A key that goes when nobody needs it any more.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OlderKey {
+    /// Its generation.
+    pub generation: Generation,
+    /// The public key.
+    pub public_key: PublicKey,
+    /// Why it is still here.
+    pub held_for: Vec<String>,
 }
 
 /// The WireGuard device.
@@ -121,6 +136,9 @@ pub struct PeerStatus {
     pub way: Way,
     /// Why not by the tunnel; `None` where they do.
     pub reason: Option<String>,
+    /// The key generation by which they do, or would.
+    #[serde(default)]
+    pub generation: Generation,
     /// Packets to it travel in the tunnel.
     pub tunnelled: bool,
     /// They do, or would if the mode let them.

@@ -1,11 +1,16 @@
 //! `kubeveil`: the command for people. Data goes to standard output, everything else to standard error.
 //!
-//! Exit codes: 0 all is well, 1 a finding, 2 usage, 3 unreachable.
+//! Exit codes: 0 all is well, 1 a finding, 2 usage, 3 unreachable, 4 not within the time given.
 
 mod ask;
+mod rotate;
+mod source;
 mod status;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -28,6 +33,9 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Have all nodes take new keys, without losing a packet, and show how far they are. Exit code 1: nodes were cut off, or another
+    /// rotation goes on; 4: not done within the deadline, and it goes on.
+    Rotate(rotate::Rotate),
 }
 
 /// The value of `-o`.
@@ -41,14 +49,24 @@ enum Output {
 
 /// Something was found that a person should look at.
 const FINDING: u8 = 1;
+/// What was asked for makes no sense.
+const USAGE: u8 = 2;
 /// Nobody answers.
 const UNREACHABLE: u8 = 3;
+/// Not within the time that was given.
+const TIMED_OUT: u8 = 4;
 
 /// The program.
-#[expect(clippy::print_stdout, reason = "standard output is where data goes")]
 pub fn main() -> ExitCode {
-    let Command::Status { socket, output } = Args::parse().command;
-    let status = match ask::status(&socket) {
+    match Args::parse().command {
+        Command::Status { socket, output } => tell_status(&socket, output),
+        Command::Rotate(arguments) => rotate::run(&arguments),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "standard output is where data goes")]
+fn tell_status(socket: &Path, output: Output) -> ExitCode {
+    let status = match ask::status(socket) {
         Ok(status) => status,
         Err(e) => {
             eprintln!("kubeveil: {e:#}");

@@ -40,6 +40,10 @@ fn head(status: &Status, out: &mut String) {
             format!("{}  generation {}{rotating}, {} old", key.public_key, key.generation, age(key.age)),
         ));
     }
+    for older in status.key.iter().flat_map(|key| &key.older) {
+        let why = older.held_for.join("; ");
+        rows.push(("Older key", format!("{}  generation {}, {why}", older.public_key, older.generation)));
+    }
     if let Some(device) = &status.device {
         let up = if device.up { "up" } else { "DOWN" };
         rows.push((
@@ -100,7 +104,7 @@ fn backstop(backstop: &BackstopStatus) -> String {
     }
 }
 
-fn grid(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn grid(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().copied());

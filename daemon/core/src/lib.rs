@@ -9,6 +9,7 @@ pub mod action;
 pub mod adoption;
 pub mod announced;
 pub mod backstop;
+pub mod control;
 pub mod desired;
 pub mod endpoint;
 pub mod index;

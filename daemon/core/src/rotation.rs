@@ -12,6 +12,8 @@
 //! Nothing of it depends on clocks being equal; time only makes it go slower. What a node remembers of it are its key files, its
 //! devices and what it said, so it goes on after a crash at any point.
 
+pub mod history;
+pub mod progress;
 #[cfg(test)]
 mod tests;
 

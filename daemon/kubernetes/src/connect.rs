@@ -23,12 +23,14 @@ pub enum Origin {
     InCluster,
     /// A kubeconfig file, its current context.
     Kubeconfig(PathBuf),
+    /// What `kubectl` would take: `KUBECONFIG`, else `~/.kube/config`, else the pod's.
+    Usual,
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InCluster => f.write_str("kubernetes"),
+            Self::InCluster | Self::Usual => f.write_str("kubernetes"),
             Self::Kubeconfig(path) => write!(f, "kubernetes:{}", path.display()),
         }
     }
@@ -114,6 +116,7 @@ impl Origin {
     pub(crate) async fn connect(&self, pace: &Pace) -> Result<Connection, Failure> {
         let config = match self {
             Self::InCluster => Config::incluster().map_err(|e| self.unreadable(&e)),
+            Self::Usual => Config::infer().await.map_err(|e| self.unreadable(&e)),
             Self::Kubeconfig(path) => match Kubeconfig::read_from(path) {
                 Ok(read) => Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await,
                 Err(e) => Err(e),
@@ -134,6 +137,7 @@ impl Origin {
     fn unreadable(&self, error: &dyn std::error::Error) -> Failure {
         let object = match self {
             Self::InCluster => "service account of this pod".to_owned(),
+            Self::Usual => "KUBECONFIG".to_owned(),
             Self::Kubeconfig(path) => format!("file {}", path.display()),
         };
         Failure::Origin { object, why: causes(error) }

@@ -27,6 +27,13 @@ pub(crate) struct Metadata {
     annotations: Option<Annotations>,
 }
 
+impl Metadata {
+    /// What the node announces.
+    pub(crate) fn announcement(&self) -> Option<String> {
+        self.annotations.as_ref()?.announcement.clone()
+    }
+}
+
 #[derive(Clone, Debug, Default, Deserialize)]
 struct Annotations {
     /// [`names::ANNOUNCEMENT`].
@@ -149,7 +156,7 @@ impl NodeObject {
                 Err(_) => refuse(format!("status.addresses[{at}]"), &entry.address, "IP address"),
             }
         }
-        let announcement = self.metadata.annotations.as_ref().and_then(|a| a.announcement.clone());
+        let announcement = self.metadata.announcement();
         let facts = NodeFacts { uid: self.metadata.uid.clone(), pod_cidrs, internal_ips, announcement };
         Read::of(self.metadata, Arc::new(facts), problems)
     }

@@ -46,6 +46,11 @@ impl Failure {
         }
     }
 
+    /// The API server's answer as HTTP has it, if it answered.
+    pub(crate) fn code(&self) -> Option<u16> {
+        self.status().map(|status| status.code)
+    }
+
     /// How long the API server wants to be left alone.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         let details = self.status()?.details.as_ref()?;

@@ -63,36 +63,37 @@ impl Folder {
     fn touched(&self) -> Touched {
         std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
 
-    fn contents(&self) -> Result<BTreeMap<String, Content>, Problem> {
-        let mut out = BTreeMap::new();
-        for folder in ["", names::ANNOUNCEMENTS_DIR] {
-            let (dir, most) = if folder.is_empty() {
-                (self.path.clone(), MAX_BYTES)
-            } else {
-                (self.path.join(folder), MAX_ANNOUNCEMENT_BYTES)
-            };
-            let entries = fs::read_dir(&dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
-            let entries = match entries {
-                // Nobody has announced anything yet.
-                Err(e) if !folder.is_empty() && e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-                other => other,
-            };
-            for entry in entries.map_err(|e| unreadable(&dir, &e))? {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if is_manifest(&name) {
-                    let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-                    match read(&entry.path(), most) {
-                        Ok(text) => out.insert(key, Ok(text)),
-                        // Renamed away between the listing and now.
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                        Err(e) => out.insert(key, Err(e.to_string())),
-                    };
-                }
+/// Every file of the folder at `path`, and of announcements in it.
+pub(crate) fn contents(path: &Path) -> Result<BTreeMap<String, Content>, Problem> {
+    let mut out = BTreeMap::new();
+    for folder in ["", names::ANNOUNCEMENTS_DIR] {
+        let (dir, most) = if folder.is_empty() {
+            (path.to_owned(), MAX_BYTES)
+        } else {
+            (path.join(folder), MAX_ANNOUNCEMENT_BYTES)
+        };
+        let entries = fs::read_dir(&dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let entries = match entries {
+            // Nobody has announced anything yet.
+            Err(e) if !folder.is_empty() && e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            other => other,
+        };
+        for entry in entries.map_err(|e| unreadable(&dir, &e))? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if is_manifest(&name) {
+                let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+                match read(&entry.path(), most) {
+                    Ok(text) => out.insert(key, Ok(text)),
+                    // Renamed away between the listing and now.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                    Err(e) => out.insert(key, Err(e.to_string())),
+                };
             }
         }
-        Ok(out)
     }
+    Ok(out)
 }
 
 /// A pipe would keep us waiting for ever, and nobody's manifest is that large.
@@ -175,7 +176,7 @@ impl Source for Folder {
         }
         // First, so that what changes meanwhile is read again.
         self.touched();
-        let contents = self.contents();
+        let contents = contents(&self.path);
         let unwatched = self.watcher.as_ref().err().map(|e| unwatched(&self.path, e));
         // Who has no folder is told so once.
         let unwatched = unwatched.filter(|_| contents.is_ok());
@@ -261,7 +262,7 @@ fn write_object(path: &Path, object: &impl Serialize) -> io::Result<()> {
 }
 
 /// By rename, so that nobody reads half of it; not at all if it stands there already.
-fn write(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
     if fs::read_to_string(path).is_ok_and(|now| now == text) {
         return Ok(());
     }

@@ -1,13 +1,17 @@
 //! The cluster as a folder of manifests, as `kubectl get -o yaml` prints them.
 //!
 //! `parse` turns a file's text into objects, `index` remembers the last good state of each
-//! file, `touched` what has changed since, [`Folder`] reads and watches.
+//! file, `touched` what has changed since, [`Folder`] reads and watches. [`FolderControl`] is what a person's command does there,
+//! and `edit` how it changes a file that people wrote.
 
+mod control;
+mod edit;
 mod folder;
 mod index;
 mod parse;
 mod touched;
 
+pub use control::FolderControl;
 pub use folder::Folder;
 
 /// What a folder of these files says, by name and text, read for the first time.

@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-linux", &["kubeveil-abi", "kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
     ("kubeveil-agent", AGENT),
     ("kubeveil-controller", &["kubeveil-api", "kubeveil-core", "kubeveil-kubernetes"]),
-    ("kubeveil-cli", &["kubeveil-api", "kubeveil-core"]),
+    ("kubeveil-cli", CLI),
     ("kubeveil-tests", LIBRARIES),
     ("kubeveil-tests-bpf", LIBRARIES),
     ("kubeveil-tests-kubernetes", KUBERNETES),
@@ -41,6 +41,10 @@ const LIBRARIES: &[&str] = &[
     "kubeveil-manifests",
     "kubeveil-verdict",
 ];
+
+/// A command sees the cluster where the daemons do, and has nothing to do with a kernel.
+const CLI: &[&str] =
+    &["kubeveil-api", "kubeveil-core", "kubeveil-keys", "kubeveil-kubernetes", "kubeveil-manifests"];
 
 /// One program is the daemon, the controller and the command for people.
 const AGENT: &[&str] = &[

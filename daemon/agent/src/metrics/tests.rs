@@ -7,6 +7,7 @@ use kubeveil_api::status::{
 use kubeveil_keys::{Generation, PublicKey};
 
 use super::*;
+use crate::node::Rotations;
 use crate::totals::Totals;
 
 /// Series that one node may have, however many peers it has: thousands of nodes are scraped.
@@ -29,6 +30,7 @@ fn counts() -> Vec<Count> {
 /// A busy node: 5,000 peers, and every counter that there can be has counted.
 fn view() -> View {
     let peer = |n: u32| PeerStatus {
+        generation: Generation::FIRST,
         node: format!("node-{n}"),
         state: TunnelState::ALL[n as usize % 4],
         way: Way::Tunnel,
@@ -52,6 +54,8 @@ fn view() -> View {
     let mut totals = Totals::default();
     (totals.received, totals.sent) = (11, 12);
     View {
+        phases: vec![("done", 3)],
+        rotations: Rotations::default(),
         status: Status {
             schema_version: STATUS_VERSION,
             node: "node-0".to_owned(),
@@ -63,6 +67,7 @@ fn view() -> View {
             adoption: None,
             source: SourceStatus { name: "test".to_owned(), synced: true },
             key: Some(KeyStatus {
+                older: vec![],
                 generation: Generation::FIRST,
                 desired_generation: Generation::FIRST,
                 public_key: PublicKey::from_bytes([7; 32]),

@@ -31,6 +31,7 @@ impl<K: Kernel> Node<K> {
         problems.extend(problems::ahead(&self.last.observed));
         problems.extend(problems::route_checks(&self.last.observed));
         problems.extend(self.other_generation());
+        problems.extend(self.is_late(now));
         problems.extend(self.undone.problems(now.monotonic));
         problems.sort();
         problems.dedup();

@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, io, path::Path};
 use kubeveil_core::{
     observed::{Ahead, Observed, Program},
     problem::{Problem, ProblemKind},
+    rotation::Holdup,
 };
+use kubeveil_keys::Generation;
 use kubeveil_linux::KernelError;
 
 use super::ROUNDS;
@@ -78,6 +80,24 @@ pub(super) fn other_generation(ours: u32, wanted: u32) -> Problem {
         advice: format!(
             "A key that was given up is never used again: set it to {ours}, or to a higher one for new keys"
         ),
+    }
+}
+
+/// An older key that a rotation should have ended.
+pub(super) fn late_rotation(newest: Generation, older: Generation, why: &BTreeSet<Holdup>) -> Problem {
+    const NAMED: usize = 3;
+    let mut words: Vec<String> = why.iter().take(NAMED).map(ToString::to_string).collect();
+    if why.len() > NAMED {
+        words.push(format!("and {} more", why.len() - NAMED));
+    }
+    Problem {
+        kind: ProblemKind::Rotation,
+        object: "EncryptionMesh default".to_owned(),
+        field: "spec.keyGeneration".to_owned(),
+        message: format!("the rotation to generation {newest} is not over: this node keeps its key of generation {older}, since {}", words.join("; ")),
+        advice: "`kubeveil rotate status` tells all of it. Mend what it names; where a node never comes back, delete its Node, or \
+                 `kubeveil rotate finish --force`"
+            .to_owned(),
     }
 }
 

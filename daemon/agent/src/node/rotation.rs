@@ -6,13 +6,40 @@ use std::time::Duration;
 use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_core::{
     problem::Problem,
-    rotation::{Said, Step, View},
+    rotation::{
+        Holdup, Said, Step, View, holdups,
+        progress::{Phase, Progress},
+    },
     snapshot::Knowledge,
 };
 use kubeveil_keys::{Generation, KeyInfo};
 use kubeveil_linux::Kernel;
 
-use super::{Node, Now, Outcome};
+use super::{Node, Now, Outcome, problems};
+
+/// Rotations that this node went through since the daemon started.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rotations {
+    /// When the one that is under way began, monotonic.
+    began: Option<Duration>,
+    /// By all others having moved.
+    pub(crate) done: u64,
+    /// By somebody's word.
+    pub(crate) forced: u64,
+    /// How long each took whose begin was seen, seconds.
+    pub(crate) took: Vec<f64>,
+}
+
+impl Rotations {
+    fn begins(&mut self, now: Duration) {
+        self.began = Some(now);
+    }
+
+    fn ends(&mut self, is_forced: bool, now: Duration) {
+        *(if is_forced { &mut self.forced } else { &mut self.done }) += 1;
+        self.took.extend(self.began.take().map(|began| now.saturating_sub(began).as_secs_f64()));
+    }
+}
 
 /// Steps that can follow from one another: a key goes for which another comes, and once more.
 const STEPS: usize = 4;
@@ -29,8 +56,21 @@ impl<K: Kernel> Node<K> {
             self.rotation = rotation;
             let is_done = match step {
                 None => return,
-                Some(Step::Make(generation)) => self.keeper.make(generation, now.epoch.as_secs()),
-                Some(Step::Retire(generation)) => self.keeper.retire(generation),
+                Some(Step::Make(generation)) => {
+                    self.rotations.begins(now.monotonic);
+                    self.keeper.make(generation, now.epoch.as_secs())
+                }
+                Some(Step::Retire(generation)) => {
+                    let is_forced = self
+                        .mesh()
+                        .and_then(|mesh| mesh.rotation.as_ref())
+                        .is_some_and(|asked| generation.number() < asked.retire_before);
+                    let is_done = self.keeper.retire(generation);
+                    if is_done && self.keeper.publics().len() == 1 {
+                        self.rotations.ends(is_forced, now.monotonic);
+                    }
+                    is_done
+                }
             };
             if !is_done {
                 return;
@@ -59,6 +99,37 @@ impl<K: Kernel> Node<K> {
     /// How long until something is to be done about keys though nothing stirs.
     pub(super) fn rotates_in(&self, knowledge: &Knowledge, outcome: &Outcome, now: Now) -> Option<Duration> {
         self.rotation.next_look(&self.view_of(knowledge, outcome, now))
+    }
+
+    /// What holds up each older key that this node has, as of the last way round.
+    pub(crate) fn holdups(&self, now: Now) -> Vec<(Generation, BTreeSet<Holdup>)> {
+        let Some((_, older)) = self.keeper.publics().split_last().filter(|(_, older)| !older.is_empty())
+        else {
+            return Vec::new();
+        };
+        let view = self.view_of(&self.knowledge, &self.last, now);
+        older.iter().map(|(generation, _)| (*generation, holdups(*generation, &view))).collect()
+    }
+
+    /// An older key that is still here after the time that a rotation has.
+    pub(super) fn is_late(&self, now: Now) -> Option<Problem> {
+        let newest = self.keeper.info().filter(|_| self.keeper.publics().len() > 1)?;
+        let asked = self.mesh()?.rotation.clone().unwrap_or_default();
+        let since = now.epoch.as_secs().saturating_sub(newest.created);
+        if since < u64::from(asked.deadline()) {
+            return None;
+        }
+        let (older, why) = self.holdups(now).into_iter().next()?;
+        Some(problems::late_rotation(newest.generation, older, &why))
+    }
+
+    /// Nodes by how far each is with the generation that the mesh wants.
+    pub(crate) fn phases(&self) -> Vec<(&'static str, usize)> {
+        let wanted = self.mesh().map_or(Generation::FIRST, |mesh| Generation::new(mesh.key_generation));
+        let nodes = self.known.snapshot.nodes.keys();
+        let said = nodes.map(|name| (name.as_str(), self.announced.of(name).map(Said::from)));
+        let progress = Progress::of(wanted, &said.collect());
+        Phase::ALL.iter().map(|phase| (phase.name(), progress.count(*phase))).collect()
     }
 
     /// What rotation goes by, after a way round that came to `outcome`.

@@ -14,6 +14,7 @@ use super::*;
 
 fn peer(node: &str, state: TunnelState, handshake: Option<u64>) -> PeerStatus {
     PeerStatus {
+        generation: Generation::FIRST,
         node: node.to_owned(),
         state,
         way: if handshake.is_some() { Way::Tunnel } else { Way::Dropped },
@@ -41,6 +42,7 @@ fn example() -> Status {
         adoption: None,
         source: SourceStatus { name: "dir:/etc/kubeveil".to_owned(), synced: true },
         key: Some(KeyStatus {
+            older: vec![],
             generation: Generation::new(0),
             desired_generation: Generation::new(0),
             public_key: PublicKey::from_bytes([7; 32]),

@@ -44,7 +44,7 @@ const fn restart(name: &'static str, change: fn(&mut Stage)) -> Scenario {
 }
 
 /// All of them.
-pub(super) const SCENARIOS: [Scenario; 18] = [
+pub(super) const SCENARIOS: [Scenario; 20] = [
     Scenario { before: Before::Nothing, ..restart("a cold start", |_| {}) },
     Scenario { before: Before::Nothing, adopts: true, ..restart("adoption", |_| {}) },
     Scenario {
@@ -59,6 +59,8 @@ pub(super) const SCENARIOS: [Scenario; 18] = [
         stage.bench.world.change(|said| drop(said.snapshot.nodes.remove("node-3")));
     }),
     scenario("another key of a node", |stage| stage.rekey(3)),
+    scenario("keys are rotated", |stage| stage.rotate()),
+    restart("keys are rotated while nobody ran", |stage| stage.rotate()),
     scenario("a node moves, another grows", |stage| {
         stage.facts(2, |facts| facts.internal_ips[0] = "192.0.2.102".parse().expect("ip"));
         stage.facts(3, |facts| facts.internal_ips.push("192.0.2.103".parse().expect("ip")));
@@ -105,6 +107,13 @@ pub(super) const SCENARIOS: [Scenario; 18] = [
         })
     },
 ];
+
+impl Scenario {
+    /// Is there an older key that goes?
+    pub(super) fn rotates(&self) -> bool {
+        self.name.starts_with("keys are")
+    }
+}
 
 impl Stage {
     /// Node 4 comes.

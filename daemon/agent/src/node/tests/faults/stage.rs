@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use kubeveil_api::mesh::Mode;
+use kubeveil_api::{announcement::NotFlipped, mesh::Mode};
 use kubeveil_core::{action::Action, observed::Observed, problem::Problem, snapshot::NodeFacts};
-use kubeveil_keys::{PrivateKey, PublicKey};
+use kubeveil_keys::{Generation, PrivateKey, PublicKey};
 use kubeveil_linux::{
     Count, Kernel, KernelError, Removed, Secrets,
     fake::{Call, Failure, FakeKernel},
@@ -26,7 +26,7 @@ use crate::{
     keeper::Keeper,
     node::{
         Node, Now,
-        tests::bench::{Bench, Shared, World},
+        tests::bench::{Bench, Shared, World, announce_keys},
         undone::OBJECT,
     },
     status,
@@ -44,9 +44,10 @@ fn is_told_for_a_while(problem: &Problem) -> bool {
     problem.object == OBJECT
 }
 
-/// Keys for all runs, so that they differ by their faults only: two of this node, and others' on both sides of them.
+/// Keys for all runs, so that they differ by their faults only: two of this node and its next, and others' on both sides of them.
 pub(super) struct Keys {
     own: [tempfile::TempDir; 2],
+    next: tempfile::TempDir,
     others: Vec<[u8; 32]>,
 }
 
@@ -57,21 +58,22 @@ impl Keys {
     }
 
     fn try_new() -> Option<Self> {
-        let (own, publics): (Vec<_>, Vec<_>) = (0..2).map(|_| Self::of_this_node()).unzip();
+        let (mut own, publics): (Vec<_>, Vec<_>) = [0, 0, 1].map(Self::of_this_node).into_iter().unzip();
+        let next = own.pop()?;
         let public = |bytes: &[u8; 32]| PrivateKey::copied_from(bytes).public();
         let candidates = || (1..=255).map(|byte| [byte; 32]);
         let (low, high) = (publics.iter().min(), publics.iter().max());
         let lower: Vec<_> = candidates().filter(|key| Some(&public(key)) < low).take(2).collect();
         let higher: Vec<_> = candidates().filter(|key| Some(&public(key)) > high).take(2).collect();
         let others = [*lower.first()?, *higher.first()?, *lower.get(1)?, *higher.get(1)?];
-        Some(Self { own: own.try_into().ok()?, others: others.to_vec() })
+        Some(Self { own: own.try_into().ok()?, next, others: others.to_vec() })
     }
 
-    fn of_this_node() -> (tempfile::TempDir, PublicKey) {
+    fn of_this_node(generation: u32) -> (tempfile::TempDir, PublicKey) {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut keeper = Keeper::new(dir.path(), "node-1");
         keeper.unlock("uid-1", 1);
-        assert!(keeper.make(kubeveil_keys::Generation::FIRST, 1));
+        assert!(keeper.make(Generation::new(generation), 1));
         let public = keeper.info().expect("a key").public;
         (dir, public)
     }
@@ -109,6 +111,7 @@ pub(super) struct Stage {
     pub(super) bench: Bench,
     keys: Vec<PrivateKey>,
     other_own: std::path::PathBuf,
+    next_own: std::path::PathBuf,
     build: &'static str,
     watch: Arc<Mutex<Watch>>,
     names: Names,
@@ -125,8 +128,14 @@ impl Stage {
         let mut others: Vec<_> = keys.others.iter().map(PrivateKey::copied_from).collect();
         let names = (2..).zip(&others).map(|(n, key)| (key.public(), n));
         let mut names: BTreeMap<_, _> = names.collect();
-        // The third is node 4's, or node 3's next one.
-        names.insert(others[2].public(), if scenario.name.starts_with("another key") { 3 } else { 4 });
+        // The third is node 4's, or node 3's next one, or node 2's.
+        let third = match scenario.name {
+            name if name.starts_with("another key") => 3,
+            _ if scenario.rotates() => 2,
+            _ => 4,
+        };
+        names.insert(others[2].public(), third);
+        names.insert(others[3].public(), 3);
         let spare = others.split_off(2);
         let bench = Bench::with(others);
         copy(&keys.own[0].path().join("keys"), &bench.dir.path().join("keys"));
@@ -134,6 +143,7 @@ impl Stage {
             bench,
             keys: spare,
             other_own: keys.own[1].path().join("keys"),
+            next_own: keys.next.path().join("keys"),
             build: "build",
             watch: Arc::default(),
             names: Names { keys: names },
@@ -274,6 +284,19 @@ impl Stage {
     pub(super) fn upgrade(&mut self) {
         self.build = "another build";
         self.bench.kernel.with(|k| k.upgrade(self.build));
+    }
+
+    /// All have keys of the next generation, and this node is about to make its own, which is always the same.
+    pub(super) fn rotate(&mut self) {
+        const NEXT: &str = "generation-1.key";
+        fs::copy(self.next_own.join(NEXT), self.bench.dir.path().join("keys").join(NEXT)).expect("copied");
+        for n in [2, 3] {
+            let key = self.spare();
+            self.bench.kernel.with(|k| k.answer(key.public()));
+            let keys = [(0, &self.bench.keys[usize::from(n) - 2]), (1, &key)];
+            self.bench.says(n, Some(announce_keys(n, &keys, NotFlipped::nobody())));
+        }
+        self.bench.wants(1);
     }
 
     /// The state folder is that of another life of this node.

@@ -1,0 +1,203 @@
+//! `kubeveil rotate`: has the cluster take new keys, and shows how far it has got.
+
+mod deed;
+mod show;
+mod wait;
+
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use kubeveil_core::{
+    announced::Announced,
+    control::{Control, Refusal, Sight},
+    problem::Problem,
+    rotation::{Said, history, progress::Progress},
+    snapshot::Snapshot,
+};
+use kubeveil_keys::Generation;
+use serde_json::json;
+
+use crate::{FINDING, Output, TIMED_OUT, UNREACHABLE, USAGE, source::SourceArg};
+
+/// Arguments of `rotate`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Rotate {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Why, for the record.
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// After which time nodes that are not done are named as stragglers and this command no longer waits, such as 10m. It ends
+    /// nothing.
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    deadline: Duration,
+    /// Don't wait until all nodes are done.
+    #[arg(long)]
+    no_wait: bool,
+    /// The keys of this node are in wrong hands: they are refused everywhere from now on, and its traffic is dropped until it has
+    /// announced another.
+    #[arg(long, value_name = "NODE")]
+    compromised: Option<String>,
+    /// Where the cluster is: `kubernetes`, as kubectl finds it; `kubernetes:KUBECONFIG`; or `dir:PATH`, the folder that the daemons read.
+    #[arg(long, global = true, default_value = "kubernetes", env = "KUBEVEIL_SOURCE")]
+    source: SourceArg,
+    /// Lines for people, or one JSON object a step for programs.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// How far the last rotation has got, and who holds it up. Exit code 1: it goes on.
+    Status,
+    /// No node makes or gives up a key until `resume`.
+    Pause,
+    /// Goes on after `pause`.
+    Resume,
+    /// The last rotations: who asked, when, why, how long, who was late.
+    History,
+    /// Have every node give its older keys up at once. Nodes that have no newer one are cut off until they have. Exit code 1: some were.
+    Finish {
+        /// Yes, though packets of those nodes are dropped.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text.parse().map_err(|e: jiff::Error| e.to_string())?;
+    Duration::try_from(span).map_err(|_| "must not be negative".to_owned())
+}
+
+/// What ends a command before it has done what it is for.
+#[derive(Debug)]
+enum Stop {
+    /// With a finding, in words.
+    Finding(String),
+    /// It was asked for in a way that makes no sense.
+    Usage(String),
+    /// Nobody answers, or not what is needed.
+    Unreachable(Problem),
+}
+
+impl From<Problem> for Stop {
+    fn from(problem: Problem) -> Self {
+        Self::Unreachable(problem)
+    }
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Changed => {
+                Self::Finding(format!("{refusal}; look at `kubeveil rotate status`, and try again"))
+            }
+            Refusal::Problem(problem) => Self::Unreachable(problem),
+        }
+    }
+}
+
+/// The cluster, and what was last seen of it.
+struct Desk {
+    control: Box<dyn Control>,
+    /// What is valid is not verified twice.
+    announced: Announced,
+    json: bool,
+}
+
+/// One look.
+struct Look {
+    sight: Sight,
+    progress: Progress,
+    now: Timestamp,
+}
+
+impl Desk {
+    fn look(&mut self) -> Result<Look, Problem> {
+        let sight = self.control.look()?;
+        let nodes = sight.nodes.iter().map(|(name, facts)| (name.clone(), facts.clone())).collect();
+        self.announced.update(&Snapshot { nodes, ..Snapshot::default() });
+        let said: BTreeMap<&str, _> =
+            sight.nodes.keys().map(|name| (name.as_str(), self.announced.of(name).map(Said::from))).collect();
+        let progress = Progress::of(Generation::new(sight.mesh.spec.key_generation), &said);
+        Ok(Look { progress, sight, now: Timestamp::now() })
+    }
+
+    /// Changes the mesh's spec. Where nobody else keeps the history, that too.
+    fn change(&mut self, look: &Look, spec: serde_json::Value) -> Result<(), Refusal> {
+        let mut patch = json!({ "spec": spec });
+        if self.control.keeps_status() {
+            let mut wanted = json!(look.sight.mesh.spec);
+            json_patch::merge(&mut wanted, &patch["spec"]);
+            if let Ok(wanted) = serde_json::from_value(wanted) {
+                patch["status"] = json!({ "rotations": history::records(&records(look), &wanted, &look.progress, look.now) });
+            }
+        }
+        self.control.change(&look.sight, &patch)
+    }
+
+    /// Brings the history up to date where nobody else does. That it can't be written harms nothing.
+    fn keep_history(&mut self, look: &Look) {
+        let before = records(look);
+        let now = history::records(&before, &look.sight.mesh.spec, &look.progress, look.now);
+        if self.control.keeps_status() && now != before {
+            let kept = self.control.change(&look.sight, &json!({"status": {"rotations": now}}));
+            if let Err(refusal) = kept {
+                eprintln!("kubeveil: the history is not brought up to date: {refusal}");
+            }
+        }
+    }
+}
+
+/// The history as the mesh has it.
+fn records(look: &Look) -> Vec<kubeveil_api::rotation::RotationRecord> {
+    look.sight.mesh.status.as_ref().map(|status| status.rotations.clone()).unwrap_or_default()
+}
+
+/// The command.
+pub(crate) fn run(arguments: &Rotate) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("kubeveil: {e}");
+            return ExitCode::from(UNREACHABLE);
+        }
+    };
+    let control = arguments.source.open(runtime.handle());
+    let json = arguments.output == Output::Json;
+    let mut desk = Desk { control, announced: Announced::default(), json };
+    let done = match &arguments.command {
+        None => deed::rotate(&mut desk, arguments),
+        Some(Command::Status) => deed::status(&mut desk),
+        Some(Command::Pause) => deed::pause(&mut desk, true),
+        Some(Command::Resume) => deed::pause(&mut desk, false),
+        Some(Command::History) => deed::history(&mut desk),
+        Some(Command::Finish { force }) => deed::finish(&mut desk, *force, arguments.deadline),
+    };
+    match done {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Stragglers) => ExitCode::from(FINDING),
+        Ok(End::TimedOut) => ExitCode::from(TIMED_OUT),
+        Err(stop) => {
+            let (code, words) = match stop {
+                Stop::Finding(words) => (FINDING, words),
+                Stop::Usage(words) => (USAGE, words),
+                Stop::Unreachable(problem) => (UNREACHABLE, problem.to_string()),
+            };
+            eprintln!("kubeveil: {words}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// How a command ends that has done what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Done,
+    /// Some nodes are not done, or were cut off.
+    Stragglers,
+    /// They were not within the deadline.
+    TimedOut,
+}

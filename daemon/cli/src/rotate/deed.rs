@@ -1,0 +1,169 @@
+//! What each command does.
+
+use std::time::Duration;
+
+use kubeveil_api::rotation::{DEADLINE_SECONDS, MOST_WORDS, RotationSpec};
+use kubeveil_core::rotation::progress::Phase;
+use serde_json::json;
+
+use super::{Desk, End, Look, Rotate, Stop, records, show, wait};
+
+/// Asks for new keys of all nodes, or for one node's.
+pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
+    if arguments.reason.chars().count() > MOST_WORDS {
+        return Err(Stop::Usage(format!("--reason: at most {MOST_WORDS} characters")));
+    }
+    let look = desk.look()?;
+    if look.progress.speaking() == 0 {
+        return Err(Stop::Finding(format!(
+            "no node of {} announces a key that can be believed: is kubeveild running, and is this the cluster?",
+            desk.control.name()
+        )));
+    }
+    if let Some(node) = &arguments.compromised {
+        return compromised(desk, &look, node, arguments);
+    }
+    under_way(&look)?;
+    let next = look.progress.generation.next().map(|next| next.number());
+    let generation = next.ok_or_else(|| Stop::Finding("2^32 rotations are all there are".to_owned()))?;
+    let asked = asked(desk, &look, arguments)?;
+    desk.change(&look, json!({ "keyGeneration": generation, "rotation": asked }))?;
+    show::begun(desk.json, generation, &look);
+    if arguments.no_wait {
+        return Ok(End::Done);
+    }
+    wait::until(desk, arguments.deadline, |look| {
+        look.progress.generation.number() >= generation && look.progress.is_done()
+    })
+}
+
+/// Who asks, when, why: as it goes on record, and what an earlier one asked for is over.
+fn asked(desk: &mut Desk, look: &Look, arguments: &Rotate) -> Result<serde_json::Value, Stop> {
+    let seconds = u32::try_from(arguments.deadline.as_secs()).unwrap_or(u32::MAX);
+    let mut asked = json!(RotationSpec {
+        requested_by: desk.control.who()?.chars().take(MOST_WORDS).collect(),
+        requested_at: jiff::Timestamp::from_second(look.now.as_second()).ok(),
+        reason: arguments.reason.clone(),
+        deadline_seconds: (seconds != DEADLINE_SECONDS).then_some(seconds),
+        ..RotationSpec::default()
+    });
+    for field in ["paused", "retireBefore", "reason", "deadlineSeconds"] {
+        // What a patch does not speak of stays.
+        asked[field] = asked[field].take();
+    }
+    Ok(asked)
+}
+
+/// One at a time: a node has room for two generations.
+fn under_way(look: &Look) -> Result<(), Stop> {
+    let progress = &look.progress;
+    if progress.stragglers.is_empty() {
+        return Ok(());
+    }
+    let asked = look.sight.mesh.spec.rotation.clone().unwrap_or_default();
+    let by = if asked.requested_by.is_empty() {
+        String::new()
+    } else {
+        format!(", which {} asked for", asked.requested_by)
+    };
+    Err(Stop::Finding(format!(
+        "the rotation to generation {}{by} is not over: {} of {} nodes are done.\n{}Wait for it; or cut off those that are left by \
+         `kubeveil rotate finish --force`",
+        progress.generation,
+        progress.count(Phase::Done),
+        progress.speaking(),
+        show::stragglers(progress),
+    )))
+}
+
+/// The keys of one node are refused from now on; it makes others by itself.
+fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> Result<End, Stop> {
+    let keys = keys_of(desk, node)?;
+    let mut revoked = look.sight.mesh.spec.revoked_keys.clone();
+    revoked.extend(keys.iter().filter(|key| !look.sight.mesh.spec.revoked_keys.contains(key)));
+    desk.change(look, json!({ "revokedKeys": revoked }))?;
+    show::revoked(desk.json, node, &keys);
+    if arguments.no_wait {
+        return Ok(End::Done);
+    }
+    let end = std::time::Instant::now() + arguments.deadline;
+    loop {
+        let look = desk.look()?;
+        let now = keys_of(desk, node)?;
+        if now.iter().all(|key| !look.sight.mesh.spec.revoked_keys.contains(key)) {
+            show::replaced(desk.json, node, &now);
+            return Ok(End::Done);
+        }
+        if std::time::Instant::now() >= end {
+            eprintln!(
+                "kubeveil: Node {node} still announces a key that is refused: its traffic is dropped. Is kubeveild running there, and does it see the mesh?"
+            );
+            return Ok(End::TimedOut);
+        }
+        std::thread::sleep(wait::LOOK);
+    }
+}
+
+fn keys_of(desk: &Desk, node: &str) -> Result<Vec<kubeveil_keys::PublicKey>, Stop> {
+    let said = desk.announced.of(node);
+    let said = said.ok_or_else(|| {
+        Stop::Usage(format!(
+            "--compromised: Node {node} announces no key that can be believed, or there is no such Node"
+        ))
+    })?;
+    Ok(said.generations().iter().map(|entry| entry.public_key).collect())
+}
+
+/// How far it has got.
+pub(super) fn status(desk: &mut Desk) -> Result<End, Stop> {
+    let look = desk.look()?;
+    desk.keep_history(&look);
+    show::status(desk.json, &look);
+    Ok(if look.progress.stragglers.is_empty() { End::Done } else { End::Stragglers })
+}
+
+/// The last rotations.
+pub(super) fn history(desk: &mut Desk) -> Result<End, Stop> {
+    let look = desk.look()?;
+    desk.keep_history(&look);
+    let look = desk.look()?;
+    show::history(desk.json, &records(&look), look.now);
+    Ok(End::Done)
+}
+
+/// Has nodes wait, or go on.
+pub(super) fn pause(desk: &mut Desk, paused: bool) -> Result<End, Stop> {
+    let look = desk.look()?;
+    let paused = if paused { json!(true) } else { serde_json::Value::Null };
+    desk.change(&look, json!({ "rotation": { "paused": paused } }))?;
+    show::paused(desk.json, paused.is_boolean());
+    Ok(End::Done)
+}
+
+/// Cuts off those that are left.
+pub(super) fn finish(desk: &mut Desk, force: bool, deadline: Duration) -> Result<End, Stop> {
+    let look = desk.look()?;
+    let progress = &look.progress;
+    if progress.stragglers.is_empty() {
+        show::status(desk.json, &look);
+        return Ok(End::Done);
+    }
+    if !force {
+        return Err(Stop::Usage(format!(
+            "these nodes are not done:\n{}With --force every node gives its older keys up at once, and packets of nodes without a newer \
+             one are dropped until they have it",
+            show::stragglers(progress)
+        )));
+    }
+    let left: Vec<String> = progress
+        .nodes
+        .iter()
+        .filter(|(_, phase)| **phase == Phase::Behind)
+        .map(|(name, _)| name.clone())
+        .collect();
+    desk.change(&look, json!({ "rotation": { "retireBefore": progress.generation } }))?;
+    show::cut_off(desk.json, &left);
+    let end =
+        wait::until(desk, deadline, |look| look.progress.stragglers.keys().all(|node| left.contains(node)))?;
+    Ok(if end == End::Done && !left.is_empty() { End::Stragglers } else { end })
+}

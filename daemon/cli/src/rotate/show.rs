@@ -1,0 +1,299 @@
+//! What is said of a rotation: lines for people, objects for programs.
+
+#![expect(clippy::print_stdout, reason = "standard output is where data goes")]
+
+use std::{fmt::Write as _, time::Duration};
+
+use jiff::Timestamp;
+use kubeveil_api::rotation::{RotationRecord, RotationResult, RotationSpec};
+use kubeveil_core::rotation::progress::{Phase, Progress};
+use kubeveil_keys::PublicKey;
+use serde_json::{Value, json};
+
+use super::{Look, records};
+use crate::status::grid;
+
+/// Stragglers that are told by name.
+const MOST_NAMED: usize = 20;
+
+/// Tells people, or programs.
+fn tell(to_programs: bool, object: impl FnOnce() -> Value, words: impl FnOnce() -> String) {
+    if to_programs {
+        println!("{}", object());
+    } else {
+        println!("{}", words());
+    }
+}
+
+pub(super) fn begun(json: bool, generation: u32, look: &Look) {
+    tell(
+        json,
+        || json!({"event": "begun", "generation": generation, "nodes": look.progress.speaking()}),
+        || format!("generation {generation} is asked for; {} nodes have keys", look.progress.speaking()),
+    );
+}
+
+pub(super) fn revoked(json: bool, node: &str, keys: &[PublicKey]) {
+    let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    tell(
+        json,
+        || json!({"event": "revoked", "node": node, "keys": keys}),
+        || format!("refused from now on, whoever announces them: {} of {node}", keys.join(", ")),
+    );
+}
+
+pub(super) fn replaced(json: bool, node: &str, keys: &[PublicKey]) {
+    let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    tell(
+        json,
+        || json!({"event": "replaced", "node": node, "keys": keys}),
+        || format!("{node} has announced {}", keys.join(", ")),
+    );
+}
+
+pub(super) fn paused(json: bool, paused: bool) {
+    tell(
+        json,
+        || json!({"event": if paused { "paused" } else { "resumed" }}),
+        || {
+            let words = if paused {
+                "no node makes or gives up a key until `kubeveil rotate resume`"
+            } else {
+                "nodes make and give up keys again"
+            };
+            words.to_owned()
+        },
+    );
+}
+
+pub(super) fn cut_off(json: bool, nodes: &[String]) {
+    tell(
+        json,
+        || json!({"event": "forced", "cutOff": nodes}),
+        || match nodes {
+            [] => "every node gives its older keys up now; none is cut off".to_owned(),
+            nodes => format!(
+                "every node gives its older keys up now; cut off until they have newer ones: {}",
+                nodes.join(", ")
+            ),
+        },
+    );
+}
+
+pub(super) fn step(json: bool, progress: &Progress, after: Duration) {
+    tell(
+        json,
+        || {
+            let mut object = document(progress);
+            object["event"] = json!("progress");
+            object["seconds"] = json!(after.as_secs());
+            object
+        },
+        || format!("{:>5} s  {}", after.as_secs(), in_short(progress)),
+    );
+}
+
+pub(super) fn ended(json: bool, progress: &Progress, done: bool, after: Duration) {
+    tell(
+        json,
+        || {
+            let mut object = document(progress);
+            object["event"] = json!(if done { "done" } else { "deadline" });
+            object["seconds"] = json!(after.as_secs());
+            object
+        },
+        || {
+            if done {
+                let left = progress.stragglers.len();
+                let but =
+                    if left == 0 { String::new() } else { format!(", but for {left} that were cut off") };
+                return format!(
+                    "done in {} s: every node has a key of generation {} and no older one{but}",
+                    after.as_secs(),
+                    progress.generation
+                );
+            }
+            format!(
+                "not done after {} s; it goes on. {}\n{}",
+                after.as_secs(),
+                in_short(progress),
+                stragglers(progress).trim_end()
+            )
+        },
+    );
+}
+
+pub(super) fn status(json: bool, look: &Look) {
+    let asked = look.sight.mesh.spec.rotation.clone().unwrap_or_default();
+    tell(
+        json,
+        || {
+            let mut object = document(&look.progress);
+            object["rotation"] = json!(asked);
+            object["done"] = json!(look.progress.stragglers.is_empty());
+            object
+        },
+        || in_words(&look.progress, &asked, records(look).last()).trim_end().to_owned(),
+    );
+}
+
+pub(super) fn history(json: bool, records: &[RotationRecord], now: Timestamp) {
+    tell(json, || json!(records), || table(records, now));
+}
+
+/// What programs are told of how far it has got.
+fn document(progress: &Progress) -> Value {
+    let phases: serde_json::Map<_, _> =
+        Phase::ALL.iter().map(|phase| (phase.name().to_owned(), json!(progress.count(*phase)))).collect();
+    json!({
+        "generation": progress.generation,
+        "phases": phases,
+        "flippedWays": progress.flipped,
+        "ways": progress.ways,
+        "stragglers": progress.stragglers,
+    })
+}
+
+fn in_short(progress: &Progress) -> String {
+    let all = progress.speaking();
+    format!(
+        "new key: {}/{all} nodes; moved to it: {}/{} ways; no old key: {}/{all} nodes",
+        progress.at_least(Phase::Announced),
+        progress.flipped,
+        progress.ways,
+        progress.count(Phase::Done),
+    )
+}
+
+fn in_words(progress: &Progress, asked: &RotationSpec, last: Option<&RotationRecord>) -> String {
+    let mut out = format!("generation {}", progress.generation);
+    if !asked.requested_by.is_empty() {
+        let _ = write!(out, ", asked for by {}", asked.requested_by);
+    }
+    if let Some(at) = asked.requested_at {
+        let _ = write!(out, " at {at}");
+    }
+    if !asked.reason.is_empty() {
+        let _ = write!(out, ": {}", asked.reason);
+    }
+    let _ = writeln!(out, "\n{}", in_short(progress));
+    let silent = progress.count(Phase::Silent);
+    if silent > 0 {
+        let _ = writeln!(out, "{silent} nodes announce nothing and are not waited for");
+    }
+    if asked.paused {
+        out.push_str("paused: `kubeveil rotate resume` has it go on\n");
+    }
+    if progress.stragglers.is_empty() {
+        let forced = last.is_some_and(|record| record.result == RotationResult::Forced);
+        out.push_str(if forced { "done, by force\n" } else { "done\n" });
+    } else {
+        out.push_str(&stragglers(progress));
+    }
+    out
+}
+
+/// A line for each node that is not done.
+pub(super) fn stragglers(progress: &Progress) -> String {
+    let mut out = String::new();
+    for (node, why) in progress.stragglers.iter().take(MOST_NAMED) {
+        let _ = writeln!(out, "  {node} {why}");
+    }
+    let more = progress.stragglers.len().saturating_sub(MOST_NAMED);
+    if more > 0 {
+        let _ = writeln!(out, "  and {more} more");
+    }
+    out
+}
+
+fn table(records: &[RotationRecord], now: Timestamp) -> String {
+    if records.is_empty() {
+        return "keys were never rotated".to_owned();
+    }
+    let row = |record: &RotationRecord| {
+        let end = record.finished_at.unwrap_or(now);
+        let seconds = end.as_second().saturating_sub(record.started_at.as_second());
+        vec![
+            record.generation.to_string(),
+            record.result.to_string(),
+            format!("{:.0}", record.started_at),
+            format!("{seconds} s"),
+            record.requested_by.clone(),
+            record.reason.clone(),
+            record.stragglers.join(", "),
+        ]
+    };
+    let header = ["GENERATION", "RESULT", "STARTED", "TOOK", "BY", "REASON", "STRAGGLERS"];
+    grid(&header, records.iter().rev().map(row)).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kubeveil_keys::Generation;
+
+    use super::*;
+
+    fn halfway() -> Progress {
+        Progress {
+            generation: Generation::new(4),
+            nodes: [
+                ("a", Phase::Done),
+                ("b", Phase::Flipped),
+                ("c", Phase::Behind),
+                ("windows", Phase::Silent),
+            ]
+            .map(|(name, phase)| (name.to_owned(), phase))
+            .into(),
+            flipped: 2,
+            ways: 6,
+            stragglers: [
+                ("b", "keeps its key of generation 3 for c"),
+                ("c", "has no key of generation 4, its newest is of 3"),
+            ]
+            .map(|(name, why)| (name.to_owned(), why.to_owned()))
+            .into(),
+        }
+    }
+
+    fn asked() -> RotationSpec {
+        RotationSpec {
+            requested_by: "alice@bastion".to_owned(),
+            requested_at: "2026-11-28T10:00:00Z".parse().ok(),
+            reason: "quarterly".to_owned(),
+            paused: true,
+            ..RotationSpec::default()
+        }
+    }
+
+    #[test]
+    fn a_person_reads_how_far_it_is() {
+        insta::assert_snapshot!(in_words(&halfway(), &asked(), None));
+        let done = Progress { stragglers: BTreeMap::new(), ..halfway() };
+        assert!(in_words(&done, &RotationSpec::default(), None).ends_with("\ndone\n"));
+    }
+
+    #[test]
+    fn a_program_reads_it_too() {
+        insta::assert_json_snapshot!(document(&halfway()));
+    }
+
+    #[test]
+    fn the_history_is_a_table() {
+        let record = |generation, result, finished: Option<&str>, stragglers: &[&str]| RotationRecord {
+            generation,
+            requested_by: "alice@bastion".to_owned(),
+            reason: "quarterly".to_owned(),
+            started_at: "2026-11-28T10:00:00Z".parse().expect("a time"),
+            finished_at: finished.and_then(|at| at.parse().ok()),
+            result,
+            stragglers: stragglers.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let records = [
+            record(3, RotationResult::Done, Some("2026-11-28T10:00:17Z"), &[]),
+            record(4, RotationResult::Running, None, &["b", "c"]),
+        ];
+        insta::assert_snapshot!(table(&records, "2026-11-28T10:15:00Z".parse().expect("a time")));
+    }
+}

@@ -1,0 +1,48 @@
+//! What a person's command sees of the cluster, and the one object that it writes: the mesh. From an API server or a folder, behind
+//! one trait.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use kubeveil_api::mesh::EncryptionMesh;
+
+use crate::{problem::Problem, snapshot::NodeFacts};
+
+/// The cluster at one moment.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// `EncryptionMesh/default`.
+    pub mesh: EncryptionMesh,
+    /// Tells whether the mesh is the one that was seen.
+    pub version: String,
+    /// Nodes by name, with what they announce.
+    pub nodes: BTreeMap<String, Arc<NodeFacts>>,
+}
+
+/// Why a change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Somebody else has changed the mesh since it was seen.
+    #[error("somebody else has changed EncryptionMesh default meanwhile")]
+    Changed,
+    /// Something is wrong.
+    #[error("{0}")]
+    Problem(#[from] Problem),
+}
+
+/// A cluster, as far as a command has to do with it. Calls block.
+pub trait Control {
+    /// What it is, for people.
+    fn name(&self) -> String;
+
+    /// Everything at this moment.
+    fn look(&mut self) -> Result<Sight, Problem>;
+
+    /// Who is asking, as it will be on record.
+    fn who(&mut self) -> Result<String, Problem>;
+
+    /// Changes the mesh by a JSON merge patch (RFC 7386), if it is still the one that was seen.
+    fn change(&mut self, seen: &Sight, patch: &serde_json::Value) -> Result<(), Refusal>;
+
+    /// Is there nobody else who writes the mesh's status?
+    fn keeps_status(&self) -> bool;
+}

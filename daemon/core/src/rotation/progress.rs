@@ -1,0 +1,243 @@
+//! How far the cluster has got from one key generation to the next, by what its nodes say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kubeveil_keys::Generation;
+use serde::Serialize;
+
+use super::Said;
+
+/// How far one node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It says nothing that can be believed: no agent, or none yet.
+    Silent,
+    /// It has no key of the generation that is wanted.
+    Behind,
+    /// It has one, and does not send to all by it.
+    Announced,
+    /// It sends to all by it, and keeps an older one for those who do not.
+    Flipped,
+    /// It has no older one any more.
+    Done,
+}
+
+impl Phase {
+    /// All of them, in the order in which a node goes through them.
+    pub const ALL: [Self; 5] = [Self::Silent, Self::Behind, Self::Announced, Self::Flipped, Self::Done];
+
+    /// Its word, in documents and as the value of a metric's label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Behind => "behind",
+            Self::Announced => "announced",
+            Self::Flipped => "flipped",
+            Self::Done => "done",
+        }
+    }
+}
+
+/// How far all are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// The generation that is wanted.
+    pub generation: Generation,
+    /// Each node, by name.
+    pub nodes: BTreeMap<String, Phase>,
+    /// Ways from one node to another by which packets go by the new key, of those between nodes that speak.
+    pub flipped: usize,
+    /// Those there are.
+    pub ways: usize,
+    /// Nodes that are not done, each with the reason.
+    pub stragglers: BTreeMap<String, String>,
+}
+
+/// Most names in a reason.
+const MOST_NAMED: usize = 3;
+
+impl Progress {
+    /// Of a cluster of `nodes`, which say so, or nothing.
+    pub fn of(wanted: Generation, nodes: &BTreeMap<&str, Option<Said<'_>>>) -> Self {
+        let speakers: BTreeMap<&str, Said<'_>> =
+            nodes.iter().filter_map(|(name, said)| Some((*name, (*said)?))).collect();
+        let mut out = Self {
+            generation: wanted,
+            nodes: BTreeMap::new(),
+            flipped: 0,
+            ways: speakers.len() * speakers.len().saturating_sub(1),
+            stragglers: BTreeMap::new(),
+        };
+        let has: BTreeSet<&str> =
+            speakers.iter().filter(|(_, said)| said.has(wanted)).map(|(name, _)| *name).collect();
+        for (name, said) in nodes {
+            let phase = said.as_ref().map_or(Phase::Silent, |said| phase(said, wanted));
+            out.nodes.insert((*name).to_owned(), phase);
+            let Some(said) = said else { continue };
+            if said.newest() == wanted {
+                let moved = has.iter().filter(|to| *to != name && !said.not_flipped.names(to));
+                out.flipped += moved.count();
+            }
+            if let Some(why) = why(name, said, wanted, &speakers) {
+                out.stragglers.insert((*name).to_owned(), why);
+            }
+        }
+        out
+    }
+
+    /// Every node that speaks has the key that is wanted, and no other.
+    pub fn is_done(&self) -> bool {
+        self.stragglers.is_empty() && self.count(Phase::Done) > 0
+    }
+
+    /// Nodes that are so far.
+    pub fn count(&self, phase: Phase) -> usize {
+        self.nodes.values().filter(|at| **at == phase).count()
+    }
+
+    /// Nodes that have come so far, or farther.
+    pub fn at_least(&self, phase: Phase) -> usize {
+        self.nodes.values().filter(|at| **at >= phase).count()
+    }
+
+    /// Nodes that say something.
+    pub fn speaking(&self) -> usize {
+        self.at_least(Phase::Behind)
+    }
+}
+
+fn phase(said: &Said<'_>, wanted: Generation) -> Phase {
+    if !said.has(wanted) {
+        // A node that is ahead has been told of another mesh; it is not behind this one.
+        return if said.newest() > wanted { Phase::Done } else { Phase::Behind };
+    }
+    let is_alone = said.generations.len() == 1;
+    let has_moved = *said.not_flipped == kubeveil_api::announcement::NotFlipped::nobody();
+    match (is_alone, has_moved) {
+        (true, _) => Phase::Done,
+        (false, true) => Phase::Flipped,
+        (false, false) => Phase::Announced,
+    }
+}
+
+/// Why a node is not done.
+fn why(node: &str, said: &Said<'_>, wanted: Generation, all: &BTreeMap<&str, Said<'_>>) -> Option<String> {
+    let newest = said.newest();
+    let others = || all.iter().filter(|(name, _)| **name != node);
+    match phase(said, wanted) {
+        Phase::Silent | Phase::Done => None,
+        Phase::Behind => Some(format!(
+            "has no key of generation {wanted}, its newest is of {newest}: is kubeveild running there, and does it see the mesh?"
+        )),
+        Phase::Announced => {
+            let without: Vec<&str> =
+                others().filter(|(_, other)| !other.has(newest)).map(|(name, _)| *name).collect();
+            let named: Vec<&str> =
+                others().filter(|(name, _)| said.not_flipped.names(name)).map(|(name, _)| *name).collect();
+            let unproven: Vec<&str> = named.iter().filter(|name| !without.contains(name)).copied().collect();
+            Some(if unproven.is_empty() {
+                format!("waits for the key of {}", some(&named))
+            } else {
+                let port = wanted.port(kubeveil_abi::BASE_PORT).unwrap_or(kubeveil_abi::BASE_PORT);
+                format!(
+                    "has no handshake with {} on the new key: is UDP {port} open both ways between them?",
+                    some(&unproven)
+                )
+            })
+        }
+        Phase::Flipped => {
+            let old = said.generations.first().map_or(newest, |entry| entry.generation);
+            let held: Vec<&str> =
+                others().filter(|(_, other)| other.may_send(node, old)).map(|(name, _)| *name).collect();
+            Some(if held.is_empty() {
+                format!("waits until nothing comes by its key of generation {old} any more")
+            } else {
+                format!("keeps its key of generation {old} for {}", some(&held))
+            })
+        }
+    }
+}
+
+fn some(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(MOST_NAMED);
+    let first = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{first} and {more} more") } else { first }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use kubeveil_api::announcement::{GenerationEntry, GenerationState, NotFlipped};
+    use kubeveil_keys::PublicKey;
+
+    use super::*;
+
+    /// A node's generations, and whom it has not moved.
+    type Says = (&'static str, &'static [u32], &'static [&'static str]);
+
+    fn progress(wanted: u32, nodes: &[Says]) -> Progress {
+        let entry = |number: &u32| GenerationEntry {
+            generation: Generation::new(*number),
+            public_key: PublicKey::from_bytes([1; 32]),
+            port: NonZeroU16::MIN,
+            state: GenerationState::Active,
+        };
+        let said: Vec<(&str, Vec<GenerationEntry>, NotFlipped)> = nodes
+            .iter()
+            .map(|(name, generations, list)| {
+                let list = NotFlipped::of(list.iter().map(|name| (*name).to_owned()));
+                (*name, generations.iter().map(entry).collect(), list)
+            })
+            .collect();
+        let said = said.iter().map(|(name, generations, not_flipped)| {
+            let said = (!generations.is_empty()).then_some(Said { generations, not_flipped });
+            (*name, said)
+        });
+        Progress::of(Generation::new(wanted), &said.collect())
+    }
+
+    fn reasons(progress: &Progress) -> Vec<(&str, &str)> {
+        progress.stragglers.iter().map(|(name, why)| (name.as_str(), why.as_str())).collect()
+    }
+
+    #[test]
+    fn each_node_is_told_of_with_its_reason() {
+        let half = progress(
+            1,
+            &[
+                ("a", &[0, 1], &["b", "c"]),
+                ("b", &[0, 1], &["c"]),
+                ("c", &[0], &[]),
+                ("d", &[0, 1], &[]),
+                ("e", &[1], &[]),
+                ("f", &[], &[]),
+            ],
+        );
+        assert_eq!(Phase::ALL.map(|phase| half.count(phase)), [1, 1, 2, 1, 1]);
+        assert_eq!((half.flipped, half.ways, half.speaking()), (2 + 3 + 3 + 3, 20, 5));
+        let [a, b, c, d] = reasons(&half)[..] else { panic!("{:?}", half.stragglers) };
+        assert_eq!(
+            a,
+            ("a", "has no handshake with b on the new key: is UDP 51872 open both ways between them?")
+        );
+        assert_eq!(b, ("b", "waits for the key of c"));
+        assert!(c.1.starts_with("has no key of generation 1, its newest is of 0"), "{}", c.1);
+        assert_eq!(d, ("d", "keeps its key of generation 0 for c"));
+        assert!(!half.is_done());
+    }
+
+    #[test]
+    fn it_is_done_when_no_older_key_is_left() {
+        let at = |says: &'static [u32]| progress(1, &[("a", says, &[]), ("b", &[1], &[])]);
+        assert!(!at(&[0, 1]).is_done());
+        assert_eq!(
+            reasons(&at(&[0, 1])),
+            [("a", "waits until nothing comes by its key of generation 0 any more")]
+        );
+        assert!(at(&[1]).is_done());
+        assert!(!progress(1, &[("a", &[], &[])]).is_done(), "nobody says anything");
+    }
+}
