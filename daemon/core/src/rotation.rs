@@ -6,8 +6,8 @@
 //! 2. moves its own packets to a peer onto the newest generation that the peer is proven on ([`choose`]): a handshake there says
 //!    that the peer can decrypt;
 //! 3. says to whom it has not done so yet; what it does not say, it must not do ([`may_use`]);
-//! 4. gives an old generation up when no peer says that it may still be sent to by it, nothing is sent by it, and nothing came by
-//!    it for a while ([`holdups`]).
+//! 4. gives an old generation up when no peer says that it may still be sent to by it, nothing is sent by it, and nothing came or went
+//!    by it for a while ([`holdups`]): who is sent to needs the sender's key as long as something is on its way.
 //!
 //! Nothing of it depends on clocks being equal; time only makes it go slower. What a node remembers of it are its key files, its
 //! devices and what it said, so it goes on after a crash at any point.
@@ -29,7 +29,7 @@ use kubeveil_keys::Generation;
 
 use crate::tunnels::Health;
 
-/// Nothing came by an old generation for so long: longer than packets are on their way.
+/// Nothing came or went by an old generation for so long: longer than packets are on their way.
 pub const STILL: Duration = Duration::from_secs(5);
 /// A node's list of peers that it has not moved yet is told anew no more often than this, but for its end.
 pub const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -92,7 +92,7 @@ pub struct View<'a> {
     pub whole: bool,
     /// By which generation it sends to whom, as it was last carried out; `None`: nobody knows.
     pub ways: Option<BTreeMap<&'a str, Generation>>,
-    /// How long nothing has come by each generation.
+    /// How long nothing has come or gone by each generation.
     pub quiet: BTreeMap<Generation, Duration>,
     /// Monotonic.
     pub now: Duration,
@@ -116,7 +116,7 @@ pub enum Holdup {
     NotFlipped(String),
     /// We do not send to it by ours.
     NotFlippedByUs(String),
-    /// Something still comes by it.
+    /// Something still comes or goes by it.
     Receiving,
     /// Not all nodes are known, or not what they say now.
     NotWhole,
@@ -130,7 +130,7 @@ impl fmt::Display for Holdup {
             Self::NotBegun(node) => write!(f, "{node} has no newer key"),
             Self::NotFlipped(node) => write!(f, "{node} still sends to this node by it"),
             Self::NotFlippedByUs(node) => write!(f, "this node still sends to {node} by it"),
-            Self::Receiving => f.write_str("packets still come by it"),
+            Self::Receiving => f.write_str("packets still come or go by it"),
             Self::NotWhole => f.write_str("the source has not told of all nodes"),
             Self::Paused => f.write_str("rotation is paused"),
         }
@@ -175,17 +175,12 @@ impl Rotation {
         if view.now < since + pace(view) {
             return None;
         }
-        if newest.parity() != wanted.parity() {
-            return Some(Step::Make(wanted));
-        }
-        // Both need one device. Where nobody has the older any more, it is free; else by way of the one between.
+        // One after another: of two nodes that went different ways neither could give up what it shares with the other. Where nobody has
+        // ours any more there is nobody to go with.
+        let next = newest.next()?;
         let is_alone = view.whole && !view.others.values().any(|said| said.has(newest));
-        let forced = newest < view.retire_before;
-        Some(if is_alone || forced {
-            Step::Retire(newest)
-        } else {
-            Step::Make(Generation::new(wanted.number() - 1))
-        })
+        let is_forced = newest < view.retire_before && newest.parity() == wanted.parity();
+        Some(if next != wanted && (is_alone || is_forced) { Step::Retire(newest) } else { Step::Make(next) })
     }
 
     fn may_retire(&mut self, generation: Generation, view: &View<'_>) -> bool {
@@ -233,17 +228,17 @@ impl Rotation {
 
     /// How long until something can be done though nobody says anything; `None` if nothing is under way.
     pub fn next_look(&self, view: &View<'_>) -> Option<Duration> {
-        let at = |since: Duration| (since + pace(view)).saturating_sub(view.now);
-        let begins = self.wanted.map(|(_, since)| at(since));
-        let ends = self.free.map(|(_, since)| at(since));
+        // What was due has been done, or has failed and is tried again in the regular round.
+        let until = |at: Duration| at.checked_sub(view.now).filter(|wait| !wait.is_zero());
+        let begins = self.wanted.and_then(|(_, since)| until(since + pace(view)));
+        let ends = self.free.and_then(|(_, since)| until(since + pace(view)));
         let under_way = view.held.len() > 1;
         let is_quiet = under_way.then(|| {
             let quiet = view.held.first().and_then(|old| view.quiet.get(old)).copied().unwrap_or_default();
             // What still comes is looked at again after as long as it would have to be silent.
             STILL.saturating_sub(quiet).max(Duration::from_secs(1))
         });
-        let again = self.told.filter(|_| under_way).map(|at| (at + TELL_EVERY).saturating_sub(view.now));
-        let again = again.filter(|wait| !wait.is_zero());
+        let again = self.told.filter(|_| under_way).and_then(|at| until(at + TELL_EVERY));
         begins.into_iter().chain(ends).chain(is_quiet).chain(again).min()
     }
 }

@@ -83,8 +83,8 @@ pub struct Tunnels {
     tracks: BTreeMap<(String, PublicKey), Track>,
     /// The key of each device.
     own: BTreeMap<String, PublicKey>,
-    /// Bytes that came by each device, and since when there are no more.
-    heard: BTreeMap<String, (u64, Duration)>,
+    /// Bytes that came and went by each device, and since when there are no more.
+    passed: BTreeMap<String, (u64, Duration)>,
 }
 
 impl Tunnels {
@@ -105,19 +105,19 @@ impl Tunnels {
             }
         }
         self.tracks.retain(|id, _| present.contains(id));
-        self.heard.retain(|device, _| observed.tunnels.contains_key(device));
+        self.passed.retain(|device, _| observed.tunnels.contains_key(device));
         for (device, tunnel) in &observed.tunnels {
-            let bytes = tunnel.peers.values().map(|peer| peer.received).sum();
-            let heard = self.heard.entry(device.clone()).or_insert((bytes, now));
-            if heard.0 != bytes {
-                *heard = (bytes, now);
+            let bytes = tunnel.peers.values().map(|peer| peer.received.wrapping_add(peer.sent)).sum();
+            let passed = self.passed.entry(device.clone()).or_insert((bytes, now));
+            if passed.0 != bytes {
+                *passed = (bytes, now);
             }
         }
     }
 
-    /// How long nothing has come by `device`, as far as it was looked at.
+    /// How long nothing has come or gone by `device`, as far as it was looked at.
     pub fn quiet(&self, device: &str, now: Duration) -> Duration {
-        self.heard.get(device).map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since))
+        self.passed.get(device).map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since))
     }
 
     /// `action` was carried out. Says when to look for what comes of it, if anything is to come.
@@ -276,6 +276,24 @@ mod tests {
         assert!(tunnels.initiates(DEVICE, &key(9), &key(7), seconds(525)));
         tunnels.observe(&with(Some(1_000_504), 500), seconds(530), wall);
         assert_eq!(health(&tunnels, 530), Health::Up(Duration::ZERO));
+    }
+
+    /// What went a moment ago is still on its way, and its sender's key is needed there.
+    #[test]
+    fn what_comes_and_what_goes_is_no_silence() {
+        let mut tunnels = Tunnels::default();
+        let mut look = |sent: u64, received: u64, at: u64| {
+            let mut observed = with(Some(1_000), sent);
+            observed.tunnels.get_mut(DEVICE).expect("device").peers.get_mut(&key(7)).expect("peer").received =
+                received;
+            tunnels.observe(&observed, seconds(at), seconds(1_000 + at));
+            tunnels.quiet(DEVICE, seconds(at))
+        };
+        assert_eq!(look(10, 10, 1), Duration::ZERO);
+        assert_eq!(look(10, 10, 4), seconds(3));
+        assert_eq!(look(20, 10, 5), Duration::ZERO);
+        assert_eq!(look(20, 20, 7), Duration::ZERO);
+        assert_eq!(look(20, 20, 9), seconds(2));
     }
 
     #[test]

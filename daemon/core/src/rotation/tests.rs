@@ -109,9 +109,12 @@ fn the_next_key_is_one_that_there_is_a_device_for() {
     assert_eq!(wants(&[0], &[0], 0), None);
     assert_eq!(wants(&[3], &[3], 2), None, "no way back");
     assert_eq!(wants(&[0], &[0], 1), Some(Step::Make(generation(1))));
-    assert_eq!(wants(&[0], &[0], 3), Some(Step::Make(generation(3))));
-    assert_eq!(wants(&[0], &[0], 2), Some(Step::Make(generation(1))), "by way of the one between");
-    assert_eq!(wants(&[0], &[2], 2), Some(Step::Retire(generation(0))), "nobody has the old one any more");
+    for wanted in [2, 3] {
+        assert_eq!(wants(&[0], &[0], wanted), Some(Step::Make(generation(1))), "by way of those between");
+        assert_eq!(wants(&[0], &[0, 1], wanted), Some(Step::Make(generation(1))));
+        assert_eq!(wants(&[0], &[wanted], wanted), Some(Step::Retire(generation(0))), "nobody else has it");
+    }
+    assert_eq!(wants(&[0], &[1], 1), Some(Step::Make(generation(1))), "first the new one, where there is room");
     assert_eq!(wants(&[0, 1], &[0], 2), None, "one at a time");
     assert_eq!(wants(&[0, 2], &[0], 2), Some(Step::Retire(generation(0))), "two of one device");
     // Without a mesh nobody knows what is wanted.
@@ -175,4 +178,29 @@ fn what_it_has_it_says() {
     );
     let nothing = View { own: None, standing: BTreeSet::new(), ..both.view() };
     assert_eq!(says(nothing), None);
+}
+
+/// Whoever asks when to look again is not sent round and round by what is over.
+#[test]
+fn what_is_over_is_not_waited_for() {
+    fn at(view: View<'_>, seconds: u64) -> View<'_> {
+        View { now: Duration::from_secs(seconds), ..view }
+    }
+    let next = Some(generation(1));
+    let mut rotation = Rotation::default();
+    let before = Heard::new(&[0], &[0], names(&[]));
+    let begins = View { wanted: next, ..before.view() };
+    if rotation.keys(&at(begins.clone(), 1)).is_none() {
+        let wait = rotation.next_look(&at(begins.clone(), 1)).expect("its place in the row comes");
+        assert!(!wait.is_zero() && wait < Duration::from_secs(1), "{wait:?}");
+    }
+    assert_eq!(rotation.keys(&at(begins.clone(), 2)), Some(Step::Make(generation(1))));
+    assert_eq!(rotation.next_look(&at(begins, 2)), None, "it has failed, or is about to be done");
+    let both = Heard::new(&[0, 1], &[0, 1], names(&[]));
+    rotation.keys(&at(both.view(), 3));
+    assert_eq!(rotation.keys(&at(both.view(), 4)), Some(Step::Retire(generation(0))));
+    assert_eq!(rotation.next_look(&at(both.view(), 4)), Some(Duration::from_secs(1)), "is it still?");
+    let after = Heard::new(&[1], &[1], names(&[]));
+    assert_eq!(rotation.keys(&at(after.view(), 5)), None);
+    assert_eq!(rotation.next_look(&at(after.view(), 5)), None, "all is done");
 }
