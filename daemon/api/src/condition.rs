@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::words::words;
 
+/// The cluster goes from one key generation to the next.
+pub const ROTATING: &str = "Rotating";
+
 /// A condition, as the Kubernetes API conventions have it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -11,10 +11,24 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     core::DynamicObject,
 };
-use kubeveil_api::{condition::Condition, mesh::MeshStatus, names};
+use kubeveil_api::{
+    condition::{Condition, ROTATING},
+    mesh::MeshStatus,
+    names,
+};
+use kubeveil_core::{
+    announced::Announced,
+    rotation::{Said, progress::Progress},
+    snapshot::{NodeFacts, Snapshot},
+};
+use kubeveil_keys::Generation;
 use serde_json::json;
 
-use crate::{seen::Seen, status::status, watch::ours};
+use crate::{
+    seen::{Node, Seen},
+    status::status,
+    watch::ours,
+};
 
 /// Field manager of server-side apply.
 const MANAGER: &str = "kubeveil-controller";
@@ -25,11 +39,13 @@ pub(crate) struct Writer {
     identity: String,
     /// What was written last: it may not have come back by the watch yet.
     written: Option<MeshStatus>,
+    /// What the nodes announce; what is valid is not verified twice.
+    announced: Announced,
 }
 
 impl Writer {
     pub(crate) fn new(client: Client, identity: &str) -> Self {
-        Self { client, identity: identity.to_owned(), written: None }
+        Self { client, identity: identity.to_owned(), written: None, announced: Announced::default() }
     }
 
     pub(crate) async fn write(&mut self, seen: &Seen, now: Timestamp) -> Result<()> {
@@ -40,7 +56,8 @@ impl Writer {
                 self.make_veil_node(name, &node.uid).await?;
             }
         }
-        let Some(status) = status(seen, now) else { return Ok(()) };
+        let progress = self.progress(seen);
+        let Some(status) = status(seen, &progress, now) else { return Ok(()) };
         let before = seen.mesh.as_ref().and_then(|(mesh, _)| mesh.status.clone()).unwrap_or_default();
         if status == before || self.written.as_ref().is_some_and(|written| same(written, &status)) {
             return Ok(());
@@ -52,6 +69,21 @@ impl Writer {
         }
         self.written = Some(status);
         Ok(())
+    }
+
+    /// How far the nodes are with the keys that the mesh wants.
+    fn progress(&mut self, seen: &Seen) -> Progress {
+        let facts = |node: &Node| NodeFacts {
+            uid: node.uid.clone(),
+            announcement: node.announcement.clone(),
+            ..NodeFacts::default()
+        };
+        let nodes = seen.nodes.iter().map(|(name, node)| (name.clone(), facts(node).into())).collect();
+        self.announced.update(&Snapshot { nodes, ..Snapshot::default() });
+        let wanted = seen.mesh.as_ref().map_or(0, |(mesh, _)| mesh.spec.key_generation);
+        let said = |name: &String| self.announced.of(name).map(Said::from);
+        let nodes = seen.nodes.keys().map(|name| (name.as_str(), said(name))).collect();
+        Progress::of(Generation::new(wanted), &nodes)
     }
 
     /// Its owner is the Node, so it goes with it.
@@ -94,7 +126,10 @@ impl Writer {
     /// Each with its own words, which name other pairs each time: so no series of events. One that can't be written is no
     /// reason to stop: the status says the same.
     async fn tell(&self, condition: &Condition, now: Timestamp) {
-        let holds = condition.holds();
+        let is_normal = match condition.kind.as_str() {
+            ROTATING => condition.reason != "RotationLate",
+            _ => condition.holds(),
+        };
         let event = Event {
             metadata: ObjectMeta {
                 generate_name: Some(format!("{}-", names::MESH)),
@@ -112,7 +147,7 @@ impl Writer {
             }),
             reporting_controller: Some(MANAGER.to_owned()),
             reporting_instance: Some(self.identity.clone()),
-            type_: Some(if holds { "Normal" } else { "Warning" }.to_owned()),
+            type_: Some(if is_normal { "Normal" } else { "Warning" }.to_owned()),
             ..Event::default()
         };
         // Where events of what is in no namespace are.
@@ -135,8 +170,12 @@ fn same(one: &MeshStatus, other: &MeshStatus) -> bool {
     copy == *other
 }
 
-/// Conditions that hold now and did not, or the other way round.
+/// Conditions that hold now and did not, or the other way round; and a rotation that goes on for another reason.
 fn changed<'a>(before: &[Condition], now: &'a [Condition]) -> Vec<&'a Condition> {
-    let was = |now: &&Condition| before.iter().find(|c| c.kind == now.kind).map(|c| c.status);
-    now.iter().filter(|now| was(now) != Some(now.status)).collect()
+    let turned = |now: &&Condition| {
+        let was = before.iter().find(|c| c.kind == now.kind);
+        was.map(|c| c.status) != Some(now.status)
+            || (now.kind == ROTATING && was.is_some_and(|was| was.reason != now.reason))
+    };
+    now.iter().filter(turned).collect()
 }

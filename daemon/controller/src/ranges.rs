@@ -105,6 +105,7 @@ mod tests {
 
     fn seen(nodes: &[(&[&str], &[&str])], said: Said) -> Seen {
         let node = |(pods, ips): &(&[&str], &[&str])| Node {
+            announcement: None,
             uid: String::new(),
             pod_cidrs: nets(pods),
             internal_ips: ips.iter().map(|ip| ip.parse().expect("ip")).collect(),

@@ -27,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) uid: String,
     pub(crate) pod_cidrs: Vec<IpNet>,
     pub(crate) internal_ips: Vec<IpAddr>,
+    /// What it announces, not verified yet.
+    pub(crate) announcement: Option<String>,
 }
 
 /// What is configured of the cluster's ranges where it can be read.
@@ -53,12 +55,18 @@ pub(crate) struct NodeStatus {
 }
 
 impl Node {
-    pub(crate) fn read(uid: String, spec: &NodeSpec, status: Option<&NodeStatus>) -> Self {
+    pub(crate) fn read(
+        uid: String,
+        announcement: Option<String>,
+        spec: &NodeSpec,
+        status: Option<&NodeStatus>,
+    ) -> Self {
         let cidrs = spec.pod_cidrs.iter().flatten().filter_map(|text| text.parse::<IpNet>().ok());
         let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
         let internal = addresses.filter(|address| address.kind == "InternalIP");
         Self {
             uid,
+            announcement,
             pod_cidrs: cidrs.map(|cidr| cidr.trunc()).collect(),
             internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
         }

@@ -2,10 +2,16 @@
 
 use jiff::Timestamp;
 use kubeveil_api::{
-    condition::{self, Condition, ConditionStatus, READY, keep_transitions},
-    mesh::{MeshStatus, Mode},
+    condition::{self, Condition, ConditionStatus, READY, ROTATING, keep_transitions},
+    mesh::{MeshSpec, MeshStatus, Mode},
+    rotation::{RotationRecord, RotationResult},
     status::Way,
     veil_node::VeilNodeStatus,
+};
+
+use kubeveil_core::rotation::{
+    history::{is_late, records},
+    progress::Progress,
 };
 
 use crate::{ranges::ranges, seen::Seen};
@@ -14,7 +20,7 @@ use crate::{ranges::ranges, seen::Seen};
 const MOST_NAMED: usize = 5;
 
 /// The status from now on; `None` while there is no mesh.
-pub(crate) fn status(seen: &Seen, now: Timestamp) -> Option<MeshStatus> {
+pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option<MeshStatus> {
     let (mesh, generation) = seen.mesh.as_ref()?;
     let before = mesh.status.clone().unwrap_or_default();
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -24,10 +30,12 @@ pub(crate) fn status(seen: &Seen, now: Timestamp) -> Option<MeshStatus> {
         .filter_map(|name| why_not_ready(seen, name).map(|why| format!("{name} ({why})")))
         .collect();
     let ways = Ways::of(seen);
+    let rotations = records(&before.rotations, &mesh.spec, progress, now);
     let mut conditions = vec![
         all_nodes(READY, ["AllNodesReady", "NodesNotReady"], &not_ready, "enforce", now),
         fully_connected(mesh.spec.mode, &ways, now),
         keys_current(seen, mesh.spec.key_generation, now),
+        rotating(&mesh.spec, rotations.last(), progress, now),
     ];
     if seen.nodes.is_empty() {
         conditions.iter_mut().for_each(|c| c.status = ConditionStatus::Unknown);
@@ -39,7 +47,7 @@ pub(crate) fn status(seen: &Seen, now: Timestamp) -> Option<MeshStatus> {
         nodes: count(seen.nodes.len()),
         ready_nodes: count(seen.nodes.len() - not_ready.len()),
         encrypted_pairs: format!("{}/{}", ways.encrypted, ways.all),
-        rotations: before.rotations,
+        rotations,
         conditions,
     })
 }
@@ -126,6 +134,60 @@ fn keys_current(seen: &Seen, wanted: u32, now: Timestamp) -> Condition {
         .collect();
     let doing = format!("have a key of generation {wanted}");
     all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysBehind"], &behind, &doing, now)
+}
+
+/// While one goes on in time it says nothing that changes with every node: each change of the mesh goes to every agent.
+fn rotating(
+    mesh: &MeshSpec,
+    last: Option<&RotationRecord>,
+    progress: &Progress,
+    now: Timestamp,
+) -> Condition {
+    let running = last.filter(|record| record.result == RotationResult::Running);
+    let Some(record) = running else {
+        let (reason, message) = match last {
+            Some(record) => ("RotationOver", ended(record)),
+            None => ("NeverRotated", "keys were never rotated".to_owned()),
+        };
+        return Condition::new(ROTATING, false, reason, message, now);
+    };
+    let asked = mesh.rotation.clone().unwrap_or_default();
+    let to = format!("to generation {}{}", record.generation, by(record));
+    let (reason, message) = if asked.paused {
+        ("RotationPaused", format!("{to}: waits for `kubeveil rotate resume`"))
+    } else if is_late(record, asked.deadline(), now) {
+        let late: Vec<String> =
+            progress.stragglers.iter().map(|(node, why)| format!("{node} {why}")).collect();
+        let message = format!(
+            "{to}: {} nodes are late: {}; `kubeveil rotate status` tells all",
+            late.len(),
+            some(&late)
+        );
+        ("RotationLate", message)
+    } else {
+        ("RotationUnderWay", format!("{to}; `kubeveil rotate status` tells how far"))
+    };
+    Condition::new(ROTATING, true, reason, message, now)
+}
+
+/// Who asked for it, and why.
+fn by(record: &RotationRecord) -> String {
+    let by = if record.requested_by.is_empty() {
+        String::new()
+    } else {
+        format!(", asked for by {}", record.requested_by)
+    };
+    if record.reason.is_empty() { by } else { format!("{by} ({})", record.reason) }
+}
+
+fn ended(record: &RotationRecord) -> String {
+    let took =
+        record.finished_at.map_or(0, |end| end.as_second().saturating_sub(record.started_at.as_second()));
+    let late = match &record.stragglers[..] {
+        [] => String::new(),
+        late => format!("; late were {}", some(late)),
+    };
+    format!("generation {}{}: {} in {took} s{late}", record.generation, by(record), record.result)
 }
 
 fn all_nodes(kind: &str, reasons: [&str; 2], but: &[String], doing: &str, now: Timestamp) -> Condition {

@@ -88,7 +88,9 @@ impl Watches {
     pub(crate) fn seen(&self) -> Seen {
         let mesh = self.meshes.state().into_iter().find_map(|mesh| read_mesh(&mesh));
         let nodes = self.nodes.state().into_iter().map(|node| {
-            (node.name_any(), Node::read(node.uid().unwrap_or_default(), &node.spec, node.status.as_ref()))
+            let announcement = node.annotations().get(names::ANNOUNCEMENT).cloned();
+            let uid = node.uid().unwrap_or_default();
+            (node.name_any(), Node::read(uid, announcement, &node.spec, node.status.as_ref()))
         });
         let veil_nodes = self.veil_nodes.state().into_iter().map(|node| {
             let status = node.status.clone().and_then(|status| serde_json::from_value(status).ok());

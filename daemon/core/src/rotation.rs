@@ -146,6 +146,8 @@ pub struct Rotation {
     free: Option<(Generation, Duration)>,
     /// When another list was last said.
     told: Option<Duration>,
+    /// That list, and of which newest generation. A source tells of it later.
+    list: Option<(Generation, NotFlipped)>,
 }
 
 impl Rotation {
@@ -153,6 +155,8 @@ impl Rotation {
     pub fn keys(&mut self, view: &View<'_>) -> Option<Step> {
         let wanted = view.wanted?;
         if let Some(revoked) = view.revoked.first() {
+            // The next key of this generation is nobody's way yet, which is told at once.
+            (self.told, self.list) = (None, None);
             return Some(Step::Retire(*revoked));
         }
         let Some(newest) = view.held.last().copied() else { return Some(Step::Make(wanted)) };
@@ -214,16 +218,18 @@ impl Rotation {
 
     /// `list`, or what was said last where it is too early to say something else.
     fn at_times(&mut self, newest: Generation, list: NotFlipped, view: &View<'_>) -> NotFlipped {
-        let before = view.own.filter(|own| own.newest() == newest).map(|own| own.not_flipped);
-        if before == Some(&list) {
-            return list;
-        }
+        let told = || Some((view.own?.newest(), view.own?.not_flipped.clone()));
+        let before = self.list.take().or_else(told).filter(|(of, _)| *of == newest).map(|(_, list)| list);
         let is_early = self.told.is_some_and(|at| view.now < at + TELL_EVERY);
-        if let Some(before) = before.filter(|_| is_early && list != NotFlipped::nobody()) {
-            return before.clone();
-        }
-        self.told = Some(view.now);
-        list
+        let says = match before {
+            Some(before) if before == list || is_early && list != NotFlipped::nobody() => before,
+            _ => {
+                self.told = Some(view.now);
+                list
+            }
+        };
+        self.list = Some((newest, says.clone()));
+        says
     }
 
     /// How long until something can be done though nobody says anything; `None` if nothing is under way.

@@ -84,13 +84,17 @@ impl Snapshot {
         (self.mesh, self.found) = (mesh, found.unwrap_or_default());
     }
 
-    /// A mesh that is no more stands; and ranges that nobody gave only ever grow, since what lies outside of them is no
-    /// pod's and travels in plain: who may write what was found can't switch encryption off by it.
+    /// A mesh that is no more stands; a key that was revoked once stays so, whatever becomes of the list; and ranges that nobody gave
+    /// only ever grow, since what lies outside of them is no pod's and travels in plain: who may write what was found can't switch
+    /// encryption off by it.
     fn keep_mesh(&mut self, before: &Self) {
         let Some(mesh) = &mut self.mesh else {
             (self.mesh, self.found) = (before.mesh.clone(), before.found.clone());
             return;
         };
+        let before_keys = before.mesh.iter().flat_map(|mesh| &mesh.revoked_keys);
+        let forgotten: Vec<_> = before_keys.filter(|key| !mesh.revoked_keys.contains(key)).copied().collect();
+        mesh.revoked_keys.extend(forgotten);
         for (in_force, found, was) in [
             (&mut mesh.pod_cidrs, &mut self.found.pod_cidrs, &before.found.pod_cidrs),
             (&mut mesh.node_cidrs, &mut self.found.node_cidrs, &before.found.node_cidrs),
@@ -179,6 +183,8 @@ impl Knowledge {
 
 #[cfg(test)]
 mod tests {
+    use kubeveil_keys::PublicKey;
+
     use super::*;
 
     fn nodes(names: &[&str]) -> Snapshot {
@@ -261,6 +267,22 @@ mod tests {
         let given = after(nodes(&["me"]), &more);
         assert_eq!(given.mesh, Some(crate::testing::mesh()));
         assert_eq!(given.found, Ranges::default());
+    }
+
+    /// Whoever empties the list brings no stolen key back.
+    #[test]
+    fn a_revoked_key_stays_revoked() {
+        let revoked = |keys: &[u8]| {
+            let mut snapshot = nodes(&["me"]);
+            let keys = keys.iter().map(|byte| PublicKey::from_bytes([*byte; 32])).collect();
+            snapshot.mesh.as_mut().expect("a mesh").revoked_keys = keys;
+            snapshot
+        };
+        let before = revoked(&[1, 2]);
+        let now = [Knowledge::Whole(revoked(&[2, 3]).attest_whole()), Knowledge::Partial(revoked(&[2, 3]))];
+        for now in now.map(|now| now.or_before(&before).snapshot().clone()) {
+            assert_eq!(now, revoked(&[2, 3, 1]));
+        }
     }
 
     #[test]

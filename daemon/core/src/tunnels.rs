@@ -77,14 +77,25 @@ struct Track {
     unanswered_since: Option<Duration>,
 }
 
+/// What came and went by a device.
+#[derive(Debug, Default)]
+struct Passed {
+    bytes: u64,
+    /// When they were first seen to be so many, by the time at which that way round began.
+    seen: Duration,
+    /// The beginning of the first way round after that which finds them the same: more may have passed between the beginning of the one
+    /// before and its look.
+    still: Option<Duration>,
+}
+
 /// All peers of all our devices. `now` is monotonic, `wall` is time since the epoch.
 #[derive(Debug, Default)]
 pub struct Tunnels {
     tracks: BTreeMap<(String, PublicKey), Track>,
     /// The key of each device.
     own: BTreeMap<String, PublicKey>,
-    /// Bytes that came and went by each device, and since when there are no more.
-    passed: BTreeMap<String, (u64, Duration)>,
+    /// What came and went by each device.
+    passed: BTreeMap<String, Passed>,
 }
 
 impl Tunnels {
@@ -108,16 +119,19 @@ impl Tunnels {
         self.passed.retain(|device, _| observed.tunnels.contains_key(device));
         for (device, tunnel) in &observed.tunnels {
             let bytes = tunnel.peers.values().map(|peer| peer.received.wrapping_add(peer.sent)).sum();
-            let passed = self.passed.entry(device.clone()).or_insert((bytes, now));
-            if passed.0 != bytes {
-                *passed = (bytes, now);
+            let passed = self.passed.entry(device.clone()).or_default();
+            if passed.bytes != bytes {
+                *passed = Passed { bytes, seen: now, still: None };
+            } else if now > passed.seen {
+                passed.still.get_or_insert(now);
             }
         }
     }
 
     /// How long nothing has come or gone by `device`, as far as it was looked at.
     pub fn quiet(&self, device: &str, now: Duration) -> Duration {
-        self.passed.get(device).map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since))
+        let still = self.passed.get(device).and_then(|passed| passed.still);
+        still.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
     /// `action` was carried out. Says when to look for what comes of it, if anything is to come.
@@ -284,16 +298,24 @@ mod tests {
         let mut tunnels = Tunnels::default();
         let mut look = |sent: u64, received: u64, at: u64| {
             let mut observed = with(Some(1_000), sent);
-            observed.tunnels.get_mut(DEVICE).expect("device").peers.get_mut(&key(7)).expect("peer").received =
-                received;
+            observed
+                .tunnels
+                .get_mut(DEVICE)
+                .expect("device")
+                .peers
+                .get_mut(&key(7))
+                .expect("peer")
+                .received = received;
             tunnels.observe(&observed, seconds(at), seconds(1_000 + at));
             tunnels.quiet(DEVICE, seconds(at))
         };
-        assert_eq!(look(10, 10, 1), Duration::ZERO);
-        assert_eq!(look(10, 10, 4), seconds(3));
-        assert_eq!(look(20, 10, 5), Duration::ZERO);
-        assert_eq!(look(20, 20, 7), Duration::ZERO);
-        assert_eq!(look(20, 20, 9), seconds(2));
+        let looks =
+            [(10, 10, 1, 0), (10, 10, 1, 0), (10, 10, 4, 0), (10, 10, 6, 2), (20, 10, 7, 0), (20, 10, 7, 0)];
+        for (sent, received, at, quiet) in
+            looks.into_iter().chain([(20, 10, 8, 0), (20, 10, 9, 1), (20, 20, 10, 0)])
+        {
+            assert_eq!(look(sent, received, at), seconds(quiet), "{sent} {received} {at}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-kubernetes", &["kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
     ("kubeveil-linux", &["kubeveil-abi", "kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
     ("kubeveil-agent", AGENT),
-    ("kubeveil-controller", &["kubeveil-api", "kubeveil-core", "kubeveil-kubernetes"]),
+    ("kubeveil-controller", &["kubeveil-api", "kubeveil-core", "kubeveil-keys", "kubeveil-kubernetes"]),
     ("kubeveil-cli", CLI),
     ("kubeveil-tests", LIBRARIES),
     ("kubeveil-tests-bpf", LIBRARIES),

@@ -1,4 +1,6 @@
 use kubeveil_api::veil_node::Unencrypted;
+use kubeveil_core::rotation::progress::Phase;
+use kubeveil_keys::Generation;
 use serde_json::json;
 
 use super::*;
@@ -31,12 +33,27 @@ fn said<'a>(seen: &'a mut Seen, node: &str) -> &'a mut VeilNodeStatus {
     seen.veil_nodes.get_mut(node).and_then(Option::as_mut).expect("said")
 }
 
-fn spec(seen: &mut Seen) -> &mut kubeveil_api::mesh::MeshSpec {
+fn spec(seen: &mut Seen) -> &mut MeshSpec {
     &mut seen.mesh.as_mut().expect("a mesh").0.spec
 }
 
 fn told(seen: &Seen) -> MeshStatus {
-    status(seen, Timestamp::from_second(9).expect("a time")).expect("a status")
+    told_at(seen, &progress(&[]), 9)
+}
+
+fn told_at(seen: &Seen, progress: &Progress, second: i64) -> MeshStatus {
+    status(seen, progress, Timestamp::from_second(second).expect("a time")).expect("a status")
+}
+
+/// Of a rotation in which these nodes are not done.
+fn progress(late: &[&str]) -> Progress {
+    Progress {
+        generation: Generation::FIRST,
+        nodes: [("a".to_owned(), Phase::Done)].into(),
+        flipped: 0,
+        ways: 0,
+        stragglers: late.iter().map(|name| ((*name).to_owned(), "is slow".to_owned())).collect(),
+    }
 }
 
 /// Type, status, reason and message of a condition.
@@ -51,7 +68,8 @@ fn all_is_well() {
     let status = told(&cluster());
     assert_eq!((status.observed_generation, status.nodes, status.ready_nodes), (7, 3, 3));
     assert_eq!(status.encrypted_pairs, "6/6");
-    assert!(status.conditions.iter().all(|c| c.status == ConditionStatus::True), "{status:?}");
+    let well = |c: &Condition| (c.status == ConditionStatus::True) != (c.kind == "Rotating");
+    assert!(status.conditions.iter().all(well), "{status:?}");
     assert_eq!(status.ranges, None, "people gave them");
 }
 
@@ -108,6 +126,33 @@ fn keys_behind_are_named() {
     assert_eq!(message, "2 nodes don't have a key of generation 1: a (at 0); c (no key yet)");
 }
 
+/// From its begin to its end, by way of being late; each word once, and nothing that changes with every node.
+#[test]
+fn a_rotation_is_told_of() {
+    let mut seen = cluster();
+    assert_eq!(condition(&seen, "Rotating").1, "NeverRotated");
+    spec(&mut seen).key_generation = 1;
+    let asked = r#"{"requestedBy": "alice", "requestedAt": "1970-01-01T00:00:10Z", "reason": "audit", "deadlineSeconds": 60}"#;
+    spec(&mut seen).rotation = Some(serde_json::from_str(asked).expect("asked"));
+    let mut at = |second, late: &[&str]| {
+        let told = told_at(&seen, &progress(late), second);
+        let last = told.conditions.iter().find(|c| c.kind == "Rotating").expect("told").clone();
+        seen.mesh.as_mut().expect("a mesh").0.status = Some(told);
+        (last.status, last.reason, last.message)
+    };
+    let (holds, reason, message) = at(12, &["b", "c"]);
+    assert_eq!((holds, reason.as_str()), (ConditionStatus::True, "RotationUnderWay"));
+    assert!(message.starts_with("to generation 1, asked for by alice (audit);"), "{message}");
+    assert_eq!(at(15, &["b"]).2, message, "it changes with no node");
+    let (_, reason, message) = at(70, &["b"]);
+    assert_eq!(reason, "RotationLate");
+    assert!(message.contains("1 nodes are late: b is slow"), "{message}");
+    let (holds, reason, message) = at(75, &[]);
+    assert_eq!((holds, reason.as_str()), (ConditionStatus::False, "RotationOver"));
+    assert_eq!(message, "generation 1, asked for by alice (audit): done in 65 s; late were b");
+    assert_eq!(at(500, &[]).2, message);
+}
+
 #[test]
 fn observing_is_not_encrypting() {
     let mut seen = cluster();
@@ -119,7 +164,7 @@ fn observing_is_not_encrypting() {
 fn without_nodes_nobody_knows() {
     let seen = Seen { mesh: cluster().mesh, ..Seen::default() };
     assert!(told(&seen).conditions.iter().all(|c| c.status == ConditionStatus::Unknown));
-    assert!(status(&Seen::default(), Timestamp::default()).is_none());
+    assert!(status(&Seen::default(), &progress(&[]), Timestamp::default()).is_none());
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod controller;
 mod definitions;
 mod mischief;
 mod rights;
+mod rotation;
 mod suite;
 mod troubles;
 
@@ -54,6 +55,8 @@ fn main() -> ExitCode {
             "agent::peers_come_from_nodes_and_outlive_the_api_server",
             agent::peers_come_from_nodes_and_outlive_the_api_server,
         ),
+        ("rotation::one_of_two_is_told_of_the_other", rotation::one_of_two_is_told_of_the_other),
+        ("rotation::nobody_asks_in_anothers_name", rotation::nobody_asks_in_anothers_name),
         (
             "controller::it_tells_how_far_the_cluster_has_got",
             controller::it_tells_how_far_the_cluster_has_got,

@@ -41,6 +41,11 @@ struct Thieves {
 
 static THIEVES: OnceLock<Thieves> = OnceLock::new();
 
+/// The chart's policies are in force when this returns.
+pub(crate) fn with_policies(server: &Server) {
+    Stage::new(server);
+}
+
 /// A cluster of two nodes with everything that is attacked.
 struct Stage<'a> {
     server: &'a Server,

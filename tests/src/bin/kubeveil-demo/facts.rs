@@ -30,6 +30,10 @@ pub(crate) struct Facts {
     pub(crate) encrypted: Option<Act>,
     /// Handshakes that WireGuard completed, over all nodes.
     pub(crate) handshakes: u64,
+    /// Keys rotated under traffic.
+    pub(crate) rotated: Option<Act>,
+    /// How long that took.
+    pub(crate) rotation_seconds: u64,
     /// Daemons killed under traffic.
     pub(crate) killed: Option<Act>,
     /// How many.
@@ -70,6 +74,11 @@ impl Facts {
         self.encrypted.as_ref().is_some_and(|act| act.is_whole() && act.census.ciphertext >= act.tally.sent)
     }
 
+    /// Nobody noticed that every key is another.
+    pub(crate) fn rotated_held(&self) -> bool {
+        self.rotated.as_ref().is_some_and(Act::is_whole)
+    }
+
     /// Nobody noticed.
     pub(crate) fn killed_held(&self) -> bool {
         self.kills > 0 && self.killed.as_ref().is_some_and(Act::is_whole)
@@ -100,6 +109,7 @@ impl Facts {
         !self.failed
             && self.control_held()
             && self.encrypted_held()
+            && self.rotated_held()
             && self.killed_held()
             && self.cut_held()
             && self.recovered_held()
@@ -123,6 +133,12 @@ impl Facts {
                 "received": act.tally.received,
                 "plaintext": act.census.plaintext,
                 "ciphertext": act.census.ciphertext,
+            })),
+            "rotated": act(&self.rotated, &|act| json!({
+                "seconds": self.rotation_seconds,
+                "sent": act.tally.sent,
+                "lost": act.tally.lost(),
+                "plaintext": act.census.plaintext,
             })),
             "killed": act(&self.killed, &|act| json!({
                 "kills": self.kills,
@@ -162,6 +178,7 @@ mod tests {
         Facts {
             control: act(9, 9, 9, 0),
             encrypted: act(9, 9, 0, 9),
+            rotated: act(9, 9, 0, 9),
             kills: 3,
             killed: act(9, 9, 0, 9),
             cut: act(9, 0, 0, 0),
@@ -174,12 +191,15 @@ mod tests {
     #[test]
     fn all_held_only_if_each_did() {
         assert!(good().all_held());
-        let broken: [fn(&mut Facts); 11] = [
+        let broken: [fn(&mut Facts); 14] = [
             |facts| facts.control = None,
             |facts| facts.control = act(9, 9, 8, 0),
             |facts| facts.encrypted = act(9, 9, 1, 9),
             |facts| facts.encrypted = act(9, 8, 0, 9),
             |facts| facts.encrypted = act(9, 9, 0, 0),
+            |facts| facts.rotated = None,
+            |facts| facts.rotated = act(9, 8, 0, 9),
+            |facts| facts.rotated = act(9, 9, 1, 9),
             |facts| facts.killed = act(9, 8, 0, 9),
             |facts| facts.kills = 0,
             |facts| facts.cut = act(9, 1, 0, 0),
@@ -205,6 +225,8 @@ mod tests {
             "/encrypted/sent",
             "/encrypted/received",
             "/encrypted/plaintext",
+            "/rotated/lost",
+            "/rotated/plaintext",
             "/killed/kills",
             "/killed/lost",
             "/killed/plaintext",

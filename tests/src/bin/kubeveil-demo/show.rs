@@ -89,6 +89,7 @@ impl Screen {
         self.line(&format!("╭{}╮", "─".repeat(WIDTH)));
         self.row(facts.control_held(), "Encryption off", &control(facts));
         self.row(facts.encrypted_held(), "Encryption on", &sent(facts.encrypted.as_ref()));
+        self.row(facts.rotated_held(), "All keys rotated", &sent(facts.rotated.as_ref()));
         let name = format!("{} daemons killed", facts.kills);
         self.row(facts.killed_held(), &name, &sent(facts.killed.as_ref()));
         self.row(facts.cut_held(), "A tunnel taken away", &cut(facts));

@@ -4,10 +4,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_tests::address::{Families, Node};
 use kubeveil_tests::lab::{Mode, Overlay, READY, Spec, batch};
 use kubeveil_tests::stage::{Stage, pod};
-use kubeveil_tests::status::{wireguard_devices, wireguard_peers};
+use kubeveil_tests::status::{said_in, wireguard_devices, wireguard_peers};
 use kubeveil_tests::traffic::{Load, flows};
 
 use crate::facts::{Act, Facts};
@@ -18,7 +19,6 @@ const SPEC: Spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dua
 const ROUNDS: u64 = 6;
 /// The machine itself may lose packets; then an act is played again, at most so often.
 const TRIES: u32 = 3;
-const DEVICE: &str = "kubeveil0";
 
 /// Tells it. What was found out until an error is in `facts`.
 pub(crate) fn tell(screen: &Screen, facts: &mut Facts) -> Result<()> {
@@ -47,12 +47,25 @@ pub(crate) fn tell(screen: &Screen, facts: &mut Facts) -> Result<()> {
     facts.encrypted = Some(whole(|| everybody(&mut stage, 600))?);
     screen.held(facts.encrypted_held(), "the same pods, the same packets", facts.encrypted.as_ref());
 
+    screen.act(
+        "Keys rotated",
+        "`kubeveil rotate`, under traffic: every node takes a new key and gives its old one up.",
+    );
+    let mut generation = 0;
+    facts.rotated =
+        Some(whole(|| rotated(&mut stage, screen, &mut generation, &mut facts.rotation_seconds))?);
+    screen.held(
+        facts.rotated_held(),
+        "each pair moved when it was proven on the new keys",
+        facts.rotated.as_ref(),
+    );
+
     screen.act("Daemons killed", "SIGKILL under traffic, again and again, at any moment of their start.");
     facts.killed = Some(whole(|| killed(&mut stage, &mut facts.kills))?);
     screen.held(facts.killed_held(), "what is in the kernel does not need them", facts.killed.as_ref());
 
     screen.act("A tunnel taken away", "node-2's daemon is killed, its device deleted; node-1's device too.");
-    cut(&mut stage, facts)?;
+    cut(&mut stage, facts, generation)?;
     screen.held(facts.cut_held(), "dropped with a reason, never plain", facts.cut.as_ref());
     screen.drops(&facts.drops);
 
@@ -72,6 +85,29 @@ fn everybody(stage: &mut Stage, packets: u64) -> Result<Act> {
     let pairs = [("1a", "2a"), ("2a", "3b"), ("3b", "1a"), ("2b", "1b"), ("3a", "2b"), ("1b", "3a")];
     let all = pairs.map(|(from, to)| flows(pod(from), pod(to), SPEC.families)).concat();
     let (tally, census) = stage.send(Load::new(all, 400), packets)?;
+    Ok(Act { tally, census })
+}
+
+/// By the command, as a person would. Says how long that took.
+fn rotated(stage: &mut Stage, screen: &Screen, generation: &mut usize, seconds: &mut u64) -> Result<Act> {
+    let pairs = [("1a", "2a"), ("2b", "3b"), ("3a", "1b")];
+    let all = pairs.map(|(from, to)| flows(pod(from), pod(to), SPEC.families)).concat();
+    let (tally, census) = stage.send_while(Load::new(all, 400), |stage| {
+        let source = format!("dir:{}", stage.lab.manifests().display());
+        let said =
+            said_in(Node(1), "kubeveil", &["rotate", "--source", &source, "--reason", "demo", "-o", "json"])?;
+        let last = said.lines().last().context("what `kubeveil rotate` says")?;
+        let last: serde_json::Value = serde_json::from_str(last)?;
+        *generation += 1;
+        *seconds = last["seconds"].as_u64().context("seconds")?;
+        let devices: Vec<String> =
+            stage.lab.nodes().map(|node| Ok(wireguard_devices(node)?.join(", "))).collect::<Result<_>>()?;
+        screen.note(&format!(
+            "generation {generation} after {seconds} s; WireGuard devices of the nodes: {}",
+            devices.join("; ")
+        ));
+        Ok(())
+    })?;
     Ok(Act { tally, census })
 }
 
@@ -95,10 +131,10 @@ fn killed(stage: &mut Stage, kills: &mut u64) -> Result<Act> {
 }
 
 /// node-1 still knows node-2, and has a key for it, but no tunnel that was ever proven.
-fn cut(stage: &mut Stage, facts: &mut Facts) -> Result<()> {
+fn cut(stage: &mut Stage, facts: &mut Facts, generation: usize) -> Result<()> {
     stage.lab.daemon(Node(2)).kill()?;
     for node in [Node(2), Node(1)] {
-        batch(Some(&node.name()), &[format!("link del dev {DEVICE}")])?;
+        batch(Some(&node.name()), &[format!("link del dev {}", DEVICE_NAMES[generation % 2])])?;
     }
     // Until node-1's daemon has noticed and made its own anew.
     let devices = || Ok(!wireguard_devices(Node(1))?.is_empty());
@@ -134,7 +170,7 @@ fn version(stage: &Stage) -> Result<String> {
 fn handshakes(stage: &Stage) -> Result<u64> {
     let mut proven = 0;
     for node in stage.lab.nodes() {
-        let peers = wireguard_peers(node, DEVICE)?;
+        let peers = wireguard_peers(node, DEVICE_NAMES[0])?;
         proven += peers.iter().filter(|peer| peer.handshake > 0).count() as u64;
     }
     Ok(proven)

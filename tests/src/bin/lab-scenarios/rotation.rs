@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::Node;
-use kubeveil_tests::lab::{Mode, mesh};
+use kubeveil_tests::lab::{Mode, mesh, nft, program_path};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
 use kubeveil_tests::status::{said_in, wireguard_devices};
@@ -18,6 +18,9 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_old_key_gets_no_answer", old_key).nodes(2),
     Scenario::new("twenty_rotations_lose_no_packet", twenty).nodes(3),
     Scenario::new("a_node_that_is_down_holds_a_rotation_up", node_down).nodes(3),
+    Scenario::new("a_rotation_by_command", by_command).nodes(3),
+    Scenario::new("a_blocked_port_delays_its_own_pair", blocked_port).nodes(3),
+    Scenario::new("daemons_killed_in_a_rotation", killed).nodes(3),
 ];
 
 /// A rotation of three idle nodes takes 15 seconds: nothing has to come by an old key for five, and what a node says of its peers
@@ -181,4 +184,123 @@ fn node_down(stage: &mut Stage) -> Result<()> {
     stage.wait_proven()?;
     let (tally, census) = stage.send(everybody(stage, 200), 400)?;
     encrypted(&tally, &census).context("when it is back")
+}
+
+/// `kubeveil rotate …` over the lab's folder: its exit code and what it says on both streams.
+fn command(stage: &Stage, arguments: &[&str]) -> Result<(i32, String)> {
+    let source = format!("dir:{}", stage.lab.manifests().display());
+    let output = std::process::Command::new("kubeveil")
+        .env("PATH", program_path())
+        .arg("rotate")
+        .args(arguments)
+        .args(["--source", &source])
+        .output()
+        .context("run kubeveil")?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
+}
+
+fn expect(stage: &Stage, arguments: &[&str], code: i32, words: &[&str]) -> Result<()> {
+    let (got, said) = command(stage, arguments)?;
+    ensure!(got == code, "rotate {arguments:?} ends with {got}, not {code}: {said}");
+    for word in words {
+        ensure!(said.contains(word), "rotate {arguments:?} does not say {word:?}: {said}");
+    }
+    Ok(())
+}
+
+/// A person's way through it: begin to end, two at once, a node that is late, its end by force, and a stolen key.
+fn by_command(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    expect(stage, &["history"], 0, &["never rotated"])?;
+    expect(stage, &["status"], 0, &["generation 0", "done"])?;
+    let load = everybody(stage, 300);
+    let (tally, census) = stage.send_while(load, |stage| {
+        expect(
+            stage,
+            &["--reason", "a first one"],
+            0,
+            &["generation 1 is asked for", "no old key: 3/3 nodes", "done in"],
+        )
+    })?;
+    encrypted(&tally, &census).context("by command")?;
+    expect(stage, &["history"], 0, &["a first one", "done", "root@"])?;
+    // Nobody goes on while it is paused, and nobody begins another.
+    expect(stage, &["--no-wait"], 0, &["generation 2 is asked for"])?;
+    expect(stage, &["pause"], 0, &["resume"])?;
+    expect(stage, &["--no-wait"], 1, &["the rotation to generation 2", "is not over", "finish --force"])?;
+    expect(stage, &["status"], 1, &["paused"])?;
+    expect(stage, &["resume"], 0, &[])?;
+    wait_for(stage, 2)?;
+    // A node is late, is named, and is cut off.
+    stage.lab.daemon(Node(3)).kill()?;
+    expect(stage, &["--deadline", "20s"], 4, &["not done after 20 s", "node-3 has no key of generation 3"])?;
+    expect(stage, &["finish"], 2, &["node-3", "--force"])?;
+    let (code, said) = command(stage, &["finish", "--force"])?;
+    ensure!(code == 1 && said.contains("cut off until they have newer ones: node-3"), "{code}: {said}");
+    stage.lab.daemon(Node(3)).start()?;
+    wait_for(stage, 3)?;
+    stage.wait_proven()?;
+    expect(stage, &["history"], 0, &["forced", "node-3"])?;
+    // A stolen key.
+    let stolen = crate::support::public_key(stage, Node(2))?;
+    expect(
+        stage,
+        &["--compromised", "node-2"],
+        0,
+        &["refused from now on", &stolen, "node-2 has announced"],
+    )?;
+    let now = crate::support::public_key(stage, Node(2))?;
+    ensure!(now != stolen, "node-2 still has the key that was revoked");
+    stage.wait_proven()?;
+    for node in [Node(1), Node(3)] {
+        let peers = kubeveil_tests::status::wireguard_peers(node, "kubeveil1")?;
+        ensure!(peers.iter().all(|peer| peer.key != stolen), "{} speaks to a revoked key", node.name());
+    }
+    let (tally, census) = stage.send(everybody(stage, 200), 200)?;
+    encrypted(&tally, &census).context("after all of it")
+}
+
+/// Two nodes can't reach each other's second port: they keep their old keys for each other and lose nothing, the third is done with
+/// both, and the command says which port.
+fn blocked_port(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let rules = "table inet blocked { chain in { type filter hook input priority -300; ip saddr 192.0.2.1 udp dport 51872 drop; \
+                 ip6 saddr 2001:db8::1 udp dport 51872 drop; ip saddr 192.0.2.1 udp sport 51872 drop; ip6 saddr 2001:db8::1 udp sport 51872 drop; } }";
+    nft(&Node(2).name(), rules)?;
+    let load = everybody(stage, 300);
+    let (tally, census) = stage.send_while(load, |stage| {
+        expect(stage, &["--deadline", "30s"], 4, &["node-1 has no handshake with node-2", "UDP 51872"])
+    })?;
+    encrypted(&tally, &census).context("while a port is blocked")?;
+    ensure!(announced(stage, Node(3))? == [1], "the third node says {:?}", announced(stage, Node(3))?);
+    for node in [Node(1), Node(2)] {
+        ensure!(announced(stage, node)? == [0, 1], "{} says {:?}", node.name(), announced(stage, node)?);
+    }
+    nft(&Node(2).name(), "delete table inet blocked")?;
+    wait_for(stage, 1)
+}
+
+/// Each daemon is killed and started again, all the while that keys are rotated.
+fn killed(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let load = everybody(stage, 300);
+    let (tally, census) = stage.send_while(load, |stage| {
+        for generation in 1..=2 {
+            want(stage, generation, serde_json::json!({}))?;
+            for round in 0..24_u64 {
+                let node = Node(u8::try_from(round % 3)? + 1);
+                std::thread::sleep(Duration::from_millis(100 + round * 37 % 400));
+                stage.lab.daemon(node).kill()?;
+                stage.lab.daemon(node).spawn(&[])?;
+            }
+            for node in stage.lab.nodes() {
+                stage.lab.daemon(node).wait_ready(LIMIT)?;
+            }
+            wait_for(stage, generation)?;
+        }
+        Ok(())
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census).context("while daemons are killed")
 }
