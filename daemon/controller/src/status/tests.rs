@@ -45,10 +45,10 @@ fn told_at(seen: &Seen, progress: &Progress, second: i64) -> MeshStatus {
     status(seen, progress, Timestamp::from_second(second).expect("a time")).expect("a status")
 }
 
-/// Of a rotation in which these nodes are not done.
+/// Of a rotation to generation 1, in which these nodes are not done.
 fn progress(late: &[&str]) -> Progress {
     Progress {
-        generation: Generation::FIRST,
+        generation: Generation::new(1),
         nodes: [("a".to_owned(), Phase::Done)].into(),
         flipped: 0,
         ways: 0,

@@ -36,9 +36,11 @@ pub fn records(
             stragglers: Vec::new(),
         });
     }
+    // How far it is with another generation says nothing of this one.
+    let is_of_it = progress.generation.number() == wanted;
     let running = records
         .iter_mut()
-        .find(|record| record.generation == wanted && record.result == RotationResult::Running);
+        .find(|record| is_of_it && record.generation == wanted && record.result == RotationResult::Running);
     if let Some(record) = running {
         if is_late(record, asked.deadline(), now) && record.stragglers.is_empty() {
             record.stragglers = progress.stragglers.keys().take(MOST_STRAGGLERS).cloned().collect();
@@ -99,6 +101,12 @@ mod tests {
     #[test]
     fn a_rotation_is_told_of_from_begin_to_end() {
         assert_eq!(records(&[], &mesh(), &progress(0, true), at(1)), [], "none took place");
+        let asked = records(&[], &wants(1, 0), &progress(0, true), at(110));
+        assert_eq!(
+            asked[0].result,
+            RotationResult::Running,
+            "that the last one is done says nothing of this"
+        );
         let begun = records(&[], &wants(1, 0), &progress(1, false), at(110));
         assert_eq!(begun.len(), 1);
         assert_eq!((begun[0].requested_by.as_str(), begun[0].reason.as_str()), ("alice", "audit"));
