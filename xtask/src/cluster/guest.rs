@@ -89,10 +89,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Comes back once the capture has begun. `filter` is tcpdump's.
+    /// Comes back once the capture has begun. `filter` is tcpdump's; lines begin with the guest's time, in seconds since 1970.
     pub(super) fn start(port: u16, filter: &str) -> Result<Self> {
-        let mut lines =
-            BufReader::new(ask(port, "wire", &format!("exec tcpdump -Z root -l -n -i wire0 {filter}"))?);
+        let tcpdump = format!("exec tcpdump -Z root -l -n -tt -i wire0 {}", quoted(filter));
+        let mut lines = BufReader::new(ask(port, "wire", &tcpdump)?);
         let mut line = String::new();
         while !line.starts_with("listening on") {
             line.clear();

@@ -13,6 +13,7 @@ mod plan;
 mod processes;
 mod programs;
 mod smoke;
+mod traffic;
 
 use std::{
     fs,

@@ -1,7 +1,7 @@
 //! Whether a cluster is one: its pods talk across nodes and through Services, and the wire sees it. Then, whether the chart
 //! encrypts it: they still talk, and the wire sees nothing of theirs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -12,6 +12,7 @@ use super::{
     life,
     plan::on_wire,
     processes,
+    traffic::{between_pods, frames},
 };
 use crate::{report, test::Tally, workspace::Workspace};
 
@@ -23,7 +24,7 @@ const PROXIED: Duration = Duration::from_secs(240);
 /// A pod of the Deployment.
 pub(super) struct Pod {
     name: String,
-    node: String,
+    pub(super) node: String,
     /// IPv4 first.
     pub(super) addresses: [String; 2],
 }
@@ -39,10 +40,14 @@ impl Pod {
 /// The pods of the Deployment.
 pub(super) struct Pods(pub(super) Vec<Pod>);
 
+/// Shell words: a request, and what sends it and shows the answer.
+const GET: &str = r"printf 'GET / HTTP/1.0\r\n\r\n'";
+const ONCE: &str = "timeout 20 socat -t 10 -";
+
 type Check = fn(&Pods, &mut Cluster) -> Result<()>;
 
 /// In this order: the second half needs the chart, and the first shows that what is captured then would be found.
-const CHECKS: [(&str, Check); 10] = [
+const CHECKS: &[(&str, Check)] = &[
     ("pods_of_all_nodes_ping_each_other_and_the_wire_sees_it", Pods::plain_pings),
     ("a_service_answers_a_pod_in_both_families", Pods::service),
     ("a_node_port_answers_from_the_wire_in_both_families", Pods::node_port),
@@ -50,8 +55,11 @@ const CHECKS: [(&str, Check); 10] = [
     ("pods_ping_each_other_and_the_wire_sees_nothing_of_it", Pods::hidden_pings),
     ("a_service_answers_once_all_is_encrypted", Pods::service),
     ("a_node_port_answers_once_all_is_encrypted", Pods::node_port),
+    ("pods_of_a_headless_service_answer_and_the_wire_sees_nothing_of_it", Pods::headless),
     ("helm_test_passes", life::helm_test),
     ("an_upgrade_under_traffic_loses_and_shows_nothing", life::upgrade),
+    ("a_rollback_under_traffic_loses_and_shows_nothing", life::rollback),
+    ("an_agents_pod_that_goes_under_traffic_loses_and_shows_nothing", life::agent_gone),
     ("the_chart_is_removed_without_residue", life::uninstall),
 ];
 
@@ -62,6 +70,7 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<Tally>
     super::with(workspace, 3, super::MEMORY, Some(product), |cluster| {
         let pods = roll_out(cluster, workspace)?;
         for (name, check) in CHECKS {
+            let start = Instant::now();
             if filter.is_some_and(|filter| !name.contains(filter)) {
                 continue;
             }
@@ -70,12 +79,13 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<Tally>
                 anyhow::bail!("interrupted in {name}");
             }
             report::print(format!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" }));
+            report::print(format!("    {} s", start.elapsed().as_secs()));
             match result {
                 Ok(()) => tally.passed += 1,
                 Err(error) => {
                     report::print(format!("    {error:#}"));
                     tally.failed += 1;
-                    tally.failures.push(name.to_owned());
+                    tally.failures.push((*name).to_owned());
                 }
             }
         }
@@ -88,29 +98,9 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<Tally>
 fn roll_out(cluster: &mut Cluster, workspace: &Workspace) -> Result<Pods> {
     let manifest = workspace.script("kubernetes/smoke.yaml");
     processes::output(cluster.kubectl(&["apply", "-f"]).arg(manifest))?;
-    let mut status = cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=1s"]);
-    cluster
-        .processes
-        .wait_until("the pods get ready", ROLLED_OUT, || crate::process::succeeds(&mut status))?;
-    let query =
-        "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} {.status.podIPs[*].ip}{\"\\n\"}{end}";
-    let lines = processes::output(&mut cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", query]))?;
-    let pods = lines.lines().map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [name, node, v4, v6] = words[..] else { return None };
-        Some(Pod { name: name.to_owned(), node: node.to_owned(), addresses: [v4.to_owned(), v6.to_owned()] })
-    });
-    let pods: Vec<Pod> =
-        pods.collect::<Option<_>>().with_context(|| format!("pods without both addresses: {lines}"))?;
-    let mut nodes: Vec<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();
-    nodes.sort_unstable();
-    nodes.dedup();
-    ensure!(
-        nodes.len() == 3 && pods.len() == 3,
-        "a pod on each of three nodes is wanted, there are:\n{lines}"
-    );
-    wait_for_proxies(cluster, pods.len())?;
-    Ok(Pods(pods))
+    let pods = Pods::once_ready(cluster)?;
+    wait_for_proxies(cluster, pods.0.len())?;
+    Ok(pods)
 }
 
 /// A Service answers from a node once its kube-proxy has a rule for each pod, in each family.
@@ -130,6 +120,39 @@ fn wait_for_proxies(cluster: &mut Cluster, pods: usize) -> Result<()> {
 }
 
 impl Pods {
+    /// The Deployment's pods, one on each node, as soon as all are ready.
+    pub(super) fn once_ready(cluster: &mut Cluster) -> Result<Self> {
+        let mut status = cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=1s"]);
+        cluster
+            .processes
+            .wait_until("the pods get ready", ROLLED_OUT, || crate::process::succeeds(&mut status))?;
+        let query = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} {.status.podIPs[*].ip}{\"\\n\"}{end}";
+        let lines = processes::output(&mut cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", query]))?;
+        let pods = lines.lines().map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [name, node, v4, v6] = words[..] else { return None };
+            Some(Pod {
+                name: name.to_owned(),
+                node: node.to_owned(),
+                addresses: [v4.to_owned(), v6.to_owned()],
+            })
+        });
+        let pods: Vec<Pod> =
+            pods.collect::<Option<_>>().with_context(|| format!("pods without both addresses: {lines}"))?;
+        let mut nodes: Vec<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        ensure!(
+            nodes.len() == 3 && pods.len() == 3,
+            "a pod on each of three nodes is wanted, there are:\n{lines}"
+        );
+        Ok(Self(pods))
+    }
+
+    pub(super) fn all(&self) -> Vec<&Pod> {
+        self.0.iter().collect()
+    }
+
     pub(super) fn plain_pings(&self, cluster: &mut Cluster) -> Result<()> {
         let watch = Watch::start(cluster.plan.guest, "icmp or icmp6")?;
         let expected = self.ping(cluster)?;
@@ -179,10 +202,40 @@ impl Pods {
         Ok(())
     }
 
+    /// Its name stands for its pods; here nobody resolves names, so they are taken from where a resolver takes them.
+    fn headless(&self, cluster: &mut Cluster) -> Result<()> {
+        let slices =
+            ["get", "endpointslices", "--selector=kubernetes.io/service-name=web-headless", "--output"];
+        let query = "jsonpath={range .items[*].endpoints[*]}{.addresses[0]}{\"\\n\"}{end}";
+        let told = processes::output(cluster.kubectl(&slices).arg(query))?;
+        let mut told: Vec<&str> = told.lines().collect();
+        let mut wanted: Vec<&str> =
+            self.0.iter().flat_map(|pod| &pod.addresses).map(String::as_str).collect();
+        told.sort_unstable();
+        wanted.sort_unstable();
+        ensure!(told == wanted, "the Service stands for {told:?}, its pods are {wanted:?}");
+        let watch = Watch::start(cluster.plan.guest, &between_pods())?;
+        for pod in &self.0[1..] {
+            let [v4, v6] = &pod.addresses;
+            for to in [format!("TCP4:{v4}:8080"), format!("TCP6:[{v6}]:8080")] {
+                let line = in_namespace_of(&self.0[0], &format!("{GET} | nsenter --net=$ns {ONCE} {to}"));
+                let said = guest::run(cluster.plan.guest, &self.0[0].node_number()?, &line, b"")?;
+                ensure!(
+                    said.lines().any(|line| line.trim() == pod.name),
+                    "{to} is {}, and said {said:?}",
+                    pod.name
+                );
+            }
+        }
+        let plain = frames(&watch.stop()?);
+        ensure!(plain.is_empty(), "the wire has seen {} frames, the first: {}", plain.len(), plain[0]);
+        Ok(())
+    }
+
     fn node_port(&self, cluster: &mut Cluster) -> Result<()> {
         let [v4, v6] = on_wire(1);
         for to in [format!("TCP4:{v4}:30080"), format!("TCP6:[{v6}]:30080")] {
-            let line = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 20 socat -t 10 - {to}");
+            let line = format!("{GET} | {ONCE} {to}");
             let said = guest::run(cluster.plan.guest, "wire", &line, b"")?;
             ensure!(
                 said.lines().any(|line| self.is_pod(line.trim())),
