@@ -13,6 +13,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
+use super::processes::{PAUSE, interrupted};
+
 /// Characters of the exit status that ends an answer.
 const STATUS: usize = 4;
 
@@ -44,7 +46,7 @@ pub(crate) fn node_exec(arguments: &NodeExecArguments) -> Result<ExitCode> {
         let _ = io::copy(&mut io::stdin().lock(), &mut input);
         let _ = input.shutdown(Shutdown::Write);
     });
-    let status = relay(&mut answer, &mut io::stdout().lock())?;
+    let status = relay(&mut answer, &mut io::stdout().lock(), interrupted)?;
     Ok(ExitCode::from(status))
 }
 
@@ -55,7 +57,7 @@ pub(crate) fn wire_capture(arguments: &WireCaptureArguments) -> Result<ExitCode>
     let mut answer = ask(arguments.port, "wire", &line)?;
     let mut file =
         File::create(&arguments.file).with_context(|| format!("make {}", arguments.file.display()))?;
-    let status = relay(&mut answer, &mut file)?;
+    let status = relay(&mut answer, &mut file, interrupted)?;
     ensure!(
         matches!(status, 0 | 124),
         "the capture ended with status {status}: is {} complete?",
@@ -69,8 +71,9 @@ pub(super) fn run(port: u16, target: &str, line: &str, input: &[u8]) -> Result<S
     let mut answer = ask(port, target, line)?;
     answer.write_all(input)?;
     answer.shutdown(Shutdown::Write)?;
+    answer.set_read_timeout(Some(PAUSE))?;
     let mut said = Vec::new();
-    let status = relay(&mut answer, &mut said)?;
+    let status = relay(&mut answer, &mut said, interrupted)?;
     let said = String::from_utf8_lossy(&said).into_owned();
     if status != 0 {
         bail!(
@@ -105,7 +108,7 @@ impl Watch {
     pub(super) fn stop(mut self) -> Result<String> {
         run(self.port, "vm", "pkill -INT -x tcpdump", b"")?;
         let mut seen = Vec::new();
-        let status = relay(&mut self.lines, &mut seen)?;
+        let status = relay(&mut self.lines, &mut seen, interrupted)?;
         ensure!(status == 0, "tcpdump ended with status {status}");
         Ok(String::from_utf8_lossy(&seen).into_owned())
     }
@@ -118,12 +121,19 @@ fn ask(port: u16, target: &str, line: &str) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Passes on what comes, but for the exit status at its end, which it gives.
-fn relay(from: &mut impl Read, to: &mut impl Write) -> Result<u8> {
+/// Passes on what comes, but for the exit status at its end, which it gives. Where nothing has come for as long as the reader
+/// waits, it is asked whether somebody wants an end.
+fn relay(from: &mut impl Read, to: &mut impl Write, interrupted: impl Fn() -> bool) -> Result<u8> {
     let mut held = Vec::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let count = from.read(&mut buffer).context("read from the cluster's VM")?;
+        let count = match from.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ensure!(!interrupted(), "interrupted");
+                continue;
+            }
+            read => read.context("read from the cluster's VM")?,
+        };
         if count == 0 {
             break;
         }
@@ -177,15 +187,28 @@ fn connect(client: UnixStream, port: u16) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
     fn an_answer_ends_with_its_status() {
         let mut out = Vec::new();
-        let status = relay(&mut &b"some bytes\n 124"[..], &mut out).expect("whole");
+        let status = relay(&mut &b"some bytes\n 124"[..], &mut out, || false).expect("whole");
         assert_eq!((status, out.as_slice()), (124, &b"some bytes\n"[..]));
-        let cut = relay(&mut &b"some by"[..], &mut Vec::new()).expect_err("cut off").to_string();
+        let cut = relay(&mut &b"some by"[..], &mut Vec::new(), || false).expect_err("cut off").to_string();
         assert!(cut.contains("lost"), "{cut}");
+    }
+
+    #[test]
+    fn nobody_waits_for_an_answer_that_is_not_wanted() {
+        let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+        ours.set_read_timeout(Some(PAUSE)).expect("set");
+        theirs.write_all(b"half an ans").expect("written");
+        let asked = Cell::new(0);
+        let unwanted = || asked.replace(asked.get() + 1) > 0;
+        let error = relay(&mut ours, &mut Vec::new(), unwanted).expect_err("interrupted").to_string();
+        assert_eq!((error.as_str(), asked.get()), ("interrupted", 2));
     }
 
     #[test]
