@@ -80,7 +80,7 @@ pub(super) fn uninstall(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
 
 /// Devices, pins, state, rules and attachments, one a line.
 const RESIDUE: &str = "ip -o link | grep -o 'kubeveil[0-9]*'; for dir in /sys/fs/bpf /var/lib/kubeveil; do \
-    [[ ! -e $dir ]] || find $dir -mindepth 1; done; nft list tables | grep kubeveil; \
+    [[ ! -e $dir ]] || busybox find $dir -mindepth 1; done; nft list tables | grep kubeveil; \
     for device in $(ls /sys/class/net); do tc filter show dev $device egress; tc filter show dev $device ingress; done; \
     true";
 
