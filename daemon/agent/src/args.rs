@@ -1,8 +1,14 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use kubeveil_cli::patience;
 use kubeveil_core::backstop::{Choice, Form};
 use kubeveil_kubernetes::Origin;
 
@@ -62,6 +68,43 @@ pub(crate) enum Command {
     /// What the chart's hooks do.
     #[command(subcommand)]
     Hook(Hook),
+    /// What this node's kernel can do, who else is at its devices, and which other nodes can be reached over our UDP ports: a JSON
+    /// document a line, of which the last counts. Changes nothing; `kubeveil check` runs it on the nodes.
+    Probe(ProbeOptions),
+}
+
+/// Options of `probe`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ProbeOptions {
+    /// This node.
+    #[arg(long = "name", env = "KUBEVEIL_NODE", default_value = "")]
+    pub(crate) name: String,
+    /// Each node, this one too, with its addresses: `NAME=ADDRESS,ADDRESS`. Without others nobody is asked.
+    #[arg(long = "peer")]
+    pub(crate) peers: Vec<Peer>,
+    /// How long others are asked and answered, such as 30s.
+    #[arg(long, default_value = "10m", value_parser = patience)]
+    pub(crate) within: Duration,
+}
+
+/// The value of `--peer`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Name of the node.
+    pub(crate) name: String,
+    /// Its addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, addresses) = text.split_once('=').ok_or("must be NAME=ADDRESS,ADDRESS")?;
+        let addresses: Result<Vec<IpAddr>, _> = addresses.split(',').map(str::parse).collect();
+        let addresses = addresses.map_err(|_| "must be NAME=ADDRESS,ADDRESS".to_owned())?;
+        Ok(Self { name: name.to_owned(), addresses })
+    }
 }
 
 /// Subcommands of `hook`.
@@ -110,11 +153,6 @@ pub(crate) enum Hook {
         #[arg(long, default_value = "2m", value_parser = patience)]
         timeout: Duration,
     },
-}
-
-fn patience(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text.parse().map_err(|e: jiff::Error| e.to_string())?;
-    Duration::try_from(span).map_err(|_| "must not be negative".to_owned())
 }
 
 /// Options of `controller`.

@@ -11,6 +11,7 @@ mod kept;
 mod lock;
 mod metrics;
 pub mod node;
+mod probe;
 mod run;
 mod status;
 mod totals;
@@ -36,6 +37,7 @@ pub fn main() -> ExitCode {
         Some(args::Command::Uninstall(options)) => uninstall::uninstall(&args, options),
         Some(args::Command::Controller(options)) => controller::run(&args, options),
         Some(args::Command::Hook(hook)) => controller::hook(&args, hook),
+        Some(args::Command::Probe(options)) => probe::probe(&args, options),
     };
     match done {
         Ok(code) => code,

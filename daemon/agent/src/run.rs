@@ -236,7 +236,8 @@ fn listen(runtime: &Runtime, events: &mpsc::Sender<Event>) -> Result<()> {
     Ok(())
 }
 
-fn object(args: &Args) -> Result<Vec<u8>> {
+/// The eBPF object: the built-in one, or the one that is named.
+pub(crate) fn object(args: &Args) -> Result<Vec<u8>> {
     match &args.ebpf_object {
         Some(path) => fs::read(path).with_context(|| format!("read {} (--ebpf-object)", path.display())),
         None if OBJECT.is_empty() => {

@@ -4,6 +4,7 @@
 //! with it; what it means is decided in `kubeveil-core`.
 
 pub mod announcement;
+pub mod check;
 pub mod condition;
 #[cfg(feature = "schema")]
 pub mod crd;
@@ -11,6 +12,7 @@ pub mod mesh;
 pub mod names;
 pub mod node;
 pub mod object;
+pub mod probe;
 pub mod problem;
 pub mod rotation;
 pub mod status;

@@ -1,18 +1,18 @@
 //! `kubeveil`: the command for people. Data goes to standard output, everything else to standard error.
 //!
-//! Exit codes: 0 all is well, 1 a finding, 2 usage, 3 unreachable, 4 not within the time given.
+//! Exit codes: 0 all is well, 1 a finding, 2 usage, 3 unreachable or incomplete, 4 not within the time given.
 
 mod ask;
+mod check;
 mod rotate;
+mod server;
 mod source;
 mod status;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 /// Sees to the encryption of pod traffic between nodes.
 #[derive(Debug, Parser)]
@@ -24,6 +24,9 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Whether a cluster is fit for kubeveil (--pre), and whether what is installed does its work: each finding with a command that
+    /// mends it.
+    Check(check::Options),
     /// How this node is: mode, key, peers, programs, drops and their reasons, what is wrong and what to do.
     Status {
         /// The daemon's socket; only root may open it.
@@ -58,27 +61,39 @@ const TIMED_OUT: u8 = 4;
 
 /// The program.
 pub fn main() -> ExitCode {
-    match Args::parse().command {
-        Command::Status { socket, output } => tell_status(&socket, output),
+    let done = match Args::parse().command {
+        Command::Check(options) => check::check(&options).map(|(report, output)| {
+            show(output, || check::table(&report), &report);
+            check::exit_code(&report)
+        }),
         Command::Rotate(arguments) => rotate::run(&arguments),
+        Command::Status { socket, output } => ask::status(&socket).map(|status| {
+            show(output, || status::table(&status), &status);
+            if status.ready && status.problems.is_empty() { 0 } else { FINDING }
+        }),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("kubeveil: {e:#}");
+            ExitCode::from(UNREACHABLE)
+        }
     }
 }
 
 #[expect(clippy::print_stdout, reason = "standard output is where data goes")]
-fn tell_status(socket: &Path, output: Output) -> ExitCode {
-    let status = match ask::status(socket) {
-        Ok(status) => status,
-        Err(e) => {
-            eprintln!("kubeveil: {e:#}");
-            return ExitCode::from(UNREACHABLE);
-        }
-    };
+fn show(output: Output, table: impl FnOnce() -> String, document: &impl Serialize) {
     match output {
-        Output::Table => print!("{}", status::table(&status)),
-        Output::Json => match serde_json::to_string_pretty(&status) {
+        Output::Table => print!("{}", table()),
+        Output::Json => match serde_json::to_string_pretty(document) {
             Ok(text) => println!("{text}"),
             Err(e) => eprintln!("kubeveil: {e}"),
         },
     }
-    if status.ready && status.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDING) }
+}
+
+/// A time in words, such as `2m` or `1m 30s`.
+pub fn patience(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text.parse().map_err(|e: jiff::Error| e.to_string())?;
+    Duration::try_from(span).map_err(|_| "must not be negative".to_owned())
 }

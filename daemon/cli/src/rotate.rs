@@ -4,7 +4,7 @@ mod deed;
 mod show;
 mod wait;
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
@@ -18,7 +18,7 @@ use kubeveil_core::{
 use kubeveil_keys::Generation;
 use serde_json::json;
 
-use crate::{FINDING, Output, TIMED_OUT, UNREACHABLE, USAGE, source::SourceArg};
+use crate::{FINDING, Output, TIMED_OUT, UNREACHABLE, USAGE, patience, source::SourceArg};
 
 /// Arguments of `rotate`.
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ pub(crate) struct Rotate {
     reason: String,
     /// After which time nodes that are not done are named as stragglers and this command no longer waits, such as 10m. It ends
     /// nothing.
-    #[arg(long, default_value = "10m", value_parser = duration)]
+    #[arg(long, default_value = "10m", value_parser = patience)]
     deadline: Duration,
     /// Don't wait until all nodes are done.
     #[arg(long)]
@@ -64,11 +64,6 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text.parse().map_err(|e: jiff::Error| e.to_string())?;
-    Duration::try_from(span).map_err(|_| "must not be negative".to_owned())
 }
 
 /// What ends a command before it has done what it is for.
@@ -157,14 +152,8 @@ fn records(look: &Look) -> Vec<kubeveil_api::rotation::RotationRecord> {
 }
 
 /// The command.
-pub(crate) fn run(arguments: &Rotate) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            eprintln!("kubeveil: {e}");
-            return ExitCode::from(UNREACHABLE);
-        }
-    };
+pub(crate) fn run(arguments: &Rotate) -> anyhow::Result<u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let control = arguments.source.open(runtime.handle());
     let json = arguments.output == Output::Json;
     let mut desk = Desk { control, announced: Announced::default(), json };
@@ -176,10 +165,10 @@ pub(crate) fn run(arguments: &Rotate) -> ExitCode {
         Some(Command::History) => deed::history(&mut desk),
         Some(Command::Finish { force }) => deed::finish(&mut desk, *force, arguments.deadline),
     };
-    match done {
-        Ok(End::Done) => ExitCode::SUCCESS,
-        Ok(End::Stragglers) => ExitCode::from(FINDING),
-        Ok(End::TimedOut) => ExitCode::from(TIMED_OUT),
+    Ok(match done {
+        Ok(End::Done) => 0,
+        Ok(End::Stragglers) => FINDING,
+        Ok(End::TimedOut) => TIMED_OUT,
         Err(stop) => {
             let (code, words) = match stop {
                 Stop::Finding(words) => (FINDING, words),
@@ -187,9 +176,9 @@ pub(crate) fn run(arguments: &Rotate) -> ExitCode {
                 Stop::Unreachable(problem) => (UNREACHABLE, problem.to_string()),
             };
             eprintln!("kubeveil: {words}");
-            ExitCode::from(code)
+            code
         }
-    }
+    })
 }
 
 /// How a command ends that has done what it is for.

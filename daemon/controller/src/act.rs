@@ -22,12 +22,12 @@ use kubeveil_core::{
     snapshot::{NodeFacts, Snapshot},
 };
 use kubeveil_keys::Generation;
+use kubeveil_kubernetes::ours;
 use serde_json::json;
 
 use crate::{
     seen::{Node, Seen},
     status::status,
-    watch::ours,
 };
 
 /// Field manager of server-side apply.

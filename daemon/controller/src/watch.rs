@@ -18,6 +18,7 @@ use kube::{
     },
 };
 use kubeveil_api::{mesh::EncryptionMesh, names, object, veil_node::VeilNodeStatus};
+use kubeveil_kubernetes::ours;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
@@ -130,12 +131,6 @@ fn read_mesh(mesh: &Loose) -> Option<(EncryptionMesh, i64)> {
 fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
-}
-
-/// A kind of ours.
-pub(crate) fn ours(kind: &str, plural: &str) -> ApiResource {
-    let version = names::API_VERSION.rsplit('/').next().unwrap_or_default();
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(names::GROUP, version, kind), plural)
 }
 
 struct Starter<'a> {

@@ -6,9 +6,12 @@ use jiff::Timestamp;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
+    core::{ApiResource, GroupVersionKind},
 };
-use kubeveil_api::problem::{Problem, causes};
-
+use kubeveil_api::{
+    names,
+    problem::{Problem, causes},
+};
 use tokio::time::timeout;
 
 use crate::{
@@ -34,6 +37,12 @@ impl fmt::Display for Origin {
             Self::Kubeconfig(path) => write!(f, "kubernetes:{}", path.display()),
         }
     }
+}
+
+/// A kind of ours.
+pub fn ours(kind: &str, plural: &str) -> ApiResource {
+    let version = names::API_VERSION.rsplit('/').next().unwrap_or_default();
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(names::GROUP, version, kind), plural)
 }
 
 /// A client of one API server.

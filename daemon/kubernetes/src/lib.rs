@@ -16,7 +16,7 @@ mod store;
 mod trouble;
 mod watch;
 
-pub use connect::Origin;
+pub use connect::{Origin, ours};
 pub use control::KubernetesControl;
 pub use pace::Pace;
 pub use source::Kubernetes;

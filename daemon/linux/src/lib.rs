@@ -18,6 +18,7 @@ pub mod port;
 pub mod preflight;
 mod real;
 pub mod route;
+pub mod survey;
 pub mod sysctl;
 pub mod wireguard;
 

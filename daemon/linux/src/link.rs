@@ -14,7 +14,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage, AddressScope},
-        link::{InfoData, InfoGeneve, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{InfoData, InfoGeneve, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
         tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
     },
@@ -71,6 +71,25 @@ impl Links {
             }
         }
         Ok(out)
+    }
+
+    /// Programs at XDP, by the index of their device.
+    pub(crate) fn xdp(&self) -> Result<BTreeMap<u32, u32>, KernelError> {
+        let links: Vec<LinkMessage> = self
+            .runtime
+            .block_on(self.handle.link().get().execute().try_collect())
+            .map_err(|e| KernelError::new("list", "network devices", io_error(e)))?;
+        let program = |message: &LinkMessage| {
+            let of = message.attributes.iter().filter_map(|attribute| match attribute {
+                LinkAttribute::Xdp(xdp) => Some(xdp),
+                _ => None,
+            });
+            of.flatten().find_map(|xdp| match xdp {
+                LinkXdp::ProgId(id) if *id != 0 => Some(*id),
+                _ => None,
+            })
+        };
+        Ok(links.iter().filter_map(|message| Some((message.header.index, program(message)?))).collect())
     }
 
     /// Makes a WireGuard device; one of that name that exists already is no error.

@@ -63,6 +63,20 @@ pub fn dump(device: &str) -> Result<Option<Dump>, KernelError> {
     }))
 }
 
+/// Why the kernel has no WireGuard; `None` if it has. To be asked loads its module.
+pub(crate) fn missing() -> Option<String> {
+    /// No device is called so.
+    const NOBODY: &str = "kubeveil-none";
+    let name = interface(NOBODY).ok()?;
+    match Device::get(&name, Backend::Kernel) {
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => None,
+        // Nobody speaks its language (kernel `net/netlink/genetlink.c`, `ctrl_getfamily`).
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Some("the kernel does not know it".to_owned()),
+        Err(e) => Some(e.to_string()),
+        Ok(_) => None,
+    }
+}
+
 fn merge(peer: &mut Peer, info: &PeerInfo) {
     let allowed = info.config.allowed_ips.iter().filter_map(|ip| IpNet::new(ip.address, ip.cidr).ok());
     peer.allowed_ips.extend(allowed);

@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-linux", &["kubeveil-abi", "kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
     ("kubeveil-agent", AGENT),
     ("kubeveil-controller", &["kubeveil-api", "kubeveil-core", "kubeveil-keys", "kubeveil-kubernetes"]),
+    ("kubeveil-check", &["kubeveil-api", "kubeveil-core", "kubeveil-kubernetes"]),
     ("kubeveil-cli", CLI),
     ("kubeveil-tests", LIBRARIES),
     ("kubeveil-tests-bpf", LIBRARIES),
@@ -43,8 +44,14 @@ const LIBRARIES: &[&str] = &[
 ];
 
 /// A command sees the cluster where the daemons do, and has nothing to do with a kernel.
-const CLI: &[&str] =
-    &["kubeveil-api", "kubeveil-core", "kubeveil-keys", "kubeveil-kubernetes", "kubeveil-manifests"];
+const CLI: &[&str] = &[
+    "kubeveil-api",
+    "kubeveil-check",
+    "kubeveil-core",
+    "kubeveil-keys",
+    "kubeveil-kubernetes",
+    "kubeveil-manifests",
+];
 
 /// One program is the daemon, the controller and the command for people.
 const AGENT: &[&str] = &[
@@ -62,6 +69,7 @@ const AGENT: &[&str] = &[
 /// The controller, and all that it has to do with.
 const KUBERNETES: &[&str] = &[
     "kubeveil-api",
+    "kubeveil-check",
     "kubeveil-controller",
     "kubeveil-core",
     "kubeveil-keys",

@@ -19,7 +19,7 @@ use kubeveil_api::{
     names,
     veil_node::{UNINSTALLED, VeilNodeStatus},
 };
-use kubeveil_kubernetes::Origin;
+use kubeveil_kubernetes::{Origin, ours};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -27,7 +27,7 @@ pub use self::{
     echo::serve as serve_echo,
     traffic::{Trial, try_traffic},
 };
-use crate::{client, watch::ours};
+use crate::client;
 
 /// Field manager of what hooks write.
 const MANAGER: &str = "kubeveil-hook";

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::{MapError, MapInfo},
     programs::{ProgramError, SchedClassifier},
 };
@@ -178,20 +178,32 @@ fn load(pins: &Pins, object: &[u8], build: &str) -> Result<(), KernelError> {
         // Opens the pinned map where there is one, else makes and pins it.
         loader.map_pin_path(name, pins.map(name));
     }
-    let mut ebpf = loader.load(object).map_err(|e| KernelError::new("load", "the eBPF object", e))?;
+    let mut ebpf = load_programs(&mut loader, object)?;
     for program in Program::ALL {
-        let failed = |e: ProgramError| KernelError::new("load program", program.name(), e);
-        let missing =
-            || KernelError::new("find program", program.name(), io::Error::from(io::ErrorKind::NotFound));
-        let loaded: &mut SchedClassifier =
-            ebpf.program_mut(program.name()).ok_or_else(missing)?.try_into().map_err(failed)?;
-        loaded.load().map_err(failed)?;
         let pin = pins.program(build, program);
         // Left over from a daemon that was killed in the midst of this.
         let _ = std::fs::remove_file(&pin);
-        loaded.pin(&pin).map_err(|e| KernelError::new(PIN, pin.display().to_string(), e))?;
+        let failed = |e| KernelError::new(PIN, pin.display().to_string(), e);
+        classifier(&mut ebpf, program)?.pin(&pin).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The programs and maps of the object, in the kernel as long as what is returned lives.
+pub(super) fn load_programs(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf, KernelError> {
+    let mut ebpf = loader.load(object).map_err(|e| KernelError::new("load", "the eBPF object", e))?;
+    for program in Program::ALL {
+        let failed = |e: ProgramError| KernelError::new("load program", program.name(), e);
+        classifier(&mut ebpf, program)?.load().map_err(failed)?;
+    }
+    Ok(ebpf)
+}
+
+fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, KernelError> {
+    let failed = |e: ProgramError| KernelError::new("load program", program.name(), e);
+    let missing =
+        || KernelError::new("find program", program.name(), io::Error::from(io::ErrorKind::NotFound));
+    ebpf.program_mut(program.name()).ok_or_else(missing)?.try_into().map_err(failed)
 }
 
 /// Unpins maps that another build of this ABI made in another size (it knew fewer directions to count, say): the new

@@ -16,9 +16,11 @@ mod load;
 mod maps;
 mod peers;
 mod pins;
+mod trial;
 
 pub use attach::remove_filters;
 pub(crate) use held::Held;
 pub use load::{Bpf, build_of};
 pub use maps::Maps;
 pub use pins::Pins;
+pub(crate) use trial::{has_tcx, others, try_load};

@@ -47,7 +47,7 @@ fn controller(server: &Server) -> Running {
 }
 
 /// Where its lease is; what no controller manager makes here.
-fn namespace(server: &Server) {
+pub(crate) fn namespace(server: &Server) {
     let client = server.client(Who::Admin).unwrap();
     server.runtime.block_on(async {
         let params = PostParams::default();

@@ -4,6 +4,7 @@
 
 mod agent;
 mod charts;
+mod check;
 mod controller;
 mod definitions;
 mod mischief;
@@ -57,6 +58,9 @@ fn main() -> ExitCode {
         ),
         ("rotation::one_of_two_is_told_of_the_other", rotation::one_of_two_is_told_of_the_other),
         ("rotation::nobody_asks_in_anothers_name", rotation::nobody_asks_in_anothers_name),
+        ("check::it_finds_what_stands_against_us", check::it_finds_what_stands_against_us),
+        ("check::it_looks_at_what_is_installed", check::it_looks_at_what_is_installed),
+        ("check::its_probes_come_and_go", check::its_probes_come_and_go),
         (
             "controller::it_tells_how_far_the_cluster_has_got",
             controller::it_tells_how_far_the_cluster_has_got,

@@ -23,6 +23,7 @@ mod neighbours;
 mod operations;
 mod overlays;
 mod paths;
+mod probe;
 mod refusals;
 mod rotation;
 mod services;
@@ -124,6 +125,7 @@ fn main() -> ExitCode {
         overlays::ALL,
         mtu::ALL,
         paths::ALL,
+        probe::ALL,
         modes::ALL,
         adoption::ALL,
         by_hand::ALL,

@@ -1,6 +1,6 @@
 //! Somebody else's programs at the devices where ours stand, and somebody else's firewall.
 
-mod foreign;
+pub(crate) mod foreign;
 
 use std::time::Duration;
 

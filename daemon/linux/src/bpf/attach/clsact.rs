@@ -33,13 +33,17 @@ pub(in crate::bpf) fn ahead(
     links: &Links,
 ) -> Result<Option<(Vec<Ahead>, u32)>, KernelError> {
     let filters = filters(program, index, links)?;
-    let told = |filter: &Filter| Ahead {
-        program: filter.program,
-        name: filter.name.clone(),
-        priority: Some(filter.priority),
-    };
     let at = filters.iter().position(|filter| is_ours(filter, program));
     Ok(at.map(|at| (filters[..at].iter().map(told).collect(), filters[at].program)))
+}
+
+/// The filters at the hook of `program` at a device, in the order in which they run.
+pub(in crate::bpf) fn all(program: Program, index: u32, links: &Links) -> Result<Vec<Ahead>, KernelError> {
+    Ok(filters(program, index, links)?.iter().map(told).collect())
+}
+
+fn told(filter: &Filter) -> Ahead {
+    Ahead { program: filter.program, name: filter.name.clone(), priority: Some(filter.priority) }
 }
 
 /// Attaches `program` ahead of all others; where ours is there already its program is replaced in place.

@@ -24,14 +24,18 @@ pub(in crate::bpf) fn ahead(
     device: &str,
     id: u32,
 ) -> Result<Option<Vec<Ahead>>, KernelError> {
+    let there = all(program, (index, device))?;
+    let at = there.iter().position(|one| one.program == id);
+    Ok(at.map(|at| there[..at].to_vec()))
+}
+
+/// What runs at the hook of `program` at a device, in that order.
+pub(in crate::bpf) fn all(program: Program, (index, device): (u32, &str)) -> Result<Vec<Ahead>, KernelError> {
     let told = |program: &u32| Ahead { program: *program, name: name_of(*program), priority: None };
     match there(program, index) {
-        Ok(there) => {
-            let at = there.iter().position(|one| *one == id);
-            Ok(at.map(|at| there[..at].iter().map(told).collect()))
-        }
+        Ok(there) => Ok(there.iter().map(told).collect()),
         // Gone since the devices were listed, and its attachments with it.
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(Vec::new()),
         Err(e) => Err(KernelError::new("list the programs of device", device, e)),
     }
 }

@@ -11,7 +11,7 @@ use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, S
 
 /// What it makes of every packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// The next one decides.
     Next,
     /// It passes, and nobody else is asked.
@@ -43,7 +43,7 @@ impl Answer {
 
 /// Where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// Before ours, in the way that ours are attached here.
     Ahead,
     /// Behind ours.
@@ -53,20 +53,20 @@ pub(super) enum Place {
 }
 
 /// How its owner calls it.
-pub(super) const NAME: &str = "neighbour";
+pub(crate) const NAME: &str = "neighbour";
 /// Priorities of filters before and behind ours (`daemon/linux/src/bpf/attach/clsact.rs`).
 const EARLY: u16 = 0x4000;
 const LATE: u16 = 0xd000;
 
 /// It stands as long as this lives.
-pub(super) struct Foreign {
+pub(crate) struct Foreign {
     /// `None` when it is gone.
     ebpf: Option<Ebpf>,
     node: Node,
 }
 
 impl Foreign {
-    pub(super) fn attach(
+    pub(crate) fn attach(
         node: Node,
         device: &str,
         side: TcAttachType,
@@ -102,12 +102,12 @@ impl Foreign {
     }
 
     /// Its number in the kernel.
-    pub(super) fn id(&self) -> Result<u32> {
+    pub(crate) fn id(&self) -> Result<u32> {
         Ok(self.info()?.id())
     }
 
     /// How often it has run, since somebody counts that.
-    pub(super) fn runs(&self) -> Result<u64> {
+    pub(crate) fn runs(&self) -> Result<u64> {
         Ok(self.info()?.run_count())
     }
 }
@@ -127,7 +127,7 @@ impl Drop for Foreign {
 }
 
 /// Whether ours are attached by tcx here.
-pub(super) fn has_tcx() -> bool {
+pub(crate) fn has_tcx() -> bool {
     let asked = SchedClassifier::query_tcx("lo", TcAttachType::Ingress);
     !matches!(asked, Err(ProgramError::SyscallError(e)) if e.io_error.raw_os_error() == Some(INVAL))
 }
