@@ -56,6 +56,41 @@ pub fn strangers(ranges: &Ranges, nodes: &BTreeMap<String, Node>) -> Vec<Strange
     strangers
 }
 
+/// Ranges with one more, of pods or of nodes: what was in force stays in force. Why not, if not: `others` are prefixes that are
+/// something else, with what they are.
+pub fn approved(
+    ranges: &Ranges,
+    range: IpNet,
+    is_pods: bool,
+    others: &[(IpNet, String)],
+) -> Result<Ranges, String> {
+    let range = range.trunc();
+    if range.prefix_len() == 0 {
+        return Err(format!("{range} is the whole address space; name the range that is meant"));
+    }
+    let mut ranges = ranges.clone();
+    let (own, other, whose) = if is_pods {
+        (&mut ranges.pod_cidrs, &ranges.node_cidrs, "nodes")
+    } else {
+        (&mut ranges.node_cidrs, &ranges.pod_cidrs, "pods")
+    };
+    if let Some(other) = other.iter().find(|other| overlap(other, &range)) {
+        return Err(format!("{range} overlaps {other}, which is a range of {whose}"));
+    }
+    if let Some((other, whose)) = others.iter().find(|(other, _)| overlap(other, &range)) {
+        return Err(format!("{range} overlaps {other}, which is {whose}"));
+    }
+    if let Some(holds) = own.iter().find(|own| own.contains(&range)) {
+        return Err(format!("{range} is in force already, within {holds}"));
+    }
+    own.push(range);
+    Ok(ranges)
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +138,25 @@ mod tests {
         let found = strangers(&ranges(), &nodes.into());
         let stranger = |prefix, is_pods| Stranger { node: "b".to_owned(), prefix: net(prefix), is_pods };
         assert_eq!(found, [stranger("10.245.1.0/24", true), stranger("198.51.100.1/32", false)]);
+    }
+
+    #[test]
+    fn nothing_is_approved_that_is_something_else() {
+        let api = [(net("10.99.0.1/32"), "the address of Node a".to_owned())];
+        let approve = |range: &str, is_pods| approved(&ranges(), net(range), is_pods, &api);
+        let now = approve("10.245.3.0/16", true).expect("approved");
+        assert_eq!(now.pod_cidrs, [net("10.244.0.0/16"), net("10.245.0.0/16")]);
+        assert_eq!(now.node_cidrs, ranges().node_cidrs);
+        assert_eq!(approve("198.51.100.0/24", false).expect("approved").node_cidrs.len(), 2);
+        for (range, is_pods, why) in [
+            ("0.0.0.0/0", true, "whole address space"),
+            ("192.0.0.0/16", true, "a range of nodes"),
+            ("10.244.7.0/24", false, "a range of pods"),
+            ("10.99.0.0/16", true, "the address of Node a"),
+            ("10.244.7.0/24", true, "in force already"),
+        ] {
+            let refused = approve(range, is_pods).expect_err(range);
+            assert!(refused.contains(why), "{refused}");
+        }
     }
 }

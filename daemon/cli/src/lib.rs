@@ -4,6 +4,7 @@
 
 mod ask;
 mod check;
+mod ranges;
 mod rotate;
 mod server;
 mod source;
@@ -27,6 +28,8 @@ enum Command {
     /// Whether a cluster is fit for kubeveil (--pre), and whether what is installed does its work: each finding with a command that
     /// mends it.
     Check(check::Options),
+    /// Ranges that pods and nodes may have addresses of, and what agents refuse since it lies outside; `approve` takes one more in.
+    Ranges(ranges::Options),
     /// How this node is: mode, key, peers, programs, drops and their reasons, what is wrong and what to do.
     Status {
         /// The daemon's socket; only root may open it.
@@ -67,6 +70,10 @@ pub fn main() -> ExitCode {
             check::exit_code(&report)
         }),
         Command::Rotate(arguments) => rotate::run(&arguments),
+        Command::Ranges(options) => ranges::ranges(&options).map(|document| {
+            show(options.output, || ranges::table(&document), &document);
+            if document.has_refused() { FINDING } else { 0 }
+        }),
         Command::Status { socket, output } => ask::status(&socket).map(|status| {
             show(output, || status::table(&status), &status);
             if status.ready && status.problems.is_empty() { 0 } else { FINDING }

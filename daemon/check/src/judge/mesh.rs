@@ -140,7 +140,7 @@ fn ranges(mesh: &EncryptionMesh, nodes: &BTreeMap<String, Node>, findings: &mut 
             nodes_named(&names),
             format!("outside of the mesh's {what}: {}", some(&told)),
             "agents refuse it, so nothing to it is encrypted; if it is no stranger, approve it",
-            &format!("kubectl edit encryptionmesh default    # {} into spec.{what}", first.prefix),
+            &format!("kubeveil ranges approve {}{}", first.prefix, if is_pods { "" } else { " --nodes" }),
         );
     }
     if outside.is_empty() {

@@ -13,6 +13,7 @@ use kube::{
 };
 use kubeveil_api::check::{Finding, Severity};
 use kubeveil_check::{
+    approve::approve,
     facts::Facts,
     gather,
     judge::judge,
@@ -179,4 +180,41 @@ pub(crate) fn its_probes_come_and_go(server: &mut Server) {
     let spaces: Api<Namespace> = Api::all(client);
     let space = server.runtime.block_on(spaces.get_opt(set.namespace())).unwrap();
     assert!(space.is_none_or(|space| space.metadata.deletion_timestamp.is_some()));
+}
+
+/// By one command, and never over what somebody else writes or is something else.
+pub(crate) fn a_range_is_approved_by_one_command(server: &mut Server) {
+    let mut world = InApiServer::new(server).unwrap();
+    (1..=2).for_each(|n| put(&mut world, n));
+    let spec = json!({"mode": "require", "nodeCIDRs": ["192.0.2.1/32"]});
+    world.put(&mesh_kind(), &json!({"metadata": {"name": "default"}, "spec": spec})).unwrap();
+    let client = server.client(Who::Admin).unwrap();
+    let found = json!({"status": {"ranges": {"podCIDRs": ["10.244.0.0/16"]}}});
+    server.runtime.block_on(world_status(&client, &found));
+    let approve = |range: &str, is_pods, force| {
+        server.runtime.block_on(approve(&client, range.parse().unwrap(), is_pods, force))
+    };
+    let ranges = || {
+        let spec = world.get(&mesh_kind(), "default").unwrap()["spec"].clone();
+        (spec["podCIDRs"].clone(), spec["nodeCIDRs"].clone())
+    };
+    // What the controller found stays in force, and is given from now on.
+    approve("fd00:244::/32", true, false).unwrap();
+    assert_eq!(ranges().0, json!(["10.244.0.0/16", "fd00:244::/32"]));
+    let text = approve("192.0.2.0/24", false, false).unwrap_err().to_string();
+    assert!(text.contains("conflict") && text.contains("encryption.nodeCIDRs"), "{text}");
+    approve("192.0.2.0/24", false, true).unwrap();
+    assert_eq!(ranges().1, json!(["192.0.2.1/32", "192.0.2.0/24"]));
+    for (range, why) in [("192.0.2.2/32", "a range of nodes"), ("10.96.7.0/24", "a range of Services")] {
+        let refused = approve(range, true, true).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+    assert_eq!(ranges().0, json!(["10.244.0.0/16", "fd00:244::/32"]));
+    let found = judge(&facts(server, Who::Admin, false));
+    says(&found, "ranges", Severity::Ok, "within the mesh's ranges");
+}
+
+async fn world_status(client: &kube::Client, status: &Value) {
+    let api: Api<kube::core::DynamicObject> = Api::all_with(client.clone(), &mesh_kind());
+    api.patch_status("default", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
 }

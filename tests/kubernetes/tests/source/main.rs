@@ -61,6 +61,7 @@ fn main() -> ExitCode {
         ("check::it_finds_what_stands_against_us", check::it_finds_what_stands_against_us),
         ("check::it_looks_at_what_is_installed", check::it_looks_at_what_is_installed),
         ("check::its_probes_come_and_go", check::its_probes_come_and_go),
+        ("check::a_range_is_approved_by_one_command", check::a_range_is_approved_by_one_command),
         (
             "controller::it_tells_how_far_the_cluster_has_got",
             controller::it_tells_how_far_the_cluster_has_got,
