@@ -7,6 +7,7 @@ mod hear;
 mod leave;
 mod look;
 mod problems;
+mod quiet;
 mod resting;
 mod rotation;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use crate::{
 };
 use adoption::Pairs;
 use leave::Leaving;
+use quiet::Quiet;
 use resting::Resting;
 pub(crate) use rotation::Rotations;
 use undone::Undone;
@@ -111,6 +113,7 @@ pub struct Node<K> {
     /// A look found that what holds packets back is not as the last way round saw it.
     touched: bool,
     undone: Undone,
+    quiet: Quiet,
     pub(crate) counts: Vec<Count>,
     /// Flows that were remembered when they were last swept.
     pub(crate) flows: usize,
@@ -170,6 +173,7 @@ impl<K: Kernel> Node<K> {
             looked: Duration::ZERO,
             touched: false,
             undone: Undone::default(),
+            quiet: Quiet::default(),
             counts: Vec::new(),
             flows: 0,
             beside: BTreeMap::new(),

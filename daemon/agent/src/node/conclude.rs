@@ -35,7 +35,7 @@ impl<K: Kernel> Node<K> {
         problems.extend(self.undone.problems(now.monotonic));
         problems.sort();
         problems.dedup();
-        for problem in problems.iter().filter(|p| self.last.problems.binary_search(p).is_err()) {
+        for problem in self.quiet.warnings(&problems, &self.last.problems, now.monotonic) {
             tracing::warn!(kind = problem.kind.name(), "{problem}");
             *self.errors.entry(problem.kind.name()).or_default() += 1;
         }
