@@ -142,7 +142,7 @@ impl fmt::Display for Holdup {
 pub struct Rotation {
     /// Since when this is wanted.
     wanted: Option<(Generation, Duration)>,
-    /// Since when nothing holds the oldest generation up.
+    /// Since when nothing holds the oldest generation up but what is on its way.
     free: Option<(Generation, Duration)>,
     /// When another list was last said.
     told: Option<Duration>,
@@ -191,13 +191,15 @@ impl Rotation {
         if generation < view.retire_before {
             return true;
         }
-        if !holdups(generation, view).is_empty() {
+        let held = holdups(generation, view);
+        if held.iter().any(|holdup| *holdup != Holdup::Receiving) {
             self.free = None;
             return false;
         }
+        // What the last of them sent before it said that it moved may be on its way as long as that, however silent it was before.
         let (_, since) = *self.free.filter(|(of, _)| *of == generation).get_or_insert((generation, view.now));
         self.free = Some((generation, since));
-        view.now >= since + pace(view)
+        held.is_empty() && view.now >= since + STILL + pace(view)
     }
 
     /// What this node says from now on: its generations, and to whom it does not send by the newest. `None` as long as no device
@@ -237,7 +239,7 @@ impl Rotation {
         // What was due has been done, or has failed and is tried again in the regular round.
         let until = |at: Duration| at.checked_sub(view.now).filter(|wait| !wait.is_zero());
         let begins = self.wanted.and_then(|(_, since)| until(since + pace(view)));
-        let ends = self.free.and_then(|(_, since)| until(since + pace(view)));
+        let ends = self.free.and_then(|(_, since)| until(since + STILL + pace(view)));
         let under_way = view.held.len() > 1;
         let is_quiet = under_way.then(|| {
             let quiet = view.held.first().and_then(|old| view.quiet.get(old)).copied().unwrap_or_default();

@@ -62,7 +62,7 @@ fn names(all: &[&str]) -> NotFlipped {
 fn step(view: &View<'_>) -> Option<Step> {
     let mut rotation = Rotation::default();
     let first = rotation.keys(view);
-    first.or_else(|| rotation.keys(&View { now: view.now + Duration::from_secs(1), ..view.clone() }))
+    first.or_else(|| rotation.keys(&View { now: view.now + STILL + Duration::from_secs(1), ..view.clone() }))
 }
 
 #[test]
@@ -204,11 +204,12 @@ fn what_is_over_is_not_waited_for() {
     assert_eq!(rotation.next_look(&at(begins, 2)), None, "it has failed, or is about to be done");
     let both = Heard::new(&[0, 1], &[0, 1], names(&[]));
     rotation.keys(&at(both.view(), 3));
-    assert_eq!(rotation.keys(&at(both.view(), 4)), Some(Step::Retire(generation(0))));
-    assert_eq!(rotation.next_look(&at(both.view(), 4)), Some(Duration::from_secs(1)), "is it still?");
+    assert_eq!(rotation.keys(&at(both.view(), 7)), None, "what was sent before is on its way");
+    assert_eq!(rotation.keys(&at(both.view(), 9)), Some(Step::Retire(generation(0))));
+    assert_eq!(rotation.next_look(&at(both.view(), 9)), Some(Duration::from_secs(1)), "is it still?");
     let after = Heard::new(&[1], &[1], names(&[]));
-    assert_eq!(rotation.keys(&at(after.view(), 5)), None);
-    assert_eq!(rotation.next_look(&at(after.view(), 5)), None, "all is done");
+    assert_eq!(rotation.keys(&at(after.view(), 10)), None);
+    assert_eq!(rotation.next_look(&at(after.view(), 10)), None, "all is done");
 }
 
 /// A key that takes the place of a revoked one of its generation is nobody's way yet, whatever was said of the other.
