@@ -18,6 +18,7 @@ mod object;
 mod process;
 mod report;
 mod setup;
+mod simulate;
 mod test;
 mod toolchain;
 mod vm;
@@ -58,6 +59,9 @@ enum InCheckout {
     Bench(bench::Arguments),
     /// Any input, led by what it makes the code do
     Fuzz(fuzz::Arguments),
+    /// Rotation apart from the kernel: some nodes, many schedules
+    #[command(disable_help_flag = true)]
+    Simulate(simulate::Arguments),
     /// Formatting, clippy, dependency rules, licences, paths
     Lint(lint::Arguments),
     /// Make what is made from the types: the CustomResourceDefinitions
@@ -96,7 +100,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
     if !matches!(
         command,
-        InCheckout::Lint(_) | InCheckout::Codegen(_) | InCheckout::BuildEbpf | InCheckout::Cluster(_)
+        InCheckout::Lint(_)
+            | InCheckout::Simulate(_)
+            | InCheckout::Codegen(_)
+            | InCheckout::BuildEbpf
+            | InCheckout::Cluster(_)
     ) {
         build::tell_first_time(&workspace);
     }
@@ -106,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         InCheckout::Bench(arguments) => bench::run(&workspace, &arguments),
         InCheckout::Codegen(arguments) => codegen::run(&workspace, &arguments),
         InCheckout::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
+        InCheckout::Simulate(arguments) => simulate::run(&workspace, &arguments),
         InCheckout::Lint(arguments) => lint::run(&workspace, &arguments),
         InCheckout::Lab(arguments) => lab::run(&workspace, arguments),
         InCheckout::Vm(arguments) => lab::run_vm(&workspace, arguments),

@@ -28,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-tests-bpf", LIBRARIES),
     ("kubeveil-tests-kubernetes", KUBERNETES),
     ("kubeveil-tests-bench", BENCH),
+    ("kubeveil-tests-simulation", &["kubeveil-abi", "kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
     ("xtask", &[]),
 ];
 

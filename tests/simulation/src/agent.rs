@@ -1,0 +1,374 @@
+//! The daemon's way round in single steps, between any two of which something else can happen, or the daemon end.
+
+use std::{collections::VecDeque, rc::Rc, time::Duration};
+
+use kubeveil_core::{
+    action::Action,
+    plan::{Endpoints, plan},
+    rotation::{Step, holdups},
+    snapshot::Snapshot,
+};
+use kubeveil_keys::{Generation, PublicKey};
+
+use crate::{
+    api::{Saying, Stream},
+    daemon::{Daemon, Known, Outcome, Stage},
+    desired::desired,
+    rules::Rules,
+    world::{Event, NAMES, World},
+};
+
+/// As in `daemon/agent/src/node/rotation.rs`.
+const STEPS: usize = 4;
+/// As in `daemon/agent/src/node.rs`.
+const ROUNDS: usize = 8;
+/// As in `daemon/agent/src/run.rs`.
+const BURST: Duration = Duration::from_millis(20);
+
+impl World {
+    /// The daemon starts, and asks for lists.
+    pub(crate) fn start(&mut self, place: usize) {
+        let machine = &mut self.machines[place];
+        if !machine.is_powered || machine.is_gone || machine.daemon.is_some() {
+            return;
+        }
+        machine.lives += 1;
+        let life = machine.lives;
+        machine.daemon = Some(Daemon::new(place, NAMES[place], life, machine.kept.as_ref()));
+        self.note(|| format!("{}: daemon {life} starts", NAMES[place]));
+        for stream in [Stream::Nodes, Stream::Mesh] {
+            let wait = self.millis(5, 400);
+            self.after(wait, Event::List(place, life, stream));
+        }
+        self.begin(place);
+    }
+
+    /// Ends the daemon without a word.
+    pub(crate) fn kill(&mut self, place: usize) {
+        if self.machines[place].daemon.take().is_some() {
+            self.figures.kills += 1;
+            self.ledger.disturbed(place);
+            self.note(|| format!("{}: daemon killed", NAMES[place]));
+        }
+        self.machines[place].fuse = None;
+    }
+
+    /// A list is answered, unless nobody answers: then it is asked for again.
+    pub(crate) fn list(&mut self, place: usize, life: u32, stream: Stream) {
+        let is_answered = self.is_answered(place) && self.now >= self.machines[place].deaf_until;
+        let Self { machines, api, .. } = self;
+        let Some(daemon) = machines[place].daemon.as_mut().filter(|daemon| daemon.life == life) else {
+            return;
+        };
+        if !is_answered {
+            let wait = self.millis(500, 2000);
+            return self.after(wait, Event::List(place, life, stream));
+        }
+        daemon.store.list(api, stream);
+        self.news(place, life);
+    }
+
+    /// A watch tells of all up to `version`; one that is broken is begun anew, by a list.
+    pub(crate) fn watch(&mut self, place: usize, life: u32, stream: Stream, version: usize) {
+        if !self.is_answered(place) || self.now < self.machines[place].deaf_until {
+            let wait = self.millis(200, 1500);
+            return self.after(wait, Event::List(place, life, stream));
+        }
+        let Self { machines, api, .. } = self;
+        let Some(daemon) = machines[place].daemon.as_mut().filter(|daemon| daemon.life == life) else {
+            return;
+        };
+        if daemon.store.watch(api, stream, version) {
+            self.figures.deliveries += 1;
+            self.news(place, life);
+        }
+    }
+
+    /// The store has changed: who publishes looks at once, the node's thread after the rest of the burst.
+    fn news(&mut self, place: usize, life: u32) {
+        self.after(Duration::from_micros(100), Event::Publish(place, life));
+        self.stir(place);
+    }
+
+    /// Something has changed that the node's thread is woken for.
+    pub(crate) fn stir(&mut self, place: usize) {
+        let Some(daemon) = self.machines[place].daemon.as_mut() else { return };
+        if daemon.stage.is_some() {
+            daemon.is_stirred = true;
+        } else {
+            self.wake_in(place, BURST);
+        }
+    }
+
+    fn wake_in(&mut self, place: usize, wait: Duration) {
+        let Some(daemon) = self.machines[place].daemon.as_mut() else { return };
+        daemon.alarm += 1;
+        let (life, alarm) = (daemon.life, daemon.alarm);
+        self.after(wait, Event::Wake(place, life, alarm));
+    }
+
+    /// A way round begins.
+    pub(crate) fn begin(&mut self, place: usize) {
+        let now = self.now;
+        let Some(daemon) = self.machines[place].daemon.as_mut() else { return };
+        daemon.began = now;
+        daemon.is_stirred = false;
+        daemon.read();
+        daemon.stage = Some(Stage::Keys(0));
+        self.figures.rounds += 1;
+        self.soon(place);
+    }
+
+    /// The next step, a little later; now and then much later.
+    fn soon(&mut self, place: usize) {
+        let wait = if self.once_in(200) { self.millis(0, 3000) } else { self.millis(0, 2) };
+        if let Some(daemon) = &self.machines[place].daemon {
+            self.after(wait, Event::Step(place, daemon.life));
+        }
+    }
+
+    /// One step.
+    pub(crate) fn step(&mut self, place: usize) {
+        if let Some(fuse) = &mut self.machines[place].fuse {
+            *fuse = fuse.saturating_sub(1);
+            if *fuse == 0 {
+                self.kill(place);
+                let wait = self.millis(50, 8000);
+                return self.after(wait, Event::Start(place));
+            }
+        }
+        let stage = self.machines[place].daemon.as_mut().and_then(|daemon| daemon.stage.take());
+        let next = match stage {
+            Some(Stage::Keys(done)) => self.keys(place, done),
+            Some(Stage::Round(round)) => self.round(place, round),
+            Some(Stage::Act(round, actions, failed)) => self.act(place, round, actions, failed),
+            Some(Stage::Publish) => return self.conclude(place),
+            None => return,
+        };
+        if let Some(daemon) = self.machines[place].daemon.as_mut() {
+            daemon.stage = Some(next);
+            self.soon(place);
+        }
+    }
+
+    /// A key is made or given up.
+    fn keys(&mut self, place: usize, done: usize) -> Stage {
+        let rules = self.rules;
+        let (now, is_full) = (self.now, self.now < self.machines[place].full_until);
+        let machine = &mut self.machines[place];
+        let Some(daemon) = machine.daemon.as_mut() else { return Stage::Round(0) };
+        daemon.next = Outcome::default();
+        let step = (done < STEPS && daemon.is_open()).then(|| daemon.step(&machine.disk, rules)).flatten();
+        match step {
+            Some(Step::Make(generation)) if !is_full => {
+                daemon.made = Some(now);
+                self.make(place, generation);
+                Stage::Keys(done + 1)
+            }
+            Some(Step::Retire(generation)) => {
+                self.retire(place, generation);
+                Stage::Keys(done + 1)
+            }
+            _ => Stage::Round(0),
+        }
+    }
+
+    fn make(&mut self, place: usize, generation: Generation) {
+        let old = self.ledger.old_key(place, generation).filter(|_| self.rules == Rules::UsesAnOldKeyAgain);
+        let key = old.unwrap_or_else(|| self.new_key(place, generation));
+        let disk = &mut self.machines[place].disk;
+        disk.insert(generation, key);
+        let parities: Vec<usize> = disk.keys().map(|generation| generation.parity()).collect();
+        self.note(|| format!("{}: makes the key of generation {generation}", NAMES[place]));
+        let now = self.now;
+        self.ledger.makes(place, parities.len() > 1, now);
+        if parities.len() > 2 || parities.len() == 2 && parities[0] == parities[1] {
+            self.fail(
+                "no two generations share a device",
+                format_args!("{} has {parities:?} by parity", NAMES[place]),
+            );
+        }
+    }
+
+    /// A key goes for ever. Where somebody's deed ends it, those are wounded who still go by it.
+    fn retire(&mut self, place: usize, generation: Generation) {
+        let machine = &mut self.machines[place];
+        let Some(daemon) = &machine.daemon else { return };
+        let mesh = daemon.mesh();
+        let view = daemon.view(&machine.disk, &daemon.last, &mesh.revoked, Rules::Ours);
+        let is_forced = generation.number() < mesh.retire_before && !holdups(generation, &view).is_empty();
+        let Some(key) = machine.disk.remove(&generation) else { return };
+        let is_revoked = mesh.revoked.contains(&key);
+        self.note(|| format!("{}: gives the key of generation {generation} up", NAMES[place]));
+        let now = self.now;
+        self.ledger.retire(place, key, now);
+        if is_forced || is_revoked {
+            self.ledger.destroy(key);
+            for other in 0..self.machines.len() {
+                let uses = |from: usize, to: usize| self.machines[from].kernel.way(to, self.wall(from));
+                let is_by = |way: Option<crate::kernel::Way>| {
+                    way.is_some_and(|way| way.keys.0 == key || way.keys.1 == key)
+                };
+                if is_by(uses(place, other)) || is_by(uses(other, place)) {
+                    self.ledger.wound(place, other);
+                }
+            }
+        }
+    }
+
+    /// A look, and a plan.
+    fn round(&mut self, place: usize, round: usize) -> Stage {
+        let (rules, wall) = (self.rules, self.wall(place));
+        let machine = &mut self.machines[place];
+        let Some(daemon) = machine.daemon.as_mut() else { return Stage::Round(round) };
+        let observed = machine.kernel.look();
+        daemon.tunnels.observe(&observed, daemon.began, wall);
+        let (desired, ways) = desired(daemon, &machine.disk, &observed, rules);
+        let synced = Snapshot::default().attest_whole();
+        let is_synced = daemon.is_whole || rules == Rules::RemovesBeforeSync;
+        let mut actions =
+            VecDeque::from(plan(&desired, &observed, is_synced.then_some(&synced), &Endpoints::new()));
+        actions.retain(|action| !matches!(action, Action::RaiseBackstop(_) | Action::RemoveBackstop(_)));
+        daemon.next = Outcome { observed, ways, settled: actions.is_empty() };
+        if actions.is_empty() || round >= ROUNDS { Stage::Publish } else { Stage::Act(round, actions, false) }
+    }
+
+    /// One action. What fails does not stop the others, but nothing is planned again in this way round.
+    fn act(&mut self, place: usize, round: usize, mut actions: VecDeque<Action>, failed: bool) -> Stage {
+        let Some(action) = actions.pop_front() else {
+            return if failed { Stage::Publish } else { Stage::Round(round + 1) };
+        };
+        self.note(|| format!("{}: {action}", NAMES[place]));
+        if let Action::ConfigureTunnel { key: Some((generation, key)), .. } = &action
+            && self.ledger.is_retired(key)
+        {
+            self.fail(
+                "no key is used after it was given up",
+                format_args!("{} sets that of generation {generation}", NAMES[place]),
+            );
+        }
+        let machine = &mut self.machines[place];
+        let done = machine.kernel.perform(&action, &machine.disk);
+        match &action {
+            Action::SetPeer(index, _) if done.is_ok() => {
+                // The first packet by the new way comes at once.
+                let to = usize::try_from(*index).unwrap_or(1).saturating_sub(1);
+                self.send(place, to);
+            }
+            Action::AddPeer { device, .. }
+            | Action::SetKeepalive(device, ..)
+            | Action::SetEndpoint(device, ..) => self.rouse(place, device),
+            Action::SetUp(_) => {
+                kubeveil_abi::DEVICE_NAMES.iter().for_each(|device| self.rouse(place, device));
+            }
+            _ => {}
+        }
+        if let Err(error) = done {
+            self.note(|| format!("{}: that fails: {error}", NAMES[place]));
+        }
+        Stage::Act(round, actions, failed || done.is_err())
+    }
+
+    /// Keepalives that are set go out at once.
+    fn rouse(&mut self, place: usize, name: &str) {
+        let Some(device) = self.machines[place].kernel.seen.tunnels.get(name) else { return };
+        let (ifindex, parity) = (device.ifindex, usize::from(name == kubeveil_abi::DEVICE_NAMES[1]));
+        let wanting =
+            device.peers.iter().filter(|(_, peer)| peer.keepalive != 0 && peer.last_handshake.is_none());
+        let keys: Vec<PublicKey> = wanting.map(|(key, _)| *key).collect();
+        for key in keys {
+            if !self.machines[place].kernel.begins(ifindex, key) {
+                continue;
+            }
+            self.after(Duration::from_micros(50), Event::Keepalive(place, parity, ifindex, key));
+        }
+    }
+
+    /// The others are told, and the way round is over.
+    fn conclude(&mut self, place: usize) {
+        let rules = self.rules;
+        let machine = &mut self.machines[place];
+        let Some(daemon) = machine.daemon.as_mut() else { return };
+        let life = daemon.life;
+        if let Some(said) = daemon.says(&machine.disk, rules) {
+            let said = Rc::new(said);
+            let is_new = daemon.publication.want(Rc::clone(&said));
+            let retired = said.generations.iter().find(|entry| self.ledger.is_retired(&entry.public_key));
+            if let Some(entry) = retired.copied() {
+                self.fail(
+                    "no key is used after it was given up",
+                    format_args!("{} announces that of generation {}", NAMES[place], entry.generation),
+                );
+            }
+            if is_new {
+                self.after(Duration::from_micros(100), Event::Publish(place, life));
+            }
+        }
+        let machine = &mut self.machines[place];
+        let Some(daemon) = machine.daemon.as_mut() else { return };
+        daemon.last = std::mem::take(&mut daemon.next);
+        if daemon.is_whole {
+            machine.kept = Some(Known { mesh: daemon.known.mesh.clone(), nodes: daemon.known.nodes.clone() });
+        }
+        let wait = daemon.wait(&machine.disk, rules);
+        let wait = if std::mem::take(&mut daemon.is_stirred) { BURST } else { wait };
+        self.wake_in(place, wait);
+    }
+
+    /// Whoever publishes looks whether there is something to write.
+    pub(crate) fn publish(&mut self, place: usize, life: u32) {
+        let is_answered = self.is_answered(place);
+        let uid = self.machines[place].uid;
+        let Some(daemon) = self.daemon(place, life) else { return };
+        let own = daemon.store.nodes.get(daemon.name);
+        let Some(said) = daemon.publication.due(own).filter(|_| !daemon.publication.is_writing) else {
+            return;
+        };
+        if !is_answered {
+            let wait = self.millis(500, 1500);
+            return self.after(wait, Event::Publish(place, life));
+        }
+        daemon.publication.is_writing = true;
+        let wait = self.millis(2, 150);
+        self.after(wait, Event::Arrives(place, life, uid, said));
+    }
+
+    /// The request arrives, though the daemon may have ended.
+    pub(crate) fn arrives(&mut self, place: usize, life: u32, uid: u32, said: Rc<Saying>) {
+        let version =
+            self.is_answered(place).then(|| self.api.say(NAMES[place], uid, Rc::clone(&said))).flatten();
+        if version.is_some() {
+            self.note(|| {
+                let generations: Vec<String> =
+                    said.generations.iter().map(|entry| entry.generation.to_string()).collect();
+                format!(
+                    "{} says: generations {}, not flipped: {}",
+                    NAMES[place],
+                    generations.join(" and "),
+                    said.not_flipped
+                )
+            });
+            self.figures.writes += 1;
+            if let Some(most) = self.ledger.writes(place, self.now) {
+                self.fail(
+                    "writes are bounded",
+                    format_args!("{} wrote more than {most} times", NAMES[place]),
+                );
+            }
+            self.tell(Stream::Nodes);
+        }
+        let wait = self.millis(2, 100);
+        self.after(wait, Event::Answered(place, life, said, version));
+    }
+
+    /// It is answered.
+    pub(crate) fn answered(&mut self, place: usize, life: u32, said: &Rc<Saying>, version: Option<usize>) {
+        let Some(daemon) = self.daemon(place, life) else { return };
+        daemon.publication.is_writing = false;
+        if let Some(version) = version {
+            daemon.publication.is_written(said, version);
+        }
+        let wait = if version.is_some() { Duration::ZERO } else { Duration::from_millis(500) };
+        self.after(wait, Event::Publish(place, life));
+    }
+}

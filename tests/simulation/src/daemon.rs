@@ -1,0 +1,263 @@
+//! What a daemon has in its memory, and what it makes of it (`daemon/agent/src/node.rs`): the decisions are the production functions'.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
+    time::Duration,
+};
+
+use kubeveil_abi::DEVICE_NAMES;
+use kubeveil_api::announcement::{GenerationEntry, NotFlipped};
+use kubeveil_core::{
+    action::Action,
+    observed::Observed,
+    rotation::{Rotation, STILL, Said, Step, View},
+    tunnels::Tunnels,
+};
+use kubeveil_keys::{Generation, PublicKey};
+
+use crate::{
+    api::{Mesh, Object, Publication, Saying, Store},
+    kernel::endpoint,
+    rules::Rules,
+};
+
+/// A node's keys by generation.
+pub(crate) type Keys = BTreeMap<Generation, PublicKey>;
+
+/// What is known of the cluster; also as it is kept on disk.
+#[derive(Clone, Default)]
+pub(crate) struct Known {
+    pub(crate) mesh: Option<Rc<Mesh>>,
+    pub(crate) nodes: BTreeMap<&'static str, Object>,
+}
+
+/// What a node said last.
+#[derive(Clone)]
+pub(crate) struct Heard {
+    uid: u32,
+    pub(crate) said: Option<Rc<Saying>>,
+    /// No source told of it since the daemon started.
+    pub(crate) is_kept: bool,
+}
+
+/// What a way round came to.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) observed: Observed,
+    pub(crate) ways: BTreeMap<&'static str, Generation>,
+    pub(crate) settled: bool,
+}
+
+/// Where a way round is.
+pub(crate) enum Stage {
+    /// Keys; so many steps can follow.
+    Keys(usize),
+    /// To look and to plan, for the n-th time.
+    Round(usize),
+    /// To act; whether an action has failed.
+    Act(usize, VecDeque<Action>, bool),
+    /// To tell the others.
+    Publish,
+}
+
+/// The memory.
+#[derive(Default)]
+pub(crate) struct Daemon {
+    pub(crate) place: usize,
+    pub(crate) name: &'static str,
+    /// Which life of the daemon it is.
+    pub(crate) life: u32,
+    pub(crate) store: Store,
+    pub(crate) known: Known,
+    pub(crate) heard: BTreeMap<&'static str, Heard>,
+    /// Absence from `known` means something.
+    pub(crate) is_whole: bool,
+    pub(crate) tunnels: Tunnels,
+    pub(crate) rotation: Rotation,
+    pub(crate) last: Outcome,
+    pub(crate) next: Outcome,
+    pub(crate) publication: Publication,
+    /// The way round that is under way, and when it began.
+    pub(crate) stage: Option<Stage>,
+    pub(crate) began: Duration,
+    /// Something stirred meanwhile.
+    pub(crate) is_stirred: bool,
+    /// Which of the wake-ups counts.
+    pub(crate) alarm: u32,
+    pub(crate) retry: Duration,
+    /// For broken rules: when the newest key was made.
+    pub(crate) made: Option<Duration>,
+}
+
+impl Daemon {
+    pub(crate) fn new(place: usize, name: &'static str, life: u32, kept: Option<&Known>) -> Self {
+        let mut daemon = Self { place, name, life, retry: RETRY, ..Self::default() };
+        if let Some(kept) = kept {
+            daemon.known = kept.clone();
+            daemon.hear();
+            daemon.heard.values_mut().for_each(|heard| heard.is_kept = true);
+        }
+        daemon
+    }
+
+    pub(crate) fn mesh(&self) -> Mesh {
+        self.known.mesh.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// Takes in what the source has.
+    pub(crate) fn read(&mut self) {
+        let told: Vec<&str> = self.store.nodes.keys().copied().collect();
+        let has_us = self.store.nodes.contains_key(self.name);
+        self.is_whole = self.store.is_listed() && has_us && self.store.mesh.is_some();
+        if let Some(mesh) = &self.store.mesh {
+            self.known.mesh = Some(Rc::clone(mesh));
+        }
+        if self.is_whole {
+            self.known.nodes.clone_from(&self.store.nodes);
+        } else {
+            self.known.nodes.extend(self.store.nodes.iter().map(|(name, object)| (*name, object.clone())));
+        }
+        self.hear();
+        for name in told {
+            if let Some(heard) = self.heard.get_mut(name) {
+                heard.is_kept = false;
+            }
+        }
+    }
+
+    fn hear(&mut self) {
+        let known = &self.known.nodes;
+        self.heard.retain(|name, heard| known.get(name).is_some_and(|node| node.uid == heard.uid));
+        for (name, node) in known {
+            let heard = self.heard.entry(name).or_insert(Heard { uid: node.uid, said: None, is_kept: false });
+            if node.said.is_some() {
+                heard.said.clone_from(&node.said);
+            }
+        }
+    }
+
+    /// The node's own UID is known, so that it can open its keys.
+    pub(crate) fn is_open(&self) -> bool {
+        self.known.nodes.contains_key(self.name)
+    }
+
+    pub(crate) fn own(&self) -> Option<Said<'_>> {
+        self.heard.get(self.name)?.said.as_deref().map(Saying::said)
+    }
+
+    /// What rotation goes by.
+    pub(crate) fn view<'a>(
+        &'a self,
+        held: &Keys,
+        outcome: &'a Outcome,
+        revoked: &[PublicKey],
+        rules: Rules,
+    ) -> View<'a> {
+        static NOBODY: NotFlipped = NotFlipped::nobody();
+        let mesh = self.known.mesh.as_deref();
+        let of = |is_so: &dyn Fn(&PublicKey) -> bool| -> BTreeSet<Generation> {
+            held.iter().filter(|(_, key)| is_so(key)).map(|(generation, _)| *generation).collect()
+        };
+        let stands =
+            |key: &PublicKey| outcome.observed.tunnels.values().any(|device| device.public_key == Some(*key));
+        let others = self.heard.iter().filter(|(name, _)| **name != self.name);
+        let said = others.clone().filter_map(|(name, heard)| Some((*name, heard.said.as_deref()?.said())));
+        let is_told = others.clone().all(|(_, heard)| heard.said.is_none() || !heard.is_kept);
+        let quiet = |generation: &Generation| {
+            let quiet = self.tunnels.quiet(DEVICE_NAMES[generation.parity()], self.began);
+            (*generation, if rules == Rules::NoQuietTime { STILL } else { quiet })
+        };
+        let mut view = View {
+            node: self.name,
+            wanted: mesh.map(|mesh| Generation::new(mesh.generation)),
+            paused: mesh.is_some_and(|mesh| mesh.paused),
+            retire_before: Generation::new(mesh.map_or(0, |mesh| mesh.retire_before)),
+            held: held.keys().copied().collect(),
+            revoked: of(&|key| revoked.contains(key)),
+            standing: of(&stands),
+            own: self.own(),
+            others: said.collect(),
+            whole: self.is_whole && is_told || rules == Rules::RemovesBeforeSync,
+            ways: outcome.settled.then(|| outcome.ways.iter().map(|(name, by)| (*name, *by)).collect()),
+            quiet: held.keys().map(quiet).collect(),
+            now: self.began,
+        };
+        let newest = view.held.last().copied().unwrap_or_default();
+        match rules {
+            Rules::IgnoresTheList => {
+                view.others.values_mut().for_each(|said| said.not_flipped = &NOBODY);
+            }
+            Rules::IgnoresWhoHasNotBegun => {
+                view.others.retain(|_, said| said.generations.last().is_some_and(|e| e.generation >= newest));
+            }
+            Rules::IgnoresOwnWays => {
+                view.ways.iter_mut().flatten().for_each(|(_, by)| *by = newest);
+            }
+            _ => {}
+        }
+        view
+    }
+
+    /// What is to be done about keys.
+    pub(crate) fn step(&mut self, held: &Keys, rules: Rules) -> Option<Step> {
+        let revoked = self.mesh().revoked;
+        let mut rotation = std::mem::take(&mut self.rotation);
+        let view = self.view(held, &self.last, &revoked, rules);
+        let newest = view.held.last().copied();
+        let oldest = view.held.first().copied();
+        let step = rotation.keys(&view);
+        self.rotation = rotation;
+        match (rules, step) {
+            (Rules::RetiresOnATimer, None) if held.len() > 1 => {
+                let is_over = self.made.is_some_and(|at| self.began >= at + STILL * 2);
+                oldest.filter(|_| is_over).map(Step::Retire)
+            }
+            (Rules::NeverByWayOfTheOneBetween, Some(Step::Make(next)))
+                if next.number() != self.mesh().generation =>
+            {
+                newest.map(Step::Retire)
+            }
+            (_, step) => step,
+        }
+    }
+
+    /// What it says from now on.
+    pub(crate) fn says(&mut self, held: &Keys, rules: Rules) -> Option<Saying> {
+        let mut rotation = std::mem::take(&mut self.rotation);
+        let view = self.view(held, &self.next, &[], rules);
+        let says = match rules {
+            Rules::TellsWithoutEnd => Rotation::default().says(&View { own: None, ..view }),
+            _ => rotation.says(&view),
+        };
+        self.rotation = rotation;
+        let (generations, not_flipped) = says?;
+        let entry = |(generation, state): (Generation, _)| {
+            let port = endpoint(self.place, generation).port().try_into().ok()?;
+            Some(GenerationEntry { generation, public_key: *held.get(&generation)?, port, state })
+        };
+        let generations = generations.into_iter().filter_map(entry).collect();
+        let not_flipped = if rules == Rules::ListsNobody { NotFlipped::nobody() } else { not_flipped };
+        Some(Saying { generations, not_flipped })
+    }
+
+    /// How long nothing has to be done after the way round that is over, if nothing stirs.
+    pub(crate) fn wait(&mut self, held: &Keys, rules: Rules) -> Duration {
+        let regular = if self.last.settled {
+            self.retry = RETRY;
+            RESYNC
+        } else {
+            let wait = self.retry;
+            self.retry = (wait * 2).min(RETRY_MAX);
+            wait
+        };
+        let rotates = self.rotation.next_look(&self.view(held, &self.last, &[], rules));
+        let answers = self.tunnels.next_look(self.began);
+        rotates.into_iter().chain(answers).fold(regular, Duration::min)
+    }
+}
+
+/// As in `daemon/agent/src/node.rs`.
+const RESYNC: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);

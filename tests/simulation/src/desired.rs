@@ -1,0 +1,156 @@
+//! What a node's kernel should hold: `core::desired` and `desired::peers` over announcements without signatures, and nodes that own one
+//! address each.
+
+use std::collections::BTreeMap;
+
+use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, PeerValue};
+use kubeveil_core::{
+    desired::{Desired, DesiredPeer, DesiredTunnel, Remote},
+    observed::{Observed, Peer},
+    rotation,
+    tunnels::{Health, PROVING_KEEPALIVE},
+};
+use kubeveil_keys::{Generation, PublicKey};
+
+use crate::{
+    daemon::{Daemon, Keys},
+    kernel::{MTU, address, endpoint, index},
+    rules::Rules,
+    world::place,
+};
+
+/// A device that packets can go by.
+struct Carrier {
+    generation: Generation,
+    up: Option<u32>,
+    keys: BTreeMap<&'static str, PublicKey>,
+}
+
+impl Carrier {
+    fn device(&self) -> &'static str {
+        DEVICE_NAMES[self.generation.parity()]
+    }
+
+    fn health(&self, daemon: &Daemon, node: &str) -> Health {
+        let never = Health::Never(Default::default());
+        self.keys.get(node).map_or(never, |key| daemon.tunnels.health(self.device(), key, daemon.began))
+    }
+}
+
+/// The devices, their peers, and by which of them packets go to whom; the generation of the latter too.
+pub(crate) fn desired(
+    daemon: &Daemon,
+    held: &Keys,
+    observed: &Observed,
+    rules: Rules,
+) -> (Desired, BTreeMap<&'static str, Generation>) {
+    let mut out = Desired::default();
+    let mut carriers: Vec<Carrier> = Vec::new();
+    for (generation, key) in held.iter().rev() {
+        let device = DEVICE_NAMES[generation.parity()];
+        let standing = observed.tunnels.get(device).filter(|device| device.public_key == Some(*key));
+        let is_up = |index: &u32| observed.links.get(index).is_some_and(|link| link.up);
+        let up = standing.map(|device| device.ifindex).filter(is_up);
+        let (peers, keys) = peers(daemon, observed, (*generation, *key), &carriers);
+        let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
+        out.tunnels
+            .insert(device.to_owned(), DesiredTunnel { key: (*generation, *key), port, mtu: MTU, peers });
+        carriers.push(Carrier { generation: *generation, up, keys });
+    }
+    let ways = travel(daemon, &carriers, rules, &mut out);
+    (out, ways)
+}
+
+type Peers = (BTreeMap<PublicKey, DesiredPeer>, BTreeMap<&'static str, PublicKey>);
+
+fn peers(
+    daemon: &Daemon,
+    observed: &Observed,
+    (generation, own): (Generation, PublicKey),
+    newer: &[Carrier],
+) -> Peers {
+    let (mut by_key, mut keys) = Peers::default();
+    let device = DEVICE_NAMES[generation.parity()];
+    let revoked = daemon.known.mesh.as_ref().map_or(&[][..], |mesh| &mesh.revoked);
+    for node in daemon.known.nodes.keys().copied().filter(|node| *node != daemon.name) {
+        let allowed = address(place(node));
+        let mut held = observed.tunnels.get(device).into_iter().flat_map(|device| &device.peers);
+        let holder = held.find(|(_, peer)| peer.allowed_ips.contains(&allowed));
+        let Some(heard) = daemon.heard.get(node) else { continue };
+        let is_older =
+            |key: &PublicKey| heard.is_kept && holder.is_some_and(|(holder, _): (&_, &Peer)| holder != key);
+        let key = heard.said.as_ref().and_then(|said| said.key(generation)).filter(|key| !is_older(key));
+        let Some(key) = key else {
+            if heard.said.is_some() && !heard.is_kept {
+                continue;
+            }
+            if let Some((key, peer)) = holder.filter(|(key, _)| !revoked.contains(key)) {
+                let as_it_is = DesiredPeer {
+                    endpoint: None,
+                    allowed_ips: peer.allowed_ips.clone(),
+                    keepalive: peer.keepalive,
+                };
+                by_key.entry(*key).or_insert(as_it_is);
+                keys.insert(node, *key);
+            }
+            continue;
+        };
+        if revoked.contains(&key) || by_key.contains_key(&key) {
+            continue;
+        }
+        let initiates = daemon.tunnels.initiates(device, &own, &key, daemon.began)
+            && !newer.iter().any(|newer| newer.health(daemon, node).is_proven());
+        let peer = DesiredPeer {
+            endpoint: Some(endpoint(place(node), generation)),
+            allowed_ips: [allowed].into(),
+            keepalive: if initiates { PROVING_KEEPALIVE } else { 0 },
+        };
+        by_key.insert(key, peer);
+        keys.insert(node, key);
+    }
+    (by_key, keys)
+}
+
+fn travel(
+    daemon: &Daemon,
+    carriers: &[Carrier],
+    rules: Rules,
+    out: &mut Desired,
+) -> BTreeMap<&'static str, Generation> {
+    for carrier in carriers {
+        out.slots[carrier.generation.parity()] = carrier.up.unwrap_or(0);
+    }
+    let mut ways = BTreeMap::new();
+    let Some(newest) = carriers.first() else { return ways };
+    let own = daemon.own().filter(|_| rules != Rules::GoesBackUnsaid);
+    for node in daemon.known.nodes.keys().copied().filter(|node| *node != daemon.name) {
+        let health = |carrier: &Carrier| match (rules, carrier.keys.get(node)) {
+            (Rules::FlipsBeforeEvidence, Some(_)) => Health::Up(Default::default()),
+            _ => carrier.health(daemon, node),
+        };
+        let may = |carrier: &&Carrier| {
+            carrier.up.is_some()
+                && rotation::may_use(own, node, carrier.generation)
+                && health(carrier).is_proven()
+        };
+        let may: Vec<&Carrier> = carriers.iter().filter(may).collect();
+        let chosen = rotation::choose(may.iter().map(|carrier| health(carrier))).map(|at| may[at]);
+        let index = index(place(node));
+        if let Some(carrier) = chosen {
+            let slot = u8::from(carrier.generation.parity() == 1);
+            out.values.insert(index, PeerValue::tunnel(slot, carrier.generation.number()));
+            ways.insert(node, carrier.generation);
+        }
+        let shown = chosen.or_else(|| carriers.iter().find(|c| c.keys.contains_key(node))).unwrap_or(newest);
+        let remote = Remote {
+            index,
+            generation: shown.generation,
+            key: shown.keys.get(node).copied(),
+            device: shown.device().to_owned(),
+            health: shown.health(daemon, node),
+            tunnelled: chosen.is_some(),
+        };
+        out.remotes.insert(node.to_owned(), remote);
+    }
+    ways
+}

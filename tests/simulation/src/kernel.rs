@@ -1,0 +1,244 @@
+//! The kernel of a node, as far as WireGuard and our maps go. It outlives the daemon.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, PeerState};
+use kubeveil_core::{
+    action::Action,
+    observed::{Datapath, Link, Observed, TunnelDevice},
+    plan::TUNNEL_ADDRESS,
+};
+use kubeveil_keys::{Generation, PublicKey};
+
+/// MTU of every device, bytes.
+pub(crate) const MTU: u32 = 1440;
+/// A session is made anew when something is sent by one that is older (`drivers/net/wireguard/messages.h`, `REKEY_AFTER_TIME`).
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+
+/// Where a packet goes, and under which keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    pub(crate) parity: usize,
+    pub(crate) ifindex: u32,
+    /// The sender's key, and that of who is to decrypt.
+    pub(crate) keys: (PublicKey, PublicKey),
+    /// No session is there that a packet could go by as it is.
+    pub(crate) wants_handshake: bool,
+}
+
+/// Devices, peers, maps.
+pub(crate) struct Kernel {
+    pub(crate) seen: Observed,
+    made: u32,
+    /// The newest time in a first handshake message, by device and peer: an older one is a replay.
+    newest: BTreeMap<(u32, PublicKey), Duration>,
+    /// When the handshake of each device and peer was complete, on the simulation's clock.
+    proven: BTreeMap<(u32, PublicKey), Duration>,
+    /// When a device was last deleted by somebody, by parity.
+    pub(crate) lost: [Duration; 2],
+    /// Keepalives that go out, by device and peer.
+    beats: BTreeSet<(u32, PublicKey)>,
+}
+
+impl Kernel {
+    pub(crate) fn new() -> Self {
+        let seen = Observed { datapath: Some(Datapath::default()), ..Observed::default() };
+        Self {
+            seen,
+            made: 0,
+            newest: BTreeMap::new(),
+            proven: BTreeMap::new(),
+            lost: [Duration::ZERO; 2],
+            beats: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn device(&self, parity: usize) -> Option<&TunnelDevice> {
+        self.seen.tunnels.get(DEVICE_NAMES[parity])
+    }
+
+    /// The device, if it is up.
+    fn up(&self, parity: usize) -> Option<&TunnelDevice> {
+        self.device(parity).filter(|device| self.seen.links.get(&device.ifindex).is_some_and(|link| link.up))
+    }
+
+    /// A look at everything.
+    pub(crate) fn look(&self) -> Observed {
+        self.seen.clone()
+    }
+
+    /// Where a packet to the node at `place` goes at `wall`.
+    pub(crate) fn way(&self, place: usize, wall: Duration) -> Option<Way> {
+        let datapath = self.seen.datapath.as_ref()?;
+        let value = datapath.peers.get(&index(place)).filter(|value| value.state() == PeerState::Tunnel)?;
+        let ifindex = datapath.slots[usize::from(value.slot())];
+        let parity =
+            (0..2).find(|parity| self.up(*parity).is_some_and(|device| device.ifindex == ifindex))?;
+        let device = self.device(parity)?;
+        let (address, own) = (address(place), device.public_key?);
+        let (key, peer) = device.peers.iter().find(|(_, peer)| peer.allowed_ips.contains(&address))?;
+        let is_fresh = |at: Duration| wall.checked_sub(at).is_some_and(|age| age < REKEY_AFTER);
+        let wants_handshake = !peer.last_handshake.is_some_and(is_fresh);
+        Some(Way { parity, ifindex, keys: (own, *key), wants_handshake })
+    }
+
+    /// Does the device of `parity` have `own`, and `peer` among its peers? Both parts are needed to take anything from it.
+    pub(crate) fn takes(&self, parity: usize, own: PublicKey, peer: PublicKey) -> bool {
+        let device = self.up(parity).filter(|device| device.public_key == Some(own));
+        device.is_some_and(|device| device.peers.contains_key(&peer))
+    }
+
+    /// Something came by the device of `parity` from `peer`.
+    pub(crate) fn received(&mut self, parity: usize, peer: PublicKey) {
+        self.peer(parity, peer, |peer| peer.received += 100);
+    }
+
+    /// Something went to `peer` by the device of `parity`.
+    pub(crate) fn sent(&mut self, parity: usize, peer: PublicKey) {
+        self.peer(parity, peer, |peer| peer.sent += 100);
+    }
+
+    /// A handshake with `peer` is complete, as far as this side can know.
+    pub(crate) fn shaken(&mut self, parity: usize, peer: PublicKey, wall: Duration, now: Duration) {
+        if let Some(ifindex) = self.device(parity).map(|device| device.ifindex) {
+            self.proven.insert((ifindex, peer), now);
+        }
+        self.peer(parity, peer, |peer| peer.last_handshake = Some(wall));
+    }
+
+    fn peer(
+        &mut self,
+        parity: usize,
+        key: PublicKey,
+        change: impl FnOnce(&mut kubeveil_core::observed::Peer),
+    ) {
+        let device = self.seen.tunnels.get_mut(DEVICE_NAMES[parity]);
+        if let Some(peer) = device.and_then(|device| device.peers.get_mut(&key)) {
+            change(peer);
+        }
+    }
+
+    /// When the handshake was complete that packets by `way` go under.
+    pub(crate) fn proven(&self, way: &Way) -> Duration {
+        self.proven.get(&(way.ifindex, way.keys.1)).copied().unwrap_or_default()
+    }
+
+    /// Is the first message of a handshake, told to be of `wall`, newer than all before?
+    pub(crate) fn is_newer(&mut self, ifindex: u32, peer: PublicKey, wall: Duration) -> bool {
+        let newest = self.newest.entry((ifindex, peer)).or_default();
+        let is_newer = wall > *newest;
+        *newest = wall.max(*newest);
+        is_newer
+    }
+
+    /// Keepalives begin; false if they go out already.
+    pub(crate) fn begins(&mut self, ifindex: u32, peer: PublicKey) -> bool {
+        self.beats.insert((ifindex, peer))
+    }
+
+    /// They end.
+    pub(crate) fn ends(&mut self, ifindex: u32, peer: PublicKey) {
+        self.beats.remove(&(ifindex, peer));
+    }
+
+    /// Somebody deletes the device of `parity`.
+    pub(crate) fn delete(&mut self, parity: usize) -> bool {
+        let device = self.seen.tunnels.remove(DEVICE_NAMES[parity]);
+        device.is_some_and(|device| self.seen.links.remove(&device.ifindex).is_some())
+    }
+
+    /// Carries `action` out; `keys` are those that the daemon holds.
+    pub(crate) fn perform(
+        &mut self,
+        action: &Action,
+        keys: &BTreeMap<Generation, PublicKey>,
+    ) -> Result<(), &'static str> {
+        match action {
+            Action::CreateTunnel(name) => return self.create(name),
+            Action::DeleteTunnel(index, name) => {
+                let is_it = self.seen.tunnels.get(name).is_some_and(|device| device.ifindex == *index);
+                if !is_it {
+                    return Err("no such device");
+                }
+                self.seen.tunnels.remove(name);
+                self.seen.links.remove(index);
+            }
+            Action::ConfigureTunnel { device, key, port, fwmark } => {
+                let device = self.seen.tunnels.get_mut(device).ok_or("no such device")?;
+                if let Some((generation, public)) = key {
+                    if keys.get(generation) != Some(public) {
+                        return Err("no such key");
+                    }
+                    device.public_key = Some(*public);
+                    device.peers.remove(public);
+                }
+                device.port = port.unwrap_or(device.port);
+                device.fwmark = fwmark.unwrap_or(device.fwmark);
+            }
+            Action::SetUp(index) => self.seen.links.get_mut(index).ok_or("no such device")?.up = true,
+            Action::SetSlot(slot, index) => {
+                let datapath = self.seen.datapath.as_mut().ok_or("not loaded")?;
+                datapath.slots[usize::from(*slot)] = *index;
+            }
+            Action::AddPeer { device, .. }
+            | Action::SetEndpoint(device, ..)
+            | Action::AddAllowedIps(device, ..)
+            | Action::ReplaceAllowedIps(device, ..)
+            | Action::SetKeepalive(device, ..)
+            | Action::RemovePeer(device, _) => {
+                if !self.seen.tunnels.contains_key(device) {
+                    return Err("no such device");
+                }
+                self.seen.expect(action);
+            }
+            other => self.seen.expect(other),
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, name: &str) -> Result<(), &'static str> {
+        if self.seen.tunnels.contains_key(name) {
+            return Err("it exists");
+        }
+        self.made += 1;
+        let link = Link {
+            name: name.to_owned(),
+            kind: Some("wireguard".to_owned()),
+            mtu: MTU,
+            addresses: [TUNNEL_ADDRESS].into(),
+            ..Link::default()
+        };
+        let device = TunnelDevice { ifindex: self.made, sysctls_right: true, ..TunnelDevice::default() };
+        self.seen.links.insert(self.made, link);
+        self.seen.tunnels.insert(name.to_owned(), device);
+        Ok(())
+    }
+}
+
+/// A node's index in the maps; 0 is nobody's.
+pub(crate) fn index(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// What a node owns.
+pub(crate) fn address(place: usize) -> IpNet {
+    Ipv4Net::from(Ipv4Addr::from(0x0af4_0000 + index(place))).into()
+}
+
+/// Where a node listens for `generation`.
+pub(crate) fn endpoint(place: usize, generation: Generation) -> SocketAddr {
+    let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
+    (Ipv4Addr::from(0xc000_0200 + index(place)), port).into()
+}
+
+/// Whose endpoint it is.
+pub(crate) fn place_of(endpoint: SocketAddr) -> Option<usize> {
+    let SocketAddr::V4(v4) = endpoint else { return None };
+    let index = u32::from(*v4.ip()).checked_sub(0xc000_0201)?;
+    usize::try_from(index).ok()
+}

@@ -1,0 +1,227 @@
+//! Rotation apart from the kernel: some nodes go from one key generation to the next, by the functions that the daemon runs
+//! (`core::rotation`, `core::tunnels`, `core::plan`), while daemons end between any two of their steps, watches are late, networks are cut,
+//! nodes come, go and lose what they had.
+//!
+//! A schedule is a seed: the same one plays the same way. What the simulation takes for the kernel, the API server and the agent is in
+//! `kernel`, `wire`, `api` and `agent`, each with the file that it stands for. What must hold is in `ledger`.
+//!
+//! Taken as given: the first list after a daemon's start is not older than what the daemon knew before (lists are asked for without a
+//! `resourceVersion`, so they are read from etcd's majority); signatures hold; a pair that has each other's keys on standing devices can
+//! make a session.
+
+mod agent;
+mod api;
+mod chaos;
+mod daemon;
+mod desired;
+mod kernel;
+mod ledger;
+mod rules;
+mod wire;
+mod world;
+
+use std::{
+    fmt,
+    num::NonZero,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use chaos::Weather;
+use clap::ValueEnum;
+pub use rules::Rules;
+use world::{Event, World};
+
+/// An invariant that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which.
+    pub invariant: &'static str,
+    /// What happened.
+    pub what: String,
+    /// When, since the schedule began.
+    pub at: Duration,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}, after {:.3} s", self.invariant, self.what, self.at.as_secs_f64())
+    }
+}
+
+/// What was played.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Things that happened.
+    pub events: u64,
+    /// Ways round of all daemons.
+    pub rounds: u64,
+    /// Daemons killed.
+    pub kills: u64,
+    /// Packets sent.
+    pub packets: u64,
+    /// Of those, delivered. The rest were lost in a way that is excused.
+    pub delivered: u64,
+    /// Announcements written.
+    pub writes: u64,
+    /// Watch events that were news to a daemon.
+    pub deliveries: u64,
+    /// From the last deed to the end of all rotations.
+    pub settled_in: Duration,
+}
+
+impl Figures {
+    /// Both together; of the time to settle, the longer.
+    pub fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.rounds += other.rounds;
+        self.kills += other.kills;
+        self.packets += other.packets;
+        self.delivered += other.delivered;
+        self.writes += other.writes;
+        self.deliveries += other.deliveries;
+        self.settled_in = self.settled_in.max(other.settled_in);
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} events, {} ways round, {} daemons killed; {} packets sent, {} delivered; {} announcements written, {} watch events taken in; settled within {:.1} s",
+            self.events,
+            self.rounds,
+            self.kills,
+            self.packets,
+            self.delivered,
+            self.writes,
+            self.deliveries,
+            self.settled_in.as_secs_f64()
+        )
+    }
+}
+
+/// One schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// How many nodes at the start; `None`: two to eight, by the seed.
+    pub nodes: Option<usize>,
+    /// What they go by.
+    pub rules: Rules,
+}
+
+/// What became of a schedule.
+#[derive(Debug)]
+pub struct Played {
+    /// What was played.
+    pub figures: Figures,
+    /// What did not hold.
+    pub failure: Option<Failure>,
+    /// All that happened, a line each, if that was asked for.
+    pub trace: Vec<String>,
+}
+
+/// By when all is done, at the latest, after the last deed: one rotation after another, each of which waits for lists (every 10 s), for
+/// retries that have grown to 30 s, and for silence.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// For each generation that a node is behind.
+const PATIENCE_EACH: Duration = Duration::from_secs(60);
+
+impl Schedule {
+    /// Plays it.
+    pub fn play(&self, is_traced: bool) -> Played {
+        let mut world = World::new(self.seed, self.rules, is_traced);
+        let nodes = self.nodes.unwrap_or_else(|| world.random.usize(2..=8)).clamp(2, 8);
+        let weather = match world.random.u32(0..4) {
+            0 => Weather::Calm,
+            1 | 2 => Weather::Rough,
+            _ => Weather::Storm,
+        };
+        world.note(|| format!("{nodes} nodes, {weather:?}"));
+        world.api.change_mesh(|_| {});
+        for place in 0..nodes {
+            world.install(place);
+        }
+        world.after(Duration::ZERO, Event::Traffic);
+        let begun = Duration::from_secs(3);
+        world.run(begun, |_| false);
+        let length = world.millis(10_000, 60_000);
+        world.lay(weather, length);
+        world.run(begun + length, |_| false);
+        world.finish();
+        let World { figures, failure, trace, .. } = world;
+        Played { figures, failure, trace: trace.unwrap_or_default() }
+    }
+
+    /// The command that plays it again and shows all of it.
+    pub fn replay(&self) -> String {
+        let nodes = self.nodes.map_or(String::new(), |nodes| format!(" --nodes {nodes}"));
+        let rules = self.rules.to_possible_value().filter(|_| self.rules != Rules::Ours);
+        let rules = rules.map_or(String::new(), |rules| format!(" --rules {}", rules.get_name()));
+        format!("cargo xtask simulate --seed {}{nodes}{rules} --trace", self.seed)
+    }
+}
+
+/// What became of many.
+#[derive(Debug, Default)]
+pub struct All {
+    /// Of all together.
+    pub figures: Figures,
+    /// Those in which something did not hold, by seed.
+    pub failures: Vec<(Schedule, Failure)>,
+}
+
+/// Plays them on all processors, until so many are broken.
+pub fn play_all(schedules: impl Iterator<Item = Schedule> + Send, most: usize) -> All {
+    let (schedules, all) = (Mutex::new(schedules), Mutex::new(All::default()));
+    let worker = || {
+        loop {
+            if all.lock().is_ok_and(|all| all.failures.len() >= most) {
+                return;
+            }
+            let next = schedules.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(schedule) = next else { return };
+            let played = schedule.play(false);
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.figures.add(&played.figures);
+            all.failures.extend(played.failure.map(|failure| (schedule, failure)));
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(worker))));
+    let mut all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    all.failures.sort_by_key(|(schedule, _)| schedule.seed);
+    all
+}
+
+impl World {
+    /// All is well again; goes on until all nodes are where they should be.
+    fn finish(&mut self) {
+        if self.failure.is_some() {
+            return;
+        }
+        self.calm();
+        let began = self.now;
+        let oldest = self.machines.iter().filter_map(|machine| machine.disk.keys().next()).min();
+        let behind = self.api.mesh.generation - oldest.map_or(0, |oldest| oldest.number());
+        let patience = PATIENCE + PATIENCE_EACH * behind;
+        let mut next = began;
+        self.run(began + patience, |world| {
+            if world.now < next {
+                return false;
+            }
+            next = world.now + Duration::from_millis(500);
+            world.unfinished().is_none()
+        });
+        self.figures.settled_in = self.now - began;
+        if let Some(left) = self.unfinished().filter(|_| self.failure.is_none()) {
+            self.fail(
+                "all nodes come to one generation",
+                format_args!("{left}, {} s later", patience.as_secs()),
+            );
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Plays schedules on all processors, or one again, and says what did not hold.
+
+use std::{io::Write, process::ExitCode, time::Instant};
+
+use anyhow::Result;
+use clap::Parser;
+use kubeveil_tests_simulation::{Rules, Schedule, play_all};
+
+#[derive(Parser)]
+#[command(about)]
+struct Arguments {
+    /// How many schedules
+    #[arg(long, default_value_t = 100_000)]
+    schedules: u64,
+    /// The first seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many nodes begin; without it two to eight, by the seed
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=8))]
+    nodes: Option<u8>,
+    /// What the nodes go by
+    #[arg(long, value_enum, default_value_t = Rules::Ours)]
+    rules: Rules,
+    /// Show all that happens in the schedule of --seed
+    #[arg(long, requires = "seed")]
+    trace: bool,
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let mut out = std::io::stdout().lock();
+    let schedule = |seed| Schedule { seed, nodes: arguments.nodes.map(usize::from), rules: arguments.rules };
+    if let (Some(seed), true) = (arguments.seed, arguments.trace) {
+        let played = schedule(seed).play(true);
+        for line in &played.trace {
+            writeln!(out, "{line}")?;
+        }
+        return Ok(if played.failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
+    let first = arguments.seed.unwrap_or(0);
+    let began = Instant::now();
+    let all = play_all((first..first + arguments.schedules).map(schedule), usize::MAX);
+    for (schedule, failure) in all.failures.iter().take(10) {
+        writeln!(out, "seed {}: {failure}\n  again: {}", schedule.seed, schedule.replay())?;
+    }
+    let took = began.elapsed().as_secs_f64();
+    writeln!(out, "{} schedules, {} broken, in {took:.1} s", arguments.schedules, all.failures.len())?;
+    writeln!(out, "{}", all.figures)?;
+    Ok(if all.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,292 @@
+//! Packets and handshakes.
+
+use std::time::Duration;
+
+use kubeveil_core::rotation::STILL;
+use kubeveil_keys::PublicKey;
+
+use crate::{
+    kernel::{Way, place_of},
+    world::{Event, NAMES, World},
+};
+
+/// WireGuard answers data by a keepalive of its own after this (`KEEPALIVE_TIMEOUT`).
+const ANSWERS_AFTER: Duration = Duration::from_secs(10);
+
+/// A packet on its way.
+pub(crate) struct Packet {
+    from: usize,
+    to: usize,
+    parity: usize,
+    keys: (PublicKey, PublicKey),
+    /// Somebody's, which must not be lost; else WireGuard's own.
+    is_data: bool,
+    /// As of when it was sent: the pair was connected, and had been wounded so often.
+    connected: bool,
+    wounds: u32,
+    sent: Duration,
+    /// The sender had heard all that it said itself.
+    is_sure: bool,
+    /// When the sender last saw that the receiver can decrypt.
+    proven: Duration,
+}
+
+/// A handshake under way: from who began it.
+#[derive(Clone, Copy)]
+pub(crate) struct Hello {
+    from: usize,
+    to: usize,
+    parity: usize,
+    keys: (PublicKey, PublicKey),
+    ifindex: u32,
+    /// The device that answered.
+    answered: u32,
+    wall: Duration,
+}
+
+impl World {
+    /// Somebody sends to somebody, and again soon.
+    pub(crate) fn traffic(&mut self) {
+        let count = self.machines.len();
+        for _ in 0..2 {
+            let (from, to) = (self.random.usize(0..count), self.random.usize(0..count));
+            if from != to && self.talk(from, to) {
+                self.send(from, to);
+            }
+        }
+        let wait = self.millis(1, 60);
+        self.after(wait, Event::Traffic);
+    }
+
+    /// Has one something to tell the other these seconds? Most have not.
+    fn talk(&self, from: usize, to: usize) -> bool {
+        let span = usize::try_from(self.now.as_secs() / 8).unwrap_or(0);
+        (from * 5 + to * 3 + span * 7 + self.machines.len()).is_multiple_of(4)
+    }
+
+    /// A packet of a pod.
+    pub(crate) fn send(&mut self, from: usize, to: usize) {
+        if !self.machines[from].is_powered || !self.machines[to].is_powered {
+            return;
+        }
+        let (connected, wounds) = self.ledger.pair(from, to);
+        let Some(way) = self.machines[from].kernel.way(to, self.wall(from)) else {
+            if connected {
+                self.fail(
+                    "no packet is lost",
+                    format_args!("{} knows no way to {} any more", NAMES[from], NAMES[to]),
+                );
+            }
+            return;
+        };
+        self.figures.packets += 1;
+        self.machines[from].kernel.sent(way.parity, way.keys.1);
+        if way.wants_handshake {
+            self.greet(from, &way);
+        }
+        self.dispatch(from, to, &way, true, connected, wounds);
+    }
+
+    fn dispatch(&mut self, from: usize, to: usize, way: &Way, is_data: bool, connected: bool, wounds: u32) {
+        if self.is_blocked(from, to, way.parity) {
+            return;
+        }
+        let packet = Packet {
+            from,
+            to,
+            parity: way.parity,
+            keys: way.keys,
+            is_data,
+            connected,
+            wounds,
+            sent: self.now,
+            is_sure: self.knows_itself(from),
+            proven: self.machines[from].kernel.proven(way),
+        };
+        let wait = self.transit();
+        self.after(wait, Event::Packet(packet));
+    }
+
+    /// How long something is on its way.
+    fn transit(&mut self) -> Duration {
+        let longest = u64::try_from(self.longest.min(STILL).as_millis()).unwrap_or(0);
+        if self.once_in(8) { self.millis(1, longest) } else { self.millis(1, 30.min(longest)) }
+    }
+
+    fn is_blocked(&self, from: usize, to: usize, parity: usize) -> bool {
+        let pair = (from.min(to), from.max(to));
+        self.blocked.get(&pair).is_some_and(|until| self.now < until[parity])
+    }
+
+    pub(crate) fn arrive(&mut self, packet: &Packet) {
+        let Packet { from, to, parity, keys, .. } = *packet;
+        let was_wounded = self.ledger.pair(from, to).1 != packet.wounds;
+        if self.is_blocked(from, to, parity) || !self.machines[to].is_powered {
+            return;
+        }
+        if !self.machines[to].kernel.takes(parity, keys.1, keys.0) {
+            let is_excused = was_wounded
+                || self.ledger.is_void(&keys)
+                || packet.proven < self.machines[to].kernel.lost[parity];
+            if packet.is_data && packet.connected && !is_excused {
+                let generation = self.ledger.generation(&keys.1);
+                self.fail(
+                    "no packet is lost",
+                    format_args!(
+                        "{} sent to {} by generation {generation}, which was gone when it arrived {} ms later",
+                        NAMES[from],
+                        NAMES[to],
+                        (self.now - packet.sent).as_millis()
+                    ),
+                );
+            }
+            return;
+        }
+        self.machines[to].kernel.received(parity, keys.0);
+        if packet.is_data {
+            self.figures.delivered += 1;
+            self.connect(from, to, &keys, was_wounded || !packet.is_sure);
+            if self.once_in(16) {
+                let wait = ANSWERS_AFTER;
+                let keys = (keys.1, keys.0);
+                let answer = Packet {
+                    from: to,
+                    to: from,
+                    keys,
+                    is_data: false,
+                    connected: false,
+                    sent: self.now,
+                    ..*packet
+                };
+                self.after(wait, Event::Packet(answer));
+            }
+        }
+    }
+
+    /// A packet arrived: the pair is connected from here on, if the receiver knows from what the sender said that it may come.
+    fn connect(&mut self, from: usize, to: usize, keys: &(PublicKey, PublicKey), is_void: bool) {
+        if is_void || self.ledger.pair(from, to).0 || self.ledger.is_void(keys) {
+            return;
+        }
+        let generation = self.ledger.generation(&keys.0);
+        let heard = self.machines[to].daemon.as_ref().and_then(|daemon| daemon.heard.get(NAMES[from]));
+        let said = heard.and_then(|heard| heard.said.as_deref());
+        let is_expected = said.is_some_and(|said| {
+            said.key(generation) == Some(keys.0) && said.lets_expect(NAMES[to], generation)
+        });
+        // A daemon that has not looked since goes on as if its device stood.
+        let has_looked = |place: usize| {
+            let machine = &self.machines[place];
+            machine.daemon.as_ref().is_some_and(|daemon| daemon.began > machine.hurt)
+        };
+        if is_expected && has_looked(from) && has_looked(to) {
+            self.ledger.connect(from, to);
+            self.note(|| format!("{} -> {} connected by {generation}", NAMES[from], NAMES[to]));
+        }
+    }
+
+    /// Has the sender heard all that it said itself?
+    fn knows_itself(&self, from: usize) -> bool {
+        let written = self.api.nodes.get(NAMES[from]).and_then(|node| node.said.as_ref());
+        let sender = self.machines[from].daemon.as_ref();
+        sender.is_some_and(|sender| {
+            let known = sender.heard.get(NAMES[from]).and_then(|heard| heard.said.as_ref());
+            known == written && sender.publication.is_wanted(known)
+        })
+    }
+
+    /// A keepalive is due; it begins a handshake where there is no session.
+    pub(crate) fn keepalive(&mut self, place: usize, parity: usize, ifindex: u32, key: PublicKey) {
+        let machine = &self.machines[place];
+        let device = machine.kernel.device(parity).filter(|device| device.ifindex == ifindex);
+        let peer = device.and_then(|device| Some((device.public_key?, device.peers.get(&key)?)));
+        let Some((own, peer)) = peer.filter(|(_, peer)| peer.keepalive != 0) else {
+            return self.machines[place].kernel.ends(ifindex, key);
+        };
+        let is_up = machine.kernel.seen.links.get(&ifindex).is_some_and(|link| link.up);
+        let wait = Duration::from_secs(u64::from(peer.keepalive));
+        let wants_handshake = peer.last_handshake.is_none();
+        let to = peer.endpoint.and_then(place_of);
+        if let Some(to) = to.filter(|_| is_up) {
+            let way = Way { parity, ifindex, keys: (own, key), wants_handshake };
+            if wants_handshake {
+                self.greet(place, &way);
+            } else {
+                self.dispatch(place, to, &way, false, false, 0);
+            }
+        }
+        self.after(wait, Event::Keepalive(place, parity, ifindex, key));
+    }
+
+    /// The first message of a handshake goes out.
+    fn greet(&mut self, from: usize, way: &Way) {
+        let device = self.machines[from].kernel.device(way.parity);
+        let peer = device.and_then(|device| device.peers.get(&way.keys.1));
+        let Some(to) = peer.and_then(|peer| peer.endpoint).and_then(place_of) else { return };
+        if to >= self.machines.len() || self.is_blocked(from, to, way.parity) {
+            return;
+        }
+        let (parity, keys, ifindex, wall) = (way.parity, way.keys, way.ifindex, self.wall(from));
+        let wait = self.transit();
+        self.after(wait, Event::Hello(Hello { from, to, parity, keys, ifindex, answered: 0, wall }));
+    }
+
+    /// It arrives.
+    pub(crate) fn hello(&mut self, hello: Hello) {
+        let Hello { from, to, parity, keys, .. } = hello;
+        let machine = &mut self.machines[to];
+        if !machine.is_powered || !machine.kernel.takes(parity, keys.1, keys.0) {
+            return;
+        }
+        let answered = machine.kernel.device(parity).map_or(0, |device| device.ifindex);
+        if self.is_blocked(from, to, parity)
+            || !self.machines[to].kernel.is_newer(answered, keys.0, hello.wall)
+        {
+            return;
+        }
+        self.machines[to].kernel.received(parity, keys.0);
+        let wait = self.transit();
+        self.after(wait, Event::Reply(Hello { answered, ..hello }));
+    }
+
+    /// The answer arrives: who began knows now that the other can decrypt, and says something by the new keys.
+    pub(crate) fn reply(&mut self, hello: Hello) {
+        let Hello { from, to, parity, keys, ifindex, .. } = hello;
+        let machine = &self.machines[from];
+        let is_same = machine.kernel.device(parity).is_some_and(|device| device.ifindex == ifindex);
+        if !machine.is_powered
+            || !is_same
+            || !machine.kernel.takes(parity, keys.0, keys.1)
+            || self.is_blocked(from, to, parity)
+        {
+            return;
+        }
+        let (wall, now) = (self.wall(from), self.now);
+        let kernel = &mut self.machines[from].kernel;
+        kernel.received(parity, keys.1);
+        kernel.shaken(parity, keys.1, wall, now);
+        let wait = self.transit();
+        self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[from], NAMES[to]));
+        // The session is that of the device that answered: another one in its place knows nothing of it.
+        self.after(wait, Event::Confirm(hello));
+    }
+
+    /// First data under the new keys arrives: so does who answered.
+    pub(crate) fn confirm(&mut self, hello: Hello) {
+        let Hello { from, to, parity, keys, answered, .. } = hello;
+        let machine = &self.machines[to];
+        let is_same = machine.kernel.device(parity).is_some_and(|device| device.ifindex == answered);
+        if !machine.is_powered
+            || !is_same
+            || !machine.kernel.takes(parity, keys.1, keys.0)
+            || self.is_blocked(from, to, parity)
+        {
+            return;
+        }
+        let (wall, now) = (self.wall(to), self.now);
+        let kernel = &mut self.machines[to].kernel;
+        kernel.received(parity, keys.0);
+        kernel.shaken(parity, keys.0, wall, now);
+        self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[to], NAMES[from]));
+    }
+}

@@ -1,0 +1,47 @@
+//! Two thousand schedules hold by our rules, and find out every set of rules that is broken.
+
+use kubeveil_tests_simulation::{Rules, Schedule, play_all};
+
+/// How many are played in the tests; `cargo xtask simulate` plays as many as are wanted.
+const SCHEDULES: u64 = 2000;
+
+fn schedules(rules: Rules) -> impl Iterator<Item = Schedule> + Send {
+    (0..SCHEDULES).map(move |seed| Schedule { seed, nodes: None, rules })
+}
+
+#[test]
+fn ours_hold() {
+    let all = play_all(schedules(Rules::Ours), usize::MAX);
+    let failures: Vec<String> = all
+        .failures
+        .iter()
+        .take(5)
+        .map(|(schedule, failure)| {
+            format!("seed {}: {failure}\n  again: {}", schedule.seed, schedule.replay())
+        })
+        .collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {SCHEDULES} are broken:\n{}",
+        all.failures.len(),
+        failures.join("\n")
+    );
+    // None of it is held by nothing having happened.
+    let figures = all.figures;
+    assert!(figures.delivered > 1_000_000 && figures.kills > 1000 && figures.writes > 20_000, "{figures}");
+}
+
+#[test]
+fn broken_rules_are_found_out() {
+    let mut missed = Rules::BROKEN.to_vec();
+    missed.retain(|rules| play_all(schedules(*rules), 1).failures.is_empty());
+    assert_eq!(missed, [], "no schedule of {SCHEDULES} finds these out");
+}
+
+#[test]
+fn the_same_seed_plays_the_same_way() {
+    for seed in 0..20 {
+        let [one, other] = [(); 2].map(|()| Schedule { seed, nodes: None, rules: Rules::Ours }.play(true));
+        assert_eq!((one.trace, one.figures), (other.trace, other.figures), "seed {seed}");
+    }
+}
