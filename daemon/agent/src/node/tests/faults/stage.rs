@@ -33,9 +33,10 @@ use crate::{
 };
 
 /// Ways round within which a node comes to rest, a second apart.
-const WAYS: usize = 20;
-/// A node that makes no step in so many of them is at rest, though it wait for somebody who never answers.
-const QUIET: usize = 6;
+const WAYS: usize = 40;
+/// A node that makes no step in so many of them is at rest, though it wait for somebody who never answers: an old key goes after ten
+/// seconds in which nothing happens.
+const QUIET: usize = 14;
 /// A node that waits as long as this has nothing to do, and expects nothing.
 const REST: Duration = Duration::from_secs(10);
 
