@@ -79,7 +79,7 @@ impl KubernetesControl {
         Self { line: Line::new(origin.clone(), pace), origin, runtime: runtime.clone() }
     }
 
-    fn ask(&mut self, request: Request, deed: Deed, how: How<'_>) -> Result<String, (Failure, Problem)> {
+    fn ask(&mut self, request: Request, deed: Deed, how: How<'_>) -> Result<String, Refused> {
         let request = match how {
             How::Get => request.get(names::MESH, &Default::default()),
             How::List(params) => request.list_metadata(params),
@@ -93,7 +93,7 @@ impl KubernetesControl {
         runtime.block_on(self.line.ask(request)).map_err(|failure| {
             let problem = self.line.problem(&failure, deed, Timestamp::now());
             self.line.failed(&failure);
-            (failure, problem)
+            Refused { code: failure.code(), problem }
         })
     }
 
@@ -106,7 +106,9 @@ impl KubernetesControl {
         let mut params = ListParams::default().limit(PAGE);
         let mut nodes = BTreeMap::new();
         loop {
-            let text = self.ask(Request::new("/api/v1/nodes"), LIST, How::List(&params)).map_err(|e| e.1)?;
+            let text = self
+                .ask(Request::new("/api/v1/nodes"), LIST, How::List(&params))
+                .map_err(|refused| refused.problem)?;
             let page: Page = self.read(&text, LIST)?;
             nodes.extend(page.items.into_iter().map(|node| {
                 let announcement = node.metadata.announcement();
@@ -119,6 +121,13 @@ impl KubernetesControl {
             params = ListParams::default().limit(PAGE).continue_token(&page.metadata.r#continue);
         }
     }
+}
+
+/// What came of it instead.
+struct Refused {
+    /// The API server's answer as HTTP has it, if it answered.
+    code: Option<u16>,
+    problem: Problem,
 }
 
 /// What is asked.
@@ -142,7 +151,7 @@ impl Control for KubernetesControl {
 
     fn look(&mut self) -> Result<Sight, Problem> {
         const GET: Deed = Deed { verb: "get", resource: MESHES };
-        let text = self.ask(meshes(), GET, How::Get).map_err(|e| e.1)?;
+        let text = self.ask(meshes(), GET, How::Get).map_err(|refused| refused.problem)?;
         let Versioned { metadata } = self.read(&text, GET)?;
         let mesh: EncryptionMesh = self.read(&text, GET)?;
         Ok(Sight { mesh, version: metadata.resource_version, nodes: self.nodes()? })
@@ -153,7 +162,7 @@ impl Control for KubernetesControl {
         let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
         let request = Request::new("/apis/authentication.k8s.io/v1/selfsubjectreviews");
         let how = How::Create(review.to_string().into_bytes());
-        let text = self.ask(request, CREATE, how).map_err(|e| e.1)?;
+        let text = self.ask(request, CREATE, how).map_err(|refused| refused.problem)?;
         Ok(self.read::<Review>(&text, CREATE)?.status.user_info.username)
     }
 
@@ -163,8 +172,8 @@ impl Control for KubernetesControl {
         patch["metadata"] = json!({"resourceVersion": seen.version});
         match self.ask(meshes(), PATCH, How::Patch(&patch)) {
             Ok(_) => Ok(()),
-            Err((failure, _)) if failure.code() == Some(CONFLICT) => Err(Refusal::Changed),
-            Err((_, problem)) => Err(Refusal::Problem(problem)),
+            Err(refused) if refused.code == Some(CONFLICT) => Err(Refusal::Changed),
+            Err(refused) => Err(Refusal::Problem(refused.problem)),
         }
     }
 
