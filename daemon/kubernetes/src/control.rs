@@ -47,7 +47,8 @@ struct Versioned {
 #[derive(Deserialize)]
 struct Page {
     metadata: PageMetadata,
-    items: Vec<Versioned>,
+    /// `null` where there is none.
+    items: Option<Vec<Versioned>>,
 }
 
 #[derive(Deserialize)]
@@ -110,7 +111,7 @@ impl KubernetesControl {
                 .ask(Request::new("/api/v1/nodes"), LIST, How::List(&params))
                 .map_err(|refused| refused.problem)?;
             let page: Page = self.read(&text, LIST)?;
-            nodes.extend(page.items.into_iter().map(|node| {
+            nodes.extend(page.items.into_iter().flatten().map(|node| {
                 let announcement = node.metadata.announcement();
                 let facts = NodeFacts { uid: node.metadata.uid, announcement, ..NodeFacts::default() };
                 (node.metadata.name, facts.into())

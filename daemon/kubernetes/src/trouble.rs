@@ -141,6 +141,11 @@ const UNREACHABLE: &str = "Is it running, and can this node reach it? What is kn
 fn refusal(server: &str, deed: Deed, status: &Status, since: Timestamp) -> (String, String, String) {
     let Deed { verb, resource } = deed;
     let said = &status.message;
+    // As the API server words what an admission policy says (k8s.io/apiserver, `plugin/policy/validating`).
+    if let Some((_, policy)) = said.split_once(" denied request: ") {
+        let message = format!("an admission policy does not let us {verb} {resource}: {policy}");
+        return (server.to_owned(), message, "Do as the policy says, or ask who made it".to_owned());
+    }
     match status.code {
         401 => (
             server.to_owned(),
