@@ -19,9 +19,6 @@ type Labels = Vec<(&'static str, String)>;
 /// Buckets of a way round, seconds.
 const DURATIONS: [f64; 7] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0];
 
-/// Buckets of a rotation, seconds: nothing has to come by an old key for 5, and what a node says it says every 10.
-const ROTATIONS: [f64; 7] = [10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 3600.0];
-
 /// What is measured as it happens.
 #[derive(Clone, Debug)]
 pub(crate) struct Durations(Histogram);
@@ -120,10 +117,8 @@ fn rotation(registry: &mut Registry, view: &View) {
     let rotations = [result("done", view.rotations.done), result("forced", view.rotations.forced)];
     let help = "Rotations after which this node gave its older key up, since the daemon started";
     counter(registry, "rotations", help, rotations);
-    let took = Histogram::new(ROTATIONS);
-    view.rotations.took.iter().for_each(|seconds| took.observe(*seconds));
-    let help = "From this node's new key until it gave the older one up";
-    registry.register("rotation_duration_seconds", help, took);
+    let help = "From this node's new key until it gave the older one up, in the last rotation whose begin it saw; else 0";
+    one_gauge(registry, "rotation_duration_seconds", help, view.rotations.took);
 }
 
 fn peers(registry: &mut Registry, view: &View) {

@@ -7,18 +7,21 @@ use kubeveil_api::status::{
 use kubeveil_keys::{Generation, PublicKey};
 
 use super::*;
+use kubeveil_core::rotation::progress::Phase;
+
 use crate::node::Rotations;
 use crate::totals::Totals;
 
 /// Series that one node may have, however many peers it has: thousands of nodes are scraped.
 const BUDGET: usize = 150;
 
-/// Every counter that there can be.
+/// Every counter that there can be: a drop is counted where a program can make it.
 fn counts() -> Vec<Count> {
     let mut counts = Vec::new();
     for direction in Direction::ALL {
         for observed in [false, true] {
-            for reason in Reason::ALL.iter().copied() {
+            let can_be = |r: &Reason| r.verdict() != Verdict::Drop || directions(*r).contains(&direction);
+            for reason in Reason::ALL.iter().copied().filter(can_be) {
                 let packets = u64::from(counter_index(direction, observed, reason)) + 1;
                 counts.push(Count { direction, observed, reason, packets, bytes: packets });
             }
@@ -54,7 +57,7 @@ fn view() -> View {
     let mut totals = Totals::default();
     (totals.received, totals.sent) = (11, 12);
     View {
-        phases: vec![("done", 3)],
+        phases: Phase::ALL.iter().map(|phase| (phase.name(), 3)).collect(),
         rotations: Rotations::default(),
         status: Status {
             schema_version: STATUS_VERSION,

@@ -26,8 +26,8 @@ pub(crate) struct Rotations {
     pub(crate) done: u64,
     /// By somebody's word.
     pub(crate) forced: u64,
-    /// How long each took whose begin was seen, seconds.
-    pub(crate) took: Vec<f64>,
+    /// How long the last one took whose begin was seen, seconds.
+    pub(crate) took: f64,
 }
 
 impl Rotations {
@@ -37,7 +37,9 @@ impl Rotations {
 
     fn ends(&mut self, is_forced: bool, now: Duration) {
         *(if is_forced { &mut self.forced } else { &mut self.done }) += 1;
-        self.took.extend(self.began.take().map(|began| now.saturating_sub(began).as_secs_f64()));
+        if let Some(began) = self.began.take() {
+            self.took = now.saturating_sub(began).as_secs_f64();
+        }
     }
 }
 
