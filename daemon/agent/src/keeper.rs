@@ -263,7 +263,7 @@ fn store_problem(dir: &Path, error: &StoreError) -> Problem {
         object: format!("key store {}", dir.display()),
         field: String::new(),
         message: format!("{error}{cause}"),
-        advice: "A node without a key has no tunnels, and one that can't make or remove one holds a rotation up; it is tried again".to_owned(),
+        advice: "Without a key this node has no tunnels, and where one can't be made or removed a rotation waits; it is tried again".to_owned(),
     }
 }
 
