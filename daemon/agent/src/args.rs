@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use kubeveil_cli::patience;
+use kubeveil_cli::{SourceArg, patience};
 use kubeveil_core::backstop::{Choice, Form};
 use kubeveil_kubernetes::Origin;
 
@@ -213,45 +213,19 @@ impl From<BackstopArg> for Choice {
     }
 }
 
-/// The value of `--source`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum SourceArg {
-    /// A folder of manifests.
-    Folder(PathBuf),
-    /// An API server.
-    Kubernetes(Origin),
-}
-
-impl FromStr for SourceArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("dir", path)) if !path.is_empty() => Ok(Self::Folder(path.into())),
-            Some(("kubernetes", path)) if !path.is_empty() => {
-                Ok(Self::Kubernetes(Origin::Kubeconfig(path.into())))
-            }
-            None if text == "kubernetes" => Ok(Self::Kubernetes(Origin::InCluster)),
-            _ => Err("must be dir:PATH, kubernetes or kubernetes:KUBECONFIG".to_owned()),
-        }
-    }
+/// Which API server a daemon asks, which finds its own by the account of its pod alone.
+pub(crate) fn origin(kubeconfig: Option<&PathBuf>) -> Origin {
+    kubeconfig.cloned().map_or(Origin::InCluster, Origin::Kubeconfig)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Whatever kubeconfig lies about on its node.
     #[test]
-    fn a_source_is_read() {
-        for (text, source) in [
-            ("dir:/x", SourceArg::Folder("/x".into())),
-            ("kubernetes", SourceArg::Kubernetes(Origin::InCluster)),
-            ("kubernetes:/x:y", SourceArg::Kubernetes(Origin::Kubeconfig("/x:y".into()))),
-        ] {
-            assert_eq!(text.parse(), Ok(source), "{text}");
-        }
-        for text in ["", "dir", "dir:", "kubernetes:", "kube", "/x"] {
-            assert!(text.parse::<SourceArg>().is_err(), "{text}");
-        }
+    fn a_daemon_goes_by_its_pod() {
+        assert_eq!(origin(None), Origin::InCluster);
+        assert_eq!(origin(Some(&"/x:y".into())), Origin::Kubeconfig("/x:y".into()));
     }
 }

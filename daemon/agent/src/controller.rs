@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use kubeveil_cli::SourceArg;
 use kubeveil_controller::{Options, hook};
 use kubeveil_kubernetes::Origin;
 use tokio::runtime::Runtime;
 
 use crate::{
-    args::{Args, Controller, Hook, SourceArg},
+    args::{self, Args, Controller, Hook},
     run,
 };
 
@@ -30,9 +31,11 @@ const LEFT: u8 = 4;
 pub(crate) fn hook(args: &Args, hook: &Hook) -> Result<ExitCode> {
     run::log(args)?;
     match hook {
-        Hook::ApplyCrds { source } => runtime()?.block_on(hook::apply_definitions(origin(source)?))?,
+        Hook::ApplyCrds { source } => runtime()?.block_on(hook::apply_definitions(&origin(source)?))?,
         Hook::Uninstall { source, timeout } => {
-            if let Err(hook::Left(nodes)) = runtime()?.block_on(hook::uninstall(origin(source)?, *timeout))? {
+            if let Err(hook::Left(nodes)) =
+                runtime()?.block_on(hook::uninstall(&origin(source)?, *timeout))?
+            {
                 tracing::error!(
                     "after {} s there may be something of kubeveil on {} nodes still: {}. Where an agent is gone, run `kubeveild uninstall` on its node",
                     timeout.as_secs(),
@@ -45,7 +48,7 @@ pub(crate) fn hook(args: &Args, hook: &Hook) -> Result<ExitCode> {
         Hook::TestEcho { port } => runtime()?.block_on(hook::serve_echo(*port))?,
         Hook::Test { source, node, namespace, echo, port, timeout } => {
             let trial = hook::Trial {
-                origin: origin(source)?.clone(),
+                origin: origin(source)?,
                 node: node.clone(),
                 namespace: namespace.clone(),
                 selector: echo.clone(),
@@ -59,9 +62,9 @@ pub(crate) fn hook(args: &Args, hook: &Hook) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn origin(source: &SourceArg) -> Result<&Origin> {
+fn origin(source: &SourceArg) -> Result<Origin> {
     match source {
-        SourceArg::Kubernetes(origin) => Ok(origin),
+        SourceArg::Kubernetes(file) => Ok(args::origin(file.as_ref())),
         SourceArg::Folder(_) => {
             bail!("--source: must be an API server: a folder of manifests has no controller")
         }

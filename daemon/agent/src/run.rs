@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use kubeveil_cli::SourceArg;
 use kubeveil_core::source::Source;
 use kubeveil_kubernetes::{Kubernetes, Pace};
 use kubeveil_linux::{Kernel, RealKernel, harden, link, preflight, route::Routes};
@@ -22,7 +23,7 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    args::{Args, LogFormat, SourceArg},
+    args::{self, Args, LogFormat},
     events::Event,
     http::{self, Door},
     lock,
@@ -118,8 +119,9 @@ fn open(
 ) -> Box<dyn Source> {
     match source {
         SourceArg::Folder(folder) => Box::new(Folder::open(folder, wake)),
-        SourceArg::Kubernetes(origin) => {
-            Box::new(Kubernetes::open(origin.clone(), node, Pace::default(), runtime.handle(), wake))
+        SourceArg::Kubernetes(file) => {
+            let origin = args::origin(file.as_ref());
+            Box::new(Kubernetes::open(origin, node, Pace::default(), runtime.handle(), wake))
         }
     }
 }

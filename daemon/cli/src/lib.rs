@@ -14,6 +14,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+pub use source::SourceArg;
 
 /// Sees to the encryption of pod traffic between nodes.
 #[derive(Debug, Parser)]
@@ -57,7 +58,7 @@ enum Output {
 const FINDING: u8 = 1;
 /// What was asked for makes no sense.
 const USAGE: u8 = 2;
-/// Nobody answers.
+/// Nobody answers, or not to all that was asked.
 const UNREACHABLE: u8 = 3;
 /// Not within the time that was given.
 const TIMED_OUT: u8 = 4;

@@ -1,6 +1,6 @@
-//! Where the cluster is: `--source` of commands that see all of it.
+//! Where the cluster is: `--source` of the daemon, and of commands that see all of it.
 
-use std::{env, fmt, path::PathBuf, str::FromStr};
+use std::{env, path::PathBuf, str::FromStr};
 
 use kubeveil_core::control::Control;
 use kubeveil_kubernetes::{KubernetesControl, Origin, Pace};
@@ -9,33 +9,22 @@ use tokio::runtime::Handle;
 
 /// The value of `--source`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum SourceArg {
-    /// The folder of manifests that the daemons read.
+pub enum SourceArg {
+    /// A folder of manifests.
     Folder(PathBuf),
-    /// An API server.
-    Kubernetes(Origin),
+    /// An API server: that of a kubeconfig file, else the one that the program finds by itself.
+    Kubernetes(Option<PathBuf>),
 }
 
 impl FromStr for SourceArg {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            None if text == "kubernetes" => Ok(Self::Kubernetes(Origin::Usual)),
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Folder(path.into())),
-            Some(("kubernetes", path)) if !path.is_empty() => {
-                Ok(Self::Kubernetes(Origin::Kubeconfig(path.into())))
-            }
-            _ => Err("must be kubernetes, kubernetes:KUBECONFIG or dir:PATH".to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for SourceArg {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Folder(path) => write!(f, "dir:{}", path.display()),
-            Self::Kubernetes(origin) => origin.fmt(f),
+            Some(("kubernetes", path)) if !path.is_empty() => Ok(Self::Kubernetes(Some(path.into()))),
+            None if text == "kubernetes" => Ok(Self::Kubernetes(None)),
+            _ => Err("must be dir:PATH, kubernetes or kubernetes:KUBECONFIG".to_owned()),
         }
     }
 }
@@ -45,8 +34,9 @@ impl SourceArg {
     pub(crate) fn open(&self, runtime: &Handle) -> Box<dyn Control> {
         match self {
             Self::Folder(path) => Box::new(FolderControl::new(path, who())),
-            Self::Kubernetes(origin) => {
-                Box::new(KubernetesControl::new(origin.clone(), Pace::default(), runtime))
+            Self::Kubernetes(file) => {
+                let origin = file.clone().map_or(Origin::Usual, Origin::Kubeconfig);
+                Box::new(KubernetesControl::new(origin, Pace::default(), runtime))
             }
         }
     }
@@ -66,11 +56,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_reads_as_it_is_written() {
-        for text in ["kubernetes", "kubernetes:/etc/kubeconfig", "dir:/etc/kubeveil"] {
-            assert_eq!(text.parse::<SourceArg>().expect("a source").to_string(), text);
+    fn a_source_is_read() {
+        for (text, source) in [
+            ("dir:/x", SourceArg::Folder("/x".into())),
+            ("kubernetes", SourceArg::Kubernetes(None)),
+            ("kubernetes:/x:y", SourceArg::Kubernetes(Some("/x:y".into()))),
+        ] {
+            assert_eq!(text.parse(), Ok(source), "{text}");
         }
-        for text in ["", "dir", "dir:", "folder:/x", "kubernetes:"] {
+        for text in ["", "dir", "dir:", "kubernetes:", "kube", "folder:/x", "/x"] {
             assert!(text.parse::<SourceArg>().is_err(), "{text}");
         }
     }
