@@ -73,9 +73,43 @@ pub fn causes(error: &dyn Error) -> String {
     text
 }
 
+/// The first `most` of `names`, and how many more there are: `a, b and 3 more`.
+pub fn few<T: fmt::Display>(names: impl ExactSizeIterator<Item = T>, most: usize) -> String {
+    listed(names, most, [", ", " "])
+}
+
+/// The same of whole statements: `a; b; and 3 more`.
+pub fn few_statements<T: fmt::Display>(all: impl ExactSizeIterator<Item = T>, most: usize) -> String {
+    listed(all, most, ["; ", "; "])
+}
+
+fn listed<T: fmt::Display>(
+    all: impl ExactSizeIterator<Item = T>,
+    most: usize,
+    [between, last]: [&str; 2],
+) -> String {
+    let more = all.len().saturating_sub(most);
+    let named: Vec<String> = all.take(most).map(|one| one.to_string()).collect();
+    let named = named.join(between);
+    if more > 0 { format!("{named}{last}and {more} more") } else { named }
+}
+
 /// Somebody else's words, short and in one line: they go into a log.
 pub fn readable(text: &str) -> String {
     /// Longer than any name.
     const MOST: usize = 300;
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MOST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_are_named_and_the_rest_counted() {
+        assert_eq!(few_statements(0..7, 5), "0; 1; 2; 3; 4; and 2 more");
+        assert_eq!(few_statements(0..2, 5), "0; 1");
+        assert_eq!(few(0..7, 5), "0, 1, 2, 3, 4 and 2 more");
+        assert_eq!(few(0..5, 5), "0, 1, 2, 3, 4");
+    }
 }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use kubeveil_api::{
     condition::{self, Condition, ConditionStatus, READY, ROTATING, keep_transitions},
     mesh::{MeshSpec, MeshStatus, Mode},
+    problem::few_statements,
     rotation::{RotationRecord, RotationResult},
     status::Way,
     veil_node::VeilNodeStatus,
@@ -115,7 +116,7 @@ fn fully_connected(mode: Mode, ways: &Ways, now: Timestamp) -> Condition {
             "{} of {} ways between nodes are not encrypted: {}",
             ways.all - ways.encrypted,
             ways.all,
-            some(&ways.others)
+            few_statements(ways.others.iter(), MOST_NAMED)
         )
     };
     let reason = if holds { "AllPairsEncrypted" } else { "PairsNotEncrypted" };
@@ -161,7 +162,7 @@ fn rotating(
         let message = format!(
             "{to}: {} nodes are late: {}; `kubeveil rotate status` tells all",
             late.len(),
-            some(&late)
+            few_statements(late.iter(), MOST_NAMED)
         );
         ("RotationLate", message)
     } else {
@@ -185,7 +186,7 @@ fn ended(record: &RotationRecord) -> String {
         record.finished_at.map_or(0, |end| end.as_second().saturating_sub(record.started_at.as_second()));
     let late = match &record.stragglers[..] {
         [] => String::new(),
-        late => format!("; late were {}", some(late)),
+        late => format!("; late were {}", few_statements(late.iter(), MOST_NAMED)),
     };
     format!("generation {}{}: {} in {took} s{late}", record.generation, by(record), record.result)
 }
@@ -193,15 +194,13 @@ fn ended(record: &RotationRecord) -> String {
 fn all_nodes(kind: &str, reasons: [&str; 2], but: &[String], doing: &str, now: Timestamp) -> Condition {
     let message = match but {
         [] => format!("all nodes {doing}"),
-        some_nodes => format!("{} nodes don't {doing}: {}", some_nodes.len(), some(some_nodes)),
+        some_nodes => format!(
+            "{} nodes don't {doing}: {}",
+            some_nodes.len(),
+            few_statements(some_nodes.iter(), MOST_NAMED)
+        ),
     };
     Condition::new(kind, but.is_empty(), reasons[usize::from(!but.is_empty())], message, now)
-}
-
-fn some(names: &[String]) -> String {
-    let more = names.len().saturating_sub(MOST_NAMED);
-    let first = names[..names.len() - more].join("; ");
-    if more > 0 { format!("{first}; and {more} more") } else { first }
 }
 
 #[cfg(test)]

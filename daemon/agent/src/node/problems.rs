@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, io, path::Path};
 
 use kubeveil_core::{
     observed::{Ahead, Observed, Program},
-    problem::{Problem, ProblemKind},
+    problem::{Problem, ProblemKind, few_statements},
     rotation::Holdup,
 };
 use kubeveil_keys::Generation;
@@ -86,15 +86,11 @@ pub(super) fn other_generation(ours: u32, wanted: u32) -> Problem {
 /// An older key that a rotation should have ended.
 pub(super) fn late_rotation(newest: Generation, older: Generation, why: &BTreeSet<Holdup>) -> Problem {
     const NAMED: usize = 3;
-    let mut words: Vec<String> = why.iter().take(NAMED).map(ToString::to_string).collect();
-    if why.len() > NAMED {
-        words.push(format!("and {} more", why.len() - NAMED));
-    }
     Problem {
         kind: ProblemKind::Rotation,
         object: "EncryptionMesh default".to_owned(),
         field: "spec.keyGeneration".to_owned(),
-        message: format!("the rotation to generation {newest} is not over: this node keeps its key of generation {older}, since {}", words.join("; ")),
+        message: format!("the rotation to generation {newest} is not over: this node keeps its key of generation {older}, since {}", few_statements(why.iter(), NAMED)),
         advice: "`kubeveil rotate status` tells all of it. Mend what it names; where a node never comes back, delete its Node, or \
                  `kubeveil rotate finish --force`"
             .to_owned(),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kubeveil_core::{
     action::Action,
-    problem::{Problem, ProblemKind},
+    problem::{Problem, ProblemKind, few_statements},
 };
 
 /// What is changed, for people.
@@ -41,15 +41,14 @@ impl Undone {
 }
 
 fn problem(steps: &[Action]) -> Problem {
-    let mut named: Vec<_> = steps.iter().take(NAMED).map(Action::to_string).collect();
-    if steps.len() > NAMED {
-        named.push(format!("and {} more", steps.len() - NAMED));
-    }
     Problem {
         kind: ProblemKind::Kernel,
         object: OBJECT.to_owned(),
         field: String::new(),
-        message: format!("somebody else changed it, and it is put back: {}", named.join("; ")),
+        message: format!(
+            "somebody else changed it, and it is put back: {}",
+            few_statements(steps.iter(), NAMED)
+        ),
         advice:
             "Find out who: another network agent, a script, or somebody's hand. SECURITY.md says which of \
                  these deeds let packets pass until they are noticed"

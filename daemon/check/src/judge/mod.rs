@@ -9,6 +9,7 @@ mod tests;
 use kubeveil_api::{
     check::{Finding, Severity},
     probe::Probe,
+    problem::few,
 };
 
 use crate::facts::Facts;
@@ -131,8 +132,5 @@ fn nodes_named<S: AsRef<str>>(names: &[S]) -> String {
 }
 
 fn some<S: AsRef<str>>(names: &[S]) -> String {
-    let named: Vec<&str> = names.iter().take(MOST_NAMED).map(AsRef::as_ref).collect();
-    let more = names.len().saturating_sub(MOST_NAMED);
-    let named = named.join(", ");
-    if more > 0 { format!("{named} and {more} more") } else { named }
+    few(names.iter().map(AsRef::as_ref), MOST_NAMED)
 }

@@ -166,10 +166,3 @@ fn without_nodes_nobody_knows() {
     assert!(told(&seen).conditions.iter().all(|c| c.status == ConditionStatus::Unknown));
     assert!(status(&Seen::default(), &progress(&[]), Timestamp::default()).is_none());
 }
-
-#[test]
-fn a_long_list_is_cut() {
-    let names: Vec<String> = (0..7).map(|n| n.to_string()).collect();
-    assert_eq!(some(&names), "0; 1; 2; 3; 4; and 2 more");
-    assert_eq!(some(&names[..2]), "0; 1");
-}

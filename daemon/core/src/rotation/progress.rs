@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kubeveil_api::{announcement::NotFlipped, problem::few};
 use kubeveil_keys::Generation;
 use serde::Serialize;
 
 use super::Said;
+use crate::announced::Announced;
 
 /// How far one node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -26,6 +28,20 @@ pub enum Phase {
 impl Phase {
     /// All of them, in the order in which a node goes through them.
     pub const ALL: [Self; 5] = [Self::Silent, Self::Behind, Self::Announced, Self::Flipped, Self::Done];
+
+    /// That of a node that says this, or nothing, where `wanted` is.
+    pub fn of(said: Option<&Said<'_>>, wanted: Generation) -> Self {
+        let Some(said) = said else { return Self::Silent };
+        if !said.has(wanted) {
+            // A node that is ahead has been told of another mesh; it is not behind this one.
+            return if said.newest() > wanted { Self::Done } else { Self::Behind };
+        }
+        match (said.generations, said.not_flipped) {
+            ([_], _) => Self::Done,
+            (_, list) if *list == NotFlipped::nobody() => Self::Flipped,
+            _ => Self::Announced,
+        }
+    }
 
     /// Its word, in documents and as the value of a metric's label.
     pub const fn name(self) -> &'static str {
@@ -73,18 +89,25 @@ impl Progress {
         let has: BTreeSet<&str> =
             speakers.iter().filter(|(_, said)| said.has(wanted)).map(|(name, _)| *name).collect();
         for (name, said) in nodes {
-            let phase = said.as_ref().map_or(Phase::Silent, |said| phase(said, wanted));
-            out.nodes.insert((*name).to_owned(), phase);
+            out.nodes.insert((*name).to_owned(), Phase::of(said.as_ref(), wanted));
             let Some(said) = said else { continue };
             if said.newest() == wanted {
-                let moved = has.iter().filter(|to| *to != name && !said.not_flipped.names(to));
-                out.flipped += moved.count();
+                out.flipped += moved(name, said.not_flipped, &has);
             }
             if let Some(why) = why(name, said, wanted, &speakers) {
                 out.stragglers.insert((*name).to_owned(), why);
             }
         }
         out
+    }
+
+    /// Of `nodes`, by what they last announced.
+    pub fn announced<'a>(
+        wanted: Generation,
+        nodes: impl Iterator<Item = &'a String>,
+        announced: &'a Announced,
+    ) -> Self {
+        Self::of(wanted, &nodes.map(|node| (node.as_str(), announced.of(node).map(Said::from))).collect())
     }
 
     /// Every node that speaks has the key that is wanted, and no other.
@@ -108,17 +131,15 @@ impl Progress {
     }
 }
 
-fn phase(said: &Said<'_>, wanted: Generation) -> Phase {
-    if !said.has(wanted) {
-        // A node that is ahead has been told of another mesh; it is not behind this one.
-        return if said.newest() > wanted { Phase::Done } else { Phase::Behind };
-    }
-    let is_alone = said.generations.len() == 1;
-    let has_moved = *said.not_flipped == kubeveil_api::announcement::NotFlipped::nobody();
-    match (is_alone, has_moved) {
-        (true, _) => Phase::Done,
-        (false, true) => Phase::Flipped,
-        (false, false) => Phase::Announced,
+/// How many of those that have the new key `node` sends to by it: all but itself and those that it lists.
+fn moved(node: &str, list: &NotFlipped, has: &BTreeSet<&str>) -> usize {
+    match list {
+        NotFlipped::Many => 0,
+        NotFlipped::Nodes(names) => {
+            let listed = names.iter().map(String::as_str).filter(|name| *name != node);
+            let left = listed.chain([node]).filter(|name| has.contains(name)).count();
+            has.len() - left
+        }
     }
 }
 
@@ -126,7 +147,7 @@ fn phase(said: &Said<'_>, wanted: Generation) -> Phase {
 fn why(node: &str, said: &Said<'_>, wanted: Generation, all: &BTreeMap<&str, Said<'_>>) -> Option<String> {
     let newest = said.newest();
     let others = || all.iter().filter(|(name, _)| **name != node);
-    match phase(said, wanted) {
+    match Phase::of(Some(said), wanted) {
         Phase::Silent | Phase::Done => None,
         Phase::Behind => Some(format!(
             "has no key of generation {wanted}, its newest is of {newest}: is kubeveild running there, and does it see the mesh?"
@@ -138,12 +159,12 @@ fn why(node: &str, said: &Said<'_>, wanted: Generation, all: &BTreeMap<&str, Sai
                 others().filter(|(name, _)| said.not_flipped.names(name)).map(|(name, _)| *name).collect();
             let unproven: Vec<&str> = named.iter().filter(|name| !without.contains(name)).copied().collect();
             Some(if unproven.is_empty() {
-                format!("waits for the key of {}", some(&named))
+                format!("waits for the key of {}", few(named.iter(), MOST_NAMED))
             } else {
                 let port = wanted.port(kubeveil_abi::BASE_PORT).unwrap_or(kubeveil_abi::BASE_PORT);
                 format!(
                     "has no handshake with {} on the new key: is UDP {port} open both ways between them?",
-                    some(&unproven)
+                    few(unproven.iter(), MOST_NAMED)
                 )
             })
         }
@@ -154,23 +175,17 @@ fn why(node: &str, said: &Said<'_>, wanted: Generation, all: &BTreeMap<&str, Sai
             Some(if held.is_empty() {
                 format!("waits until nothing comes by its key of generation {old} any more")
             } else {
-                format!("keeps its key of generation {old} for {}", some(&held))
+                format!("keeps its key of generation {old} for {}", few(held.iter(), MOST_NAMED))
             })
         }
     }
-}
-
-fn some(names: &[&str]) -> String {
-    let more = names.len().saturating_sub(MOST_NAMED);
-    let first = names[..names.len() - more].join(", ");
-    if more > 0 { format!("{first} and {more} more") } else { first }
 }
 
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU16;
 
-    use kubeveil_api::announcement::{GenerationEntry, GenerationState, NotFlipped};
+    use kubeveil_api::announcement::{GenerationEntry, GenerationState};
     use kubeveil_keys::PublicKey;
 
     use super::*;
