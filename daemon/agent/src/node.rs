@@ -248,8 +248,7 @@ impl<K: Kernel> Node<K> {
             break;
         }
         problems.append(&mut outcome.problems);
-        self.publish(&knowledge, &outcome, now, &mut problems);
-        let rotates_in = self.rotates_in(&knowledge, &outcome, now);
+        let rotates_in = self.publish(&knowledge, &outcome, now, &mut problems);
         if outcome.synced {
             self.keep(&mut problems);
         }
@@ -283,7 +282,7 @@ impl<K: Kernel> Node<K> {
     /// Takes in what `knowledge` says of this node and of the others; whose each prefix is.
     fn learn(&mut self, knowledge: &Knowledge, now: Now) -> Assignment {
         let snapshot = knowledge.snapshot();
-        self.announced.update(snapshot);
+        self.announced.update(&snapshot.nodes);
         if let Some(own) = snapshot.nodes.get(&self.name) {
             self.keeper.unlock(&own.uid, now.epoch.as_secs());
         }

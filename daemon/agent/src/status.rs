@@ -12,6 +12,7 @@ use kubeveil_core::{
     backstop::{Form, Standing},
     desired::Remote,
     observed::Program,
+    rotation::progress::Phase,
     tunnels::Health,
 };
 use kubeveil_keys::Generation;
@@ -31,7 +32,7 @@ pub(crate) struct View {
     pub(crate) errors: Vec<(&'static str, u64)>,
     pub(crate) map_entries: Vec<(&'static str, usize, usize)>,
     /// Nodes by how far each is with the generation that is wanted.
-    pub(crate) phases: Vec<(&'static str, usize)>,
+    pub(crate) phases: [(&'static str, usize); Phase::ALL.len()],
     pub(crate) rotations: Rotations,
 }
 

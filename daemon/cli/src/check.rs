@@ -55,10 +55,6 @@ pub(crate) struct Options {
     output: Output,
 }
 
-/// Exit codes besides those of every command.
-const INCOMPLETE: u8 = 3;
-const TIMED_OUT: u8 = 4;
-
 /// Finds out; what comes of it is shown, and the exit code.
 pub(crate) fn check(options: &Options) -> Result<(Report, Output)> {
     if options.local {
@@ -76,8 +72,8 @@ pub(crate) fn check(options: &Options) -> Result<(Report, Output)> {
 pub(crate) fn exit_code(report: &Report) -> u8 {
     match report.worst() {
         Severity::Failed | Severity::Warning => crate::FINDING,
-        Severity::Unknown if report.timed_out => TIMED_OUT,
-        Severity::Unknown => INCOMPLETE,
+        Severity::Unknown if report.timed_out => crate::TIMED_OUT,
+        Severity::Unknown => crate::UNREACHABLE,
         Severity::Ok => 0,
     }
 }
@@ -87,7 +83,7 @@ async fn facts(options: &Options) -> Result<(Facts, Vec<String>)> {
     let left = left_behind(&client).await;
     let mut facts = gather::facts(&client, &options.namespace, options.pre).await;
     facts.probes = if options.no_probe {
-        Probes { missing: Some("nothing was run on the nodes (--no-probe)".to_owned()), ..Probes::default() }
+        missing("nothing was run on the nodes (--no-probe)")
     } else {
         let image = match &options.image {
             Some(image) => Ok(Some(image.clone())),

@@ -4,7 +4,7 @@ mod deed;
 mod show;
 mod wait;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
@@ -12,8 +12,7 @@ use kubeveil_core::{
     announced::Announced,
     control::{Control, Refusal, Sight},
     problem::Problem,
-    rotation::{Said, history, progress::Progress},
-    snapshot::Snapshot,
+    rotation::{history, progress::Progress},
 };
 use kubeveil_keys::Generation;
 use serde_json::json;
@@ -112,11 +111,9 @@ struct Look {
 impl Desk {
     fn look(&mut self) -> Result<Look, Problem> {
         let sight = self.control.look()?;
-        let nodes = sight.nodes.iter().map(|(name, facts)| (name.clone(), facts.clone())).collect();
-        self.announced.update(&Snapshot { nodes, ..Snapshot::default() });
-        let said: BTreeMap<&str, _> =
-            sight.nodes.keys().map(|name| (name.as_str(), self.announced.of(name).map(Said::from))).collect();
-        let progress = Progress::of(Generation::new(sight.mesh.spec.key_generation), &said);
+        self.announced.update(&sight.nodes);
+        let wanted = Generation::new(sight.mesh.spec.key_generation);
+        let progress = Progress::announced(wanted, sight.nodes.keys(), &self.announced);
         Ok(Look { progress, sight, now: Timestamp::now() })
     }
 

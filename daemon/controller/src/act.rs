@@ -16,11 +16,7 @@ use kubeveil_api::{
     mesh::MeshStatus,
     names,
 };
-use kubeveil_core::{
-    announced::Announced,
-    rotation::{Said, progress::Progress},
-    snapshot::{NodeFacts, Snapshot},
-};
+use kubeveil_core::{announced::Announced, rotation::progress::Progress, snapshot::NodeFacts};
 use kubeveil_keys::Generation;
 use kubeveil_kubernetes::ours;
 use serde_json::json;
@@ -79,11 +75,9 @@ impl Writer {
             ..NodeFacts::default()
         };
         let nodes = seen.nodes.iter().map(|(name, node)| (name.clone(), facts(node).into())).collect();
-        self.announced.update(&Snapshot { nodes, ..Snapshot::default() });
+        self.announced.update(&nodes);
         let wanted = seen.mesh.as_ref().map_or(0, |(mesh, _)| mesh.spec.key_generation);
-        let said = |name: &String| self.announced.of(name).map(Said::from);
-        let nodes = seen.nodes.keys().map(|name| (name.as_str(), said(name))).collect();
-        Progress::of(Generation::new(wanted), &nodes)
+        Progress::announced(Generation::new(wanted), nodes.keys(), &self.announced)
     }
 
     /// Its owner is the Node, so it goes with it.

@@ -13,7 +13,7 @@ use kubeveil_keys::PublicKey;
 
 use crate::{
     problem::{Problem, ProblemKind},
-    snapshot::{NodeFacts, Snapshot},
+    snapshot::NodeFacts,
 };
 
 /// The last valid announcement of each node. A signature costs some 100 us to verify, so one that
@@ -38,13 +38,11 @@ struct Entry {
 }
 
 impl Announced {
-    /// Takes in what `snapshot` says. A node that is not in it is forgotten: the snapshot already
-    /// holds everybody that is not known to be gone.
-    pub fn update(&mut self, snapshot: &Snapshot) {
-        self.nodes
-            .retain(|name, entry| snapshot.nodes.get(name).is_some_and(|node| node.uid == entry.seen.uid));
+    /// Takes in what `nodes` say. A node that is not among them is forgotten: they are all that are not known to be gone.
+    pub fn update(&mut self, nodes: &BTreeMap<String, Arc<NodeFacts>>) {
+        self.nodes.retain(|name, entry| nodes.get(name).is_some_and(|node| node.uid == entry.seen.uid));
         self.refused.retain(|name, _| self.nodes.contains_key(name));
-        for (name, node) in &snapshot.nodes {
+        for (name, node) in nodes {
             self.hear(name, node);
         }
     }

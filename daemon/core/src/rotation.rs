@@ -117,7 +117,7 @@ pub enum Holdup {
     /// We do not send to it by ours.
     NotFlippedByUs(String),
     /// Something still comes or goes by it.
-    Receiving,
+    NotSilent,
     /// Not all nodes are known, or not what they say now.
     NotWhole,
     /// Somebody wants it to wait.
@@ -130,7 +130,7 @@ impl fmt::Display for Holdup {
             Self::NotBegun(node) => write!(f, "{node} has no newer key"),
             Self::NotFlipped(node) => write!(f, "{node} still sends to this node by it"),
             Self::NotFlippedByUs(node) => write!(f, "this node still sends to {node} by it"),
-            Self::Receiving => f.write_str("packets still come or go by it"),
+            Self::NotSilent => f.write_str("packets still come or go by it"),
             Self::NotWhole => f.write_str("the source has not told of all nodes"),
             Self::Paused => f.write_str("rotation is paused"),
         }
@@ -192,7 +192,7 @@ impl Rotation {
             return true;
         }
         let held = holdups(generation, view);
-        if held.iter().any(|holdup| *holdup != Holdup::Receiving) {
+        if held.iter().any(|holdup| *holdup != Holdup::NotSilent) {
             self.free = None;
             return false;
         }
@@ -299,7 +299,7 @@ pub fn holdups(generation: Generation, view: &View<'_>) -> BTreeSet<Holdup> {
     // A device that does not stand receives nothing.
     let is_quiet = || view.quiet.get(&generation).is_none_or(|quiet| *quiet >= STILL);
     if view.standing.contains(&generation) && !is_quiet() {
-        out.insert(Holdup::Receiving);
+        out.insert(Holdup::NotSilent);
     }
     out
 }

@@ -72,6 +72,7 @@ fn devices(survey: &mut Survey, pins: &Pins, own: &[IpAddr]) -> Result<(), Kerne
     let links = Links::connect()?;
     let all = links.dump()?;
     let xdp = links.xdp()?;
+    let ours = bpf::ours(pins);
     for (index, link) in &all {
         if link.kind.as_deref() == Some("wireguard") {
             match wireguard::dump(&link.name) {
@@ -85,7 +86,7 @@ fn devices(survey: &mut Survey, pins: &Pins, own: &[IpAddr]) -> Result<(), Kerne
         let foreign = |hook, program| Foreign { device: link.name.clone(), hook, program };
         survey.programs.extend(xdp.get(index).map(|id| foreign("xdp", format!("program {id}"))));
         for (hook, egress) in [("tc ingress", false), ("tc egress", true)] {
-            match bpf::others(pins, (*index, &link.name), egress, survey.tcx, &links) {
+            match bpf::others(&ours, (*index, &link.name), egress, survey.tcx, &links) {
                 Ok(others) => {
                     survey
                         .programs

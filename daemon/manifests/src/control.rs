@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::Instant,
 };
 
 use kubeveil_api::{mesh::EncryptionMesh, names, problem::readable};
@@ -25,14 +25,13 @@ pub struct FolderControl {
     path: PathBuf,
     who: String,
     index: Index,
-    /// Each look is a second after the one before, as far as the index goes by it.
-    looks: u64,
+    opened: Instant,
 }
 
 impl FolderControl {
     /// The folder `path`, where changes are on record as those of `who`.
     pub fn new(path: &Path, who: String) -> Self {
-        Self { path: path.to_owned(), who, index: Index::default(), looks: 0 }
+        Self { path: path.to_owned(), who, index: Index::default(), opened: Instant::now() }
     }
 }
 
@@ -44,8 +43,7 @@ impl Control for FolderControl {
     fn look(&mut self) -> Result<Sight, Problem> {
         let contents = folder::contents(&self.path)?;
         let (_, version, mesh) = mesh_of(&self.path, &contents)?;
-        self.looks += 1;
-        let state = self.index.update(Ok(contents), Duration::from_secs(self.looks));
+        let state = self.index.update(Ok(contents), self.opened.elapsed());
         Ok(Sight { mesh, version, nodes: state.knowledge.snapshot().nodes.clone() })
     }
 

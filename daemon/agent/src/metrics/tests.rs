@@ -57,7 +57,7 @@ fn view() -> View {
     let mut totals = Totals::default();
     (totals.received, totals.sent) = (11, 12);
     View {
-        phases: Phase::ALL.iter().map(|phase| (phase.name(), 3)).collect(),
+        phases: Phase::ALL.map(|phase| (phase.name(), 3)),
         rotations: Rotations::default(),
         status: Status {
             schema_version: STATUS_VERSION,

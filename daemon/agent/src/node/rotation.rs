@@ -6,10 +6,7 @@ use std::time::Duration;
 use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_core::{
     problem::Problem,
-    rotation::{
-        Holdup, Said, Step, View, holdups,
-        progress::{Phase, Progress},
-    },
+    rotation::{Holdup, Said, Step, View, holdups, progress::Phase},
     snapshot::Knowledge,
 };
 use kubeveil_keys::{Generation, KeyInfo};
@@ -80,27 +77,27 @@ impl<K: Kernel> Node<K> {
         }
     }
 
-    /// Tells the others, once a device that we speak of stands.
+    /// Tells the others, once a device that we speak of stands. Returns how long until something is to be done about keys though
+    /// nothing stirs.
     pub(super) fn publish(
         &mut self,
         knowledge: &Knowledge,
         outcome: &Outcome,
         now: Now,
         problems: &mut Vec<Problem>,
-    ) {
+    ) -> Option<Duration> {
         let mut rotation = std::mem::take(&mut self.rotation);
-        let says = rotation.says(&self.view_of(knowledge, outcome, now));
+        let view = self.view_of(knowledge, outcome, now);
+        let says = rotation.says(&view);
+        let wait = rotation.next_look(&view);
         self.rotation = rotation;
-        let Some((generations, not_flipped)) = says else { return };
-        let published = self.announced.of(&self.name);
-        if let Some((uid, json)) = self.keeper.announcement(&generations, &not_flipped, published) {
-            problems.extend(self.source.announce(&self.name, &uid, Some(&json)).err());
+        if let Some((generations, not_flipped)) = says {
+            let published = self.announced.of(&self.name);
+            let announcement = self.keeper.announcement(&generations, &not_flipped, published);
+            let done = announcement.map(|(uid, json)| self.source.announce(&self.name, &uid, Some(&json)));
+            problems.extend(done.and_then(Result::err));
         }
-    }
-
-    /// How long until something is to be done about keys though nothing stirs.
-    pub(super) fn rotates_in(&self, knowledge: &Knowledge, outcome: &Outcome, now: Now) -> Option<Duration> {
-        self.rotation.next_look(&self.view_of(knowledge, outcome, now))
+        wait
     }
 
     /// What holds up each older key that this node has, as of the last way round.
@@ -126,12 +123,14 @@ impl<K: Kernel> Node<K> {
     }
 
     /// Nodes by how far each is with the generation that the mesh wants.
-    pub(crate) fn phases(&self) -> Vec<(&'static str, usize)> {
+    pub(crate) fn phases(&self) -> [(&'static str, usize); Phase::ALL.len()] {
         let wanted = self.mesh().map_or(Generation::FIRST, |mesh| Generation::new(mesh.key_generation));
-        let nodes = self.known.snapshot.nodes.keys();
-        let said = nodes.map(|name| (name.as_str(), self.announced.of(name).map(Said::from)));
-        let progress = Progress::of(wanted, &said.collect());
-        Phase::ALL.iter().map(|phase| (phase.name(), progress.count(*phase))).collect()
+        let mut phases = Phase::ALL.map(|phase| (phase.name(), 0));
+        for name in self.known.snapshot.nodes.keys() {
+            let said = self.announced.of(name).map(Said::from);
+            phases[Phase::of(said.as_ref(), wanted) as usize].1 += 1;
+        }
+        phases
     }
 
     /// What rotation goes by, after a way round that came to `outcome`.

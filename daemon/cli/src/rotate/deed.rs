@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kubeveil_api::rotation::{DEADLINE_SECONDS, MOST_WORDS, RotationSpec};
+use kubeveil_api::rotation::{DEADLINE_SECONDS, MOST_WORDS};
 use kubeveil_core::rotation::progress::Phase;
 use serde_json::json;
 
@@ -40,18 +40,16 @@ pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
 /// Who asks, when, why: as it goes on record, and what an earlier one asked for is over.
 fn asked(desk: &mut Desk, look: &Look, arguments: &Rotate) -> Result<serde_json::Value, Stop> {
     let seconds = u32::try_from(arguments.deadline.as_secs()).unwrap_or(u32::MAX);
-    let mut asked = json!(RotationSpec {
-        requested_by: desk.control.who()?.chars().take(MOST_WORDS).collect(),
-        requested_at: jiff::Timestamp::from_second(look.now.as_second()).ok(),
-        reason: arguments.reason.clone(),
-        deadline_seconds: (seconds != DEADLINE_SECONDS).then_some(seconds),
-        ..RotationSpec::default()
-    });
-    for field in ["paused", "retireBefore", "reason", "deadlineSeconds"] {
+    let who: String = desk.control.who()?.chars().take(MOST_WORDS).collect();
+    Ok(json!({
+        "requestedBy": who,
+        "requestedAt": jiff::Timestamp::from_second(look.now.as_second()).ok(),
+        "reason": (!arguments.reason.is_empty()).then_some(&arguments.reason),
+        "deadlineSeconds": (seconds != DEADLINE_SECONDS).then_some(seconds),
         // What a patch does not speak of stays.
-        asked[field] = asked[field].take();
-    }
-    Ok(asked)
+        "paused": null,
+        "retireBefore": null,
+    }))
 }
 
 /// One at a time: a node has room for two generations.

@@ -80,7 +80,7 @@ fn each_thing_that_holds_an_old_key_holds_it() {
     let ways = Some([("other", generation(0))].into());
     assert_eq!(held(View { ways, ..view.clone() }), Some(Holdup::NotFlippedByUs("other".to_owned())));
     let quiet = [(generation(0), STILL - Duration::from_millis(1))].into();
-    assert_eq!(held(View { quiet, ..view.clone() }), Some(Holdup::Receiving));
+    assert_eq!(held(View { quiet, ..view.clone() }), Some(Holdup::NotSilent));
     for list in [names(&["me"]), NotFlipped::Many] {
         let heard = Heard::new(&[0, 1], &[0, 1], list);
         assert_eq!(held(heard.view()), Some(Holdup::NotFlipped("other".to_owned())));

@@ -23,4 +23,4 @@ pub(crate) use held::Held;
 pub use load::{Bpf, build_of};
 pub use maps::Maps;
 pub use pins::Pins;
-pub(crate) use trial::{has_tcx, others, try_load};
+pub(crate) use trial::{has_tcx, others, ours, try_load};

@@ -22,9 +22,9 @@ pub(crate) fn has_tcx() -> bool {
     Form::find() == Form::Tcx
 }
 
-/// Programs and filters at one side of a device that are not pinned as ours.
+/// Programs and filters at one side of a device that are none of `ours`.
 pub(crate) fn others(
-    pins: &Pins,
+    ours: &BTreeSet<u32>,
     (index, device): (u32, &str),
     egress: bool,
     by_tcx: bool,
@@ -35,13 +35,12 @@ pub(crate) fn others(
     if by_tcx {
         there.extend(tcx::all(side, (index, device))?);
     }
-    let ours = ours(pins);
     there.retain(|one| !ours.contains(&one.program));
     Ok(there)
 }
 
 /// Programs that are pinned by any build and any ABI version of ours.
-fn ours(pins: &Pins) -> BTreeSet<u32> {
+pub(crate) fn ours(pins: &Pins) -> BTreeSet<u32> {
     let versions = pins.others().into_iter().chain([pins.clone()]);
     let folders = versions.flat_map(|pins| pins.other_programs(""));
     let paths = folders.flat_map(|folder| Program::ALL.map(|program| folder.join(program.name())));

@@ -179,7 +179,7 @@ impl World {
             observed,
             resting: BTreeSet::new(),
         };
-        world.announced.update(world.knowledge.snapshot());
+        world.announced.update(&world.knowledge.snapshot().nodes);
         world
     }
 
