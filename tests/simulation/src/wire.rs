@@ -251,42 +251,42 @@ impl World {
 
     /// The answer arrives: who began knows now that the other can decrypt, and says something by the new keys.
     pub(crate) fn reply(&mut self, hello: Hello) {
-        let Hello { from, to, parity, keys, ifindex, .. } = hello;
-        let machine = &self.machines[from];
-        let is_same = machine.kernel.device(parity).is_some_and(|device| device.ifindex == ifindex);
-        if !machine.is_powered
-            || !is_same
-            || !machine.kernel.takes(parity, keys.0, keys.1)
-            || self.is_blocked(from, to, parity)
-        {
-            return;
+        let Hello { from, to, keys, ifindex, .. } = hello;
+        if self.shakes(&hello, (from, ifindex), (to, keys.0, keys.1)) {
+            let wait = self.transit();
+            // The session is that of the device that answered: another one in its place knows nothing of it.
+            self.after(wait, Event::Confirm(hello));
         }
-        let (wall, now) = (self.wall(from), self.now);
-        let kernel = &mut self.machines[from].kernel;
-        kernel.received(parity, keys.1);
-        kernel.shaken(parity, keys.1, wall, now);
-        let wait = self.transit();
-        self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[from], NAMES[to]));
-        // The session is that of the device that answered: another one in its place knows nothing of it.
-        self.after(wait, Event::Confirm(hello));
     }
 
     /// First data under the new keys arrives: so does who answered.
     pub(crate) fn confirm(&mut self, hello: Hello) {
-        let Hello { from, to, parity, keys, answered, .. } = hello;
-        let machine = &self.machines[to];
-        let is_same = machine.kernel.device(parity).is_some_and(|device| device.ifindex == answered);
+        let Hello { from, to, keys, answered, .. } = hello;
+        self.shakes(&hello, (to, answered), (from, keys.1, keys.0));
+    }
+
+    /// Something arrives `at` a node that tells it of a handshake, if the device is still the one with this index and has these keys.
+    fn shakes(
+        &mut self,
+        hello: &Hello,
+        (at, ifindex): (usize, u32),
+        (with, own, peer): (usize, PublicKey, PublicKey),
+    ) -> bool {
+        let parity = hello.parity;
+        let machine = &self.machines[at];
+        let is_same = machine.kernel.device(parity).is_some_and(|device| device.ifindex == ifindex);
         if !machine.is_powered
             || !is_same
-            || !machine.kernel.takes(parity, keys.1, keys.0)
-            || self.is_blocked(from, to, parity)
+            || !machine.kernel.takes(parity, own, peer)
+            || self.is_blocked(hello.from, hello.to, parity)
         {
-            return;
+            return false;
         }
-        let (wall, now) = (self.wall(to), self.now);
-        let kernel = &mut self.machines[to].kernel;
-        kernel.received(parity, keys.0);
-        kernel.shaken(parity, keys.0, wall, now);
-        self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[to], NAMES[from]));
+        let (wall, now) = (self.wall(at), self.now);
+        let kernel = &mut self.machines[at].kernel;
+        kernel.received(parity, peer);
+        kernel.shaken(parity, peer, wall, now);
+        self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[at], NAMES[with]));
+        true
     }
 }

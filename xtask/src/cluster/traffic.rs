@@ -12,7 +12,7 @@ use super::{
 };
 use crate::report;
 
-/// Pings a second, in each family, from each pod: more of them leave an emulated CPU too little for the nodes.
+/// Pings a second, in each family, from each pod; the rest of an emulated CPU is for the nodes.
 const RATE: u32 = 2;
 /// Seconds that an answer may take; requests go on for as long after what happens, and the last ones are not judged.
 const LATE: u32 = 6;
