@@ -97,6 +97,32 @@ impl KeyStore {
     /// before still is, or is moved aside. [`LoadedKey::kept_aside`] is told once, by the call that made the new
     /// key; [`KeyStore::set_aside_files`] knows them all.
     pub fn load_or_create(&self, generation: Generation, now: u64) -> Result<LoadedKey, StoreError> {
+        self.load_or(generation, now, || Ok((PrivateKey::generate()?, now)))
+    }
+
+    /// The same, but where there is no key of `generation` it gets that of `older`, which is to have one. It keeps its age.
+    ///
+    /// # Errors
+    /// As [`KeyStore::load_or_create`]; and [`StoreError::BadFile`] where `older` has a key that can't be trusted.
+    pub fn load_or_reuse(
+        &self,
+        generation: Generation,
+        older: Generation,
+        now: u64,
+    ) -> Result<LoadedKey, StoreError> {
+        self.load_or(generation, now, || match self.load(older)? {
+            Some((private, info)) => Ok((private, info.created)),
+            None => Ok((PrivateKey::generate()?, now)),
+        })
+    }
+
+    /// The key of `generation`, or what `make` gives with the time at which it was made.
+    fn load_or(
+        &self,
+        generation: Generation,
+        now: u64,
+        make: impl FnOnce() -> Result<(PrivateKey, u64), StoreError>,
+    ) -> Result<LoadedKey, StoreError> {
         let _lock = self.folder.lock()?;
         self.folder.sweep()?;
         let problem = match self.read(generation)? {
@@ -106,8 +132,8 @@ impl KeyStore {
             Some(Err(problem)) => Some(problem),
             None => None,
         };
-        let private = PrivateKey::generate()?;
-        let info = KeyInfo { generation, public: private.public(), created: now };
+        let (private, created) = make()?;
+        let info = KeyInfo { generation, public: private.public(), created };
         let name = file_name(generation);
         // Written before the old file is moved: on a full disk everything stays as it was.
         let written = self.folder.write_new(&name, &format::render(&self.node_uid, &info, &private))?;

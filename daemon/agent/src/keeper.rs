@@ -127,19 +127,32 @@ impl Keeper {
 
     /// Loads the key of `generation`, or makes it.
     fn take(&mut self, store: &KeyStore, generation: Generation, epoch: u64) -> Result<(), StoreError> {
-        let LoadedKey { private, info, kept_aside } = store.load_or_create(generation, epoch)?;
+        self.hold(store, store.load_or_create(generation, epoch)?);
+        Ok(())
+    }
+
+    fn hold(&mut self, store: &KeyStore, loaded: LoadedKey) {
+        let LoadedKey { private, info, kept_aside } = loaded;
+        let generation = info.generation;
         tracing::info!(%generation, public_key = %info.public, "key in use");
         self.aside.extend(kept_aside.iter().map(set_aside_now));
         let path = store.path(generation);
         let stamp = Stamp::of(&path);
         self.held.insert(generation, Held { private, info, path, stamp, lost: None });
         self.has_changed();
-        Ok(())
     }
 
-    /// Makes the key of `generation`; false if that failed, which is told.
-    pub(crate) fn make(&mut self, generation: Generation, epoch: u64) -> bool {
-        self.change(|keeper, store| keeper.take(store, generation, epoch))
+    /// Makes the key of `generation`, which is that of the one before where it `reuses` that; false if it failed, which is told.
+    pub(crate) fn make(&mut self, generation: Generation, reuses: bool, epoch: u64) -> bool {
+        let older = self.info().map(|info| info.generation).filter(|_| reuses);
+        self.change(|keeper, store| {
+            let loaded = match older {
+                Some(older) => store.load_or_reuse(generation, older, epoch)?,
+                None => store.load_or_create(generation, epoch)?,
+            };
+            keeper.hold(store, loaded);
+            Ok(())
+        })
     }
 
     /// Overwrites and removes the key of `generation`, on disk and here; false if that failed, which is told.
@@ -281,7 +294,7 @@ mod tests {
         let told = |keeper: &mut Keeper| {
             keeper.unlock("uid-1", 1);
             if keeper.info().is_none() {
-                assert!(keeper.make(Generation::FIRST, 1));
+                assert!(keeper.make(Generation::FIRST, false, 1));
             }
             keeper.problems().map(|problem| problem.object.clone()).collect::<Vec<_>>()
         };

@@ -97,6 +97,8 @@ fn about(registry: &mut Registry, view: &View) {
         one_gauge(registry, "key_generation", help, float(key.generation.number().into()));
         let help = "When the key in use was made";
         one_gauge(registry, "key_created_timestamp_seconds", help, float(key.created));
+        let help = "Age above which a key is told of as too old, spec.rotation.maxKeyAge; 0: none is";
+        one_gauge(registry, "key_max_age_seconds", help, float(key.max_age));
         let help = "Generation that the mesh wants";
         one_gauge(registry, "key_desired_generation", help, float(key.desired_generation.number().into()));
     }

@@ -3,6 +3,7 @@
 use kubeveil_abi::{DEVICE_NAMES, DeviceKind, Reason};
 use kubeveil_api::{
     mesh::Mode,
+    schedule::Period,
     status::{
         BackstopForm, BackstopStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey, PacketCount,
         PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
@@ -118,6 +119,7 @@ fn key<K: Kernel>(node: &Node<K>, now: Now) -> Option<KeyStatus> {
         public_key: info.public,
         created: info.created,
         age: now.epoch.as_secs().saturating_sub(info.created),
+        max_age: node.max_key_age().map_or(0, Period::seconds),
         older: older(node, now),
     })
 }

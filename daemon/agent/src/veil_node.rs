@@ -28,9 +28,11 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
             not_encrypted.push(Unencrypted { node: name.clone(), way: going.way, reason });
         }
     }
+    let key = node.keeper.info();
     let waiting = if node.is_misled() { "PodAddressesUnknown" } else { "Waiting" };
     VeilNodeStatus {
-        generation: node.keeper.info().map(|info| info.generation.number()),
+        generation: key.map(|key| key.generation.number()),
+        key_created_at: key.and_then(|key| Timestamp::from_second(i64::try_from(key.created).ok()?).ok()),
         peers: u32::try_from(remotes.len()).unwrap_or(u32::MAX),
         encrypted,
         not_encrypted,

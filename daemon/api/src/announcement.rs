@@ -143,9 +143,6 @@ pub enum FieldProblem {
     /// A generation twice, or out of order.
     #[error("generations must ascend, each named once")]
     NotAscending,
-    /// The same key for two generations.
-    #[error("the key is that of another generation too")]
-    KeyTwice,
     /// More than [`MAX_NOT_FLIPPED`] names.
     #[error("must list at most {MAX_NOT_FLIPPED} nodes, not {0}; more are \"many\"")]
     TooManyNames(usize),
@@ -260,9 +257,6 @@ fn check(generations: &[GenerationEntry], not_flipped: &NotFlipped) -> Result<()
         let before = &generations[..index];
         if before.last().is_some_and(|last| last.generation >= entry.generation) {
             return Err(AnnouncementError::field(path(index, "generation"), FieldProblem::NotAscending));
-        }
-        if before.iter().any(|other| other.public_key == entry.public_key) {
-            return Err(AnnouncementError::field(path(index, "publicKey"), FieldProblem::KeyTwice));
         }
     }
     let NotFlipped::Nodes(names) = not_flipped else {

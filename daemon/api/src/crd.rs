@@ -38,6 +38,13 @@ fn mesh() -> Value {
         "x-kubernetes-validations": [{
             "rule": format!("self.metadata.name == '{}'", names::MESH),
             "message": "there is one mesh and it is called default",
+        }, {
+            "rule": "!has(self.status) || !has(self.status.rotations) \
+                     || self.spec.keyGeneration == oldSelf.spec.keyGeneration \
+                     || self.status.rotations.all(r, r.result != 'running')",
+            "message": "the last rotation is not over: `kubeveil rotate status` tells what it waits for; a node that never comes back is \
+                        left out by deleting its Node, or by `kubeveil rotate finish --force`",
+            "fieldPath": ".spec.keyGeneration",
         }],
     });
     let columns = json!([
@@ -116,7 +123,9 @@ fn structural(value: &mut Value) {
     match value {
         Value::Object(object) => {
             // Unknown fields are pruned, or refused where that is asked for; a definition may not say so twice.
-            object.remove("additionalProperties");
+            if object.get("additionalProperties").is_some_and(Value::is_boolean) {
+                object.remove("additionalProperties");
+            }
             object.remove("title");
             if object.get("format").is_some_and(|format| format == "uint32") {
                 object.insert("format".to_owned(), json!("int64"));
@@ -143,7 +152,51 @@ pub(crate) fn generation_grows() -> Value {
         "message": "never decreases, and removing it counts as decreasing: a key that was given up is never used \
                     again; the way back is a higher generation",
         "fieldPath": ".keyGeneration",
+    }, {
+        "rule": "self.keyGeneration <= oldSelf.keyGeneration + 1",
+        "message": "rises by one at a time, when all nodes are done with the last one: a node has room for two generations",
+        "fieldPath": ".keyGeneration",
     }])
+}
+
+/// A text for which `holds`, of at most so many characters.
+fn text(holds: &str, most: u32, message: &str) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": most,
+        "x-kubernetes-validations": [rule(holds, message)],
+    })
+}
+
+/// A length of time: what [`schedule::Period`](crate::schedule::Period) reads.
+pub(crate) fn period(_: &mut SchemaGenerator) -> Schema {
+    text(
+        "self.matches('^([0-9]{1,5}d)?([0-9]{1,5}h)?([0-9]{1,5}m)?$') && self.matches('[1-9]')",
+        18,
+        "is no length of time of a minute or more in days, hours and minutes, such as 30d or 12h30m",
+    )
+}
+
+/// Hours and minutes.
+pub(crate) fn time_of_day(_: &mut SchemaGenerator) -> Schema {
+    text("self.matches('^([01][0-9]|2[0-3]):[0-5][0-9]$')", 5, "is no time of day, such as 02:00")
+}
+
+/// What the API server knows as a time zone; of one that it does not, it says so by itself.
+pub(crate) fn time_zone(_: &mut SchemaGenerator) -> Schema {
+    text(
+        "self.matches('^[A-Za-z][A-Za-z0-9_+/-]*$') && timestamp('2027-01-01T00:00:00Z').getHours(self) >= 0",
+        64,
+        "is no time zone, such as Europe/Berlin",
+    )
+}
+
+/// Values go with the operators that compare with them.
+pub(crate) fn requirement() -> Value {
+    json!([rule(
+        "(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)",
+        "In and NotIn need values, Exists and DoesNotExist have none",
+    )])
 }
 
 /// A list of ranges of addresses.

@@ -15,6 +15,8 @@ pub mod object;
 pub mod probe;
 pub mod problem;
 pub mod rotation;
+pub mod schedule;
+pub mod selector;
 pub mod status;
 pub mod veil_node;
 mod words;

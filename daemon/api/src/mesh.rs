@@ -114,6 +114,10 @@ pub struct MeshStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = 20)))]
     pub rotations: Vec<RotationRecord>,
+    /// When `spec.rotation.every` begins the next rotation; absent while one goes on or waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
+    pub next_rotation: Option<Timestamp>,
     /// Ready, FullyConnected, KeysCurrent, Rotating.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(

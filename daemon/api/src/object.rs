@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::selector::Labels;
+
 /// `apiVersion` and `kind`: enough to know what a document is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -23,6 +25,12 @@ pub struct Metadata {
     /// Unique for ever: an object made again under its old name has another.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
+    /// When it was made; absent until it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation_timestamp: Option<jiff::Timestamp>,
+    /// What it is selected by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: Labels,
     /// Free text by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,

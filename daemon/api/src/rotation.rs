@@ -3,7 +3,11 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::words::words;
+use crate::{
+    schedule::{Period, Window},
+    selector::LabelSelector,
+    words::words,
+};
 
 /// Rotations that the mesh's history holds, the newest last.
 pub const MOST_RECORDS: usize = 20;
@@ -14,11 +18,30 @@ pub const MOST_STRAGGLERS: usize = 32;
 /// Seconds after which a rotation has stragglers, where nobody said: ten minutes.
 pub const DEADLINE_SECONDS: u32 = 600;
 
-/// `spec.rotation` of an EncryptionMesh: who asked for the generation in `spec.keyGeneration`, and how it is to go on.
+/// `spec.rotation` of an EncryptionMesh: when keys are renewed by themselves, who asked for the generation in
+/// `spec.keyGeneration`, and how it is to go on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RotationSpec {
+    /// How long after one rotation began the next one does, by itself: the controller raises `spec.keyGeneration` then. It waits until
+    /// all nodes are done with the last one, and as long as rotation is paused. Such as 30d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::period"))]
+    pub every: Option<Period>,
+    /// Hours outside of which none begins by itself; one that was missed begins in the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Window"))]
+    pub window: Option<Window>,
+    /// Up to how much later than `every` says one begins by itself: each cluster has its own part of it, so that many that are made
+    /// alike do not rotate all at once. Such as 6h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::period"))]
+    pub jitter: Option<Period>,
+    /// A key that is older is told of, by the condition KeysCurrent and a metric. Nothing ends a key that is in use. Such as 90d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::period"))]
+    pub max_key_age: Option<Period>,
     /// No node makes a key and none gives one up, until this is taken away.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -26,6 +49,11 @@ pub struct RotationSpec {
     /// off until it has. `kubeveil rotate finish --force` sets it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retire_before: u32,
+    /// Nodes that take a new key, by their labels; all others go on with the one that they have, on the new device too. Without it,
+    /// all do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "LabelSelector"))]
+    pub node_selector: Option<LabelSelector>,
     /// Who asked for it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
@@ -83,6 +111,9 @@ pub struct RotationRecord {
     /// Why.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Of which nodes, as `kubectl --selector` has it; empty: of all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub nodes: String,
     /// When it was asked for, or first seen.
     #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
     pub started_at: Timestamp,

@@ -93,6 +93,9 @@ pub struct KeyStatus {
     pub created: u64,
     /// Seconds.
     pub age: u64,
+    /// Age above which it is too old, seconds: `spec.rotation.maxKeyAge`; 0 where there is none.
+    #[serde(default)]
+    pub max_age: u64,
     /// Keys of older generations, which some packets still go by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub older: Vec<OlderKey>,

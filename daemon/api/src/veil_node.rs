@@ -36,6 +36,10 @@ pub struct VeilNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "u32"))]
     pub generation: Option<u32>,
+    /// When that key was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
+    pub key_created_at: Option<jiff::Timestamp>,
     /// Other nodes that are known.
     #[serde(default)]
     pub peers: u32,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use kubeveil_api::selector::LabelSelector;
 use kubeveil_core::{
     announced::Announced,
     control::{Control, Refusal, Sight},
@@ -28,6 +29,9 @@ pub(crate) struct Rotate {
     /// Why, for the record.
     #[arg(long, default_value = "")]
     reason: String,
+    /// Only nodes with these labels take a new key, as kubectl's --selector has it; the others go on with theirs.
+    #[arg(long, value_name = "SELECTOR", conflicts_with = "compromised")]
+    nodes: Option<LabelSelector>,
     /// After which time nodes that are not done are named as stragglers and this command no longer waits, such as 10m. It ends
     /// nothing.
     #[arg(long, default_value = "10m", value_parser = patience)]
@@ -105,7 +109,27 @@ struct Desk {
 struct Look {
     sight: Sight,
     progress: Progress,
+    /// Nobody else writes the mesh's status.
+    keeps_status: bool,
     now: Timestamp,
+}
+
+impl Look {
+    /// Generations before this one go, whoever has no newer one.
+    fn retire_before(&self) -> u32 {
+        self.sight.mesh.spec.rotation.as_ref().map_or(0, |asked| asked.retire_before)
+    }
+
+    /// All nodes are done, but for those that were cut off.
+    fn is_over(&self) -> bool {
+        self.progress.is_over(self.retire_before())
+    }
+
+    /// How it stands: over, over but for those that were cut off, or not over.
+    fn end(&self) -> Option<End> {
+        let end = if self.progress.stragglers.is_empty() { End::Done } else { End::Stragglers };
+        self.is_over().then_some(end)
+    }
 }
 
 impl Desk {
@@ -114,7 +138,7 @@ impl Desk {
         self.announced.update(&sight.nodes);
         let wanted = Generation::new(sight.mesh.spec.key_generation);
         let progress = Progress::announced(wanted, sight.nodes.keys(), &self.announced);
-        Ok(Look { progress, sight, now: Timestamp::now() })
+        Ok(Look { progress, sight, keeps_status: self.control.keeps_status(), now: Timestamp::now() })
     }
 
     /// Changes the mesh's spec. Where nobody else keeps the history, that too.

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{core::v1::ObjectReference, events::v1::Event},
+    api::{authentication::v1::SelfSubjectReview, core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
 use kube::{
@@ -15,6 +15,8 @@ use kubeveil_api::{
     condition::{Condition, ROTATING},
     mesh::MeshStatus,
     names,
+    problem::readable,
+    rotation::RotationRecord,
 };
 use kubeveil_core::{announced::Announced, rotation::progress::Progress, snapshot::NodeFacts};
 use kubeveil_keys::Generation;
@@ -22,6 +24,7 @@ use kubeveil_kubernetes::ours;
 use serde_json::json;
 
 use crate::{
+    schedule,
     seen::{Node, Seen},
     status::status,
 };
@@ -37,15 +40,23 @@ pub(crate) struct Writer {
     written: Option<MeshStatus>,
     /// What the nodes announce; what is valid is not verified twice.
     announced: Announced,
+    /// As whom the API server knows us.
+    who: Option<String>,
 }
 
 impl Writer {
     pub(crate) fn new(client: Client, identity: &str) -> Self {
-        Self { client, identity: identity.to_owned(), written: None, announced: Announced::default() }
+        Self {
+            client,
+            identity: identity.to_owned(),
+            written: None,
+            announced: Announced::default(),
+            who: None,
+        }
     }
 
     pub(crate) async fn write(&mut self, seen: &Seen, now: Timestamp) -> Result<()> {
-        let leaves = seen.mesh.as_ref().is_some_and(|(mesh, _)| mesh.spec.uninstall);
+        let leaves = seen.mesh.as_ref().is_some_and(|mesh| mesh.object.spec.uninstall);
         // Whoever takes kubeveil away takes them away.
         for (name, node) in seen.nodes.iter().filter(|_| !leaves) {
             if !seen.veil_nodes.contains_key(name) {
@@ -54,7 +65,8 @@ impl Writer {
         }
         let progress = self.progress(seen);
         let Some(status) = status(seen, &progress, now) else { return Ok(()) };
-        let before = seen.mesh.as_ref().and_then(|(mesh, _)| mesh.status.clone()).unwrap_or_default();
+        self.begin_rotation(seen, &status, &progress, now).await?;
+        let before = seen.mesh.as_ref().and_then(|mesh| mesh.object.status.clone()).unwrap_or_default();
         if status == before || self.written.as_ref().is_some_and(|written| same(written, &status)) {
             return Ok(());
         }
@@ -62,6 +74,9 @@ impl Writer {
         for condition in changed(&before.conditions, &status.conditions) {
             tracing::info!(kind = condition.kind, status = %condition.status, "{}", condition.message);
             self.tell(condition, now).await;
+        }
+        for record in status.rotations.iter().filter(|record| !before.rotations.contains(record)) {
+            log(record);
         }
         self.written = Some(status);
         Ok(())
@@ -76,8 +91,55 @@ impl Writer {
         };
         let nodes = seen.nodes.iter().map(|(name, node)| (name.clone(), facts(node).into())).collect();
         self.announced.update(&nodes);
-        let wanted = seen.mesh.as_ref().map_or(0, |(mesh, _)| mesh.spec.key_generation);
+        let wanted = seen.mesh.as_ref().map_or(0, |mesh| mesh.object.spec.key_generation);
         Progress::announced(Generation::new(wanted), nodes.keys(), &self.announced)
+    }
+
+    /// Where the schedule says so.
+    async fn begin_rotation(
+        &mut self,
+        seen: &Seen,
+        status: &MeshStatus,
+        progress: &Progress,
+        now: Timestamp,
+    ) -> Result<()> {
+        let Some(mesh) = &seen.mesh else { return Ok(()) };
+        let next = schedule::next(&mesh.object, status.rotations.last(), progress, now);
+        if !next.is_ok_and(|next| next.is_some_and(|next| next.is_due)) {
+            return Ok(());
+        }
+        let who = self.who().await?;
+        let Some(patch) = schedule::begin(mesh, &who, now) else { return Ok(()) };
+        let api: Api<DynamicObject> =
+            Api::all_with(self.client.clone(), &ours("EncryptionMesh", "encryptionmeshes"));
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        match api.patch(names::MESH, &params, &Patch::Merge(patch)).await {
+            Ok(_) => {
+                let generation = mesh.object.spec.key_generation.saturating_add(1);
+                tracing::info!(generation, "begins the rotation that is due");
+                Ok(())
+            }
+            // Somebody changed it meanwhile, maybe to begin one.
+            Err(kube::Error::Api(refused)) if refused.code == 409 => Ok(()),
+            Err(e) => Err(e).with_context(|| {
+                format!(
+                    "raise spec.keyGeneration of EncryptionMesh {}, as its spec.rotation.every says",
+                    names::MESH
+                )
+            }),
+        }
+    }
+
+    /// As the API server knows us.
+    async fn who(&mut self) -> Result<String> {
+        if let Some(who) = &self.who {
+            return Ok(who.clone());
+        }
+        let reviews: Api<SelfSubjectReview> = Api::all(self.client.clone());
+        let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await;
+        let status = review.context("ask the API server who we are")?.status;
+        let who = status.and_then(|status| status.user_info?.username).unwrap_or_default();
+        Ok(self.who.insert(who).clone())
     }
 
     /// Its owner is the Node, so it goes with it.
@@ -150,6 +212,22 @@ impl Writer {
             tracing::warn!("the event {} can't be written: {e}", condition.reason);
         }
     }
+}
+
+/// A rotation has begun, is late, or is over.
+fn log(record: &RotationRecord) {
+    let end = record.finished_at.map(|end| end.as_second().saturating_sub(record.started_at.as_second()));
+    tracing::info!(
+        generation = record.generation,
+        result = %record.result,
+        requested_by = readable(&record.requested_by),
+        reason = readable(&record.reason),
+        nodes = readable(&record.nodes),
+        started_at = %record.started_at,
+        seconds = end,
+        stragglers = record.stragglers.join(","),
+        "rotation"
+    );
 }
 
 /// As the API has it; its library has another version of the type.

@@ -1,12 +1,14 @@
 //! The controller: does for the cluster what needs one writer. It makes the `VeilNode`s, tells in the mesh's status how far the
-//! cluster has got, and finds the ranges of pods and nodes where people name none. Nothing that encrypts waits for it.
+//! cluster has got, begins rotations that are scheduled, and finds the ranges of pods and nodes where people name none. Nothing that
+//! encrypts waits for it.
 //!
-//! `watch` keeps what there is, `seen` is that at one moment, `status` and `ranges` decide (pure), `act` writes. What a chart's hooks
+//! `watch` keeps what there is, `seen` is that at one moment, `status`, `schedule` and `ranges` decide (pure), `act` writes. What a chart's hooks
 //! do stands beside it, in [`hook`].
 
 mod act;
 pub mod hook;
 mod ranges;
+mod schedule;
 mod seen;
 mod status;
 mod watch;

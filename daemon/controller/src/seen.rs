@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 /// All of it at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// `EncryptionMesh/default`, and its `metadata.generation`.
-    pub(crate) mesh: Option<(EncryptionMesh, i64)>,
+    /// `EncryptionMesh/default`.
+    pub(crate) mesh: Option<Mesh>,
     /// Nodes by name.
     pub(crate) nodes: BTreeMap<String, Node>,
     /// What agents say, by the name of their node; `None` where a VeilNode is there and nothing is said in it.
@@ -19,6 +19,16 @@ pub(crate) struct Seen {
     pub(crate) agents: BTreeMap<String, bool>,
     /// What the cluster says of its own ranges.
     pub(crate) said: Said,
+}
+
+/// The mesh, and which one it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mesh {
+    pub(crate) object: EncryptionMesh,
+    /// `metadata.generation`.
+    pub(crate) generation: i64,
+    /// `metadata.resourceVersion`.
+    pub(crate) version: String,
 }
 
 /// A Node.

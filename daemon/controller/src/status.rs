@@ -13,16 +13,21 @@ use kubeveil_api::{
 use kubeveil_core::rotation::{
     history::{is_late, records},
     progress::Progress,
+    schedule::is_too_old,
 };
 
-use crate::{ranges::ranges, seen::Seen};
+use crate::{
+    ranges::ranges,
+    schedule,
+    seen::{Mesh, Seen},
+};
 
 /// Most names in a message.
 const MOST_NAMED: usize = 5;
 
 /// The status from now on; `None` while there is no mesh.
 pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option<MeshStatus> {
-    let (mesh, generation) = seen.mesh.as_ref()?;
+    let Mesh { object: mesh, generation, .. } = seen.mesh.as_ref()?;
     let before = mesh.status.clone().unwrap_or_default();
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let not_ready: Vec<String> = seen
@@ -35,9 +40,14 @@ pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option
     let mut conditions = vec![
         all_nodes(READY, ["AllNodesReady", "NodesNotReady"], &not_ready, "enforce", now),
         fully_connected(mesh.spec.mode, &ways, now),
-        keys_current(seen, mesh.spec.key_generation, now),
+        keys_current(seen, &mesh.spec, now),
         rotating(&mesh.spec, rotations.last(), progress, now),
     ];
+    let next = schedule::next(mesh, rotations.last(), progress, now);
+    if let Err(why) = &next {
+        let not_rotating = conditions.iter_mut().filter(|c| c.kind == ROTATING && !c.holds());
+        not_rotating.for_each(|c| (c.reason, c.message) = ("ScheduleUnreadable".to_owned(), why.clone()));
+    }
     if seen.nodes.is_empty() {
         conditions.iter_mut().for_each(|c| c.status = ConditionStatus::Unknown);
     }
@@ -49,6 +59,7 @@ pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option
         ready_nodes: count(seen.nodes.len() - not_ready.len()),
         encrypted_pairs: format!("{}/{}", ways.encrypted, ways.all),
         rotations,
+        next_rotation: next.ok().flatten().map(|next| next.at),
         conditions,
     })
 }
@@ -123,7 +134,9 @@ fn fully_connected(mode: Mode, ways: &Ways, now: Timestamp) -> Condition {
     Condition::new("FullyConnected", holds, reason, message, now)
 }
 
-fn keys_current(seen: &Seen, wanted: u32, now: Timestamp) -> Condition {
+/// All have the key that is wanted, and none is too old.
+fn keys_current(seen: &Seen, mesh: &MeshSpec, now: Timestamp) -> Condition {
+    let wanted = mesh.key_generation;
     let behind: Vec<String> = seen
         .nodes
         .keys()
@@ -133,8 +146,18 @@ fn keys_current(seen: &Seen, wanted: u32, now: Timestamp) -> Condition {
             None => Some(format!("{node} (no key yet)")),
         })
         .collect();
-    let doing = format!("have a key of generation {wanted}");
-    all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysBehind"], &behind, &doing, now)
+    let asked = mesh.rotation.clone().unwrap_or_default();
+    let too_old = |node: &&String| {
+        let created = said(seen, node).and_then(|said| said.key_created_at);
+        created.is_some_and(|created| is_too_old(&asked, created, now))
+    };
+    let too_old: Vec<String> = seen.nodes.keys().filter(too_old).cloned().collect();
+    let (Some(most), true, false) = (asked.max_key_age, behind.is_empty(), too_old.is_empty()) else {
+        let doing = format!("have a key of generation {wanted}");
+        return all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysBehind"], &behind, &doing, now);
+    };
+    let doing = format!("have a key that is at most {most} old (`kubeveil rotate`)");
+    all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysTooOld"], &too_old, &doing, now)
 }
 
 /// While one goes on in time it says nothing that changes with every node: each change of the mesh goes to every agent.
@@ -158,7 +181,7 @@ fn rotating(
         ("RotationPaused", format!("{to}: waits for `kubeveil rotate resume`"))
     } else if is_late(record, asked.deadline(), now) {
         let late: Vec<String> =
-            progress.stragglers.iter().map(|(node, why)| format!("{node} {why}")).collect();
+            progress.waits_for(asked.retire_before).map(|(node, why)| format!("{node} {why}")).collect();
         let message = format!(
             "{to}: {} nodes are late: {}; `kubeveil rotate status` tells all",
             late.len(),

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Pod},
     api::networking::v1::ServiceCIDR,
@@ -28,7 +29,7 @@ use tokio::{
 
 use crate::{
     Options, ranges,
-    seen::{Node, NodeSpec, NodeStatus, Said, Seen},
+    seen::{Mesh, Node, NodeSpec, NodeStatus, Said, Seen},
 };
 
 type NodeObject = Object<NodeSpec, NodeStatus>;
@@ -113,19 +114,27 @@ impl Watches {
 }
 
 /// A mesh that can't be read is none: what its status says stays as it is.
-fn read_mesh(mesh: &Loose) -> Option<(EncryptionMesh, i64)> {
-    let read = EncryptionMesh {
+fn read_mesh(mesh: &Loose) -> Option<Mesh> {
+    let made = mesh.metadata.creation_timestamp.as_ref();
+    let object = EncryptionMesh {
         types: object::TypeMeta {
             api_version: names::API_VERSION.to_owned(),
             kind: "EncryptionMesh".to_owned(),
         },
-        metadata: object::Metadata { name: mesh.name_any(), ..object::Metadata::default() },
+        metadata: object::Metadata {
+            name: mesh.name_any(),
+            uid: mesh.uid().unwrap_or_default(),
+            // The API has another version of the type.
+            creation_timestamp: made.and_then(|made| Timestamp::from_second(made.0.as_second()).ok()),
+            ..object::Metadata::default()
+        },
         spec: serde_json::from_value(mesh.spec.clone()?)
             .inspect_err(|e| tracing::warn!("EncryptionMesh {} spec: {e}", names::MESH))
             .ok()?,
         status: mesh.status.clone().and_then(|status| serde_json::from_value(status).ok()),
     };
-    Some((read, mesh.metadata.generation.unwrap_or_default()))
+    let generation = mesh.metadata.generation.unwrap_or_default();
+    Some(Mesh { object, generation, version: mesh.resource_version().unwrap_or_default() })
 }
 
 fn is_ready(pod: &Pod) -> bool {

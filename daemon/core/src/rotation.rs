@@ -14,6 +14,7 @@
 
 pub mod history;
 pub mod progress;
+pub mod schedule;
 #[cfg(test)]
 mod tests;
 

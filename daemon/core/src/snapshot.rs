@@ -7,7 +7,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kubeveil_api::mesh::{InForce, MeshSpec, Ranges};
+use kubeveil_api::{
+    mesh::{InForce, MeshSpec, Ranges},
+    selector::Labels,
+};
 use serde::{Deserialize, Serialize};
 
 /// A node, as far as Kubernetes and the node itself speak of it.
@@ -21,6 +24,9 @@ pub struct NodeFacts {
     pub internal_ips: Vec<IpAddr>,
     /// What it says of itself, not verified yet.
     pub announcement: Option<String>,
+    /// Its labels, where it is this very node; of others no source has to tell.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// The mesh and the nodes.
@@ -209,7 +215,7 @@ mod tests {
                 uid: "u".to_owned(),
                 pod_cidrs: cidrs.iter().map(|c| c.parse().expect("net")).collect(),
                 internal_ips: ips.iter().map(|a| a.parse().expect("ip")).collect(),
-                announcement: None,
+                ..NodeFacts::default()
             };
             let nodes = [("a".to_owned(), Arc::new(facts))].into();
             Snapshot { mesh: Some(crate::testing::mesh()), nodes, ..Snapshot::default() }

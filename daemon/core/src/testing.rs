@@ -32,7 +32,7 @@ pub(crate) fn node(n: u8) -> NodeFacts {
             format!("192.0.2.{n}").parse().expect("v4"),
             format!("2001:db8::{n}").parse().expect("v6"),
         ],
-        announcement: None,
+        ..NodeFacts::default()
     }
 }
 

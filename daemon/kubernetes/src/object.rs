@@ -8,6 +8,7 @@ use kubeveil_api::{
     names,
     node::NodeAddress,
     problem::{Problem, ProblemKind, readable},
+    selector::Labels,
 };
 use kubeveil_core::snapshot::NodeFacts;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -23,6 +24,8 @@ pub(crate) struct Metadata {
     pub(crate) uid: String,
     #[serde(default)]
     pub(crate) resource_version: String,
+    #[serde(default)]
+    labels: Option<Labels>,
     #[serde(default)]
     annotations: Option<Annotations>,
 }
@@ -128,9 +131,9 @@ pub(crate) fn version(text: &str) -> u64 {
 }
 
 impl NodeObject {
-    /// What is known of the node by it. What can't be read of it is left out and told, and the rest counts: a node that
+    /// What is known of the node by it, where this one is called `own`. What can't be read of it is left out and told, and the rest counts: a node that
     /// writes nonsense into its own object is no reason to take another for gone, nor this one.
-    pub(crate) fn read(self) -> Read<Arc<NodeFacts>> {
+    pub(crate) fn read(mut self, own: &str) -> Read<Arc<NodeFacts>> {
         let mut problems = Vec::new();
         let mut refuse = |field: String, text: &str, what: &str| {
             problems.push(Problem {
@@ -157,7 +160,9 @@ impl NodeObject {
             }
         }
         let announcement = self.metadata.announcement();
-        let facts = NodeFacts { uid: self.metadata.uid.clone(), pod_cidrs, internal_ips, announcement };
+        let labels = self.metadata.labels.take().filter(|_| self.metadata.name == own).unwrap_or_default();
+        let uid = self.metadata.uid.clone();
+        let facts = NodeFacts { uid, pod_cidrs, internal_ips, announcement, labels };
         Read::of(self.metadata, Arc::new(facts), problems)
     }
 }
@@ -223,7 +228,7 @@ mod tests {
             },
             "spec": spec, "status": {"addresses": addresses, "images": [{"names": ["x"]}]},
         });
-        serde_json::from_value::<NodeObject>(object).expect("a node").read()
+        serde_json::from_value::<NodeObject>(object).expect("a node").read("me")
     }
 
     #[test]

@@ -135,7 +135,7 @@ async fn write(line: &mut Line, node: &str, wanted: &Wanted) -> Result<u64, Fail
     };
     let text = line.ask(Request::new("/api/v1/nodes").patch(node, &params, &patch)).await?;
     let written: NodeObject = serde_json::from_str(&text).map_err(Failure::Answer)?;
-    Ok(written.read().version)
+    Ok(written.read("").version)
 }
 
 fn problem(line: &Line, node: &str, failure: &Failure, since: Timestamp) -> Problem {

@@ -60,11 +60,13 @@ impl Watched for Nodes {
     }
 
     fn list(store: &mut Store, listed: Vec<NodeObject>, version: u64) -> Result<bool, Disbelief> {
-        store.list_nodes(listed.into_iter().map(NodeObject::read).collect(), version)
+        let listed = listed.into_iter().map(|node| node.read(store.own())).collect();
+        store.list_nodes(listed, version)
     }
 
     fn event(store: &mut Store, object: NodeObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
-        store.node(object.read(), is_deleted)
+        let read = object.read(store.own());
+        store.node(read, is_deleted)
     }
 
     fn bookmark(store: &mut Store, version: u64) {

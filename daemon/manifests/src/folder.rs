@@ -216,6 +216,7 @@ impl Source for Folder {
                 name: node.to_owned(),
                 uid: uid.to_owned(),
                 annotations: [(names::ANNOUNCEMENT.to_owned(), announcement.to_owned())].into(),
+                ..Metadata::default()
             },
             spec: Default::default(),
             status: Default::default(),

@@ -148,6 +148,7 @@ impl Index {
                             pod_cidrs: node.pod_cidrs(),
                             internal_ips: node.internal_ips().0,
                             announcement: node.metadata.annotations.get(names::ANNOUNCEMENT).cloned(),
+                            labels: node.metadata.labels.clone(),
                         };
                         let facts = self.not_less(name, &node.metadata.name, facts, problems);
                         if snapshot.nodes.insert(node.metadata.name.clone(), facts.into()).is_some() {

@@ -59,6 +59,23 @@ fn open() -> (TempDir, KeyStore) {
     (folder, store)
 }
 
+#[test]
+fn a_key_serves_two_generations_and_keeps_its_age() {
+    let (_folder, store) = open();
+    let one = ZERO.next().expect("one");
+    let first = store.load_or_create(ZERO, NOW).expect("a key");
+    let again = store.load_or_reuse(one, ZERO, NOW + 9).expect("the same");
+    assert_eq!((again.info.public, again.info.created), (first.info.public, NOW));
+    assert_eq!((again.info.generation, again.private.public()), (one, first.info.public));
+    assert!(store.remove(ZERO).expect("removed"));
+    let kept = store.load(one).expect("read").expect("it is there");
+    assert_eq!(kept.1, again.info, "it does not go with the other");
+    // What is there already stands; and where there is nothing to use again there is a new one.
+    assert_eq!(store.load_or_reuse(one, ZERO, NOW + 9).expect("loaded").info, again.info);
+    let new = store.load_or_reuse(ZERO, Generation::new(7), NOW + 9).expect("a new one").info;
+    assert_eq!((new.created, new.public == first.info.public), (NOW + 9, false));
+}
+
 fn names(store: &KeyStore) -> Vec<String> {
     let mut names = store.folder.names().expect("names");
     names.retain(|name| name != "." && name != "..");

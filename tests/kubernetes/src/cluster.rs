@@ -120,6 +120,15 @@ impl<'a> InApiServer<'a> {
     }
 }
 
+impl InApiServer<'_> {
+    /// Writes into an object's status.
+    pub fn put_status(&self, kind: &ApiResource, name: &str, status: &Value) -> Result<()> {
+        let (api, patch) = (self.api(kind), Patch::Merge(json!({"status": status})));
+        self.server.runtime.block_on(api.patch_status(name, &merge(), &patch))?;
+        Ok(())
+    }
+}
+
 impl World for InApiServer<'_> {
     fn put_node(&mut self, name: &str, pod_cidrs: &[&str], addresses: &[&str]) -> Result<()> {
         let spec = if pod_cidrs.is_empty() {
@@ -128,10 +137,7 @@ impl World for InApiServer<'_> {
             json!({"podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs})
         };
         self.put(&node_kind(), &json!({"metadata": {"name": name}, "spec": spec}))?;
-        let status = json!({"status": addresses_of(addresses)});
-        let api = self.api(&node_kind());
-        self.server.runtime.block_on(api.patch_status(name, &merge(), &Patch::Merge(status)))?;
-        Ok(())
+        self.put_status(&node_kind(), name, &addresses_of(addresses))
     }
 
     fn annotate(&mut self, name: &str, said: Option<&str>) -> Result<()> {

@@ -76,6 +76,7 @@ fn view() -> View {
                 public_key: PublicKey::from_bytes([7; 32]),
                 created: 1,
                 age: 1,
+                max_age: 1,
             }),
             device: None,
             peers: (0..5000).map(peer).collect(),

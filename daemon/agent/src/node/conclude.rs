@@ -32,6 +32,7 @@ impl<K: Kernel> Node<K> {
         problems.extend(problems::route_checks(&self.last.observed));
         problems.extend(self.other_generation());
         problems.extend(self.is_late(now));
+        problems.extend(self.is_too_old(now));
         problems.extend(self.undone.problems(now.monotonic));
         problems.sort();
         problems.dedup();

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, io, path::Path};
 
+use kubeveil_api::schedule::Period;
 use kubeveil_core::{
     observed::{Ahead, Observed, Program},
     problem::{Problem, ProblemKind, few_statements},
@@ -94,6 +95,20 @@ pub(super) fn late_rotation(newest: Generation, older: Generation, why: &BTreeSe
         advice: "`kubeveil rotate status` tells all of it. Mend what it names; where a node never comes back, delete its Node, or \
                  `kubeveil rotate finish --force`"
             .to_owned(),
+    }
+}
+
+pub(super) fn key_too_old(generation: Generation, age: u64, most: Period) -> Problem {
+    const DAY: u64 = 24 * 3600;
+    Problem {
+        kind: ProblemKind::Rotation,
+        object: "EncryptionMesh default".to_owned(),
+        field: "spec.rotation.maxKeyAge".to_owned(),
+        message: format!(
+            "this node's key of generation {generation} is {} days old, and {most} are the most; it goes on being used",
+            age / DAY
+        ),
+        advice: "`kubeveil rotate`; spec.rotation.every has that done by itself".to_owned(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kubeveil_abi::DEVICE_NAMES;
+use kubeveil_api::schedule::Period;
 use kubeveil_core::{
     problem::Problem,
     rotation::{Holdup, Said, Step, View, holdups, progress::Phase},
@@ -57,7 +58,7 @@ impl<K: Kernel> Node<K> {
                 None => return,
                 Some(Step::Make(generation)) => {
                     self.rotations.begins(now.monotonic);
-                    self.keeper.make(generation, now.epoch.as_secs())
+                    self.keeper.make(generation, self.is_left_out(), now.epoch.as_secs())
                 }
                 Some(Step::Retire(generation)) => {
                     let is_forced = self
@@ -75,6 +76,13 @@ impl<K: Kernel> Node<K> {
                 return;
             }
         }
+    }
+
+    /// Does the rotation leave this node its key?
+    fn is_left_out(&self) -> bool {
+        let selector = self.mesh().and_then(|mesh| mesh.rotation.as_ref()?.node_selector.as_ref());
+        let own = self.known.snapshot.nodes.get(&self.name);
+        selector.zip(own).is_some_and(|(selector, own)| !selector.selects(&own.labels))
     }
 
     /// Tells the others, once a device that we speak of stands. Returns how long until something is to be done about keys though
@@ -122,6 +130,19 @@ impl<K: Kernel> Node<K> {
         Some(problems::late_rotation(newest.generation, older, &why))
     }
 
+    /// A key in use that is older than the mesh allows. It goes on being used.
+    pub(super) fn is_too_old(&self, now: Now) -> Option<Problem> {
+        let most = self.max_key_age()?;
+        let key = self.keeper.info()?;
+        let age = now.epoch.as_secs().saturating_sub(key.created);
+        (age > most.seconds()).then(|| problems::key_too_old(key.generation, age, most))
+    }
+
+    /// The age above which a key is told of.
+    pub(crate) fn max_key_age(&self) -> Option<Period> {
+        self.mesh()?.rotation.as_ref()?.max_key_age
+    }
+
     /// Nodes by how far each is with the generation that the mesh wants.
     pub(crate) fn phases(&self) -> [(&'static str, usize); Phase::ALL.len()] {
         let wanted = self.mesh().map_or(Generation::FIRST, |mesh| Generation::new(mesh.key_generation));
@@ -146,7 +167,8 @@ impl<K: Kernel> Node<K> {
             self.keeper.infos().filter(|info| is_so(info)).map(|info| info.generation).collect()
         };
         let stands = |info: &KeyInfo| {
-            outcome.observed.tunnels.values().any(|device| device.public_key == Some(info.public))
+            let device = outcome.observed.tunnels.get(DEVICE_NAMES[info.generation.parity()]);
+            device.is_some_and(|device| device.public_key == Some(info.public))
         };
         let others: Vec<_> = self.announced.all().filter(|(name, _)| *name != self.name).collect();
         let is_told = others.iter().all(|(name, _)| !self.announced.is_kept(name));

@@ -33,7 +33,7 @@ pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
         return Ok(End::Done);
     }
     wait::until(desk, arguments.deadline, |look| {
-        look.progress.generation.number() >= generation && look.progress.is_done()
+        look.end().filter(|_| look.progress.generation.number() >= generation)
     })
 }
 
@@ -45,6 +45,7 @@ fn asked(desk: &mut Desk, look: &Look, arguments: &Rotate) -> Result<serde_json:
         "requestedBy": who,
         "requestedAt": jiff::Timestamp::from_second(look.now.as_second()).ok(),
         "reason": (!arguments.reason.is_empty()).then_some(&arguments.reason),
+        "nodeSelector": selector(look, arguments),
         "deadlineSeconds": (seconds != DEADLINE_SECONDS).then_some(seconds),
         // What a patch does not speak of stays.
         "paused": null,
@@ -52,10 +53,21 @@ fn asked(desk: &mut Desk, look: &Look, arguments: &Rotate) -> Result<serde_json:
     }))
 }
 
+/// Of which nodes. A merge patch joins objects, so what an earlier one has and this one lacks is named too.
+fn selector(look: &Look, arguments: &Rotate) -> serde_json::Value {
+    let Some(selector) = &arguments.nodes else { return serde_json::Value::Null };
+    let asked = look.sight.mesh.spec.rotation.as_ref();
+    let earlier = asked.and_then(|asked| asked.node_selector.as_ref());
+    let gone = earlier.into_iter().flat_map(|earlier| earlier.match_labels.keys());
+    let mut labels: serde_json::Map<_, _> = gone.map(|key| (key.clone(), serde_json::Value::Null)).collect();
+    labels.extend(selector.match_labels.iter().map(|(key, value)| (key.clone(), json!(value))));
+    json!({ "matchLabels": labels, "matchExpressions": selector.match_expressions })
+}
+
 /// One at a time: a node has room for two generations.
 fn under_way(look: &Look) -> Result<(), Stop> {
     let progress = &look.progress;
-    if progress.stragglers.is_empty() {
+    if look.is_over() {
         return Ok(());
     }
     let asked = look.sight.mesh.spec.rotation.clone().unwrap_or_default();
@@ -117,7 +129,7 @@ pub(super) fn status(desk: &mut Desk) -> Result<End, Stop> {
     let look = desk.look()?;
     desk.keep_history(&look);
     show::status(desk.json, &look);
-    Ok(if look.progress.stragglers.is_empty() { End::Done } else { End::Stragglers })
+    Ok(look.end().unwrap_or(End::Stragglers))
 }
 
 /// The last rotations.
@@ -161,7 +173,5 @@ pub(super) fn finish(desk: &mut Desk, force: bool, deadline: Duration) -> Result
         .collect();
     desk.change(&look, json!({ "rotation": { "retireBefore": progress.generation } }))?;
     show::cut_off(desk.json, &left);
-    let end =
-        wait::until(desk, deadline, |look| look.progress.stragglers.keys().all(|node| left.contains(node)))?;
-    Ok(if end == End::Done && !left.is_empty() { End::Stragglers } else { end })
+    wait::until(desk, deadline, Look::end)
 }

@@ -130,11 +130,31 @@ pub(super) fn status(json: bool, look: &Look) {
         || {
             let mut object = document(&look.progress);
             object["rotation"] = json!(asked);
-            object["done"] = json!(look.progress.stragglers.is_empty());
+            object["done"] = json!(look.is_over());
+            object["nextRotation"] = json!(next_of(look));
             object
         },
-        || in_words(&look.progress, &asked, records(look).last()).trim_end().to_owned(),
+        || {
+            let told = in_words(&look.progress, &asked, records(look).last());
+            format!("{told}{}", scheduled(&asked, next_of(look), look.keeps_status)).trim_end().to_owned()
+        },
     );
+}
+
+fn next_of(look: &Look) -> Option<Timestamp> {
+    look.sight.mesh.status.as_ref()?.next_rotation
+}
+
+/// When the next one begins by itself.
+fn scheduled(asked: &RotationSpec, next: Option<Timestamp>, is_ours_alone: bool) -> String {
+    let Some(every) = asked.every else { return String::new() };
+    match next {
+        Some(at) => format!("the next begins by itself at {at}, every {every}"),
+        None if is_ours_alone => format!(
+            "spec.rotation.every ({every}) needs the controller, which a folder has not: run `kubeveil rotate` by a timer instead"
+        ),
+        None => format!("one begins by itself every {every}; when the next does is not known yet"),
+    }
 }
 
 pub(super) fn history(json: bool, records: &[RotationRecord], now: Timestamp) {
@@ -220,10 +240,11 @@ fn table(records: &[RotationRecord], now: Timestamp) -> String {
             format!("{seconds} s"),
             record.requested_by.clone(),
             record.reason.clone(),
+            if record.nodes.is_empty() { "all".to_owned() } else { record.nodes.clone() },
             record.stragglers.join(", "),
         ]
     };
-    let header = ["GENERATION", "RESULT", "STARTED", "TOOK", "BY", "REASON", "STRAGGLERS"];
+    let header = ["GENERATION", "RESULT", "STARTED", "TOOK", "BY", "REASON", "NODES", "STRAGGLERS"];
     grid(&header, records.iter().rev().map(row)).trim_end().to_owned()
 }
 
@@ -275,6 +296,19 @@ mod tests {
     }
 
     #[test]
+    fn when_the_next_one_begins_by_itself_is_told() {
+        let monthly = RotationSpec { every: "30d".parse().ok(), ..RotationSpec::default() };
+        let at = "2026-12-28T10:00:00Z".parse().ok();
+        assert_eq!(scheduled(&RotationSpec::default(), None, true), "");
+        assert_eq!(
+            scheduled(&monthly, at, false),
+            "the next begins by itself at 2026-12-28T10:00:00Z, every 30d"
+        );
+        assert!(scheduled(&monthly, None, true).contains("by a timer instead"));
+        assert!(scheduled(&monthly, None, false).contains("not known yet"));
+    }
+
+    #[test]
     fn a_program_reads_it_too() {
         insta::assert_json_snapshot!(document(&halfway()));
     }
@@ -285,6 +319,7 @@ mod tests {
             generation,
             requested_by: "alice@bastion".to_owned(),
             reason: "quarterly".to_owned(),
+            nodes: String::new(),
             started_at: "2026-11-28T10:00:00Z".parse().expect("a time"),
             finished_at: finished.and_then(|at| at.parse().ok()),
             result,

@@ -15,8 +15,12 @@ pub(super) const LOOK: Duration = Duration::from_millis(500);
 /// An API server that does not answer for so long in a row is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Until `done`, or the deadline; then the rotation goes on without us.
-pub(super) fn until(desk: &mut Desk, deadline: Duration, done: impl Fn(&Look) -> bool) -> Result<End, Stop> {
+/// Until it ends as `ends` says, or the deadline; then the rotation goes on without us.
+pub(super) fn until(
+    desk: &mut Desk,
+    deadline: Duration,
+    ends: impl Fn(&Look) -> Option<End>,
+) -> Result<End, Stop> {
     // Who is told twice would be told by the signal's own way too.
     let _ = ctrlc::set_handler(|| {
         eprintln!(
@@ -45,15 +49,11 @@ pub(super) fn until(desk: &mut Desk, deadline: Duration, done: impl Fn(&Look) ->
             }
             told = Some(look.progress.clone());
         }
-        let end = if done(&look) {
-            Some(End::Done)
-        } else {
-            (began.elapsed() >= deadline).then_some(End::TimedOut)
-        };
-        if let Some(end) = end {
+        let is_late = began.elapsed() >= deadline;
+        if let Some(end) = ends(&look).or(is_late.then_some(End::TimedOut)) {
             drop(bars);
             desk.keep_history(&look);
-            show::ended(desk.json, &look.progress, end == End::Done, began.elapsed());
+            show::ended(desk.json, &look.progress, end != End::TimedOut, began.elapsed());
             return Ok(end);
         }
         std::thread::sleep(LOOK);

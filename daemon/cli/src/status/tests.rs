@@ -48,6 +48,7 @@ fn example() -> Status {
             public_key: PublicKey::from_bytes([7; 32]),
             created: 1_700_000_000,
             age: 90_061,
+            max_age: 0,
         }),
         device: Some(DeviceStatus { name: "kubeveil0".to_owned(), up: true, port: 51871, mtu: 1440 }),
         peers: vec![peer("node-2", TunnelState::Up, Some(75)), peer("node-3", TunnelState::Never, None)],

@@ -12,7 +12,9 @@ fn cluster() -> Seen {
         "apiVersion": "kubeveil.io/v1alpha1", "kind": "EncryptionMesh", "metadata": {"name": "default"},
         "spec": {"mode": "require", "podCIDRs": ["10.0.0.0/8"], "nodeCIDRs": ["192.0.2.0/24"]},
     });
-    let mut seen = Seen { mesh: Some((serde_json::from_value(mesh).expect("a mesh"), 7)), ..Seen::default() };
+    let object = serde_json::from_value(mesh).expect("a mesh");
+    let mesh = Mesh { object, generation: 7, version: "11".to_owned() };
+    let mut seen = Seen { mesh: Some(mesh), ..Seen::default() };
     for name in ["a", "b", "c"] {
         let ready = Condition::new("Ready", true, "Enforcing", String::new(), Timestamp::default());
         let said = VeilNodeStatus {
@@ -34,7 +36,7 @@ fn said<'a>(seen: &'a mut Seen, node: &str) -> &'a mut VeilNodeStatus {
 }
 
 fn spec(seen: &mut Seen) -> &mut MeshSpec {
-    &mut seen.mesh.as_mut().expect("a mesh").0.spec
+    &mut seen.mesh.as_mut().expect("a mesh").object.spec
 }
 
 fn told(seen: &Seen) -> MeshStatus {
@@ -126,6 +128,71 @@ fn keys_behind_are_named() {
     assert_eq!(message, "2 nodes don't have a key of generation 1: a (at 0); c (no key yet)");
 }
 
+#[test]
+fn keys_that_grew_too_old_are_named() {
+    let mut seen = cluster();
+    spec(&mut seen).rotation = Some(serde_json::from_str(r#"{"maxKeyAge": "1m"}"#).expect("asked"));
+    for (node, second) in [("a", 100), ("b", 130)] {
+        said(&mut seen, node).key_created_at = Timestamp::from_second(second).ok();
+    }
+    let at = |second| {
+        let conditions = told_at(&seen, &progress(&[]), second).conditions;
+        let found = conditions.into_iter().find(|c| c.kind == "KeysCurrent").expect("told");
+        (found.status, found.reason, found.message)
+    };
+    assert_eq!(at(160).0, ConditionStatus::True);
+    let (holds, reason, message) = at(170);
+    assert_eq!((holds, reason.as_str()), (ConditionStatus::False, "KeysTooOld"));
+    assert!(
+        message.starts_with("1 nodes don't have a key that is at most 1m old") && message.ends_with(": a"),
+        "{message}"
+    );
+    assert!(at(191).2.ends_with(": a; b"));
+}
+
+/// When the schedule begins the next one, counted from the last, or from the mesh's birth.
+#[test]
+fn the_next_rotation_is_told() {
+    let mut seen = cluster();
+    let asks = |seen: &mut Seen, text: &str| {
+        spec(seen).rotation = Some(serde_json::from_str(text).expect("asked"));
+    };
+    // Of generation 1, which all have: the last rotation went there, or none did.
+    spec(&mut seen).key_generation = 1;
+    let done = |seen: &mut Seen, second| {
+        let status = told_at(seen, &progress(&[]), second);
+        let next = status.next_rotation.map(Timestamp::as_second);
+        seen.mesh.as_mut().expect("a mesh").object.status = Some(status);
+        next
+    };
+    assert_eq!(done(&mut seen, 50), None, "nothing is scheduled");
+    asks(&mut seen, r#"{"every": "1h"}"#);
+    assert_eq!(done(&mut seen, 60), Some(50 + 3600));
+    assert_eq!(done(&mut seen, 9999), Some(50 + 3600), "it does not move");
+    asks(&mut seen, r#"{"every": "1h", "paused": true}"#);
+    assert_eq!(done(&mut seen, 60), None);
+    asks(&mut seen, r#"{"every": "1h"}"#);
+    let late = told_at(&seen, &Progress { generation: Generation::new(0), ..progress(&[]) }, 60);
+    assert_eq!(late.next_rotation, None, "of another generation nobody knows how far it is");
+    spec(&mut seen).key_generation = 2;
+    let goes_on = told_at(&seen, &Progress { generation: Generation::new(2), ..progress(&["b"]) }, 70);
+    assert_eq!(goes_on.next_rotation, None, "one goes on");
+
+    let mut seen = cluster();
+    seen.mesh.as_mut().expect("a mesh").object.metadata.creation_timestamp = Timestamp::from_second(7).ok();
+    asks(&mut seen, r#"{"every": "1h"}"#);
+    let first = |seen: &Seen| told_at(seen, &Progress { generation: Generation::FIRST, ..progress(&[]) }, 60);
+    assert_eq!(first(&seen).next_rotation.map(Timestamp::as_second), Some(7 + 3600));
+    asks(
+        &mut seen,
+        r#"{"every": "1h", "window": {"start": "02:00", "end": "03:00", "timeZone": "Mars/One"}}"#,
+    );
+    assert_eq!(first(&seen).next_rotation, None);
+    let told = first(&seen).conditions.into_iter().find(|c| c.kind == "Rotating").expect("told");
+    assert_eq!(told.reason, "ScheduleUnreadable");
+    assert!(told.message.contains("Mars/One"), "{}", told.message);
+}
+
 /// From its begin to its end, by way of being late; each word once, and nothing that changes with every node.
 #[test]
 fn a_rotation_is_told_of() {
@@ -137,7 +204,7 @@ fn a_rotation_is_told_of() {
     let mut at = |second, late: &[&str]| {
         let told = told_at(&seen, &progress(late), second);
         let last = told.conditions.iter().find(|c| c.kind == "Rotating").expect("told").clone();
-        seen.mesh.as_mut().expect("a mesh").0.status = Some(told);
+        seen.mesh.as_mut().expect("a mesh").object.status = Some(told);
         (last.status, last.reason, last.message)
     };
     let (holds, reason, message) = at(12, &["b", "c"]);

@@ -30,6 +30,7 @@ pub fn records(
             generation: wanted,
             requested_by: asked.requested_by.clone(),
             reason: asked.reason.clone(),
+            nodes: asked.node_selector.as_ref().map(ToString::to_string).unwrap_or_default(),
             started_at: asked.requested_at.unwrap_or(now),
             finished_at: None,
             result: RotationResult::Running,
@@ -45,7 +46,7 @@ pub fn records(
         if is_late(record, asked.deadline(), now) && record.stragglers.is_empty() {
             record.stragglers = progress.stragglers.keys().take(MOST_STRAGGLERS).cloned().collect();
         }
-        if progress.is_done() {
+        if progress.is_over(asked.retire_before) {
             let is_forced = asked.retire_before >= wanted;
             record.result = if is_forced { RotationResult::Forced } else { RotationResult::Done };
             record.finished_at = Some(now);
@@ -124,6 +125,14 @@ mod tests {
         );
         let forced = records(&late, &wants(1, 1), &progress(1, true), at(170));
         assert_eq!(forced[0].result, RotationResult::Forced);
+        // Who was cut off, and never comes back, does not hold the next one up.
+        let mut without = progress(1, false);
+        without.nodes.insert("b".to_owned(), Phase::Behind);
+        let forced = records(&late, &wants(1, 1), &without, at(170));
+        assert_eq!((forced[0].result, forced[0].finished_at), (RotationResult::Forced, Some(at(170))));
+        assert_eq!(records(&late, &wants(1, 0), &without, at(170))[0].result, RotationResult::Running);
+        without.nodes.insert("b".to_owned(), Phase::Announced);
+        assert_eq!(records(&late, &wants(1, 1), &without, at(170))[0].result, RotationResult::Running);
     }
 
     #[test]

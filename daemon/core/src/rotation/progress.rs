@@ -112,7 +112,20 @@ impl Progress {
 
     /// Every node that speaks has the key that is wanted, and no other.
     pub fn is_done(&self) -> bool {
-        self.stragglers.is_empty() && self.count(Phase::Done) > 0
+        self.is_over(0)
+    }
+
+    /// The same, but for nodes that were cut off: see [`Self::waits_for`].
+    pub fn is_over(&self, retire_before: u32) -> bool {
+        self.waits_for(retire_before).next().is_none() && self.count(Phase::Done) > 0
+    }
+
+    /// Nodes that the rotation still waits for, where keys of generations before `retire_before` are given up by force: who has no key of
+    /// the wanted one then is cut off, and waited for no more.
+    pub fn waits_for(&self, retire_before: u32) -> impl Iterator<Item = (&String, &String)> {
+        let is_forced = retire_before >= self.generation.number();
+        let is_cut_off = move |node: &String| is_forced && self.nodes.get(node) == Some(&Phase::Behind);
+        self.stragglers.iter().filter(move |(node, _)| !is_cut_off(node))
     }
 
     /// Nodes that are so far.

@@ -16,6 +16,7 @@ use kubeveil_api::{
 use kubeveil_controller::{Options, control};
 use kubeveil_kubernetes::Origin;
 use kubeveil_tests_kubernetes::{
+    ask::{Request, ask},
     cluster::{InApiServer, mesh_kind, node_kind, veil_node_kind},
     server::{Server, Who},
     world::{World, until},
@@ -99,6 +100,7 @@ fn says(peers: u32, not_encrypted: &[&str]) -> VeilNodeStatus {
         encrypted: peers - u32::try_from(not_encrypted.len()).unwrap(),
         not_encrypted: others.collect(),
         conditions: vec![ready],
+        ..VeilNodeStatus::default()
     }
 }
 
@@ -187,4 +189,45 @@ pub(crate) fn it_tells_how_far_the_cluster_has_got(server: &mut Server) {
     until("it is not ready", || {
         condition(&mesh(), "Ready")[1].contains("node-1 (its agent's pod is not ready)")
     });
+}
+
+/// Begun by the controller's own credential, under the chart's policies.
+pub(crate) fn it_begins_what_is_scheduled(server: &mut Server) {
+    crate::rights::with_policies(server);
+    let mut world = InApiServer::new(server).unwrap();
+    world.put_mesh(&crate::suite::mesh()).unwrap();
+    (1..=2).for_each(|n| put(&mut world, n));
+    namespace(server);
+    let _controller = controller(server);
+    let mesh = || world.get(&mesh_kind(), "default").unwrap();
+    let rotation = |spec: Value| {
+        let asks = Request::patch(
+            "merge",
+            &crate::rights::mesh_path(),
+            &json!({"spec": {"rotation": spec}}).to_string(),
+        );
+        ask(server, &server.client(Who::Admin).unwrap(), &asks).unwrap();
+    };
+    let next = || mesh()["status"]["nextRotation"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+
+    rotation(json!({"every": "30d"}));
+    until("the next one is told", || next().is_some());
+    let made: jiff::Timestamp = mesh()["metadata"]["creationTimestamp"].as_str().unwrap().parse().unwrap();
+    assert_eq!(next().unwrap().duration_since(made).as_hours(), 30 * 24);
+    rotation(json!({"paused": true}));
+    until("none is, while it is to wait", || next().is_none());
+    let last = json!({"generation": 0, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:01:00Z", "result": "done"});
+    world.put_status(&mesh_kind(), "default", &json!({"rotations": [last]})).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(mesh()["spec"]["keyGeneration"], 0, "it is to wait");
+
+    rotation(json!({"paused": null}));
+    until("it begins", || mesh()["spec"]["keyGeneration"] == 1);
+    let asked = mesh()["spec"]["rotation"].clone();
+    assert_eq!(asked["requestedBy"], "system:serviceaccount:kubeveil:kubeveil-controller");
+    assert_eq!((&asked["reason"], &asked["every"]), (&json!("every 30d"), &json!("30d")));
+    until("it is told", || condition(&mesh(), "Rotating")[0] == "True");
+    // One goes on, so no other begins.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((&mesh()["spec"]["keyGeneration"], next()), (&json!(1), None));
 }

@@ -30,7 +30,23 @@ const REFUSED: &[(&str, &str, &str)] = &[
         r#"{"deadline": "2027-01-31T12:00:00"}"#,
         "is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339)",
     ),
+    ("rotation", r#"{"every": "30"}"#, PERIOD),
+    ("rotation", r#"{"every": ""}"#, PERIOD),
+    ("rotation", r#"{"jitter": "1h1d"}"#, PERIOD),
+    ("rotation", r#"{"maxKeyAge": "0d"}"#, PERIOD),
+    ("rotation", r#"{"window": {"start": "2:00", "end": "04:00"}}"#, "is no time of day, such as 02:00"),
+    ("rotation", r#"{"window": {"start": "02:00", "end": "24:00"}}"#, "is no time of day, such as 02:00"),
+    (
+        "rotation",
+        r#"{"window": {"start": "02:00", "end": "04:00", "timeZone": "+01:00"}}"#,
+        "is no time zone, such as Europe/Berlin",
+    ),
+    // The rule's own error; it says what it could not do.
+    ("rotation", r#"{"window": {"start": "02:00", "end": "04:00", "timeZone": "Mars/One"}}"#, "Mars/One"),
 ];
+
+const PERIOD: &str =
+    "is no length of time of a minute or more in days, hours and minutes, such as 30d or 12h30m";
 
 /// Every rule of `value`, by its message.
 fn rules(value: &Value, found: &mut BTreeSet<String>) {
@@ -77,7 +93,27 @@ pub(crate) fn every_rule_refuses(server: &mut Server) {
         spec["keyGeneration"] = lower;
         refused("default", &spec, never);
     }
+    spec["keyGeneration"] = json!(5);
+    refused("default", &spec, "rises by one at a time");
     spec["keyGeneration"] = json!(4);
+    spec["rotation"] = json!({
+        "every": "30d", "jitter": "6h", "maxKeyAge": "90d",
+        "window": {"days": ["Sat", "Sun"], "start": "22:30", "end": "04:00", "timeZone": "Europe/Berlin"},
+    });
+    put("default", &spec).unwrap();
+    // While nodes are on their way from one generation to the next there is no third.
+    let record = |result: &str| {
+        let record = json!({"generation": 4, "startedAt": "2027-01-01T00:00:00Z", "result": result});
+        world.put_status(&mesh_kind(), "default", &json!({"rotations": [record]})).unwrap();
+    };
+    record("running");
+    spec["keyGeneration"] = json!(5);
+    refused("default", &spec, "the last rotation is not over");
+    spec["keyGeneration"] = json!(4);
+    spec["mode"] = json!("prefer");
+    put("default", &spec).unwrap();
+    record("done");
+    spec["keyGeneration"] = json!(5);
     put("default", &spec).unwrap();
 
     let mut all = BTreeSet::new();
@@ -107,6 +143,20 @@ pub(crate) fn both_refuse_the_same(server: &mut Server) {
         ("adoption", json!({"deadline": "2027-01-31t12:00:00.123456789z"})),
         ("adoption", json!({"deadline": "2027-01-31"})),
         ("adoption", json!({})),
+        ("rotation", json!({"every": "1d2h3m"})),
+        ("rotation", json!({"every": "00001d"})),
+        ("rotation", json!({"every": "000001d"})),
+        ("rotation", json!({"every": "30s"})),
+        ("rotation", json!({"every": "00m"})),
+        ("rotation", json!({"maxKeyAge": 30})),
+        ("rotation", json!({"window": {"start": "23:59", "end": "00:00"}})),
+        ("rotation", json!({"window": {"start": "23:60", "end": "00:00"}})),
+        ("rotation", json!({"window": {"start": "23:59"}})),
+        ("rotation", json!({"window": {"start": "23:59", "end": "00:00", "days": ["Sunday"]}})),
+        (
+            "rotation",
+            json!({"window": {"start": "23:59", "end": "00:00", "timeZone": "America/Indiana/Knox"}}),
+        ),
     ];
     for (field, value) in fields {
         let mut spec = mesh();

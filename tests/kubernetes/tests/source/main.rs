@@ -58,6 +58,10 @@ fn main() -> ExitCode {
         ),
         ("rotation::one_of_two_is_told_of_the_other", rotation::one_of_two_is_told_of_the_other),
         ("rotation::nobody_asks_in_anothers_name", rotation::nobody_asks_in_anothers_name),
+        (
+            "rotation::the_controller_begins_what_is_scheduled",
+            rotation::the_controller_begins_what_is_scheduled,
+        ),
         ("check::it_finds_what_stands_against_us", check::it_finds_what_stands_against_us),
         ("check::it_looks_at_what_is_installed", check::it_looks_at_what_is_installed),
         ("check::its_probes_come_and_go", check::its_probes_come_and_go),
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
             "controller::it_tells_how_far_the_cluster_has_got",
             controller::it_tells_how_far_the_cluster_has_got,
         ),
+        ("controller::it_begins_what_is_scheduled", controller::it_begins_what_is_scheduled),
         ("definitions::every_rule_refuses", definitions::every_rule_refuses),
         ("definitions::both_refuse_the_same", definitions::both_refuse_the_same),
         ("troubles::a_missing_right_is_named", troubles::a_missing_right_is_named),

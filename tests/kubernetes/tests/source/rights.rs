@@ -22,9 +22,16 @@ use serde_json::{Value, json};
 
 use self::attack::{Attack, CREDENTIALS, OTHER, OWN, Outcome, announcement, merge, ours, post};
 pub(crate) use self::{
-    hooks::they_can_do_their_work, mistakes::ALL as MISTAKES, table::the_table_says_what_is_tested,
+    hooks::they_can_do_their_work,
+    mistakes::{ALL as MISTAKES, CONTROLLER},
+    table::the_table_says_what_is_tested,
 };
 use crate::suite::mesh;
+
+/// Where the mesh is.
+pub(crate) fn mesh_path() -> String {
+    ours("encryptionmeshes/default")
+}
 
 /// Each attack, by its name.
 pub(crate) fn attacks() -> impl Iterator<Item = &'static Attack> {
@@ -101,6 +108,7 @@ impl<'a> Stage<'a> {
         merge_if_there(self, OWN, r#"{"metadata":{"finalizers":null}}"#);
         let mut world = InApiServer::new(self.server).unwrap();
         let mut spec = mesh();
+        spec["rotation"] = json!({"every": "30d", "paused": true});
         spec["revokedKeys"] = json!(["hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="]);
         world.put_mesh(&spec).unwrap();
         world.put_node("node-1", &[], &["192.0.2.1"]).unwrap();

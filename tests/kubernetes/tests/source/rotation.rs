@@ -58,6 +58,28 @@ pub(crate) fn nobody_asks_in_anothers_name(server: &mut Server) {
     assert!(refused.contains(ASKED), "{refused}");
     // What stands there does not speak for who comes later.
     world.put(&mesh_kind(), &json!({"metadata": {"name": "default"}, "spec": mesh()})).unwrap();
-    asks(3, None).unwrap();
-    asks(3, Some("mallory")).unwrap_err();
+    asks(2, None).unwrap();
+    asks(2, Some("mallory")).unwrap_err();
+}
+
+/// The chart's policy: where nobody has scheduled any, the controller's credential begins none.
+pub(crate) fn the_controller_begins_what_is_scheduled(server: &mut Server) {
+    crate::rights::with_policies(server);
+    let mut world = InApiServer::new(server).unwrap();
+    world.put_mesh(&mesh()).unwrap();
+    let origin = Origin::Kubeconfig(server.kubeconfig(Who::Controller).unwrap());
+    let mut control = KubernetesControl::new(origin, Pace::default(), server.runtime.handle());
+    let mut raises = || {
+        let seen = control.look().unwrap();
+        let spec = json!({"keyGeneration": seen.mesh.spec.key_generation + 1});
+        control.change(&seen, &json!({"spec": spec})).map_err(|refusal| refusal.to_string())
+    };
+    let refused = raises().unwrap_err();
+    assert!(refused.contains(crate::rights::CONTROLLER), "{refused}");
+    let scheduled = json!({"metadata": {"name": "default"}, "spec": {"rotation": {"every": "30d"}}});
+    let admin = server.client(Who::Admin).unwrap();
+    let path = crate::rights::mesh_path();
+    let merge = kubeveil_tests_kubernetes::ask::Request::patch("merge", &path, &scheduled.to_string());
+    kubeveil_tests_kubernetes::ask::ask(server, &admin, &merge).unwrap();
+    raises().unwrap();
 }

@@ -166,7 +166,7 @@ fn facts(n: u8) -> NodeFacts {
             format!("192.0.2.{n}").parse().expect("ip"),
             format!("2001:db8::{n}").parse().expect("ip"),
         ],
-        announcement: None,
+        ..NodeFacts::default()
     }
 }
 

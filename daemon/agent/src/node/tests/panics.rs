@@ -38,7 +38,7 @@ fn a_panic_tells_no_key() {
         }
         let mut keeper = Keeper::new(state.path(), "node-1");
         keeper.unlock("uid-1", 1);
-        assert!(keeper.make(Generation::FIRST, 1));
+        assert!(keeper.make(Generation::FIRST, false, 1));
         let private = keeper.private_key(Generation::FIRST).expect("the key of the process that panicked");
         let found = private.expose(encodings).iter().any(|s| said.contains(s));
         assert_eq!(found, leaks, "{place}: the private key in what it said: {said}");

@@ -169,6 +169,38 @@ fn it_goes_on_after_a_restart() {
     assert_eq!(generations(&it.bench), [1]);
 }
 
+/// What a whole rotation costs of writes to the kernel, at so many nodes.
+fn writes(nodes: u8) -> u64 {
+    let (mut bench, mut node) = Bench::settled(nodes);
+    let fresh: Vec<PrivateKey> = (2..=nodes).map(|_| key()).collect();
+    let mut said = |bench: &mut Bench, says: &dyn Fn(&Bench, usize) -> String| {
+        for n in 2..=nodes {
+            bench.says(n, Some(says(bench, usize::from(n) - 2)));
+        }
+        bench.settle(&mut node)
+    };
+    bench.wants(1);
+    fresh.iter().for_each(|key| bench.kernel.with(|k| k.answer(key.public())));
+    let number = |at: usize| u8::try_from(at + 2).expect("a number");
+    let both = |bench: &Bench, at: usize| {
+        let keys = [(0, &bench.keys[at]), (1, &fresh[at])];
+        announce_keys(number(at), &keys, NotFlipped::nobody())
+    };
+    let newest = |_: &Bench, at: usize| announce_keys(number(at), &[(1, &fresh[at])], NotFlipped::nobody());
+    let written = said(&mut bench, &both) + said(&mut bench, &newest);
+    assert_eq!((generations(&bench), bench.tunnelled()), (vec![1], usize::from(nodes) - 1));
+    written
+}
+
+/// One device more and one less, and for each peer: it is added, it is told to be silent again, and packets go its new way.
+#[test]
+fn a_rotation_costs_three_writes_a_peer() {
+    let of = [3, 13, 23].map(writes);
+    assert!(of[1] - of[0] <= 3 * 10 && of[2] - of[1] <= 3 * 10, "{of:?}");
+    // As many as there are flips, and more than the device alone takes.
+    assert!(of[1] - of[0] >= 2 * 10, "{of:?}");
+}
+
 /// A node that does not begin keeps the old one with all, and nobody goes further than the next.
 #[test]
 fn a_node_that_is_down_keeps_the_old_generation() {
@@ -225,6 +257,72 @@ fn paused_is_paused() {
     pause(&it, false);
     it.settle();
     assert_eq!(generations(&it.bench), [1]);
+}
+
+/// A rotation of other nodes: it goes with them to the next device, by the key that it has. So does one of the others.
+#[test]
+fn a_node_that_is_left_out_keeps_its_key() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let before = said(&bench).generations()[0].public_key;
+    let fresh = key();
+    bench.world.change(|said| {
+        let asked = serde_json::json!({"nodeSelector": {"matchLabels": {"pool": "b"}}});
+        said.snapshot.mesh.as_mut().expect("mesh").rotation =
+            Some(serde_json::from_value(asked).expect("asked"));
+        let own = said.snapshot.node_mut("node-1").expect("this node");
+        own.labels = [("pool".to_owned(), "a".to_owned())].into();
+    });
+    bench.wants(1);
+    bench.kernel.with(|k| k.answer(fresh.public()));
+    bench.settle(&mut node);
+    let keys = |bench: &Bench| -> Vec<_> {
+        said(bench).generations().iter().map(|entry| (entry.generation.number(), entry.public_key)).collect()
+    };
+    assert_eq!(keys(&bench), [(0, before), (1, before)]);
+    assert_eq!(devices(&bench), DEVICES);
+    let both = |n: u8, newer: &PrivateKey, bench: &Bench| {
+        let keys = [(0, &bench.keys[usize::from(n) - 2]), (1, newer)];
+        bench.says(n, Some(announce_keys(n, &keys, NotFlipped::nobody())));
+    };
+    both(2, &fresh, &bench);
+    both(3, &bench.keys[1], &bench);
+    bench.settle(&mut node);
+    assert_eq!((keys(&bench), devices(&bench)), (vec![(1, before)], vec![DEVICES[1].to_owned()]));
+    assert_eq!((bench.tunnelled(), slots(&bench)), (2, [1].into()));
+    assert_eq!(files(&bench), ["generation-1.key"]);
+    // With the other label it takes a new one.
+    bench.world.change(|said| {
+        let own = said.snapshot.node_mut("node-1").expect("this node");
+        own.labels = [("pool".to_owned(), "b".to_owned())].into();
+    });
+    bench.wants(2);
+    bench.settle(&mut node);
+    let now = keys(&bench);
+    assert_eq!((now.len(), now[0]), (2, (1, before)));
+    assert_ne!(now[1].1, before);
+}
+
+/// It is told, and goes on being used.
+#[test]
+fn a_key_that_grew_too_old_is_told() {
+    let (mut bench, mut node) = Bench::settled(2);
+    let asks = |bench: &Bench, most: &str| {
+        let asked = serde_json::from_value(serde_json::json!({"maxKeyAge": most})).expect("asked");
+        bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").rotation = Some(asked));
+    };
+    let mut told = |bench: &mut Bench| {
+        bench.settle(&mut node);
+        let told = node.last.problems.iter().find(|problem| problem.field == "spec.rotation.maxKeyAge");
+        told.map(|problem| problem.message.clone())
+    };
+    asks(&bench, "30d");
+    assert_eq!(told(&mut bench), None);
+    bench.seconds += 31 * 24 * 3600;
+    let message = told(&mut bench).expect("it is told");
+    assert!(message.contains("generation 0 is 31 days old, and 30d are the most"), "{message}");
+    assert_eq!((generations(&bench), bench.tunnelled()), (vec![0], 1));
+    asks(&bench, "90d");
+    assert_eq!(told(&mut bench), None);
 }
 
 /// Its own key is revoked: it has another at once, of the same generation.

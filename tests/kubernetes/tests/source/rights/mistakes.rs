@@ -15,7 +15,7 @@ use super::{
 use crate::OnServer;
 
 const AGENT: &str = "an agent writes an announcement and the status of its VeilNode, and nothing else";
-const CONTROLLER: &str = "the controller writes no Node, and nothing of the mesh but its status";
+pub(crate) const CONTROLLER: &str = "the controller writes no Node, and of the mesh nothing but its status and, where spec.rotation.every is set, the next generation";
 /// What replaces a Node as a whole takes the taints off that the API server gave it.
 const SPEC: &str = "an agent writes nothing into a Node's spec";
 

@@ -14,6 +14,7 @@ const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces";
 /// Who would need a right for it.
 const NOBODY: [Outcome; 5] = [NoRight; 5];
 const ONLY_KUBELET: [Outcome; 5] = [NoRight, Can, NoRight, NoRight, NoRight];
+const CONTROLLER: Outcome = Policy(super::mistakes::CONTROLLER);
 const MESH: Outcome = Policy("this hook writes nothing into the mesh's spec but uninstall");
 
 /// An Event about this object.
@@ -89,13 +90,54 @@ pub(crate) const ALL: &[Attack] = &[
         name: "mode",
         what: "switches encryption off (spec.mode of the mesh)",
         request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"mode":"observe"}}"#),
-        outcomes: [NoRight, NoRight, NoRight, NoRight, MESH],
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
         name: "generation",
-        what: "raises the key generation",
-        request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"keyGeneration":7}}"#),
-        outcomes: [NoRight, NoRight, NoRight, NoRight, MESH],
+        what: "begins a rotation, where spec.rotation.every is set",
+        request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"keyGeneration":1}}"#),
+        outcomes: [NoRight, NoRight, Can, NoRight, MESH],
+    },
+    Attack {
+        name: "generation_and_more",
+        what: "begins a rotation, and switches encryption off with it",
+        request: || {
+            merge(&ours("encryptionmeshes/default"), r#"{"spec":{"keyGeneration":1,"mode":"observe"}}"#)
+        },
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
+    },
+    Attack {
+        name: "rotates_more_often",
+        what: "begins a rotation, and schedules more of them with it",
+        request: || {
+            merge(
+                &ours("encryptionmeshes/default"),
+                r#"{"spec":{"keyGeneration":1,"rotation":{"every":"1h"}}}"#,
+            )
+        },
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
+    },
+    Attack {
+        name: "cuts_nodes_off",
+        what: "begins a rotation, and cuts off who is not done with it",
+        request: || {
+            merge(
+                &ours("encryptionmeshes/default"),
+                r#"{"spec":{"keyGeneration":1,"rotation":{"retireBefore":1}}}"#,
+            )
+        },
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
+    },
+    Attack {
+        name: "goes_on_after_a_pause",
+        what: "begins a rotation, and ends a pause with it",
+        request: || {
+            merge(
+                &ours("encryptionmeshes/default"),
+                r#"{"spec":{"keyGeneration":1,"rotation":{"paused":null}}}"#,
+            )
+        },
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
         name: "pardons_a_key",
@@ -104,7 +146,7 @@ pub(crate) const ALL: &[Attack] = &[
         outcomes: [
             NoRight,
             NoRight,
-            NoRight,
+            CONTROLLER,
             NoRight,
             Policy("this hook removes nothing from the mesh's spec"),
         ],
@@ -113,7 +155,7 @@ pub(crate) const ALL: &[Attack] = &[
         name: "uninstalls",
         what: "asks all agents to clean up (spec.uninstall of the mesh)",
         request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"uninstall":true}}"#),
-        outcomes: [NoRight, NoRight, NoRight, NoRight, Can],
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, Can],
     },
     Attack {
         name: "status_of_the_mesh",

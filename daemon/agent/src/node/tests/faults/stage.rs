@@ -74,7 +74,7 @@ impl Keys {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut keeper = Keeper::new(dir.path(), "node-1");
         keeper.unlock("uid-1", 1);
-        assert!(keeper.make(Generation::new(generation), 1));
+        assert!(keeper.make(Generation::new(generation), false, 1));
         let public = keeper.info().expect("a key").public;
         (dir, public)
     }
