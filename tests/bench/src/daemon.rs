@@ -9,6 +9,7 @@ pub(crate) mod latency;
 pub(crate) mod memory;
 mod profile;
 pub(crate) mod reconcile;
+pub(crate) mod rotation;
 
 use std::{path::Path, time::Duration};
 

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 use crate::{
-    daemon::{cluster, latency, memory, reconcile},
+    daemon::{cluster, latency, memory, reconcile, rotation},
     row::Row,
 };
 
@@ -51,7 +51,9 @@ enum Part {
     Memory,
     /// From an announcement to the kernel
     Latency,
-    /// Pod to pod through WireGuard
+    /// What one node has to do in a rotation
+    Rotation,
+    /// Pod to pod through WireGuard, also while keys are rotated
     Traffic,
     /// In a lab, of `traffic`: measures when it is told to
     #[value(hide = true)]
@@ -89,6 +91,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Part::Reconcile => with_wireguard("reconcile", || reconcile::measure(rounds))?,
         Part::Memory => with_wireguard("memory", || memory::measure(rounds))?,
         Part::Latency => with_wireguard("latency", || latency::measure(rounds))?,
+        Part::Rotation => rotation::measure(rounds)?,
         Part::Traffic => with_wireguard("traffic", || traffic::measure(rounds))?,
         Part::Serve => return traffic::serve(),
         Part::Answer => return traffic::answer(),

@@ -1,5 +1,6 @@
-//! Pod to pod through WireGuard, against the plain route: two labs stand at once, one without encryption and one with
-//! it, and take turns. For information: where WireGuard's cipher is emulated it is most of what is measured.
+//! Pod to pod through WireGuard, against the plain route, and while keys are rotated: two labs stand at once, one without
+//! encryption and one with it, and take turns. For information: where WireGuard's cipher is emulated it is most of what is
+//! measured.
 
 mod pods;
 
@@ -16,33 +17,62 @@ use crate::{
     say,
 };
 
-/// Bits a second, and requests answered a second.
-type Measured = [f64; 2];
+/// Bits a second, requests answered a second, and how many seconds the rotation took that went on meanwhile; 0 without.
+type Measured = [f64; 3];
 
-/// Measures both in both, round by round.
+/// What a lab is told to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Go,
+    /// The same, while a rotation goes on.
+    Rotate,
+}
+
+/// Each kind of [`Measured`], round by round.
+type All = [Series; 3];
+
+/// Measures all of it, round by round.
 pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     say("traffic: two labs are laid");
     let mut labs = [Lab::lay("off")?, Lab::lay("require")?];
-    let mut plain = [Series::new(), Series::new()];
-    let mut encrypted = plain.clone();
+    let [mut plain, mut encrypted, mut rotating]: [All; 3] = Default::default();
     for round in 1..=rounds {
         say(format!("traffic: round {round} of {rounds}"));
-        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-        for lab in order {
-            let series = if lab == 0 { &mut plain } else { &mut encrypted };
-            series.iter_mut().zip(labs[lab].turn()?).for_each(|(series, value)| series.push(value));
+        let mut turns =
+            [(0, Order::Go, &mut plain), (1, Order::Go, &mut encrypted), (1, Order::Rotate, &mut rotating)];
+        // Nobody is always first.
+        turns.rotate_left(round % 3);
+        for (lab, order, series) in turns {
+            series.iter_mut().zip(labs[lab].turn(order)?).for_each(|(series, value)| series.push(value));
         }
     }
     labs.into_iter().try_for_each(Lab::end)?;
-    let row = |what: &str, kind: usize, unit: &str, scale: f64| {
-        let [p, e] = [&plain, &encrypted].map(|all| all[kind].median() / scale);
-        Row::of(format!("{what}, require / plain route"), "ratio", &encrypted[kind].over(&plain[kind]))
-            .note(format!("for information; {p:.0} {unit} plain, {e:.0} {unit} encrypted"))
+    let row = |what: &str, kind: usize, [over, under]: [(&str, &All); 2], unit: &str, scale: f64| {
+        let [o, u] = [over, under].map(|(_, all)| all[kind].median() / scale);
+        let name = format!("{what}, {} / {}", over.0, under.0);
+        Row::of(name, "ratio", &over.1[kind].over(&under.1[kind]))
+            .note(format!("for information; {o:.0} {unit} against {u:.0}"))
     };
-    Ok(vec![
-        row("TCP from pod to pod", 0, "Mbit/s", 1e6),
-        row("TCP requests answered from pod to pod", 1, "a second", 1.0),
-    ])
+    let mut rows = Vec::new();
+    for pair in [
+        [("require", &encrypted), ("plain route", &plain)],
+        [("in a rotation", &rotating), ("without", &encrypted)],
+    ] {
+        rows.push(row("TCP from pod to pod", 0, pair, "Mbit/s", 1e6));
+        rows.push(row("TCP requests answered from pod to pod", 1, pair, "a second", 1.0));
+    }
+    let of_both = "two nodes, with the traffic above; an old key goes after five silent seconds, and what is said of peers is said every ten";
+    rows.push(Row::of("a rotation", "s", &rotating[2]).note(of_both));
+    Ok(rows)
+}
+
+impl Order {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Go => "go",
+            Self::Rotate => "rotate",
+        }
+    }
 }
 
 /// A lab, and in it the program of [`serve`].
@@ -68,8 +98,8 @@ impl Lab {
     }
 
     /// Measures once.
-    fn turn(&mut self) -> Result<Measured> {
-        writeln!(self.orders, "go")?;
+    fn turn(&mut self, order: Order) -> Result<Measured> {
+        writeln!(self.orders, "{}", order.word())?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         serde_json::from_str(&line).with_context(|| format!("the lab said {line:?}"))

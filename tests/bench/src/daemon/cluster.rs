@@ -88,7 +88,7 @@ impl Other {
                 Ipv4Addr::new(172, 16 + high, low, 1).into(),
                 Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, number).into(),
             ],
-            announcement: None,
+            ..NodeFacts::default()
         };
         let mut other = Self { number, key, facts };
         other.announce(51_871)?;
@@ -101,21 +101,35 @@ impl Other {
 
     /// It says that it listens on `port`.
     pub(crate) fn announce(&mut self, port: u16) -> Result<()> {
-        let entry = GenerationEntry {
-            generation: Generation::FIRST,
-            public_key: self.key.public(),
-            port: port.try_into()?,
-            state: GenerationState::Active,
-        };
-        let signed = Announcement::sign(
-            &self.name(),
-            &self.facts.uid,
-            vec![entry],
-            NotFlipped::nobody(),
-            &[&self.key],
-        );
-        self.facts.announcement = Some(signed.context("sign")?.to_json());
+        self.announce_keys(&[(0, &self.key, port)]).map(|said| self.facts.announcement = Some(said))
+    }
+
+    /// It has `fresh` as the key of the next generation, and that of the first as long as it `keeps` it.
+    pub(crate) fn rotate(&mut self, fresh: &PrivateKey, keeps: bool) -> Result<()> {
+        let keys = [(0, &self.key, 51_871), (1, fresh, 51_872)];
+        let said = self.announce_keys(&keys[usize::from(!keeps)..])?;
+        self.facts.announcement = Some(said);
         Ok(())
+    }
+
+    pub(crate) fn public(&self) -> PublicKey {
+        self.key.public()
+    }
+
+    /// Keys by generation, with their ports.
+    fn announce_keys(&self, keys: &[(u32, &PrivateKey, u16)]) -> Result<String> {
+        let entry = |(generation, key, port): &(u32, &PrivateKey, u16)| -> Result<_> {
+            Ok(GenerationEntry {
+                generation: Generation::new(*generation),
+                public_key: key.public(),
+                port: (*port).try_into()?,
+                state: GenerationState::Active,
+            })
+        };
+        let entries = keys.iter().map(entry).collect::<Result<_>>()?;
+        let keys: Vec<&PrivateKey> = keys.iter().map(|(_, key, _)| *key).collect();
+        let signed = Announcement::sign(&self.name(), &self.facts.uid, entries, NotFlipped::nobody(), &keys);
+        Ok(signed.context("sign")?.to_json())
     }
 }
 
@@ -155,7 +169,7 @@ pub(crate) fn own() -> Result<NodeFacts> {
         uid: OWN_UID.to_owned(),
         pod_cidrs: vec!["10.244.1.0/24".parse()?, "fd00:244:ffff::/64".parse()?],
         internal_ips: vec!["198.51.100.1".parse()?, "2001:db8:1::1".parse()?],
-        announcement: None,
+        ..NodeFacts::default()
     })
 }
 
@@ -187,6 +201,15 @@ impl Memory {
         let mut said = self.said();
         said.is_stirred = true;
         change(&mut said.snapshot);
+    }
+
+    /// Generations that a node announces.
+    pub(crate) fn generations(&self, node: &str) -> Result<Vec<u32>> {
+        let said = self.said();
+        let Some(facts) = said.snapshot.nodes.get(node) else { return Ok(Vec::new()) };
+        let Some(json) = &facts.announcement else { return Ok(Vec::new()) };
+        let announcement = Announcement::parse_and_verify(json, node, &facts.uid)?;
+        Ok(announcement.generations().iter().map(|entry| entry.generation.number()).collect())
     }
 
     /// A node has another announcement.

@@ -3,14 +3,14 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 
-use super::Measured;
+use super::{Measured, Order};
 
 const CLIENT: &str = "pod-1a";
 const SERVER: &str = "pod-2a";
@@ -32,11 +32,38 @@ pub(crate) fn serve() -> Result<()> {
     // Who listens late refuses the first.
     thread::sleep(Duration::from_secs(2));
     for line in io::stdin().lines() {
-        line?;
-        let measured: Measured = [throughput()?, requests(&me.display().to_string())?];
+        let rotation = (line? == Order::Rotate.word()).then(Rotation::begin).transpose()?;
+        let [throughput, requests] = [throughput()?, requests(&me.display().to_string())?];
+        let measured: Measured = [throughput, requests, rotation.map_or(Ok(0.0), Rotation::end)?];
         println!("{}", serde_json::to_string(&measured)?);
     }
     servers.iter_mut().try_for_each(|server| server.0.kill()).context("end the servers")
+}
+
+/// `kubeveil rotate`, as a person has it done.
+struct Rotation {
+    command: thread::JoinHandle<io::Result<(Output, Duration)>>,
+}
+
+impl Rotation {
+    fn begin() -> Result<Self> {
+        let folder = std::env::var("KUBEVEIL_LAB").context("KUBEVEIL_LAB")?;
+        let source = format!("dir:{folder}/manifests");
+        let command = thread::spawn(move || {
+            let began = Instant::now();
+            let output = Command::new("kubeveil").args(["rotate", "--source", &source]).output()?;
+            Ok((output, began.elapsed()))
+        });
+        Ok(Self { command })
+    }
+
+    /// Seconds that it took, in all.
+    fn end(self) -> Result<f64> {
+        let done = self.command.join().map_err(|_| anyhow::anyhow!("it panicked"))?;
+        let (told, took) = done.context("kubeveil rotate")?;
+        ensure!(told.status.success(), "kubeveil rotate: {}", String::from_utf8_lossy(&told.stderr));
+        Ok(took.as_secs_f64())
+    }
 }
 
 /// Ends with us.

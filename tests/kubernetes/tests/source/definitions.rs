@@ -41,10 +41,17 @@ const REFUSED: &[(&str, &str, &str)] = &[
         r#"{"window": {"start": "02:00", "end": "04:00", "timeZone": "+01:00"}}"#,
         "is no time zone, such as Europe/Berlin",
     ),
+    ("rotation", r#"{"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}"#, VALUES),
+    (
+        "rotation",
+        r#"{"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}"#,
+        VALUES,
+    ),
     // The rule's own error; it says what it could not do.
     ("rotation", r#"{"window": {"start": "02:00", "end": "04:00", "timeZone": "Mars/One"}}"#, "Mars/One"),
 ];
 
+const VALUES: &str = "In and NotIn need values, Exists and DoesNotExist have none";
 const PERIOD: &str =
     "is no length of time of a minute or more in days, hours and minutes, such as 30d or 12h30m";
 
@@ -98,6 +105,7 @@ pub(crate) fn every_rule_refuses(server: &mut Server) {
     spec["keyGeneration"] = json!(4);
     spec["rotation"] = json!({
         "every": "30d", "jitter": "6h", "maxKeyAge": "90d",
+        "nodeSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "In", "values": ["d"]}]},
         "window": {"days": ["Sat", "Sun"], "start": "22:30", "end": "04:00", "timeZone": "Europe/Berlin"},
     });
     put("default", &spec).unwrap();
