@@ -174,8 +174,12 @@ pub struct All {
     pub failures: Vec<(Schedule, Failure)>,
 }
 
-/// Plays them on all processors, until so many are broken.
-pub fn play_all(schedules: impl Iterator<Item = Schedule> + Send, most: usize) -> All {
+/// Plays them on all processors, until so many are broken; `tell` hears of each of those at once.
+pub fn play_all(
+    schedules: impl Iterator<Item = Schedule> + Send,
+    most: usize,
+    tell: impl Fn(&Schedule, &Failure) + Sync,
+) -> All {
     let (schedules, all) = (Mutex::new(schedules), Mutex::new(All::default()));
     let worker = || {
         loop {
@@ -185,6 +189,7 @@ pub fn play_all(schedules: impl Iterator<Item = Schedule> + Send, most: usize) -
             let next = schedules.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(schedule) = next else { return };
             let played = schedule.play(false);
+            played.failure.iter().for_each(|failure| tell(&schedule, failure));
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             all.figures.add(&played.figures);
             all.failures.extend(played.failure.map(|failure| (schedule, failure)));

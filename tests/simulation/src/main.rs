@@ -4,7 +4,7 @@ use std::{io::Write, process::ExitCode, time::Instant};
 
 use anyhow::Result;
 use clap::Parser;
-use kubeveil_tests_simulation::{Rules, Schedule, play_all};
+use kubeveil_tests_simulation::{Failure, Rules, Schedule, play_all};
 
 #[derive(Parser)]
 #[command(about)]
@@ -28,9 +28,9 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let mut out = std::io::stdout().lock();
     let schedule = |seed| Schedule { seed, nodes: arguments.nodes.map(usize::from), rules: arguments.rules };
     if let (Some(seed), true) = (arguments.seed, arguments.trace) {
+        let mut out = std::io::stdout().lock();
         let played = schedule(seed).play(true);
         for line in &played.trace {
             writeln!(out, "{line}")?;
@@ -39,10 +39,13 @@ fn main() -> Result<ExitCode> {
     }
     let first = arguments.seed.unwrap_or(0);
     let began = Instant::now();
-    let all = play_all((first..first + arguments.schedules).map(schedule), usize::MAX);
-    for (schedule, failure) in all.failures.iter().take(10) {
-        writeln!(out, "seed {}: {failure}\n  again: {}", schedule.seed, schedule.replay())?;
-    }
+    // At once: a run may take hours, and be ended before.
+    let tell = |schedule: &Schedule, failure: &Failure| {
+        let line = format!("seed {}: {failure}\n  again: {}\n", schedule.seed, schedule.replay());
+        drop(std::io::stdout().write_all(line.as_bytes()));
+    };
+    let all = play_all((first..first + arguments.schedules).map(schedule), usize::MAX, tell);
+    let mut out = std::io::stdout().lock();
     let took = began.elapsed().as_secs_f64();
     writeln!(out, "{} schedules, {} broken, in {took:.1} s", arguments.schedules, all.failures.len())?;
     writeln!(out, "{}", all.figures)?;

@@ -11,7 +11,7 @@ fn schedules(rules: Rules) -> impl Iterator<Item = Schedule> + Send {
 
 #[test]
 fn ours_hold() {
-    let all = play_all(schedules(Rules::Ours), usize::MAX);
+    let all = play_all(schedules(Rules::Ours), usize::MAX, |_, _| {});
     let failures: Vec<String> = all
         .failures
         .iter()
@@ -34,7 +34,7 @@ fn ours_hold() {
 #[test]
 fn broken_rules_are_found_out() {
     let mut missed = Rules::BROKEN.to_vec();
-    missed.retain(|rules| play_all(schedules(*rules), 1).failures.is_empty());
+    missed.retain(|rules| play_all(schedules(*rules), 1, |_, _| {}).failures.is_empty());
     assert_eq!(missed, [], "no schedule of {SCHEDULES} finds these out");
 }
 
