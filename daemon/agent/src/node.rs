@@ -316,6 +316,7 @@ impl<K: Kernel> Node<K> {
             knowledge,
             assignment,
             announced: &self.announced,
+            rotation: &self.rotation,
             tunnels: &self.tunnels,
             observed,
             underlay: &self.underlay,

@@ -24,7 +24,7 @@ use crate::{
     observed::{Hook, Observed, Prefix, Program},
     ownership::{Assignment, Class},
     problem::{Problem, ProblemKind},
-    rotation::{self, Said},
+    rotation::{self, Rotation, Said},
     snapshot::Knowledge,
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
@@ -53,6 +53,8 @@ pub struct Inputs<'a> {
     pub assignment: &'a Assignment,
     /// What the nodes say of themselves.
     pub announced: &'a Announced,
+    /// What this node remembers of having said.
+    pub rotation: &'a Rotation,
     /// How the tunnels are.
     pub tunnels: &'a Tunnels,
     /// What the kernel holds.
@@ -408,7 +410,7 @@ fn carrier_of<'c>(inputs: &Inputs<'_>, node: &str, carriers: &'c [Carrier]) -> O
     let own = inputs.announced.of(inputs.node).map(Said::from);
     let may = carriers.iter().filter(|carrier| {
         carrier.up.is_some()
-            && rotation::may_use(own, node, carrier.generation)
+            && inputs.rotation.may_use(own, node, carrier.generation)
             && carries(inputs, node, carrier.health(inputs, node))
     });
     let may: Vec<&Carrier> = may.collect();

@@ -5,7 +5,7 @@
 //! 1. makes the key that the mesh wants, sets its device up, and announces it ([`Rotation::keys`], [`Rotation::says`]);
 //! 2. moves its own packets to a peer onto the newest generation that the peer is proven on ([`choose`]): a handshake there says
 //!    that the peer can decrypt;
-//! 3. says to whom it has not done so yet; what it does not say, it must not do ([`may_use`]);
+//! 3. says to whom it has not done so yet; what it does not say, it must not do ([`Rotation::may_use`]);
 //! 4. gives an old generation up when no peer says that it may still be sent to by it, nothing is sent by it, and nothing came or went
 //!    by it for a while ([`holdups`]): who is sent to needs the sender's key as long as something is on its way.
 //!
@@ -157,7 +157,7 @@ impl Rotation {
         let wanted = view.wanted?;
         if let Some(revoked) = view.revoked.first() {
             // The next key of this generation is nobody's way yet, which is told at once.
-            (self.told, self.list) = (None, None);
+            self.told = None;
             return Some(Step::Retire(*revoked));
         }
         let Some(newest) = view.held.last().copied() else { return Some(Step::Make(wanted)) };
@@ -217,6 +217,15 @@ impl Rotation {
         let generations = said.iter().map(|of| (*of, state(of))).collect();
         let list = not_flipped(&said, view);
         Some((generations, self.at_times(newest, list, view)))
+    }
+
+    /// May packets to `peer` go by `generation`, after what this node said? By a newer one than any that it spoke of, and by its
+    /// newest, to anybody; by an older one to those only of whom it said so, since others take it for granted. `own` is what
+    /// the source has of it. What was said since binds as well: others may have it before the source tells of it here.
+    pub fn may_use(&self, own: Option<Said<'_>>, peer: &str, generation: Generation) -> bool {
+        let said = own.map(|own| (own.newest(), own.not_flipped));
+        let since = self.list.as_ref().map(|(newest, list)| (*newest, list));
+        said.into_iter().chain(since).all(|(newest, list)| newest <= generation || list.names(peer))
     }
 
     /// `list`, or what was said last where it is too early to say something else.
@@ -303,12 +312,6 @@ pub fn holdups(generation: Generation, view: &View<'_>) -> BTreeSet<Holdup> {
         out.insert(Holdup::NotSilent);
     }
     out
-}
-
-/// May packets to `peer` go by `generation`, after what this node said last? By a newer one than any that it spoke of, and by
-/// its newest, to anybody; by an older one to those only of whom it said so, since others take it for granted.
-pub fn may_use(own: Option<Said<'_>>, peer: &str, generation: Generation) -> bool {
-    own.is_none_or(|own| own.newest() <= generation || own.not_flipped.names(peer))
 }
 
 /// Which of a peer's tunnels carries packets to it: `ways` are those that may, the newest first, each with how it is. The first that

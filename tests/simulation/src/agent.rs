@@ -247,6 +247,7 @@ impl World {
                 format_args!("{} sets that of generation {generation}", NAMES[place]),
             );
         }
+        self.parts(place, &action);
         let machine = &mut self.machines[place];
         let done = machine.kernel.perform(&action, &machine.disk);
         match &action {
@@ -267,6 +268,22 @@ impl World {
             self.note(|| format!("{}: that fails: {error}", NAMES[place]));
         }
         Stage::Act(round, actions, failed || done.is_err())
+    }
+
+    /// Who goes by a revoked key and hears of it has no way any more that the other must expect.
+    fn parts(&mut self, place: usize, action: &Action) {
+        let to = match action {
+            Action::SetPeer(index, _) => usize::try_from(*index).unwrap_or(1).saturating_sub(1),
+            Action::RemovePeer(_, key) => match self.ledger.owner(key) {
+                Some(owner) => owner,
+                None => return,
+            },
+            _ => return,
+        };
+        let way = self.machines[place].kernel.way(to, self.wall(place));
+        if way.is_some_and(|way| self.ledger.is_void(&way.keys)) {
+            self.ledger.part(place, to);
+        }
     }
 
     /// Keepalives that are set go out at once.

@@ -7,7 +7,7 @@ use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, PeerValue};
 use kubeveil_core::{
     desired::{Desired, DesiredPeer, DesiredTunnel, Remote},
     observed::{Observed, Peer},
-    rotation,
+    rotation::{self, Rotation},
     tunnels::{Health, PROVING_KEEPALIVE},
 };
 use kubeveil_keys::{Generation, PublicKey};
@@ -122,7 +122,8 @@ fn travel(
     }
     let mut ways = BTreeMap::new();
     let Some(newest) = carriers.first() else { return ways };
-    let own = daemon.own().filter(|_| rules != Rules::GoesBackUnsaid);
+    let forgetful = Rotation::default();
+    let rotation = if rules == Rules::GoesByTheSourceAlone { &forgetful } else { &daemon.rotation };
     for node in daemon.known.nodes.keys().copied().filter(|node| *node != daemon.name) {
         let health = |carrier: &Carrier| match (rules, carrier.keys.get(node)) {
             (Rules::FlipsBeforeEvidence, Some(_)) => Health::Up(Default::default()),
@@ -130,7 +131,8 @@ fn travel(
         };
         let may = |carrier: &&Carrier| {
             carrier.up.is_some()
-                && rotation::may_use(own, node, carrier.generation)
+                && (rules == Rules::GoesBackUnsaid
+                    || rotation.may_use(daemon.own(), node, carrier.generation))
                 && health(carrier).is_proven()
         };
         let may: Vec<&Carrier> = carriers.iter().filter(may).collect();

@@ -9,7 +9,8 @@
 //! device was deleted has looked again, nothing connects. Nor does
 //! anything connect while a sender's source has not told it of its own newest announcement: it may still go by the one before, a gap
 //! that needs a lost device, and an API server that tells late, at once. A packet under a session with a device that was deleted is
-//! excused too. Crashes of the daemon, an API server that is away, cut networks, full disks and clocks excuse nothing.
+//! excused too. A node that goes by a revoked key and hears that it is has no way any more, until it has told the others of another: from there to
+//! its next packet it is not connected. Crashes of the daemon, an API server that is away, cut networks, full disks and clocks excuse nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,6 +56,10 @@ impl Ledger {
 
     pub(crate) fn generation(&self, key: &PublicKey) -> Generation {
         self.keys.get(key).map_or(Generation::FIRST, |(_, generation)| *generation)
+    }
+
+    pub(crate) fn owner(&self, key: &PublicKey) -> Option<usize> {
+        self.keys.get(key).map(|(place, _)| *place)
     }
 
     /// A key that `place` gave up and that was of the same device as `generation`.
@@ -123,6 +128,11 @@ impl Ledger {
 
     pub(crate) fn connect(&mut self, from: usize, to: usize) {
         self.connected[from][to] = true;
+    }
+
+    /// The first has no way to the second that this must expect; what it sent before is excused by nothing.
+    pub(crate) fn part(&mut self, from: usize, to: usize) {
+        self.connected[from][to] = false;
     }
 
     pub(crate) fn wound(&mut self, one: usize, other: usize) {

@@ -17,6 +17,8 @@ pub enum Rules {
     ListsNobody,
     /// A node goes back to an older key without having said so.
     GoesBackUnsaid,
+    /// A node goes back to an older key by what its source has of its list, though it has said another since.
+    GoesByTheSourceAlone,
     /// Packets that are on their way are not waited for.
     NoQuietTime,
     /// A node gives a key up by which it still sends itself.

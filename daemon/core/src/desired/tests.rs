@@ -19,6 +19,7 @@ fn whole(nodes: &[(&str, NodeFacts)], recorded: &Owners) -> (Desired, Owners) {
         knowledge: &knowledge,
         assignment: &assignment,
         announced: &Announced::default(),
+        rotation: &Rotation::default(),
         tunnels: &Tunnels::default(),
         observed: &Observed::default(),
         underlay: &[],

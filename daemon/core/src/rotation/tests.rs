@@ -131,9 +131,26 @@ fn the_next_key_is_one_that_there_is_a_device_for() {
 fn what_is_not_said_is_not_done() {
     let (generations, list) = (entries(&[0, 1]), names(&["a"]));
     let own = Some(Said { generations: &generations, not_flipped: &list });
+    let rotation = Rotation::default();
+    let may_use = |own, peer, generation| rotation.may_use(own, peer, generation);
     assert!(may_use(own, "a", generation(0)) && !may_use(own, "b", generation(0)));
     assert!(may_use(own, "b", generation(1)) && may_use(own, "b", generation(2)));
     assert!(may_use(None, "b", generation(0)), "nothing was said yet");
+}
+
+/// A node that has said that it moved does not go back, though its source still tells of the list before.
+#[test]
+fn what_was_said_binds_before_the_source_tells_of_it() {
+    let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
+    let mut rotation = Rotation::default();
+    let view = heard.view();
+    let may_use = |rotation: &Rotation, old: u32| rotation.may_use(view.own, "other", generation(old));
+    assert!(may_use(&rotation, 0));
+    assert_eq!(rotation.says(&view).expect("a device stands").1, names(&[]));
+    assert!(!may_use(&rotation, 0) && may_use(&rotation, 1));
+    // Nor does the end of the newer key undo what was said.
+    rotation.keys(&View { revoked: [generation(1)].into(), ..view.clone() });
+    assert!(!may_use(&rotation, 0));
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn wanted(nodes: &[(&str, NodeFacts)], owners: &Owners, observed: &Observed) -> 
         knowledge: &knowledge,
         assignment: &assignment,
         announced: &announced,
+        rotation: &Rotation::default(),
         tunnels: &tunnels,
         observed,
         underlay: &[],
