@@ -20,6 +20,10 @@ pub(crate) const MTU: u32 = 1440;
 /// A session is made anew when something is sent by one that is older (`drivers/net/wireguard/messages.h`, `REKEY_AFTER_TIME`).
 const REKEY_AFTER: Duration = Duration::from_secs(120);
 
+/// What was sent and has had no answer for so long is followed by a new handshake (`timers.c`, `wg_timers_data_sent`:
+/// `KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
+pub(crate) const UNANSWERED: Duration = Duration::from_secs(15);
+
 /// Where a packet goes, and under which keys.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way {
@@ -31,14 +35,27 @@ pub(crate) struct Way {
     pub(crate) wants_handshake: bool,
 }
 
+/// A handshake that is complete, as far as this side can know.
+#[derive(Clone, Copy)]
+pub(crate) struct Session {
+    /// On the simulation's clock.
+    pub(crate) since: Duration,
+    /// The device at the other end, which alone can decrypt what goes by it.
+    pub(crate) with: u32,
+}
+
 /// Devices, peers, maps.
 pub(crate) struct Kernel {
     pub(crate) seen: Observed,
     made: u32,
     /// The newest time in a first handshake message, by device and peer: an older one is a replay.
     newest: BTreeMap<(u32, PublicKey), Duration>,
-    /// When the handshake of each device and peer was complete, on the simulation's clock.
-    proven: BTreeMap<(u32, PublicKey), Duration>,
+    /// By device and peer.
+    sessions: BTreeMap<(u32, PublicKey), Session>,
+    /// Since when data that was sent has had no answer, by device and peer.
+    unanswered: BTreeMap<(u32, PublicKey), Duration>,
+    /// Data came, and nothing has gone back yet, by device and peer.
+    owed: BTreeSet<(u32, PublicKey)>,
     /// When a device was last deleted by somebody, by parity.
     pub(crate) lost: [Duration; 2],
     /// Keepalives that go out, by device and peer.
@@ -52,7 +69,9 @@ impl Kernel {
             seen,
             made: 0,
             newest: BTreeMap::new(),
-            proven: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
+            owed: BTreeSet::new(),
             lost: [Duration::ZERO; 2],
             beats: BTreeSet::new(),
         }
@@ -93,20 +112,53 @@ impl Kernel {
         device.is_some_and(|device| device.peers.contains_key(&peer))
     }
 
+    /// The same, for what goes by a session with the device `with`.
+    pub(crate) fn decrypts(&self, parity: usize, own: PublicKey, peer: PublicKey, with: Option<u32>) -> bool {
+        let is_its = |device: &TunnelDevice| with.is_none_or(|with| with == device.ifindex);
+        self.takes(parity, own, peer) && self.device(parity).is_some_and(is_its)
+    }
+
     /// Something came by the device of `parity` from `peer`.
     pub(crate) fn received(&mut self, parity: usize, peer: PublicKey) {
+        if let Some(ifindex) = self.device(parity).map(|device| device.ifindex) {
+            self.unanswered.remove(&(ifindex, peer));
+        }
         self.peer(parity, peer, |peer| peer.received += 100);
     }
 
-    /// Something went to `peer` by the device of `parity`.
-    pub(crate) fn sent(&mut self, parity: usize, peer: PublicKey) {
-        self.peer(parity, peer, |peer| peer.sent += 100);
+    /// Data goes to the peer of `way`. True if an answer is awaited from here on.
+    pub(crate) fn sent(&mut self, way: &Way, now: Duration) -> bool {
+        self.peer(way.parity, way.keys.1, |peer| peer.sent += 100);
+        let is_awaited = self.unanswered.contains_key(&(way.ifindex, way.keys.1));
+        self.unanswered.entry((way.ifindex, way.keys.1)).or_insert(now);
+        !is_awaited
+    }
+
+    /// Is that what has had no answer since?
+    pub(crate) fn is_unanswered(&self, way: &Way, since: Duration) -> bool {
+        self.unanswered.get(&(way.ifindex, way.keys.1)) == Some(&since)
+    }
+
+    /// Nothing more is expected of what was sent.
+    pub(crate) fn gives_up(&mut self, way: &Way) {
+        self.unanswered.remove(&(way.ifindex, way.keys.1));
+    }
+
+    /// Data came by the device of `parity`: true if an answer is owed from here on.
+    pub(crate) fn owes(&mut self, parity: usize, peer: PublicKey) -> bool {
+        let ifindex = self.device(parity).map(|device| device.ifindex);
+        ifindex.is_some_and(|ifindex| self.owed.insert((ifindex, peer)))
+    }
+
+    /// The answer goes out, if the device is still there.
+    pub(crate) fn answers(&mut self, ifindex: u32, peer: PublicKey) {
+        self.owed.remove(&(ifindex, peer));
     }
 
     /// A handshake with `peer` is complete, as far as this side can know.
-    pub(crate) fn shaken(&mut self, parity: usize, peer: PublicKey, wall: Duration, now: Duration) {
+    pub(crate) fn shaken(&mut self, parity: usize, peer: PublicKey, wall: Duration, session: Session) {
         if let Some(ifindex) = self.device(parity).map(|device| device.ifindex) {
-            self.proven.insert((ifindex, peer), now);
+            self.sessions.insert((ifindex, peer), session);
         }
         self.peer(parity, peer, |peer| peer.last_handshake = Some(wall));
     }
@@ -123,9 +175,9 @@ impl Kernel {
         }
     }
 
-    /// When the handshake was complete that packets by `way` go under.
-    pub(crate) fn proven(&self, way: &Way) -> Duration {
-        self.proven.get(&(way.ifindex, way.keys.1)).copied().unwrap_or_default()
+    /// What packets by `way` go under.
+    pub(crate) fn session(&self, way: &Way) -> Option<Session> {
+        self.sessions.get(&(way.ifindex, way.keys.1)).copied()
     }
 
     /// Is the first message of a handshake, told to be of `wall`, newer than all before?

@@ -6,12 +6,15 @@ use kubeveil_core::rotation::STILL;
 use kubeveil_keys::PublicKey;
 
 use crate::{
-    kernel::{Way, place_of},
+    kernel::{Session, UNANSWERED, Way, place_of},
     world::{Event, NAMES, World},
 };
 
 /// WireGuard answers data by a keepalive of its own after this (`KEEPALIVE_TIMEOUT`).
 const ANSWERS_AFTER: Duration = Duration::from_secs(10);
+/// The first message of a handshake is sent again so often (`REKEY_TIMEOUT`), and so long (`REKEY_ATTEMPT_TIME`, `messages.h`).
+const AGAIN: Duration = Duration::from_secs(5);
+const AT_MOST: Duration = Duration::from_secs(90);
 
 /// A packet on its way.
 pub(crate) struct Packet {
@@ -27,8 +30,15 @@ pub(crate) struct Packet {
     sent: Duration,
     /// The sender had heard all that it said itself.
     is_sure: bool,
-    /// When the sender last saw that the receiver can decrypt.
-    proven: Duration,
+    /// That by which the receiver can decrypt, as the sender last saw.
+    session: Option<Session>,
+}
+
+/// An answer to what was sent since then is overdue.
+pub(crate) struct Overdue {
+    from: usize,
+    way: Way,
+    since: Duration,
 }
 
 /// A handshake under way: from who began it.
@@ -80,7 +90,9 @@ impl World {
             return;
         };
         self.figures.packets += 1;
-        self.machines[from].kernel.sent(way.parity, way.keys.1);
+        if self.machines[from].kernel.sent(&way, self.now) {
+            self.after(UNANSWERED, Event::Overdue(Overdue { from, way, since: self.now }));
+        }
         if way.wants_handshake {
             self.greet(from, &way);
         }
@@ -101,7 +113,7 @@ impl World {
             wounds,
             sent: self.now,
             is_sure: self.knows_itself(from),
-            proven: self.machines[from].kernel.proven(way),
+            session: self.machines[from].kernel.session(way),
         };
         let wait = self.transit();
         self.after(wait, Event::Packet(packet));
@@ -124,10 +136,11 @@ impl World {
         if self.is_blocked(from, to, parity) || !self.machines[to].is_powered {
             return;
         }
-        if !self.machines[to].kernel.takes(parity, keys.1, keys.0) {
-            let is_excused = was_wounded
-                || self.ledger.is_void(&keys)
-                || packet.proven < self.machines[to].kernel.lost[parity];
+        let session = packet.session;
+        if !self.machines[to].kernel.decrypts(parity, keys.1, keys.0, session.map(|session| session.with)) {
+            let since = session.map_or(Duration::ZERO, |session| session.since);
+            let is_excused =
+                was_wounded || self.ledger.is_void(&keys) || since < self.machines[to].kernel.lost[parity];
             if packet.is_data && packet.connected && !is_excused {
                 let generation = self.ledger.generation(&keys.1);
                 self.fail(
@@ -146,21 +159,45 @@ impl World {
         if packet.is_data {
             self.figures.delivered += 1;
             self.connect(from, to, &keys, was_wounded || !packet.is_sure);
-            if self.once_in(16) {
-                let wait = ANSWERS_AFTER;
-                let keys = (keys.1, keys.0);
-                let answer = Packet {
-                    from: to,
-                    to: from,
-                    keys,
-                    is_data: false,
-                    connected: false,
-                    sent: self.now,
-                    ..*packet
-                };
-                self.after(wait, Event::Packet(answer));
-            }
+            self.owe(packet);
         }
+    }
+
+    /// What came is answered, by WireGuard itself.
+    fn owe(&mut self, packet: &Packet) {
+        let Packet { from, to, parity, keys, .. } = *packet;
+        let Some(ifindex) = self.machines[to].kernel.device(parity).map(|device| device.ifindex) else {
+            return;
+        };
+        if self.machines[to].kernel.owes(parity, keys.0) {
+            let way = Way { parity, ifindex, keys: (keys.1, keys.0), wants_handshake: false };
+            self.after(ANSWERS_AFTER, Event::Answer(to, from, way));
+        }
+    }
+
+    /// The answer goes out, if that device is still there.
+    pub(crate) fn answer(&mut self, from: usize, to: usize, way: &Way) {
+        let kernel = &mut self.machines[from].kernel;
+        kernel.answers(way.ifindex, way.keys.1);
+        let is_there = kernel.device(way.parity).is_some_and(|device| device.ifindex == way.ifindex);
+        if self.machines[from].is_powered && is_there {
+            self.dispatch(from, to, way, false, false, 0);
+        }
+    }
+
+    /// Nothing came back: the other may have lost the session.
+    pub(crate) fn overdue(&mut self, overdue: Overdue) {
+        let Overdue { from, way, since } = &overdue;
+        let kernel = &mut self.machines[*from].kernel;
+        if !kernel.is_unanswered(way, *since) {
+            return;
+        }
+        let is_there = kernel.device(way.parity).is_some_and(|device| device.ifindex == way.ifindex);
+        if !is_there || self.now >= *since + UNANSWERED + AT_MOST {
+            return kernel.gives_up(way);
+        }
+        self.greet(*from, way);
+        self.after(AGAIN, Event::Overdue(overdue));
     }
 
     /// A packet arrived: the pair is connected from here on, if the receiver knows from what the sender said that it may come.
@@ -252,7 +289,7 @@ impl World {
     /// The answer arrives: who began knows now that the other can decrypt, and says something by the new keys.
     pub(crate) fn reply(&mut self, hello: Hello) {
         let Hello { from, to, keys, ifindex, .. } = hello;
-        if self.shakes(&hello, (from, ifindex), (to, keys.0, keys.1)) {
+        if self.shakes(&hello, (from, ifindex), (to, keys.0, keys.1, hello.answered)) {
             let wait = self.transit();
             // The session is that of the device that answered: another one in its place knows nothing of it.
             self.after(wait, Event::Confirm(hello));
@@ -262,7 +299,7 @@ impl World {
     /// First data under the new keys arrives: so does who answered.
     pub(crate) fn confirm(&mut self, hello: Hello) {
         let Hello { from, to, keys, answered, .. } = hello;
-        self.shakes(&hello, (to, answered), (from, keys.1, keys.0));
+        self.shakes(&hello, (to, answered), (from, keys.1, keys.0, hello.ifindex));
     }
 
     /// Something arrives `at` a node that tells it of a handshake, if the device is still the one with this index and has these keys.
@@ -270,7 +307,7 @@ impl World {
         &mut self,
         hello: &Hello,
         (at, ifindex): (usize, u32),
-        (with, own, peer): (usize, PublicKey, PublicKey),
+        (with, own, peer, device): (usize, PublicKey, PublicKey, u32),
     ) -> bool {
         let parity = hello.parity;
         let machine = &self.machines[at];
@@ -285,7 +322,7 @@ impl World {
         let (wall, now) = (self.wall(at), self.now);
         let kernel = &mut self.machines[at].kernel;
         kernel.received(parity, peer);
-        kernel.shaken(parity, peer, wall, now);
+        kernel.shaken(parity, peer, wall, Session { since: now, with: device });
         self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[at], NAMES[with]));
         true
     }

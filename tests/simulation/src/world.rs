@@ -9,10 +9,10 @@ use crate::{
     api::{Api, Saying, Stream},
     chaos::Deed,
     daemon::{Daemon, Keys, Known},
-    kernel::Kernel,
+    kernel::{Kernel, Way},
     ledger::Ledger,
     rules::Rules,
-    wire::{Hello, Packet},
+    wire::{Hello, Overdue, Packet},
 };
 
 /// Nodes that there can be in one schedule, those that join included.
@@ -101,6 +101,10 @@ pub(crate) enum Event {
     /// The first data under the new keys.
     Confirm(Hello),
     Packet(Packet),
+    /// WireGuard answers what came from one to another.
+    Answer(usize, usize, Way),
+    /// Nothing has come back.
+    Overdue(Overdue),
     /// Somebody sends something.
     Traffic,
     /// A node is switched on again.
@@ -268,6 +272,8 @@ impl World {
             Event::Reply(hello) => self.reply(hello),
             Event::Confirm(hello) => self.confirm(hello),
             Event::Packet(packet) => self.arrive(&packet),
+            Event::Answer(from, to, way) => self.answer(from, to, &way),
+            Event::Overdue(overdue) => self.overdue(overdue),
             Event::Traffic => self.traffic(),
             Event::PowerOn(place) => self.power_on(place),
             Event::Deed(deed) => self.deed(deed),
