@@ -384,7 +384,9 @@ fn travel(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, carriers: &[Carr
     }
     let Some(newest) = carriers.first() else { return };
     for (node, index) in indices {
-        let carrier = carrier_of(inputs, node, carriers);
+        let standing = inputs.observed.datapath.as_ref().and_then(|datapath| datapath.peers.get(index));
+        let slot = standing.filter(|value| value.state() == PeerState::Tunnel).map(|value| value.slot());
+        let carrier = carrier_of(inputs, node, slot, carriers);
         if let Some(carrier) = carrier {
             let value = PeerValue::tunnel(carrier.slot(), carrier.generation.number());
             let heard = inputs.adopting.heard.get(node);
@@ -405,12 +407,18 @@ fn travel(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, carriers: &[Carr
     }
 }
 
-/// The device that carries packets to `node`, if there is one.
-fn carrier_of<'c>(inputs: &Inputs<'_>, node: &str, carriers: &'c [Carrier]) -> Option<&'c Carrier> {
+/// The device that carries packets to `node`, if there is one; they go by `slot` now.
+fn carrier_of<'c>(
+    inputs: &Inputs<'_>,
+    node: &str,
+    slot: Option<u8>,
+    carriers: &'c [Carrier],
+) -> Option<&'c Carrier> {
     let own = inputs.announced.of(inputs.node).map(Said::from);
+    let goes_by = carriers.iter().find(|carrier| slot == Some(carrier.slot())).map(|c| c.generation);
     let may = carriers.iter().filter(|carrier| {
         carrier.up.is_some()
-            && inputs.rotation.may_use(own, node, carrier.generation)
+            && inputs.rotation.may_use(own, node, carrier.generation, goes_by)
             && carries(inputs, node, carrier.health(inputs, node))
     });
     let may: Vec<&Carrier> = may.collect();

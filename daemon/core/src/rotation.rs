@@ -139,7 +139,7 @@ impl fmt::Display for Holdup {
 }
 
 /// What a node remembers of it beside its files: only when it last did something, so that all do not do it at once.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
     /// Since when this is wanted.
     wanted: Option<(Generation, Duration)>,
@@ -152,6 +152,13 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// The same with other times, for a model that knows of "before" and "after" only.
+    #[must_use]
+    pub fn with_times(self, time: impl Fn(Duration) -> Duration) -> Self {
+        let of = |(generation, at)| (generation, time(at));
+        Self { wanted: self.wanted.map(of), free: self.free.map(of), told: self.told.map(&time), ..self }
+    }
+
     /// What is to be done about keys now, one after another: to be asked again after each.
     pub fn keys(&mut self, view: &View<'_>) -> Option<Step> {
         let wanted = view.wanted?;
@@ -221,11 +228,22 @@ impl Rotation {
 
     /// May packets to `peer` go by `generation`, after what this node said? By a newer one than any that it spoke of, and by its
     /// newest, to anybody; by an older one to those only of whom it said so, since others take it for granted. `own` is what
-    /// the source has of it. What was said since binds as well: others may have it before the source tells of it here.
-    pub fn may_use(&self, own: Option<Said<'_>>, peer: &str, generation: Generation) -> bool {
-        let said = own.map(|own| (own.newest(), own.not_flipped));
-        let since = self.list.as_ref().map(|(newest, list)| (*newest, list));
-        said.into_iter().chain(since).all(|(newest, list)| newest <= generation || list.names(peer))
+    /// the source has of it. What was said since binds as well: others may have it before the source tells of it here. What an
+    /// earlier daemon said last may be on its way still; it did not before packets went by the newer one, as they do (`goes_by`).
+    pub fn may_use(
+        &self,
+        own: Option<Said<'_>>,
+        peer: &str,
+        generation: Generation,
+        goes_by: Option<Generation>,
+    ) -> bool {
+        let is_bound = |newest: Generation, list: &NotFlipped| newest > generation && !list.names(peer);
+        let is_by_source = own.is_some_and(|own| is_bound(own.newest(), own.not_flipped));
+        let is_by_memory = match &self.list {
+            Some((newest, list)) => is_bound(*newest, list),
+            None => goes_by > Some(generation),
+        };
+        !is_by_source && !is_by_memory
     }
 
     /// `list`, or what was said last where it is too early to say something else.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, PeerValue};
+use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, PeerState, PeerValue};
 use kubeveil_core::{
     desired::{Desired, DesiredPeer, DesiredTunnel, Remote},
     observed::{Observed, Peer},
@@ -57,7 +57,7 @@ pub(crate) fn desired(
             .insert(device.to_owned(), DesiredTunnel { key: (*generation, *key), port, mtu: MTU, peers });
         carriers.push(Carrier { generation: *generation, up, keys });
     }
-    let ways = travel(daemon, &carriers, rules, &mut out);
+    let ways = travel(daemon, &carriers, observed, rules, &mut out);
     (out, ways)
 }
 
@@ -114,6 +114,7 @@ fn peers(
 fn travel(
     daemon: &Daemon,
     carriers: &[Carrier],
+    observed: &Observed,
     rules: Rules,
     out: &mut Desired,
 ) -> BTreeMap<&'static str, Generation> {
@@ -125,6 +126,12 @@ fn travel(
     let forgetful = Rotation::default();
     let rotation = if rules == Rules::GoesByTheSourceAlone { &forgetful } else { &daemon.rotation };
     for node in daemon.known.nodes.keys().copied().filter(|node| *node != daemon.name) {
+        let standing =
+            observed.datapath.as_ref().and_then(|datapath| datapath.peers.get(&index(place(node))));
+        let slot = standing.filter(|value| value.state() == PeerState::Tunnel).map(|value| value.slot());
+        let is_by = |carrier: &&Carrier| slot == Some(u8::from(carrier.generation.parity() == 1));
+        let goes_by = carriers.iter().find(is_by).map(|carrier| carrier.generation);
+        let goes_by = goes_by.filter(|_| rules != Rules::GoesByTheSourceAlone);
         let health = |carrier: &Carrier| match (rules, carrier.keys.get(node)) {
             (Rules::FlipsBeforeEvidence, Some(_)) => Health::Up(Default::default()),
             _ => carrier.health(daemon, node),
@@ -132,7 +139,7 @@ fn travel(
         let may = |carrier: &&Carrier| {
             carrier.up.is_some()
                 && (rules == Rules::GoesBackUnsaid
-                    || rotation.may_use(daemon.own(), node, carrier.generation))
+                    || rotation.may_use(daemon.own(), node, carrier.generation, goes_by))
                 && health(carrier).is_proven()
         };
         let may: Vec<&Carrier> = carriers.iter().filter(may).collect();

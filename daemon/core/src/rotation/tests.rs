@@ -132,7 +132,7 @@ fn what_is_not_said_is_not_done() {
     let (generations, list) = (entries(&[0, 1]), names(&["a"]));
     let own = Some(Said { generations: &generations, not_flipped: &list });
     let rotation = Rotation::default();
-    let may_use = |own, peer, generation| rotation.may_use(own, peer, generation);
+    let may_use = |own, peer, generation| rotation.may_use(own, peer, generation, Some(generation));
     assert!(may_use(own, "a", generation(0)) && !may_use(own, "b", generation(0)));
     assert!(may_use(own, "b", generation(1)) && may_use(own, "b", generation(2)));
     assert!(may_use(None, "b", generation(0)), "nothing was said yet");
@@ -144,10 +144,14 @@ fn what_was_said_binds_before_the_source_tells_of_it() {
     let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
     let mut rotation = Rotation::default();
     let view = heard.view();
-    let may_use = |rotation: &Rotation, old: u32| rotation.may_use(view.own, "other", generation(old));
+    let may_use = |rotation: &Rotation, old: u32| rotation.may_use(view.own, "other", generation(old), None);
     assert!(may_use(&rotation, 0));
     assert_eq!(rotation.says(&view).expect("a device stands").1, names(&[]));
     assert!(!may_use(&rotation, 0) && may_use(&rotation, 1));
+    // An earlier daemon may have said so too, and what it sent is on its way: only not while packets went by the old one still.
+    let started =
+        |by: u32| Rotation::default().may_use(view.own, "other", generation(0), Some(generation(by)));
+    assert!(started(0) && !started(1));
     // Nor does the end of the newer key undo what was said.
     rotation.keys(&View { revoked: [generation(1)].into(), ..view.clone() });
     assert!(!may_use(&rotation, 0));
