@@ -138,8 +138,7 @@ impl World {
                 self.ledger.wound_all(place);
                 self.ledger.disturbed_all();
                 self.machines[place].is_powered = false;
-                self.machines[place].kernel = crate::kernel::Kernel::new();
-                self.machines[place].kernel.lost = [self.now; 2];
+                self.machines[place].kernel.reboot();
                 self.after(down, Event::PowerOn(place));
             }
             Deed::Kill(place, wait) => {
@@ -150,7 +149,6 @@ impl World {
             Deed::DeleteDevice(place, parity) => {
                 if self.machines[place].kernel.delete(parity) {
                     self.machines[place].hurt = self.now;
-                    self.machines[place].kernel.lost[parity] = self.now;
                     self.ledger.wound_all(place);
                     self.ledger.disturbed_all();
                     self.stir(place);

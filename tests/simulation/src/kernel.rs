@@ -24,6 +24,9 @@ const REKEY_AFTER: Duration = Duration::from_secs(120);
 /// `KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
 pub(crate) const UNANSWERED: Duration = Duration::from_secs(15);
 
+/// The first message of a handshake goes out no more often than this (`REKEY_TIMEOUT`).
+pub(crate) const GREETS_EVERY: Duration = Duration::from_secs(5);
+
 /// Where a packet goes, and under which keys.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way {
@@ -35,29 +38,22 @@ pub(crate) struct Way {
     pub(crate) wants_handshake: bool,
 }
 
-/// A handshake that is complete, as far as this side can know.
-#[derive(Clone, Copy)]
-pub(crate) struct Session {
-    /// On the simulation's clock.
-    pub(crate) since: Duration,
-    /// The device at the other end, which alone can decrypt what goes by it.
-    pub(crate) with: u32,
-}
-
 /// Devices, peers, maps.
 pub(crate) struct Kernel {
     pub(crate) seen: Observed,
     made: u32,
     /// The newest time in a first handshake message, by device and peer: an older one is a replay.
     newest: BTreeMap<(u32, PublicKey), Duration>,
-    /// By device and peer.
-    sessions: BTreeMap<(u32, PublicKey), Session>,
+    /// The last first message to each, by device and peer: its number and when it went out. An answer to one before is none.
+    greetings: BTreeMap<(u32, PublicKey), (u64, Duration)>,
+    /// The device at the other end of a session, which alone can decrypt what goes by it, by device and peer.
+    sessions: BTreeMap<(u32, PublicKey), u32>,
     /// Since when data that was sent has had no answer, by device and peer.
     unanswered: BTreeMap<(u32, PublicKey), Duration>,
     /// Data came, and nothing has gone back yet, by device and peer.
     owed: BTreeSet<(u32, PublicKey)>,
-    /// When a device was last deleted by somebody, by parity.
-    pub(crate) lost: [Duration; 2],
+    /// Devices that somebody deleted: who has a session with one can't know.
+    pub(crate) lost: BTreeSet<u32>,
     /// Keepalives that go out, by device and peer.
     beats: BTreeSet<(u32, PublicKey)>,
 }
@@ -69,12 +65,20 @@ impl Kernel {
             seen,
             made: 0,
             newest: BTreeMap::new(),
+            greetings: BTreeMap::new(),
             sessions: BTreeMap::new(),
             unanswered: BTreeMap::new(),
             owed: BTreeSet::new(),
-            lost: [Duration::ZERO; 2],
+            lost: BTreeSet::new(),
             beats: BTreeSet::new(),
         }
+    }
+
+    /// After the node was switched off: no device has an index that another had before.
+    pub(crate) fn reboot(&mut self) {
+        let (made, mut lost) = (self.made, std::mem::take(&mut self.lost));
+        lost.extend(self.seen.tunnels.values().map(|device| device.ifindex));
+        *self = Self { made, lost, ..Self::new() };
     }
 
     pub(crate) fn device(&self, parity: usize) -> Option<&TunnelDevice> {
@@ -156,9 +160,9 @@ impl Kernel {
     }
 
     /// A handshake with `peer` is complete, as far as this side can know.
-    pub(crate) fn shaken(&mut self, parity: usize, peer: PublicKey, wall: Duration, session: Session) {
+    pub(crate) fn shaken(&mut self, parity: usize, peer: PublicKey, wall: Duration, with: u32) {
         if let Some(ifindex) = self.device(parity).map(|device| device.ifindex) {
-            self.sessions.insert((ifindex, peer), session);
+            self.sessions.insert((ifindex, peer), with);
         }
         self.peer(parity, peer, |peer| peer.last_handshake = Some(wall));
     }
@@ -175,8 +179,23 @@ impl Kernel {
         }
     }
 
-    /// What packets by `way` go under.
-    pub(crate) fn session(&self, way: &Way) -> Option<Session> {
+    /// The first message of a handshake is to go out: its number, if it is time for another.
+    pub(crate) fn greets(&mut self, way: &Way, now: Duration) -> Option<u64> {
+        let last = self.greetings.entry((way.ifindex, way.keys.1)).or_insert((0, Duration::ZERO));
+        if last.0 != 0 && now < last.1 + GREETS_EVERY {
+            return None;
+        }
+        *last = (last.0 + 1, now);
+        Some(last.0)
+    }
+
+    /// Is that the number of the last one?
+    pub(crate) fn has_greeted(&self, ifindex: u32, peer: PublicKey, number: u64) -> bool {
+        self.greetings.get(&(ifindex, peer)).is_some_and(|last| last.0 == number)
+    }
+
+    /// The device that can decrypt what goes by `way`, as far as is known.
+    pub(crate) fn session(&self, way: &Way) -> Option<u32> {
         self.sessions.get(&(way.ifindex, way.keys.1)).copied()
     }
 
@@ -201,7 +220,10 @@ impl Kernel {
     /// Somebody deletes the device of `parity`.
     pub(crate) fn delete(&mut self, parity: usize) -> bool {
         let device = self.seen.tunnels.remove(DEVICE_NAMES[parity]);
-        device.is_some_and(|device| self.seen.links.remove(&device.ifindex).is_some())
+        device.is_some_and(|device| {
+            self.lost.insert(device.ifindex);
+            self.seen.links.remove(&device.ifindex).is_some()
+        })
     }
 
     /// Carries `action` out; `keys` are those that the daemon holds.

@@ -6,14 +6,13 @@ use kubeveil_core::rotation::STILL;
 use kubeveil_keys::PublicKey;
 
 use crate::{
-    kernel::{Session, UNANSWERED, Way, place_of},
+    kernel::{GREETS_EVERY, UNANSWERED, Way, place_of},
     world::{Event, NAMES, World},
 };
 
 /// WireGuard answers data by a keepalive of its own after this (`KEEPALIVE_TIMEOUT`).
 const ANSWERS_AFTER: Duration = Duration::from_secs(10);
-/// The first message of a handshake is sent again so often (`REKEY_TIMEOUT`), and so long (`REKEY_ATTEMPT_TIME`, `messages.h`).
-const AGAIN: Duration = Duration::from_secs(5);
+/// The first message of a handshake is sent again for so long (`REKEY_ATTEMPT_TIME`, `messages.h`).
 const AT_MOST: Duration = Duration::from_secs(90);
 
 /// A packet on its way.
@@ -30,8 +29,8 @@ pub(crate) struct Packet {
     sent: Duration,
     /// The sender had heard all that it said itself.
     is_sure: bool,
-    /// That by which the receiver can decrypt, as the sender last saw.
-    session: Option<Session>,
+    /// The device of the receiver that can decrypt it, as the sender last saw.
+    session: Option<u32>,
 }
 
 /// An answer to what was sent since then is overdue.
@@ -49,6 +48,7 @@ pub(crate) struct Hello {
     parity: usize,
     keys: (PublicKey, PublicKey),
     ifindex: u32,
+    number: u64,
     /// The device that answered.
     answered: u32,
     wall: Duration,
@@ -136,11 +136,10 @@ impl World {
         if self.is_blocked(from, to, parity) || !self.machines[to].is_powered {
             return;
         }
-        let session = packet.session;
-        if !self.machines[to].kernel.decrypts(parity, keys.1, keys.0, session.map(|session| session.with)) {
-            let since = session.map_or(Duration::ZERO, |session| session.since);
-            let is_excused =
-                was_wounded || self.ledger.is_void(&keys) || since < self.machines[to].kernel.lost[parity];
+        let kernel = &self.machines[to].kernel;
+        if !kernel.decrypts(parity, keys.1, keys.0, packet.session) {
+            let is_lost = packet.session.is_some_and(|with| kernel.lost.contains(&with));
+            let is_excused = was_wounded || self.ledger.is_void(&keys) || is_lost;
             if packet.is_data && packet.connected && !is_excused {
                 let generation = self.ledger.generation(&keys.1);
                 self.fail(
@@ -197,7 +196,7 @@ impl World {
             return kernel.gives_up(way);
         }
         self.greet(*from, way);
-        self.after(AGAIN, Event::Overdue(overdue));
+        self.after(GREETS_EVERY, Event::Overdue(overdue));
     }
 
     /// A packet arrived: the pair is connected from here on, if the receiver knows from what the sender said that it may come.
@@ -264,8 +263,9 @@ impl World {
             return;
         }
         let (parity, keys, ifindex, wall) = (way.parity, way.keys, way.ifindex, self.wall(from));
+        let Some(number) = self.machines[from].kernel.greets(way, self.now) else { return };
         let wait = self.transit();
-        self.after(wait, Event::Hello(Hello { from, to, parity, keys, ifindex, answered: 0, wall }));
+        self.after(wait, Event::Hello(Hello { from, to, parity, keys, ifindex, number, answered: 0, wall }));
     }
 
     /// It arrives.
@@ -288,8 +288,10 @@ impl World {
 
     /// The answer arrives: who began knows now that the other can decrypt, and says something by the new keys.
     pub(crate) fn reply(&mut self, hello: Hello) {
-        let Hello { from, to, keys, ifindex, .. } = hello;
-        if self.shakes(&hello, (from, ifindex), (to, keys.0, keys.1, hello.answered)) {
+        let Hello { from, to, keys, ifindex, number, .. } = hello;
+        if self.machines[from].kernel.has_greeted(ifindex, keys.1, number)
+            && self.shakes(&hello, (from, ifindex), (to, keys.0, keys.1, hello.answered))
+        {
             let wait = self.transit();
             // The session is that of the device that answered: another one in its place knows nothing of it.
             self.after(wait, Event::Confirm(hello));
@@ -319,10 +321,10 @@ impl World {
         {
             return false;
         }
-        let (wall, now) = (self.wall(at), self.now);
+        let wall = self.wall(at);
         let kernel = &mut self.machines[at].kernel;
         kernel.received(parity, peer);
-        kernel.shaken(parity, peer, wall, Session { since: now, with: device });
+        kernel.shaken(parity, peer, wall, device);
         self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[at], NAMES[with]));
         true
     }
