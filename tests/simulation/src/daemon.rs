@@ -166,7 +166,10 @@ impl Daemon {
         let is_told = others.clone().all(|(_, heard)| heard.said.is_none() || !heard.is_kept);
         let quiet = |generation: &Generation| {
             let quiet = self.tunnels.quiet(DEVICE_NAMES[generation.parity()], self.began);
-            (*generation, if rules == Rules::NoQuietTime { STILL } else { quiet })
+            (
+                *generation,
+                if matches!(rules, Rules::NoQuietTime | Rules::DoesNotWait) { STILL } else { quiet },
+            )
         };
         let mut view = View {
             node: self.name,
@@ -204,6 +207,10 @@ impl Daemon {
         let revoked = self.mesh().revoked;
         let mut rotation = std::mem::take(&mut self.rotation);
         let view = self.view(held, &self.last, &revoked, rules);
+        if rules == Rules::DoesNotWait {
+            rotation.keys(&view);
+            rotation = rotation.with_times(|_| Duration::ZERO);
+        }
         let newest = view.held.last().copied();
         let oldest = view.held.first().copied();
         let step = rotation.keys(&view);

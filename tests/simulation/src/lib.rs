@@ -16,6 +16,7 @@ mod daemon;
 mod desired;
 mod kernel;
 mod ledger;
+pub mod model;
 mod rules;
 mod wire;
 mod world;

@@ -4,7 +4,11 @@ use std::{io::Write, process::ExitCode, time::Instant};
 
 use anyhow::Result;
 use clap::Parser;
-use kubeveil_tests_simulation::{Failure, Rules, Schedule, play_all};
+use kubeveil_tests_simulation::{
+    Failure, Rules, Schedule,
+    model::{Bounds, check},
+    play_all,
+};
 
 #[derive(Parser)]
 #[command(about)]
@@ -21,6 +25,18 @@ struct Arguments {
     /// What the nodes go by
     #[arg(long, value_enum, default_value_t = Rules::Ours)]
     rules: Rules,
+    /// Look at all states of two or three nodes instead, within the bounds below
+    #[arg(long)]
+    model: bool,
+    /// How often the mesh wants another generation
+    #[arg(long, default_value_t = 1)]
+    rotations: u8,
+    /// How often a daemon dies
+    #[arg(long, default_value_t = 1)]
+    crashes: u8,
+    /// How often a node ceases to hear from another
+    #[arg(long, default_value_t = 1)]
+    silences: u8,
     /// Show all that happens in the schedule of --seed
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -28,6 +44,9 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    if arguments.model {
+        return look_at_all(&arguments);
+    }
     let schedule = |seed| Schedule { seed, nodes: arguments.nodes.map(usize::from), rules: arguments.rules };
     if let (Some(seed), true) = (arguments.seed, arguments.trace) {
         let mut out = std::io::stdout().lock();
@@ -50,4 +69,17 @@ fn main() -> Result<ExitCode> {
     writeln!(out, "{} schedules, {} broken, in {took:.1} s", arguments.schedules, all.failures.len())?;
     writeln!(out, "{}", all.figures)?;
     Ok(if all.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn look_at_all(arguments: &Arguments) -> Result<ExitCode> {
+    let Arguments { rotations, crashes, silences, rules, .. } = *arguments;
+    let bounds = Bounds { nodes: arguments.nodes.unwrap_or(3).min(3), rotations, crashes, silences };
+    let began = Instant::now();
+    let checked = check(bounds, rules);
+    let mut out = std::io::stdout().lock();
+    let took = began.elapsed().as_secs_f64();
+    writeln!(out, "{bounds:?}: {} states, {} steps, in {took:.1} s", checked.states, checked.steps)?;
+    let Some(broken) = checked.broken else { return Ok(ExitCode::SUCCESS) };
+    writeln!(out, "{broken}")?;
+    Ok(ExitCode::FAILURE)
 }

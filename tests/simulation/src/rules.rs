@@ -21,6 +21,8 @@ pub enum Rules {
     GoesByTheSourceAlone,
     /// Packets that are on their way are not waited for.
     NoQuietTime,
+    /// An old key goes as soon as nobody says that he sends by it: neither silence nor any time is waited for.
+    DoesNotWait,
     /// A node gives a key up by which it still sends itself.
     IgnoresOwnWays,
     /// A node that has no newer key does not hold the old one.
