@@ -28,6 +28,9 @@ struct Arguments {
     /// Look at all states of two or three nodes instead, within the bounds below
     #[arg(long)]
     model: bool,
+    /// How many of the nodes do at once what they can do
+    #[arg(long, default_value_t = 0)]
+    prompt: u8,
     /// How often the mesh wants another generation
     #[arg(long, default_value_t = 1)]
     rotations: u8,
@@ -72,8 +75,8 @@ fn main() -> Result<ExitCode> {
 }
 
 fn look_at_all(arguments: &Arguments) -> Result<ExitCode> {
-    let Arguments { rotations, crashes, silences, rules, .. } = *arguments;
-    let bounds = Bounds { nodes: arguments.nodes.unwrap_or(3).min(3), rotations, crashes, silences };
+    let Arguments { prompt, rotations, crashes, silences, rules, .. } = *arguments;
+    let bounds = Bounds { nodes: arguments.nodes.unwrap_or(3).min(3), prompt, rotations, crashes, silences };
     let began = Instant::now();
     let checked = check(bounds, rules);
     let mut out = std::io::stdout().lock();

@@ -8,7 +8,8 @@
 //!   to hear from it as often as the bounds say.
 //! - **Packets**: a pair is always about to send by its way. When a node changes a way, a packet may be on the way by the one before, until some seconds
 //!   pass for either end. So an old key waits for no more than that: silence of a device is taken as given, always.
-//! - **Time** is what is remembered of it: now, more than five seconds ago, more than ten. Seconds pass for each node by itself.
+//! - **Time** is what is remembered of it: now, more than five seconds ago, more than ten. Seconds pass for each node by itself, and a node's place
+//!   in the row of all nodes comes at once.
 //! - **Crashes** end a daemon before its way round, after the keys, the devices or the ways of it, and take its memory but not its files,
 //!   its devices, or what is on the network. Actions between those are taken one by one by the simulator (`agent.rs`), not here.
 //!
@@ -32,6 +33,9 @@ pub use search::{Broken, Checked, check};
 pub struct Bounds {
     /// Nodes: two or three.
     pub nodes: u8,
+    /// How many of them, the last ones, do at once what they can do, with what all others say and answer by then. Only seconds pass for
+    /// them as they will.
+    pub prompt: u8,
     /// The mesh wants another generation so often; at most three times.
     pub rotations: u8,
     /// Daemons die so often, all together.

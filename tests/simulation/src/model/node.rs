@@ -17,11 +17,11 @@ use crate::{rules::Rules, world::NAMES};
 
 /// No generation.
 pub(super) const NONE: u8 = u8::MAX;
-/// The present, always: what is remembered is of now, of more than five seconds before, or of more than ten.
-pub(super) const PRESENT: Duration = Duration::from_secs(1000);
-const BEFORE: Duration = Duration::from_secs(993);
-/// The way round takes place a little later, so that nothing waits for its place in the row of all nodes.
-const A_LITTLE: Duration = Duration::from_secs(1);
+/// The present for keys, always: what is remembered of that is of now, or of long ago.
+const KEYS: Duration = Duration::from_secs(1000);
+/// The present for what is said, and more than five seconds before: that it may be said again waits for ten.
+const WORDS: Duration = Duration::from_secs(1001);
+const WORDS_BEFORE: Duration = Duration::from_secs(994);
 /// As in `daemon/agent/src/node/rotation.rs`.
 const STEPS: usize = 4;
 
@@ -84,7 +84,7 @@ impl Memories {
 
     /// More than five seconds pass.
     pub(super) fn age(&mut self, number: u16) -> u16 {
-        let aged = |at| if at >= PRESENT { BEFORE } else { Duration::ZERO };
+        let aged = |at| if at == WORDS { WORDS_BEFORE } else { Duration::ZERO };
         let rotation = self.of(number).with_times(aged);
         self.number(rotation)
     }
@@ -147,13 +147,15 @@ impl Node {
             return (self.dies(), again);
         }
         self.settled = true;
-        if let Some((generations, list)) = rotation.says(&self.view(place, rules)) {
+        if let Some((generations, list)) = rotation.says(&self.view(place, rules, WORDS)) {
             let list = if rules == Rules::ListsNobody { NotFlipped::nobody() } else { list };
             let generations = generations.iter().fold(0, |all, (of, _)| all | 1 << of.number());
             self.says = said::code(generations, &list);
         }
-        let late = |at| if at >= PRESENT { PRESENT } else { at };
-        self.rotation = memories.number(rotation.with_times(late));
+        // With one key nothing is timed, until there is another.
+        let is_rotating = self.held.count_ones() > 1;
+        let times = |at| if is_rotating { at } else { Duration::ZERO };
+        self.rotation = memories.number(rotation.with_times(times));
         (self, again)
     }
 
@@ -163,10 +165,10 @@ impl Node {
             if rules == Rules::DoesNotWait {
                 *rotation = std::mem::take(rotation).with_times(|_| Duration::ZERO);
             }
-            let mut step = rotation.keys(&self.view(place, rules));
+            let mut step = rotation.keys(&self.view(place, rules, KEYS));
             if rules == Rules::DoesNotWait && step.is_none() {
                 *rotation = std::mem::take(rotation).with_times(|_| Duration::ZERO);
-                step = rotation.keys(&self.view(place, rules));
+                step = rotation.keys(&self.view(place, rules, KEYS));
             }
             match step {
                 None => break,
@@ -175,6 +177,9 @@ impl Node {
                     again = again.or(Some(number).filter(|number| self.made & 1 << number != 0));
                     self.held |= 1 << number;
                     self.made |= 1 << number;
+                    // When that was wanted is of no use any more.
+                    let other = |at| if at == KEYS { Duration::ZERO } else { at };
+                    *rotation = std::mem::take(rotation).with_times(other);
                 }
                 Some(Step::Retire(generation)) => self.held &= !(1 << generation.number()),
             }
@@ -183,7 +188,7 @@ impl Node {
     }
 
     /// What rotation goes by.
-    fn view(&self, place: usize, rules: Rules) -> View<'static> {
+    fn view(&self, place: usize, rules: Rules, now: Duration) -> View<'static> {
         static NOBODY: NotFlipped = NotFlipped::nobody();
         let of = |mask: u8| -> BTreeSet<Generation> {
             bits(mask).map(|number| Generation::new(number.into())).collect()
@@ -219,7 +224,7 @@ impl Node {
             // Nobody has sent anything for long: that no more than `STILL` has to pass is what is checked.
             quiet: held.iter().map(|generation| (*generation, STILL)).collect(),
             held,
-            now: PRESENT + A_LITTLE,
+            now,
         }
     }
 

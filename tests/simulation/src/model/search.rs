@@ -187,6 +187,11 @@ impl Search {
             }
             for action in state.actions(nodes) {
                 let (after, again) = self.after(state, nodes, action);
+                let (after, again) = if self.bounds.prompt > 0 && after != state {
+                    self.react(after, again)
+                } else {
+                    (after, again)
+                };
                 if after == state {
                     continue;
                 }
@@ -206,6 +211,27 @@ impl Search {
         }
         self.course_of.push(self.course.len());
         None
+    }
+
+    /// Those that are prompt do what they can.
+    fn react(&mut self, mut state: State, mut again: Option<u8>) -> (State, Option<u8>) {
+        loop {
+            let nodes = self.nodes_of(&state);
+            let nodes = &nodes[..self.count()];
+            let mut next = None;
+            for action in state.at_once(nodes) {
+                let (after, made) = self.after(state, nodes, action);
+                again = again.or(made);
+                if after != state {
+                    next = Some(after);
+                    break;
+                }
+            }
+            match next {
+                Some(after) => state = after,
+                None => return (state, again),
+            }
+        }
     }
 
     fn after(&mut self, state: State, nodes: &[Node], action: Action) -> (State, Option<u8>) {

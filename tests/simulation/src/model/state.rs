@@ -154,30 +154,57 @@ impl State {
             out.push(Action::Raise);
         }
         for (place, node) in nodes.iter().enumerate() {
-            self.passes(place, node, &mut out);
             out.push(Action::Wait(place));
+            if self.is_prompt(place) {
+                continue;
+            }
+            self.passes(place, node, &mut out);
             if self.flight[place] != 0 {
                 out.push(Action::Arrive(place));
             }
             if self.ghost[place] != 0 {
                 out.push(Action::Haunt(place));
             }
-            for (with, other) in nodes.iter().enumerate().filter(|(with, _)| *with != place) {
-                for parity in 0..2 {
-                    let stands = node.device[parity] != NONE && node.device[parity] == other.device[parity];
-                    let is_new = node.shaken[parity] & 1 << with == 0 || node.stale[parity] & 1 << with != 0;
-                    let are_peers =
-                        node.peers[parity] & 1 << with != 0 && other.peers[parity] & 1 << place != 0;
-                    if stands && are_peers && is_new {
-                        out.push(Action::Shake { node: place, with, parity });
-                    }
-                    if self.left.silences > 0 && !is_new && node.held.count_ones() > 1 {
-                        out.push(Action::Silence { node: place, with, parity });
-                    }
+            self.answers(place, nodes, &mut out);
+        }
+        out
+    }
+
+    /// Does a node what it can do at once?
+    fn is_prompt(&self, place: usize) -> bool {
+        place + usize::from(self.left.prompt) >= usize::from(self.left.nodes)
+    }
+
+    /// What a node that is prompt does next, if there is anything.
+    pub(super) fn at_once(&self, nodes: &[Node]) -> Vec<Action> {
+        let mut out = Vec::new();
+        for place in (0..nodes.len()).filter(|place| self.is_prompt(*place)) {
+            if self.flight[place] != 0 {
+                out.push(Action::Arrive(place));
+            }
+            self.answers(place, nodes, &mut out);
+            out.push(Action::Pass { node: place, reads: true, hears: true, death: None });
+        }
+        out.retain(|action| action.is_course());
+        out
+    }
+
+    /// Who begins to answer a node, and who may cease to.
+    fn answers(&self, place: usize, nodes: &[Node], out: &mut Vec<Action>) {
+        let node = &nodes[place];
+        for (with, other) in nodes.iter().enumerate().filter(|(with, _)| *with != place) {
+            for parity in 0..2 {
+                let stands = node.device[parity] != NONE && node.device[parity] == other.device[parity];
+                let is_new = node.shaken[parity] & 1 << with == 0 || node.stale[parity] & 1 << with != 0;
+                let are_peers = node.peers[parity] & 1 << with != 0 && other.peers[parity] & 1 << place != 0;
+                if stands && are_peers && is_new {
+                    out.push(Action::Shake { node: place, with, parity });
+                }
+                if self.left.silences > 0 && !is_new && node.held.count_ones() > 1 {
+                    out.push(Action::Silence { node: place, with, parity });
                 }
             }
         }
-        out
     }
 
     fn passes(&self, place: usize, node: &Node, out: &mut Vec<Action>) {
@@ -186,7 +213,10 @@ impl State {
         let can_read = !node.whole || node.seen != self.board;
         let can_hear = node.wanted != self.wanted;
         for reads in [false, true].into_iter().filter(|reads| !reads || can_read) {
-            for hears in [false, true].into_iter().filter(|hears| !hears || can_hear) {
+            // Who has not begun does nothing by what he reads; so of three nodes each hears what is wanted when it first looks.
+            let hears_all = self.left.nodes > 2 && can_hear;
+            for hears in [false, true].into_iter().filter(|hears| if *hears { can_hear } else { !hears_all })
+            {
                 out.extend(deaths.iter().map(|death| Action::Pass {
                     node: place,
                     reads,
