@@ -18,6 +18,7 @@ mod kernel;
 mod ledger;
 pub mod model;
 mod rules;
+pub mod scale;
 mod wire;
 mod world;
 
