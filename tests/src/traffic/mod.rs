@@ -2,6 +2,7 @@
 
 mod ledger;
 mod pace;
+mod streams;
 mod tcp;
 mod udp;
 
@@ -11,6 +12,7 @@ use crate::address::{Families, Family, Pod};
 
 pub use ledger::Ledger;
 pub use pace::Pace;
+pub use streams::{Counts, Streamed, Streams};
 pub use tcp::{Transfer, transfer};
 pub use udp::{Load, Running};
 

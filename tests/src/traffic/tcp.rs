@@ -12,7 +12,7 @@ use crate::analysis::MARKER;
 use crate::namespace;
 
 /// How long nothing may move.
-const STALL: Duration = Duration::from_secs(15);
+pub(super) const STALL: Duration = Duration::from_secs(15);
 /// One write, and the size after which the content changes.
 const BLOCK: usize = 64 << 10;
 
@@ -80,7 +80,7 @@ fn receive(listener: &TcpListener, blocks: u64) -> Result<()> {
     Ok(())
 }
 
-fn accept(listener: &TcpListener) -> Result<TcpStream> {
+pub(super) fn accept(listener: &TcpListener) -> Result<TcpStream> {
     let end = Instant::now() + STALL;
     while Instant::now() < end {
         match listener.accept() {
@@ -94,7 +94,7 @@ fn accept(listener: &TcpListener) -> Result<TcpStream> {
 
 /// The marker again and again, and the block's number every 4 KiB: a block that is lost, doubled or
 /// shifted is not the one that was expected.
-fn fill(block: &mut [u8], number: u64) {
+pub(super) fn fill(block: &mut [u8], number: u64) {
     for (index, chunk) in block.chunks_mut(4096).enumerate() {
         for piece in chunk.chunks_mut(MARKER.len()) {
             piece.copy_from_slice(&MARKER[..piece.len()]);

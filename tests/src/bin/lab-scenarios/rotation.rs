@@ -1,7 +1,8 @@
 //! Keys are rotated while packets go.
 
 use std::fs;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::Node;
@@ -9,13 +10,14 @@ use kubeveil_tests::lab::{Mode, mesh, nft, program_path};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
 use kubeveil_tests::status::{said_in, wireguard_devices};
-use kubeveil_tests::traffic::{Load, flows};
+use kubeveil_tests::traffic::{Load, Streamed, Streams, flows};
 
 use crate::Scenario;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_old_key_gets_no_answer", old_key).nodes(2),
     Scenario::new("twenty_rotations_lose_no_packet", twenty).nodes(3),
+    Scenario::new("connections_outlast_rotations", connections).nodes(3),
     Scenario::new("a_node_that_is_down_holds_a_rotation_up", node_down).nodes(3),
     Scenario::new("a_rotation_by_command", by_command).nodes(3),
     Scenario::new("a_blocked_port_delays_its_own_pair", blocked_port).nodes(3),
@@ -24,76 +26,121 @@ pub(crate) const ALL: &[Scenario] = &[
 
 /// A rotation of three nodes takes some 20 seconds: an old key goes when nothing has come or gone by it for five and nobody has held it
 /// for five, and what a node says of its peers it says every ten.
-const LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+
+/// Blocks of 4 KiB a second that each connection sends: an emulated CPU has other things to do.
+const BLOCKS: u32 = 8;
+/// Between two looks at how far it is.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The mesh wants this generation, and what else is in `rotation`.
-fn want(stage: &Stage, generation: u32, rotation: serde_json::Value) -> Result<()> {
+pub(crate) fn want(stage: &Stage, generation: u32, rotation: serde_json::Value) -> Result<()> {
     let mut mesh = mesh(Mode::Require, stage.lab.spec().families);
     mesh.object["spec"]["keyGeneration"] = generation.into();
     mesh.object["spec"]["rotation"] = rotation;
     mesh.write(&stage.lab.manifests())
 }
 
-/// The generations that a node announces.
-fn announced(stage: &Stage, node: Node) -> Result<Vec<u64>> {
+/// What a node announces.
+fn said(stage: &Stage, node: Node) -> Result<serde_json::Value> {
     let text = fs::read_to_string(stage.manifest(&format!("announcements/{}.yaml", node.name())))?;
     let json: serde_json::Value = serde_norway::from_str(&text)?;
     let said =
         json["metadata"]["annotations"]["kubeveil.io/announcement"].as_str().context("announcement")?;
-    let said: serde_json::Value = serde_json::from_str(said)?;
+    Ok(serde_json::from_str(said)?)
+}
+
+/// The generations that a node announces.
+pub(crate) fn announced(stage: &Stage, node: Node) -> Result<Vec<u64>> {
+    let said = said(stage, node)?;
     let generations = said["generations"].as_array().context("generations")?;
     Ok(generations.iter().filter_map(|entry| entry["generation"].as_u64()).collect())
 }
 
 /// Every node has this generation, and no other.
-fn wait_for(stage: &Stage, generation: u32) -> Result<()> {
+pub(crate) fn wait_for(stage: &Stage, generation: u32) -> Result<()> {
     let all = || -> Result<Vec<_>> { stage.lab.nodes().map(|node| announced(stage, node)).collect() };
-    let done = wait_until(LIMIT, Duration::from_millis(100), || {
-        Ok(all()?.iter().all(|said| *said == [u64::from(generation)]))
-    })?;
+    let done = wait_until(LIMIT, PAUSE, || Ok(all()?.iter().all(|said| *said == [u64::from(generation)])))?;
     ensure!(done, "generation {generation} after {LIMIT:?}: {:?}", all()?);
     for node in stage.lab.nodes() {
         let device = format!("kubeveil{}", generation % 2);
-        let gone = wait_until(Duration::from_secs(5), Duration::from_millis(100), || {
-            Ok(wireguard_devices(node)? == [device.clone()])
-        })?;
+        let gone =
+            wait_until(Duration::from_secs(5), PAUSE, || Ok(wireguard_devices(node)? == [device.clone()]))?;
         ensure!(gone, "{} has {:?}", node.name(), wireguard_devices(node)?);
     }
     Ok(())
 }
 
 /// Every pod of the first two nodes with its like, both ways and by both families; and the third's.
-fn everybody(stage: &Stage, rate: u32) -> Load {
+pub(crate) fn everybody(stage: &Stage, rate: u32) -> Load {
     let pairs = [("1a", "2a"), ("2a", "1a"), ("1b", "3b"), ("3b", "2b")];
     let families = stage.lab.spec().families;
     Load::new(pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect(), rate)
 }
 
+/// As many as a mesh may see in years.
 fn twenty(stage: &mut Stage) -> Result<()> {
+    const LAST: u32 = 20;
     stage.start()?;
-    let last = 20;
     let load = everybody(stage, 400);
-    let (tally, census) = stage.send_while(load, |stage| {
-        for generation in 1..=last {
-            want(stage, generation, serde_json::json!({}))?;
-            wait_for(stage, generation)?;
-        }
-        Ok(())
-    })?;
+    let (tally, census) = stage.send_while(load, |stage| rotate(stage, LAST))?;
     eprintln!("  {tally}");
-    encrypted(&tally, &census).with_context(|| format!("up to generation {last}"))?;
+    encrypted(&tally, &census).with_context(|| format!("up to generation {LAST}"))?;
     for node in stage.lab.nodes() {
         let keys = stage.lab.daemon(node).file("state/keys");
         let names: Vec<String> = fs::read_dir(&keys)?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect::<Result<_>>()?;
         let keys: Vec<_> = names.iter().filter(|name| name.contains("generation-")).collect();
-        ensure!(keys == [&format!("generation-{last}.key")], "{} keeps {keys:?}", node.name());
+        ensure!(keys == [&format!("generation-{LAST}.key")], "{} keeps {keys:?}", node.name());
         let status = stage.status(node)?;
-        ensure!(status["key"]["generation"] == last, "{} says {}", node.name(), status["key"]);
+        ensure!(status["key"]["generation"] == LAST, "{} says {}", node.name(), status["key"]);
         ensure!(status["problems"].as_array().is_some_and(Vec::is_empty), "{}", status["problems"]);
     }
     Ok(())
+}
+
+/// Up to generation `last`, each to its end.
+fn rotate(stage: &Stage, last: u32) -> Result<()> {
+    (1..=last).try_for_each(|generation| {
+        want(stage, generation, serde_json::json!({}))?;
+        wait_for(stage, generation)
+    })
+}
+
+/// Connections that last longer than any key; then for the same time without a rotation, to compare.
+fn connections(stage: &mut Stage) -> Result<()> {
+    const LAST: u32 = 3;
+    stage.start()?;
+    let begin = Instant::now();
+    go_on(stage, &format!("{LAST} rotations"), |stage| rotate(stage, LAST))?;
+    let took = begin.elapsed();
+    go_on(stage, "the same time without", |_| {
+        sleep(took);
+        Ok(())
+    })
+}
+
+/// Numbered packets between everybody, and connections that last as long as `act`: none is lost, none is reset, and what TCP had to do
+/// for it is said.
+fn go_on(stage: &mut Stage, what: &str, act: impl FnOnce(&mut Stage) -> Result<()>) -> Result<()> {
+    let families = stage.lab.spec().families;
+    let pairs = [("1a", "2a"), ("3b", "1b")];
+    let lasting: Vec<_> = pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect();
+    let streams = Streams::start(&lasting, BLOCKS)?;
+    let load = everybody(stage, 400);
+    let sent = stage.send_while(load, act);
+    let streamed = streams.finish();
+    let (tally, census) = sent?;
+    eprintln!("  {what}: {tally}");
+    for Streamed { flow, bytes, counts } in streamed.with_context(|| format!("connections through {what}"))? {
+        let (again, order) = (counts.retransmitted, counts.reordered);
+        eprintln!(
+            "  {what}: {flow}: {} KiB by TCP, {again} segments sent again, order lost {order} times",
+            bytes >> 10
+        );
+    }
+    encrypted(&tally, &census).with_context(|| what.to_owned())
 }
 
 /// Somebody has kept a node's key, and speaks to its peer from that node's own address, as soon as that has another.
@@ -153,7 +200,7 @@ fn node_down(stage: &mut Stage) -> Result<()> {
     let (tally, census) = stage.send_while(load, |stage| {
         want(stage, 1, serde_json::json!({}))?;
         // Its device stands, and goes on by the old key.
-        std::thread::sleep(Duration::from_secs(25));
+        sleep(Duration::from_secs(25));
         for node in [Node(1), Node(2)] {
             ensure!(announced(stage, node)? == [0, 1], "{} says {:?}", node.name(), announced(stage, node)?);
         }
@@ -285,7 +332,7 @@ fn killed(stage: &mut Stage) -> Result<()> {
             want(stage, generation, serde_json::json!({}))?;
             for round in 0..24_u64 {
                 let node = Node(u8::try_from(round % 3)? + 1);
-                std::thread::sleep(Duration::from_millis(100 + round * 37 % 400));
+                sleep(Duration::from_millis(100 + round * 37 % 400));
                 stage.lab.daemon(node).kill()?;
                 stage.lab.daemon(node).spawn(&[])?;
             }
