@@ -13,7 +13,7 @@ use kubeveil_tests::stage::{Stage, encrypted, none_plain};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::Scenario;
-use crate::support::{by_links, public_key, stir};
+use crate::support::{by_links, empty, public_key, stir};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("the_bpf_file_system_is_unmounted", bpffs).nodes(2),
@@ -120,20 +120,6 @@ fn wiped(stage: &mut Stage) -> Result<()> {
     stage.wait_proven()?;
     let (tally, census) = stage.send(stage.load("1a", "2a", 200), 40)?;
     encrypted(&tally, &census).context("after both were wiped")
-}
-
-/// Everything in a folder, not the folder. (A BPF file system does not tell what its entries are.)
-fn empty(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            empty(&path)?;
-            fs::remove_dir(&path)?;
-        } else {
-            fs::remove_file(&path)?;
-        }
-    }
-    Ok(())
 }
 
 /// Fills what is left of a file system; removing the file makes room again.

@@ -131,6 +131,7 @@ fn main() -> ExitCode {
         by_hand::ALL,
         disk::ALL,
         rotation::ALL,
+        rotation::amid::ALL,
         stopped::ALL,
         killed::ALL,
         kernel::ALL,

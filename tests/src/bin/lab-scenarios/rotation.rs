@@ -1,5 +1,7 @@
 //! Keys are rotated while packets go.
 
+pub(crate) mod amid;
+
 use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};

@@ -138,6 +138,20 @@ pub(crate) fn files_with(folder: &Path, wanted: &[u8]) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// Everything in a folder, not the folder. (A BPF file system does not tell what its entries are.)
+pub(crate) fn empty(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            empty(&path)?;
+            std::fs::remove_dir(&path)?;
+        } else {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// An error unless a node has dropped at least so many packets for this reason since `before`.
 pub(crate) fn dropped_since(
     stage: &Stage,

@@ -1,0 +1,226 @@
+//! What befalls a node while keys are rotated: the others go on, and come to the end of it.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use kubeveil_tests::address::Node;
+use kubeveil_tests::lab::{batch, nft, node_manifest};
+use kubeveil_tests::process::wait_until;
+use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
+use kubeveil_tests::status::{said_in, wireguard_devices};
+use kubeveil_tests::traffic::{Load, flows};
+use serde_json::json;
+
+use super::{LIMIT, PAUSE, announced, everybody, expect, said, wait_for, want};
+use crate::Scenario;
+use crate::support::empty;
+
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario::new("a_node_joins_in_a_rotation", joins).nodes(3),
+    Scenario::new("a_node_is_hit_in_a_rotation", hit).nodes(3),
+    Scenario::new("a_node_is_down_for_three_rotations", down).nodes(3),
+    Scenario::new("two_nodes_part_in_a_rotation", parted).nodes(3),
+];
+
+/// The one that it befalls, and the others.
+const HIT: Node = Node(3);
+const OTHERS: [Node; 2] = [Node(1), Node(2)];
+
+/// Between pods of the others, both ways and by both families.
+fn others(stage: &Stage) -> Load {
+    let families = stage.lab.spec().families;
+    let pairs = [("1a", "2a"), ("2a", "1a"), ("1b", "2b"), ("2b", "1b")];
+    Load::new(pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect(), 200)
+}
+
+/// Begins a rotation and stops it in the middle: these nodes have both keys, and none gives the old one up.
+fn hold(stage: &Stage, generation: u32, nodes: &[Node]) -> Result<()> {
+    let both = [u64::from(generation) - 1, u64::from(generation)];
+    let all = || -> Result<Vec<_>> { nodes.iter().map(|node| announced(stage, *node)).collect() };
+    want(stage, generation, json!({}))?;
+    let begun = wait_until(LIMIT, PAUSE, || Ok(all()?.iter().all(|said| *said == both)))?;
+    want(stage, generation, json!({ "paused": true }))?;
+    ensure!(begun && all()?.iter().all(|said| *said == both), "not in the middle: {:?}", all()?);
+    Ok(())
+}
+
+/// Lets it go on to its end.
+fn resume(stage: &Stage, generation: u32) -> Result<()> {
+    want(stage, generation, json!({}))?;
+    wait_for(stage, generation)
+}
+
+fn joins(stage: &mut Stage) -> Result<()> {
+    fs::remove_file(stage.manifest("node-3.yaml"))?;
+    OTHERS.iter().try_for_each(|&node| stage.lab.daemon(node).start())?;
+    stage.close()?;
+    OTHERS.iter().try_for_each(|&node| stage.wait_peers(node, 1))?;
+    let load = others(stage);
+    let (tally, census) = stage.send_while(load, |stage| {
+        hold(stage, 1, &OTHERS)?;
+        node_manifest(HIT, stage.lab.spec().families).write(&stage.lab.manifests())?;
+        stage.lab.daemon(HIT).start()?;
+        stage.wait_proven()?;
+        ensure!(announced(stage, HIT)? == [1], "the newcomer says {:?}", announced(stage, HIT)?);
+        resume(stage, 1)
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census).context("those who were there before")?;
+    let (tally, census) = stage.send(everybody(stage, 200), 200)?;
+    encrypted(&tally, &census).context("with the newcomer")
+}
+
+/// One rotation for each way in which a node can be hit.
+fn hit(stage: &mut Stage) -> Result<()> {
+    type Deed = fn(&Stage) -> Result<()>;
+    let deeds: [(&str, Deed); 4] = [
+        ("it reboots", reboot),
+        ("it is replaced", replace),
+        ("its device of the new key is deleted", |stage| delete_devices(HIT, &newest(stage)?)),
+        ("its device of the old key is deleted", |stage| delete_devices(HIT, &oldest(stage)?)),
+    ];
+    stage.start()?;
+    for (generation, (what, deed)) in (1..).zip(deeds) {
+        let load = others(stage);
+        let (tally, census) = stage.send_while(load, |stage| {
+            hold(stage, generation, &[OTHERS[0], OTHERS[1], HIT])?;
+            let to_it = stage.load("1b", "3b", 100).start()?;
+            let outcome = deed(stage).and_then(|()| stage.wait_proven());
+            to_it.wait_for(50);
+            let arrived = to_it.finish()?;
+            outcome?;
+            eprintln!("  {what}, to it: {arrived}");
+            ensure!(arrived.received > 0, "nothing arrives at it: {arrived}");
+            resume(stage, generation)
+        })?;
+        eprintln!("  {what}, between the others: {tally}");
+        encrypted(&tally, &census).context(what)?;
+        let (tally, census) = stage.send(everybody(stage, 200), 200)?;
+        encrypted(&tally, &census).with_context(|| format!("after this: {what}"))?;
+    }
+    Ok(())
+}
+
+fn newest(stage: &Stage) -> Result<Vec<String>> {
+    Ok(announced(stage, HIT)?
+        .last()
+        .map(|generation| format!("kubeveil{}", generation % 2))
+        .into_iter()
+        .collect())
+}
+
+fn oldest(stage: &Stage) -> Result<Vec<String>> {
+    Ok(announced(stage, HIT)?
+        .first()
+        .map(|generation| format!("kubeveil{}", generation % 2))
+        .into_iter()
+        .collect())
+}
+
+fn delete_devices(node: Node, devices: &[String]) -> Result<()> {
+    let lines: Vec<_> = devices.iter().map(|device| format!("link del dev {device}")).collect();
+    batch(Some(&node.name()), &lines)
+}
+
+/// Nothing is left but what is on disk. (None of its pods speaks: it is open until the daemon has started.)
+fn goes_down(stage: &Stage) -> Result<()> {
+    let daemon = stage.lab.daemon(HIT);
+    daemon.kill()?;
+    delete_devices(HIT, &wireguard_devices(HIT)?)?;
+    empty(&daemon.file("bpf/kubeveil"))?;
+    // What has no pins, where the kernel knows no links: filters, and the backstop as a table.
+    said_in(HIT, "tc", &["qdisc", "del", "dev", "eth0", "clsact"]).ok();
+    nft(&HIT.name(), "flush ruleset")?;
+    fs::remove_file(daemon.file("kubeveild.sock"))?;
+    Ok(())
+}
+
+fn reboot(stage: &Stage) -> Result<()> {
+    goes_down(stage)?;
+    stage.lab.daemon(HIT).start()
+}
+
+/// Another machine under the same name.
+fn replace(stage: &Stage) -> Result<()> {
+    goes_down(stage)?;
+    empty(&stage.lab.daemon(HIT).file("state"))?;
+    fs::remove_file(stage.manifest("node-3.yaml"))?;
+    // A Node's annotation goes with the Node.
+    fs::remove_file(stage.manifest("announcements/node-3.yaml"))?;
+    OTHERS.iter().try_for_each(|&node| stage.wait_peers(node, 1))?;
+    let mut another = node_manifest(HIT, stage.lab.spec().families);
+    another.object["metadata"]["uid"] = "00000063-244a-4002-8000-6b7562657665".into();
+    another.write(&stage.lab.manifests())?;
+    stage.lab.daemon(HIT).start()
+}
+
+/// The others cut it off as soon as they have moved to each other, or would wait for it; it comes back with the newest key alone.
+fn down(stage: &mut Stage) -> Result<()> {
+    const LAST: u32 = 3;
+    stage.start()?;
+    stage.lab.daemon(HIT).kill()?;
+    let load = others(stage);
+    let (tally, census) = stage.send_while(load, |stage| {
+        for generation in 1..=LAST {
+            let newest = [u64::from(generation)];
+            let all = |is_so: &dyn Fn(Node) -> Result<bool>| {
+                wait_until(LIMIT, PAUSE, || Ok(is_so(OTHERS[0])? && is_so(OTHERS[1])?))
+            };
+            want(stage, generation, json!({}))?;
+            let have_moved = all(&|node| {
+                let list = said(stage, node)?["notFlipped"].clone();
+                let has = announced(stage, node)?.last() == newest.last();
+                Ok(has && (list == json!([]) || list == json!([HIT.name()])))
+            })?;
+            ensure!(have_moved, "{:?} after {LIMIT:?}", OTHERS.map(|node| said(stage, node)));
+            want(stage, generation, json!({ "retireBefore": generation }))?;
+            let done = all(&|node| Ok(announced(stage, node)? == newest))?;
+            ensure!(done, "{:?} after {LIMIT:?}", OTHERS.map(|node| said(stage, node)));
+        }
+        ensure!(announced(stage, HIT)? == [0], "it says {:?}", announced(stage, HIT)?);
+        stage.lab.daemon(HIT).start()?;
+        wait_for(stage, LAST)?;
+        stage.wait_proven()
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census).context("between those that rotated")?;
+    let (tally, census) = stage.send(everybody(stage, 200), 200)?;
+    encrypted(&tally, &census).context("when it is back")
+}
+
+/// They lose each other by both keys, and nobody else; it is told of whom.
+fn parted(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let families = stage.lab.spec().families;
+    let pairs = [("1a", "3a"), ("3a", "1a"), ("2b", "3b"), ("3b", "2b")];
+    let flows = pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect();
+    let (tally, census) = stage.send_while(Load::new(flows, 200), |stage| {
+        let chain = |hook: &str, end: &str| {
+            let rules = ["ip", "ip6"].into_iter().zip(["192.0.2.1", "2001:db8::1"]);
+            let rules = rules.map(|(ip, first)| format!("{ip} {end} {first} udp dport 51871-51872 drop\n"));
+            let rules: String = rules.collect();
+            format!("chain {hook} {{\ntype filter hook {hook} priority -300\n{rules}}}\n")
+        };
+        let chains = [chain("input", "saddr"), chain("output", "daddr")].concat();
+        nft(&Node(2).name(), &format!("table inet parted {{\n{chains}}}\n"))?;
+        want(stage, 1, json!({}))?;
+        let third = wait_until(LIMIT, PAUSE, || Ok(announced(stage, Node(3))? == [1]))?;
+        ensure!(third, "the third node says {:?}", announced(stage, Node(3))?);
+        for node in [Node(1), Node(2)] {
+            ensure!(announced(stage, node)? == [0, 1], "{} says {:?}", node.name(), announced(stage, node)?);
+        }
+        let words =
+            ["node-1 has no handshake with node-2", "node-2 has no handshake with node-1", "UDP 51872"];
+        expect(stage, &["status"], 1, &words)?;
+        let to_it = stage.load("1b", "2b", 100).run(50)?;
+        ensure!(to_it.received == 0, "they reach each other: {to_it}");
+        nft(&Node(2).name(), "delete table inet parted")?;
+        wait_for(stage, 1)
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census).context("with the third")?;
+    stage.wait_proven()?;
+    let (tally, census) = stage.send(everybody(stage, 200), 200)?;
+    none_plain(&census)?;
+    encrypted(&tally, &census).context("when they reach each other again")
+}
