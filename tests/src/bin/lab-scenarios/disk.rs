@@ -13,12 +13,14 @@ use kubeveil_tests::stage::{Stage, encrypted, none_plain};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::Scenario;
+use crate::rotation::{LIMIT, announced, everybody, wait_for, want};
 use crate::support::{by_links, empty, public_key, stir};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("the_bpf_file_system_is_unmounted", bpffs).nodes(2),
     Scenario::new("state_and_pins_are_wiped_while_the_daemon_is_dead", wiped).nodes(2),
     Scenario::new("the_disk_is_full", full),
+    Scenario::new("the_disk_is_full_in_a_rotation", full_in_a_rotation),
 ];
 
 const NODE: Node = Node(1);
@@ -190,4 +192,46 @@ fn full(stage: &mut Stage) -> Result<()> {
     ensure!(tally.received > 0, "it does not recover: {tally}");
     let (tally, census) = stage.send(stage.load("1a", "2a", 200), 40)?;
     encrypted(&tally, &census).context("with room again")
+}
+
+/// A key that can't be kept isn't made, which is said; the old one does until there is room. To give one up needs none.
+fn full_in_a_rotation(stage: &mut Stage) -> Result<()> {
+    const PAUSE: Duration = Duration::from_millis(200);
+    let state = stage.lab.daemon(NODE).file("state");
+    mount_at("tmpfs", &state, Some(c"size=256k,mode=0700"))?;
+    stage.start()?;
+    let (key, filler) = (public_key(stage, NODE)?, fill(&state)?);
+    let load = everybody(stage, 200);
+    let (tally, census) = stage.send_while(load, |stage| {
+        let log = stage.lab.daemon(NODE).log().len();
+        want(stage, 1, serde_json::json!({}))?;
+        says(stage, log, ".generation-1.key.new: No space left on device")?;
+        says(stage, log, "a rotation waits; it is tried again")?;
+        let begun = wait_until(LIMIT, PAUSE, || {
+            Ok([Node(2), Node(3)].iter().all(|&node| announced(stage, node).is_ok_and(|said| said == [0, 1])))
+        })?;
+        ensure!(begun, "the others do not begin");
+        // Nor does a daemon that starts with a full disk lose its key, or go by one that is not there.
+        stage.lab.daemon(NODE).kill()?;
+        stage.lab.daemon(NODE).start()?;
+        // Longer than an old key is kept for its own sake.
+        sleep(Duration::from_secs(15));
+        for (node, has) in [(NODE, &[0][..]), (Node(2), &[0, 1]), (Node(3), &[0, 1])] {
+            ensure!(announced(stage, node)? == has, "{} says {:?}", node.name(), announced(stage, node)?);
+        }
+        ensure!(public_key(stage, NODE)? == key, "another key, though it can't be kept");
+        fs::remove_file(&filler)?;
+        stir(stage)?;
+        let goes_on = wait_until(LIMIT, PAUSE, || Ok(announced(stage, NODE)? == [0, 1]))?;
+        ensure!(goes_on, "there is room, and it says {:?}", announced(stage, NODE)?);
+        fill(&state)?;
+        wait_for(stage, 1)
+    })?;
+    eprintln!("  a full disk in a rotation: {tally}");
+    encrypted(&tally, &census)?;
+    fs::remove_file(&filler)?;
+    stir(stage)?;
+    let is_well = |stage: &Stage| Ok(stage.status(NODE)?["problems"].as_array().is_some_and(Vec::is_empty));
+    ensure!(wait_until(SOON, PAUSE, || is_well(stage))?, "{}", stage.status(NODE)?["problems"]);
+    Ok(())
 }
