@@ -16,16 +16,21 @@ use kubeveil_abi::ABI_VERSION;
 use kubeveil_tests::address::{Families, Node};
 use kubeveil_tests::lab::{batch, node_manifest};
 use kubeveil_tests::namespace::{self, sysctl};
-use kubeveil_tests::stage::{Stage, encrypted, none_plain};
+use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
 use kubeveil_tests::status::said_in;
+use kubeveil_tests::traffic::{Load, flows};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe, pipe_with, tee};
 
 use crate::Scenario;
 use crate::backstop::best;
+use crate::rotation::{wait_for, want};
 use crate::support::{DEVICE, by_links, delete_device, public_key};
 
-pub(crate) const ALL: &[Scenario] = &[Scenario::new("killed_after_each_kind_of_step", each_kind).nodes(2)];
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario::new("killed_after_each_kind_of_step", each_kind).nodes(2),
+    Scenario::new("killed_after_each_kind_of_step_of_a_rotation", rotates).nodes(2),
+];
 
 const NODE: Node = Node(1);
 /// Kinds of steps, as the log begins to tell them. Two of them are here under one name (`give peer`).
@@ -47,16 +52,40 @@ const AT_START: [&str; 16] = [
     "point slot",
     "set peer",
 ];
+/// Those of a rotation, with what is done about keys, which is no step in the kernel.
+const IN_A_ROTATION: [&str; 16] = [
+    "key in use generation=1",
+    "create WireGuard device",
+    "configure ",
+    "attach deliver",
+    "give device",
+    "set MTU",
+    "put device",
+    "add peer",
+    "set device",
+    "point slot 1",
+    "set peer",
+    "key given up generation=0",
+    "point slot 0",
+    "delete WireGuard device",
+    "remove device",
+    "detach",
+];
+/// What stands before a step in the log.
+const HEADS: [&str; 2] = ["execute action=", "kubeveild::keeper: "];
 /// What a pipe can be made to hold at least, bytes.
 const PAGE: usize = 4096;
 /// No step for so long: it is at rest. (Who has the higher key waits three seconds for the other's first word.)
 const REST: Duration = Duration::from_secs(10);
+/// The same of a rotation, which waits for the other node, and for silence.
+const REST_IN_A_ROTATION: Duration = Duration::from_secs(40);
 
 /// A daemon whose steps are watched.
 struct Watched {
     child: Child,
     log: OwnedFd,
     kept: std::fs::File,
+    rest: Duration,
 }
 
 impl Watched {
@@ -70,14 +99,14 @@ impl Watched {
         command.stdout(Stdio::null()).stderr(its_end);
         let child = namespace::spawn(&NODE.name(), &mut command)?;
         let kept = OpenOptions::new().append(true).open(daemon.file("kubeveild.log"))?;
-        Ok(Self { child, log, kept })
+        Ok(Self { child, log, kept, rest: REST })
     }
 
     /// Lets it go on until it has taken a step that begins with one of `kinds`, and kills it there; says which.
     /// `None` if it came to rest before.
     fn kill_after(mut self, kinds: &BTreeSet<&'static str>) -> Result<Option<&'static str>> {
         while let Some(line) = self.look()? {
-            let step = line.split_once("execute action=").map(|(_, step)| step);
+            let step = HEADS.iter().find_map(|head| line.split_once(head)).map(|(_, step)| step);
             if let Some(kind) = step.and_then(|step| kinds.iter().find(|kind| step.starts_with(**kind))) {
                 self.wait_until_held()?;
                 self.kill()?;
@@ -91,7 +120,7 @@ impl Watched {
 
     /// The next line, which stays where it is.
     fn look(&self) -> Result<Option<String>> {
-        let timeout = Timespec::try_from(REST)?;
+        let timeout = Timespec::try_from(self.rest)?;
         let ready = poll(&mut [PollFd::new(&self.log, PollFlags::IN)], Some(&timeout))?;
         if ready == 0 {
             return Ok(None);
@@ -143,11 +172,12 @@ impl Watched {
 }
 
 /// Starts it again and again, each time until a step of a kind that it was not killed after yet.
-fn one_by_one(stage: &Stage, wanted: &[&'static str]) -> Result<Vec<&'static str>> {
+fn one_by_one(stage: &Stage, wanted: &[&'static str], rest: Duration) -> Result<Vec<&'static str>> {
     let mut left: BTreeSet<_> = wanted.iter().copied().collect();
     let mut killed = Vec::new();
     while !left.is_empty() {
-        let Some(kind) = Watched::start(stage, &[])?.kill_after(&left)? else { break };
+        let watched = Watched { rest, ..Watched::start(stage, &[])? };
+        let Some(kind) = watched.kill_after(&left)? else { break };
         left.remove(kind);
         killed.push(kind);
     }
@@ -162,13 +192,13 @@ fn each_kind(stage: &mut Stage) -> Result<()> {
     stage.close()?;
     let load = stage.load("2a", "1a", 200);
     let (tally, census) = stage.send_while(load, |stage| {
-        eprintln!("  killed after: {:?}", one_by_one(stage, first)?);
+        eprintln!("  killed after: {:?}", one_by_one(stage, first, REST)?);
         Ok(())
     })?;
     none_plain(&census).with_context(|| format!("before it is attached: {tally}"))?;
     let load = stage.load("1a", "2a", 200);
     let (tally, census) = stage.send_while(load, |stage| {
-        eprintln!("  killed after: {:?}", one_by_one(stage, then)?);
+        eprintln!("  killed after: {:?}", one_by_one(stage, then, REST)?);
         Ok(())
     })?;
     none_plain(&census).with_context(|| format!("from nothing: {tally}"))?;
@@ -229,7 +259,7 @@ fn changes(stage: &mut Stage) -> Result<()> {
         let load = stage.load("1a", "2a", 200);
         let (tally, census) = stage.send_while(load, |stage| {
             deed(stage)?;
-            eprintln!("  killed after: {:?}", one_by_one(stage, &kinds)?);
+            eprintln!("  killed after: {:?}", one_by_one(stage, &kinds, REST)?);
             Ok(())
         })?;
         none_plain(&census).with_context(|| format!("{kinds:?}: {tally}"))?;
@@ -253,7 +283,7 @@ fn changes(stage: &mut Stage) -> Result<()> {
 fn rename(stage: &mut Stage) -> Result<()> {
     let name = format!("link set dev {DEVICE} name wg-foreign");
     batch(Some(&NODE.name()), &[format!("link set dev {DEVICE} down"), name])?;
-    eprintln!("  killed after: {:?}", one_by_one(stage, &["rename device"])?);
+    eprintln!("  killed after: {:?}", one_by_one(stage, &["rename device"], REST)?);
     whole(stage).context("renamed")
 }
 
@@ -280,4 +310,23 @@ fn another_version(stage: &mut Stage) -> Result<()> {
     ensure!(killed.is_some(), "nothing of this version was dropped");
     eprintln!("  killed after: {killed:?}");
     whole(stage).context("back from another version")
+}
+
+/// Of a daemon that goes through a rotation, and the other node with it: nobody loses a packet by that.
+fn rotates(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let by_links = by_links(stage, NODE);
+    // A filter goes with its device, so nothing has to be detached.
+    let kinds: Vec<_> = IN_A_ROTATION.into_iter().filter(|kind| *kind != "detach" || by_links).collect();
+    stage.lab.daemon(NODE).kill()?;
+    let families = stage.lab.spec().families;
+    let both = [flows(pod("1a"), pod("2a"), families), flows(pod("2a"), pod("1a"), families)].concat();
+    let (tally, census) = stage.send_while(Load::new(both, 200), |stage| {
+        want(stage, 1, serde_json::json!({}))?;
+        eprintln!("  killed after: {:?}", one_by_one(stage, &kinds, REST_IN_A_ROTATION)?);
+        stage.lab.daemon(NODE).start()?;
+        wait_for(stage, 1)
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census)
 }
