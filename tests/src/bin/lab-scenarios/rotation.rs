@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::Node;
-use kubeveil_tests::lab::{Mode, mesh, nft, program_path};
+use kubeveil_tests::lab::{Mode, mesh, nft, node_manifest, program_path};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
 use kubeveil_tests::status::{said_in, wireguard_devices};
@@ -278,8 +278,10 @@ fn by_command(stage: &mut Stage) -> Result<()> {
     expect(stage, &["finish"], 2, &["node-3", "--force"])?;
     let (code, said) = command(stage, &["finish", "--force"])?;
     ensure!(code == 1 && said.contains("cut off until they have newer ones: node-3"), "{code}: {said}");
+    // Then it holds nothing up any more, though it be away still; and it comes back to what is wanted by then.
+    expect(stage, &["--no-wait"], 0, &["generation 4 is asked for"])?;
     stage.lab.daemon(Node(3)).start()?;
-    wait_for(stage, 3)?;
+    wait_for(stage, 4)?;
     stage.wait_proven()?;
     expect(stage, &["history"], 0, &["forced", "node-3"])?;
     // A stolen key.
@@ -294,11 +296,29 @@ fn by_command(stage: &mut Stage) -> Result<()> {
     ensure!(now != stolen, "node-2 still has the key that was revoked");
     stage.wait_proven()?;
     for node in [Node(1), Node(3)] {
-        let peers = kubeveil_tests::status::wireguard_peers(node, "kubeveil1")?;
+        let peers = kubeveil_tests::status::wireguard_peers(node, "kubeveil0")?;
         ensure!(peers.iter().all(|peer| peer.key != stolen), "{} speaks to a revoked key", node.name());
     }
     let (tally, census) = stage.send(everybody(stage, 200), 200)?;
-    encrypted(&tally, &census).context("after all of it")
+    encrypted(&tally, &census).context("after all of it")?;
+    some_nodes(stage)
+}
+
+/// The keys of one node alone: the others go to the next device with theirs.
+fn some_nodes(stage: &Stage) -> Result<()> {
+    let keys =
+        || stage.lab.nodes().map(|node| crate::support::public_key(stage, node)).collect::<Result<Vec<_>>>();
+    let mut labelled = node_manifest(Node(1), stage.lab.spec().families);
+    labelled.object["metadata"]["labels"] = serde_json::json!({"pool": "edge"});
+    labelled.write(&stage.lab.manifests())?;
+    let before = keys()?;
+    let (tally, census) = stage.send_while(everybody(stage, 300), |stage| {
+        expect(stage, &["--nodes", "pool in (edge,core)"], 0, &["no old key: 3/3 nodes", "done in"])
+    })?;
+    encrypted(&tally, &census).context("the keys of some nodes")?;
+    let is_new: Vec<bool> = before.iter().zip(keys()?).map(|(before, after)| *before != after).collect();
+    ensure!(is_new == [true, false, false], "who has a new key: {is_new:?}");
+    expect(stage, &["history"], 0, &["pool in (edge,core)"])
 }
 
 /// Two nodes can't reach each other's second port: they keep their old keys for each other and lose nothing, the third is done with
