@@ -43,7 +43,8 @@ fn mesh() -> Value {
                      || self.spec.keyGeneration == oldSelf.spec.keyGeneration \
                      || self.status.rotations.all(r, r.result != 'running')",
             "message": "the last rotation is not over: `kubeveil rotate status` tells what it waits for; a node that never comes back is \
-                        left out by deleting its Node, or by `kubeveil rotate finish --force`",
+                        left out by deleting its Node, or by `kubeveil rotate finish --force`. Where that says done, the controller has not \
+                        written so yet: does it run?",
             "fieldPath": ".spec.keyGeneration",
         }],
     });

@@ -49,6 +49,11 @@ pub struct RotationSpec {
     /// off until it has. `kubeveil rotate finish --force` sets it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retire_before: u32,
+    /// The generation that who, when, why and of which nodes are asked for: they count for no other. Without it they count for the one
+    /// that is wanted. Whoever raises `spec.keyGeneration` alone so takes nothing of an earlier request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "u32"))]
+    pub for_generation: Option<u32>,
     /// Nodes that take a new key, by their labels; all others go on with the one that they have, on the new device too. Without it,
     /// all do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,6 +83,21 @@ const fn is_zero(number: &u32) -> bool {
 }
 
 impl RotationSpec {
+    /// What was asked for of `generation`; of another one nothing was.
+    pub fn of(&self, generation: u32) -> Self {
+        if self.for_generation.is_none_or(|of| of == generation) {
+            return self.clone();
+        }
+        Self {
+            requested_by: String::new(),
+            requested_at: None,
+            reason: String::new(),
+            node_selector: None,
+            deadline_seconds: None,
+            ..self.clone()
+        }
+    }
+
     /// Seconds after which a rotation has stragglers.
     pub fn deadline(&self) -> u32 {
         self.deadline_seconds.unwrap_or(DEADLINE_SECONDS)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use kubeveil_api::selector::LabelSelector;
+use kubeveil_api::{rotation::RotationSpec, selector::LabelSelector};
 use kubeveil_core::{
     announced::Announced,
     control::{Control, Refusal, Sight},
@@ -41,7 +41,7 @@ pub(crate) struct Rotate {
     no_wait: bool,
     /// The keys of this node are in wrong hands: they are refused everywhere from now on, and its traffic is dropped until it has
     /// announced another.
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, value_name = "NODE", conflicts_with = "reason")]
     compromised: Option<String>,
     /// Where the cluster is: `kubernetes`, as kubectl finds it; `kubernetes:KUBECONFIG`; or `dir:PATH`, the folder that the daemons read.
     #[arg(long, global = true, default_value = "kubernetes", env = "KUBEVEIL_SOURCE")]
@@ -53,7 +53,7 @@ pub(crate) struct Rotate {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// How far the last rotation has got, and who holds it up. Exit code 1: it goes on.
+    /// How far the last rotation has got, and who holds it up. Exit code 1: it goes on, or nodes were cut off.
     Status,
     /// No node makes or gives up a key until `resume`.
     Pause,
@@ -66,6 +66,9 @@ enum Command {
         /// Yes, though packets of those nodes are dropped.
         #[arg(long)]
         force: bool,
+        /// How long to wait until they have, such as 10m.
+        #[arg(long, default_value = "10m", value_parser = patience)]
+        deadline: Duration,
     },
 }
 
@@ -115,14 +118,15 @@ struct Look {
 }
 
 impl Look {
-    /// Generations before this one go, whoever has no newer one.
-    fn retire_before(&self) -> u32 {
-        self.sight.mesh.spec.rotation.as_ref().map_or(0, |asked| asked.retire_before)
+    /// What was asked for of the generation that is wanted.
+    fn asked(&self) -> RotationSpec {
+        let spec = &self.sight.mesh.spec;
+        spec.rotation.as_ref().map(|asked| asked.of(spec.key_generation)).unwrap_or_default()
     }
 
     /// All nodes are done, but for those that were cut off.
     fn is_over(&self) -> bool {
-        self.progress.is_over(self.retire_before())
+        self.progress.is_over(self.asked().retire_before)
     }
 
     /// How it stands: over, over but for those that were cut off, or not over.
@@ -184,7 +188,7 @@ pub(crate) fn run(arguments: &Rotate) -> anyhow::Result<u8> {
         Some(Command::Pause) => deed::pause(&mut desk, true),
         Some(Command::Resume) => deed::pause(&mut desk, false),
         Some(Command::History) => deed::history(&mut desk),
-        Some(Command::Finish { force }) => deed::finish(&mut desk, *force, arguments.deadline),
+        Some(Command::Finish { force, deadline }) => deed::finish(&mut desk, *force, *deadline),
     };
     Ok(match done {
         Ok(End::Done) => 0,

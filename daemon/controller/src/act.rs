@@ -65,10 +65,10 @@ impl Writer {
         }
         let progress = self.progress(seen);
         let Some(status) = status(seen, &progress, now) else { return Ok(()) };
-        self.begin_rotation(seen, &status, &progress, now).await?;
         let before = seen.mesh.as_ref().and_then(|mesh| mesh.object.status.clone()).unwrap_or_default();
         if status == before || self.written.as_ref().is_some_and(|written| same(written, &status)) {
-            return Ok(());
+            // By the status that stands, since the API server goes by that too: while the last one is not over there, it takes none.
+            return self.begin_rotation(seen, &progress, now).await;
         }
         self.write_status(&status).await?;
         for condition in changed(&before.conditions, &status.conditions) {
@@ -96,15 +96,10 @@ impl Writer {
     }
 
     /// Where the schedule says so.
-    async fn begin_rotation(
-        &mut self,
-        seen: &Seen,
-        status: &MeshStatus,
-        progress: &Progress,
-        now: Timestamp,
-    ) -> Result<()> {
+    async fn begin_rotation(&mut self, seen: &Seen, progress: &Progress, now: Timestamp) -> Result<()> {
         let Some(mesh) = &seen.mesh else { return Ok(()) };
-        let next = schedule::next(&mesh.object, status.rotations.last(), progress, now);
+        let rotations = mesh.object.status.as_ref().map_or(&[][..], |status| &status.rotations);
+        let next = schedule::next(&mesh.object, rotations, progress, now);
         if !next.is_ok_and(|next| next.is_some_and(|next| next.is_due)) {
             return Ok(());
         }

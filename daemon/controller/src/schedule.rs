@@ -13,20 +13,22 @@ use serde_json::{Value, json};
 
 use crate::seen::Mesh;
 
-/// The next one, the last one being `last`. None while one goes on or is to wait, and before any node has a key.
+/// The next one after those that there were. None while one goes on or is to wait, and before any node has a key.
 pub(crate) fn next(
     mesh: &EncryptionMesh,
-    last: Option<&RotationRecord>,
+    rotations: &[RotationRecord],
     progress: &Progress,
     now: Timestamp,
 ) -> Result<Option<Next>, String> {
     let Some(asked) = &mesh.spec.rotation else { return Ok(None) };
-    let goes_on = last.is_some_and(|last| last.result == RotationResult::Running);
+    let goes_on = rotations.last().is_some_and(|last| last.result == RotationResult::Running);
     let has_begun = progress.generation.number() == mesh.spec.key_generation && progress.speaking() > 0;
     if goes_on || asked.paused || mesh.spec.uninstall || !has_begun {
         return Ok(None);
     }
-    let Some(since) = last.map(|last| last.started_at).or(mesh.metadata.creation_timestamp) else {
+    // One of some nodes renews the keys of no other.
+    let of_all = rotations.iter().rev().find(|record| record.nodes.is_empty());
+    let Some(since) = of_all.map(|record| record.started_at).or(mesh.metadata.creation_timestamp) else {
         return Ok(None);
     };
     schedule::next(asked, since, &mesh.metadata.uid, now)
@@ -41,6 +43,7 @@ pub(crate) fn begin(mesh: &Mesh, who: &str, now: Timestamp) -> Option<Value> {
         "spec": {
             "keyGeneration": generation,
             "rotation": {
+                "forGeneration": generation,
                 "requestedBy": who,
                 "requestedAt": Timestamp::from_second(now.as_second()).ok(),
                 "reason": format!("every {}", asked.every?),

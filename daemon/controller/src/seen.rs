@@ -15,7 +15,7 @@ pub(crate) struct Seen {
     pub(crate) nodes: BTreeMap<String, Node>,
     /// What agents say, by the name of their node; `None` where a VeilNode is there and nothing is said in it.
     pub(crate) veil_nodes: BTreeMap<String, Option<VeilNodeStatus>>,
-    /// Names of nodes on which an agent's pod is ready.
+    /// Nodes on which there is an agent's pod, and whether one of them is ready.
     pub(crate) agents: BTreeMap<String, bool>,
     /// What the cluster says of its own ranges.
     pub(crate) said: Said,

@@ -43,7 +43,7 @@ pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option
         keys_current(seen, &mesh.spec, now),
         rotating(&mesh.spec, rotations.last(), progress, now),
     ];
-    let next = schedule::next(mesh, rotations.last(), progress, now);
+    let next = schedule::next(mesh, &rotations, progress, now);
     if let Err(why) = &next {
         let not_rotating = conditions.iter_mut().filter(|c| c.kind == ROTATING && !c.holds());
         not_rotating.for_each(|c| (c.reason, c.message) = ("ScheduleUnreadable".to_owned(), why.clone()));
@@ -175,7 +175,7 @@ fn rotating(
         };
         return Condition::new(ROTATING, false, reason, message, now);
     };
-    let asked = mesh.rotation.clone().unwrap_or_default();
+    let asked = mesh.rotation.as_ref().map(|asked| asked.of(mesh.key_generation)).unwrap_or_default();
     let to = format!("to generation {}{}", record.generation, by(record));
     let (reason, message) = if asked.paused {
         ("RotationPaused", format!("{to}: waits for `kubeveil rotate resume`"))

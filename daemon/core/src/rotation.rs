@@ -138,7 +138,8 @@ impl fmt::Display for Holdup {
     }
 }
 
-/// What a node remembers of it beside its files: only when it last did something, so that all do not do it at once.
+/// What a node remembers of it beside its files: when it last did something, so that all do not do it at once; and what it said last,
+/// which binds it before its source tells of it ([`Rotation::may_use`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
     /// Since when this is wanted.
@@ -167,7 +168,7 @@ impl Rotation {
             self.told = None;
             return Some(Step::Retire(*revoked));
         }
-        let Some(newest) = view.held.last().copied() else { return Some(Step::Make(wanted)) };
+        let Some(newest) = view.held.last().copied() else { return Some(Step::Make(joins(wanted, view))) };
         // What no device is left for: of two generations that share one, the older is none any more.
         let stranded = |old: &&Generation| **old < newest && old.parity() == newest.parity();
         if let Some(old) = view.held.iter().find(stranded) {
@@ -277,6 +278,17 @@ impl Rotation {
         let again = self.told.filter(|_| under_way).and_then(|at| until(at + TELL_EVERY));
         begins.into_iter().chain(ends).chain(is_quiet).chain(again).min()
     }
+}
+
+/// The generation of a node that has none: that which most others have, since it shares a device with them by no other, and the
+/// newest of those. One that says more than is so moves it no further than to what is wanted.
+fn joins(wanted: Generation, view: &View<'_>) -> Generation {
+    let mut having: BTreeMap<Generation, usize> = BTreeMap::new();
+    for entry in view.others.values().flat_map(|said| said.generations) {
+        *having.entry(entry.generation).or_default() += 1;
+    }
+    let most = having.into_iter().max_by_key(|(generation, nodes)| (*nodes, *generation));
+    most.map_or(wanted, |(generation, _)| generation.min(wanted))
 }
 
 /// How long after the others begin this node takes its step: each has its place in a row as long as there are nodes.

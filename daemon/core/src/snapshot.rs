@@ -24,7 +24,7 @@ pub struct NodeFacts {
     pub internal_ips: Vec<IpAddr>,
     /// What it says of itself, not verified yet.
     pub announcement: Option<String>,
-    /// Its labels, where it is this very node; of others no source has to tell.
+    /// Its labels. An agent's source has to tell those of this very node only.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }

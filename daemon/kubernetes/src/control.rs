@@ -113,7 +113,8 @@ impl KubernetesControl {
             let page: Page = self.read(&text, LIST)?;
             nodes.extend(page.items.into_iter().flatten().map(|node| {
                 let announcement = node.metadata.announcement();
-                let facts = NodeFacts { uid: node.metadata.uid, announcement, ..NodeFacts::default() };
+                let (uid, labels) = (node.metadata.uid, node.metadata.labels.unwrap_or_default());
+                let facts = NodeFacts { uid, announcement, labels, ..NodeFacts::default() };
                 (node.metadata.name, facts.into())
             }));
             if page.metadata.r#continue.is_empty() {

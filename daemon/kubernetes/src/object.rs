@@ -25,7 +25,7 @@ pub(crate) struct Metadata {
     #[serde(default)]
     pub(crate) resource_version: String,
     #[serde(default)]
-    labels: Option<Labels>,
+    pub(crate) labels: Option<Labels>,
     #[serde(default)]
     annotations: Option<Annotations>,
 }

@@ -1,5 +1,6 @@
-//! The daemon's way round at 5,000 nodes, over the real kernel with WireGuard.
+//! The daemon's way round at 5,000 nodes: over the real kernel with WireGuard, but for [`rotation`], which has one of memory.
 //!
+//! Of those over the real kernel:
 //! The peers' keys are lower than this node's and the clock that the daemon is told stands still, so nobody is spoken
 //! to: thousands of handshakes would take the machine from what is measured. What `wg` is given is what the daemon has
 //! made, as `wg showconf` tells it: the same peers, addresses and endpoints.

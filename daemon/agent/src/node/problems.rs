@@ -79,7 +79,7 @@ pub(super) fn other_generation(ours: u32, wanted: u32) -> Problem {
             "is {wanted}, but this node has a key of generation {ours} already, which stays in use"
         ),
         advice: format!(
-            "A key that was given up is never used again: set it to {ours}, or to a higher one for new keys"
+            "A key that was given up is never used again: delete the mesh and create it with keyGeneration: {ours}; its last spec stands meanwhile"
         ),
     }
 }
@@ -118,7 +118,7 @@ pub(super) fn mesh_deleted() -> Problem {
         object: "EncryptionMesh default".to_owned(),
         field: String::new(),
         message: "it was deleted; its last spec stands".to_owned(),
-        advice: "Create it again. To switch encryption off, set its mode".to_owned(),
+        advice: "Create it again, with the keyGeneration that the nodes have (`kubeveil status`). To switch encryption off, set its mode".to_owned(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kubeveil_abi::DEVICE_NAMES;
-use kubeveil_api::schedule::Period;
+use kubeveil_api::{rotation::RotationSpec, schedule::Period};
 use kubeveil_core::{
     problem::Problem,
     rotation::{Holdup, Said, Step, View, holdups, progress::Phase},
@@ -47,6 +47,7 @@ const STEPS: usize = 4;
 impl<K: Kernel> Node<K> {
     /// Makes the key that is wanted, and gives up what nobody needs any more.
     pub(super) fn renew_keys(&mut self, knowledge: &Knowledge, now: Now) {
+        let mut given_up = None;
         for _ in 0..STEPS {
             if !self.keeper.is_open() {
                 return;
@@ -56,6 +57,16 @@ impl<K: Kernel> Node<K> {
             self.rotation = rotation;
             let is_done = match step {
                 None => return,
+                // Its device goes before the next of its name comes: with the same key, that one would take over its sessions.
+                Some(Step::Make(generation))
+                    if given_up == Some(generation.parity())
+                        && self.is_left_out()
+                        && self.keeper.info().is_some() =>
+                {
+                    return;
+                }
+                // By labels that are not known yet nobody is left out.
+                Some(Step::Make(_)) if self.asked().node_selector.is_some() && knowledge.synced().is_none() => return,
                 Some(Step::Make(generation)) => {
                     self.rotations.begins(now.monotonic);
                     self.keeper.make(generation, self.is_left_out(), now.epoch.as_secs())
@@ -65,6 +76,7 @@ impl<K: Kernel> Node<K> {
                         .mesh()
                         .and_then(|mesh| mesh.rotation.as_ref())
                         .is_some_and(|asked| generation.number() < asked.retire_before);
+                    given_up = Some(generation.parity());
                     let is_done = self.keeper.retire(generation);
                     if is_done && self.keeper.publics().len() == 1 {
                         self.rotations.ends(is_forced, now.monotonic);
@@ -78,10 +90,16 @@ impl<K: Kernel> Node<K> {
         }
     }
 
+    /// What was asked for of the generation that the mesh wants.
+    fn asked(&self) -> RotationSpec {
+        let asked = self.mesh().and_then(|mesh| Some(mesh.rotation.as_ref()?.of(mesh.key_generation)));
+        asked.unwrap_or_default()
+    }
+
     /// Does the rotation leave this node its key?
     fn is_left_out(&self) -> bool {
-        let selector = self.mesh().and_then(|mesh| mesh.rotation.as_ref()?.node_selector.as_ref());
         let own = self.known.snapshot.nodes.get(&self.name);
+        let selector = self.asked().node_selector;
         selector.zip(own).is_some_and(|(selector, own)| !selector.selects(&own.labels))
     }
 
@@ -121,8 +139,11 @@ impl<K: Kernel> Node<K> {
     /// An older key that is still here after the time that a rotation has.
     pub(super) fn is_late(&self, now: Now) -> Option<Problem> {
         let newest = self.keeper.info().filter(|_| self.keeper.publics().len() > 1)?;
-        let asked = self.mesh()?.rotation.clone().unwrap_or_default();
-        let since = now.epoch.as_secs().saturating_sub(newest.created);
+        let asked = self.asked();
+        // A key that serves two generations is older than the second one.
+        let begun = asked.requested_at.and_then(|at| u64::try_from(at.as_second()).ok()).unwrap_or(0);
+        let by_key = now.epoch.as_secs().saturating_sub(newest.created.max(begun));
+        let since = self.rotations.began.map_or(by_key, |began| now.monotonic.saturating_sub(began).as_secs());
         if since < u64::from(asked.deadline()) {
             return None;
         }

@@ -1,9 +1,13 @@
 //! What each command does.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kubeveil_api::rotation::{DEADLINE_SECONDS, MOST_WORDS};
+use kubeveil_api::{
+    rotation::{DEADLINE_SECONDS, MOST_WORDS},
+    selector::LabelSelector,
+};
 use kubeveil_core::rotation::progress::Phase;
+use kubeveil_keys::PublicKey;
 use serde_json::json;
 
 use super::{Desk, End, Look, Rotate, Stop, records, show, wait};
@@ -24,11 +28,18 @@ pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
         return compromised(desk, &look, node, arguments);
     }
     under_way(&look)?;
+    if look.asked().paused {
+        return Err(Stop::Finding("rotation is paused: `kubeveil rotate resume` first".to_owned()));
+    }
     let next = look.progress.generation.next().map(|next| next.number());
     let generation = next.ok_or_else(|| Stop::Finding("2^32 rotations are all there are".to_owned()))?;
-    let asked = asked(desk, &look, arguments)?;
+    let of = match &arguments.nodes {
+        Some(selector) => selected(&look, selector)?,
+        None => look.sight.nodes.len(),
+    };
+    let asked = asked(desk, &look, generation, arguments)?;
     desk.change(&look, json!({ "keyGeneration": generation, "rotation": asked }))?;
-    show::begun(desk.json, generation, &look);
+    show::begun(desk.json, generation, of, &look);
     if arguments.no_wait {
         return Ok(End::Done);
     }
@@ -38,19 +49,32 @@ pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
 }
 
 /// Who asks, when, why: as it goes on record, and what an earlier one asked for is over.
-fn asked(desk: &mut Desk, look: &Look, arguments: &Rotate) -> Result<serde_json::Value, Stop> {
+fn asked(
+    desk: &mut Desk,
+    look: &Look,
+    generation: u32,
+    arguments: &Rotate,
+) -> Result<serde_json::Value, Stop> {
     let seconds = u32::try_from(arguments.deadline.as_secs()).unwrap_or(u32::MAX);
     let who: String = desk.control.who()?.chars().take(MOST_WORDS).collect();
     Ok(json!({
+        "forGeneration": generation,
         "requestedBy": who,
         "requestedAt": jiff::Timestamp::from_second(look.now.as_second()).ok(),
         "reason": (!arguments.reason.is_empty()).then_some(&arguments.reason),
         "nodeSelector": selector(look, arguments),
         "deadlineSeconds": (seconds != DEADLINE_SECONDS).then_some(seconds),
         // What a patch does not speak of stays.
-        "paused": null,
         "retireBefore": null,
     }))
+}
+
+/// How many nodes are meant.
+fn selected(look: &Look, selector: &LabelSelector) -> Result<usize, Stop> {
+    match look.sight.nodes.values().filter(|node| selector.selects(&node.labels)).count() {
+        0 => Err(Stop::Usage(format!("--nodes: no Node has the labels {selector}"))),
+        some => Ok(some),
+    }
 }
 
 /// Of which nodes. A merge patch joins objects, so what an earlier one has and this one lacks is named too.
@@ -70,7 +94,7 @@ fn under_way(look: &Look) -> Result<(), Stop> {
     if look.is_over() {
         return Ok(());
     }
-    let asked = look.sight.mesh.spec.rotation.clone().unwrap_or_default();
+    let asked = look.asked();
     let by = if asked.requested_by.is_empty() {
         String::new()
     } else {
@@ -88,25 +112,36 @@ fn under_way(look: &Look) -> Result<(), Stop> {
 
 /// The keys of one node are refused from now on; it makes others by itself.
 fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> Result<End, Stop> {
-    let keys = keys_of(desk, node)?;
+    let keys = keys_of(desk, node).ok_or_else(|| {
+        Stop::Usage(format!(
+            "--compromised: Node {node} announces no key that can be believed, or there is no such Node"
+        ))
+    })?;
     let mut revoked = look.sight.mesh.spec.revoked_keys.clone();
-    revoked.extend(keys.iter().filter(|key| !look.sight.mesh.spec.revoked_keys.contains(key)));
+    // Two generations may have one key.
+    for key in &keys {
+        if !revoked.contains(key) {
+            revoked.push(*key);
+        }
+    }
     desk.change(look, json!({ "revokedKeys": revoked }))?;
     show::revoked(desk.json, node, &keys);
     if arguments.no_wait {
         return Ok(End::Done);
     }
-    let end = std::time::Instant::now() + arguments.deadline;
+    let began = Instant::now();
     loop {
-        let look = desk.look()?;
-        let now = keys_of(desk, node)?;
-        if now.iter().all(|key| !look.sight.mesh.spec.revoked_keys.contains(key)) {
+        let look = wait::look(desk)?;
+        let now = keys_of(desk, node).filter(|keys| {
+            !keys.iter().any(|key| look.sight.mesh.spec.revoked_keys.contains(key))
+        });
+        if let Some(now) = now {
             show::replaced(desk.json, node, &now);
             return Ok(End::Done);
         }
-        if std::time::Instant::now() >= end {
+        if began.elapsed() >= arguments.deadline {
             eprintln!(
-                "kubeveil: Node {node} still announces a key that is refused: its traffic is dropped. Is kubeveild running there, and does it see the mesh?"
+                "kubeveil: Node {node} has announced no other key: its traffic is dropped. Is kubeveild running there, and does it see the mesh?"
             );
             return Ok(End::TimedOut);
         }
@@ -114,14 +149,10 @@ fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> 
     }
 }
 
-fn keys_of(desk: &Desk, node: &str) -> Result<Vec<kubeveil_keys::PublicKey>, Stop> {
-    let said = desk.announced.of(node);
-    let said = said.ok_or_else(|| {
-        Stop::Usage(format!(
-            "--compromised: Node {node} announces no key that can be believed, or there is no such Node"
-        ))
-    })?;
-    Ok(said.generations().iter().map(|entry| entry.public_key).collect())
+/// The keys that a node announces, if it announces any that can be believed.
+fn keys_of(desk: &Desk, node: &str) -> Option<Vec<PublicKey>> {
+    let said = desk.announced.of(node)?;
+    Some(said.generations().iter().map(|entry| entry.public_key).collect())
 }
 
 /// How far it has got.
@@ -144,9 +175,9 @@ pub(super) fn history(desk: &mut Desk) -> Result<End, Stop> {
 /// Has nodes wait, or go on.
 pub(super) fn pause(desk: &mut Desk, paused: bool) -> Result<End, Stop> {
     let look = desk.look()?;
-    let paused = if paused { json!(true) } else { serde_json::Value::Null };
-    desk.change(&look, json!({ "rotation": { "paused": paused } }))?;
-    show::paused(desk.json, paused.is_boolean());
+    let value = if paused { json!(true) } else { serde_json::Value::Null };
+    desk.change(&look, json!({ "rotation": { "paused": value } }))?;
+    show::paused(desk.json, paused);
     Ok(End::Done)
 }
 

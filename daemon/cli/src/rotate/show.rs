@@ -25,11 +25,16 @@ fn tell(to_programs: bool, object: impl FnOnce() -> Value, words: impl FnOnce() 
     }
 }
 
-pub(super) fn begun(json: bool, generation: u32, look: &Look) {
+/// New keys are asked for, of so many of the nodes.
+pub(super) fn begun(json: bool, generation: u32, of: usize, look: &Look) {
+    let (all, speaking) = (look.sight.nodes.len(), look.progress.speaking());
     tell(
         json,
-        || json!({"event": "begun", "generation": generation, "nodes": look.progress.speaking()}),
-        || format!("generation {generation} is asked for; {} nodes have keys", look.progress.speaking()),
+        || json!({"event": "begun", "generation": generation, "nodes": speaking, "renewed": of}),
+        || {
+            let some = if of < all { format!("; {of} of {all} nodes take new ones") } else { String::new() };
+            format!("generation {generation} is asked for; {speaking} nodes have keys{some}")
+        },
     );
 }
 
@@ -124,7 +129,7 @@ pub(super) fn ended(json: bool, progress: &Progress, done: bool, after: Duration
 }
 
 pub(super) fn status(json: bool, look: &Look) {
-    let asked = look.sight.mesh.spec.rotation.clone().unwrap_or_default();
+    let asked = look.asked();
     tell(
         json,
         || {
@@ -208,6 +213,9 @@ fn in_words(progress: &Progress, asked: &RotationSpec, last: Option<&RotationRec
         let forced = last.is_some_and(|record| record.result == RotationResult::Forced);
         out.push_str(if forced { "done, by force\n" } else { "done\n" });
     } else {
+        if progress.is_over(asked.retire_before) {
+            out.push_str("done, but for those that were cut off:\n");
+        }
         out.push_str(&stragglers(progress));
     }
     out

@@ -31,17 +31,8 @@ pub(super) fn until(
     let began = Instant::now();
     let bars = (!desk.json && stderr().is_terminal()).then(Bars::new);
     let mut told: Option<Progress> = None;
-    let mut answered = began;
     loop {
-        let look = match desk.look() {
-            Ok(look) => look,
-            Err(_) if answered.elapsed() < PATIENCE => {
-                std::thread::sleep(LOOK);
-                continue;
-            }
-            Err(problem) => return Err(Stop::Unreachable(problem)),
-        };
-        answered = Instant::now();
+        let look = look(desk)?;
         if told.as_ref() != Some(&look.progress) {
             match &bars {
                 Some(bars) => bars.show(&look.progress),
@@ -57,6 +48,18 @@ pub(super) fn until(
             return Ok(end);
         }
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Looks until somebody answers, for as long as our patience lasts.
+pub(super) fn look(desk: &mut Desk) -> Result<Look, Stop> {
+    let began = Instant::now();
+    loop {
+        match desk.look() {
+            Ok(look) => return Ok(look),
+            Err(problem) if began.elapsed() >= PATIENCE => return Err(Stop::Unreachable(problem)),
+            Err(_) => std::thread::sleep(LOOK),
+        }
     }
 }
 

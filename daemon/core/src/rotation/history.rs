@@ -17,8 +17,8 @@ pub fn records(
     now: Timestamp,
 ) -> Vec<RotationRecord> {
     let mut records = before.to_vec();
-    let asked = mesh.rotation.clone().unwrap_or_default();
     let wanted = mesh.key_generation;
+    let asked = mesh.rotation.as_ref().map(|asked| asked.of(wanted)).unwrap_or_default();
     for record in records.iter_mut().filter(|record| record.generation < wanted) {
         if record.result == RotationResult::Running {
             (record.result, record.finished_at) = (RotationResult::Superseded, Some(now));
@@ -133,6 +133,18 @@ mod tests {
         assert_eq!(records(&late, &wants(1, 0), &without, at(170))[0].result, RotationResult::Running);
         without.nodes.insert("b".to_owned(), Phase::Announced);
         assert_eq!(records(&late, &wants(1, 1), &without, at(170))[0].result, RotationResult::Running);
+    }
+
+    /// Somebody raises the generation by hand, and leaves what an earlier request says.
+    #[test]
+    fn a_request_is_of_one_generation() {
+        let mut spec = wants(2, 0);
+        let asked = spec.rotation.as_mut().expect("asked");
+        asked.for_generation = Some(1);
+        let by_hand = records(&[], &spec, &progress(2, false), at(999));
+        assert_eq!((by_hand[0].requested_by.as_str(), by_hand[0].started_at), ("", at(999)));
+        spec.rotation.as_mut().expect("asked").for_generation = Some(2);
+        assert_eq!(records(&[], &spec, &progress(2, false), at(999))[0].requested_by, "alice");
     }
 
     #[test]

@@ -159,6 +159,11 @@ fn moved(node: &str, list: &NotFlipped, has: &BTreeSet<&str>) -> usize {
 /// Why a node is not done.
 fn why(node: &str, said: &Said<'_>, wanted: Generation, all: &BTreeMap<&str, Said<'_>>) -> Option<String> {
     let newest = said.newest();
+    if newest > wanted && !said.has(wanted) {
+        return Some(format!(
+            "has a key of generation {newest} already, by another mesh: delete this one and create it with keyGeneration: {newest}"
+        ));
+    }
     let others = || all.iter().filter(|(name, _)| **name != node);
     match Phase::of(Some(said), wanted) {
         Phase::Silent | Phase::Done => None,
@@ -266,6 +271,9 @@ mod tests {
             [("a", "waits until nothing comes by its key of generation 0 any more")]
         );
         assert!(at(&[1]).is_done());
+        // A mesh that was made anew, of which nobody has heard by its generation.
+        assert!(!at(&[5]).is_done());
+        assert!(reasons(&at(&[5]))[0].1.contains("create it with keyGeneration: 5"));
         assert!(!progress(1, &[("a", &[], &[])]).is_done(), "nobody says anything");
     }
 }

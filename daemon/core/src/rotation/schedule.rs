@@ -1,9 +1,6 @@
 //! When a schedule begins the next rotation.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    time::Duration,
-};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp, civil::Weekday, tz::TimeZone};
 use kubeveil_api::{
@@ -29,33 +26,38 @@ pub fn next(
     now: Timestamp,
 ) -> Result<Option<Next>, String> {
     let Some(every) = asked.every else { return Ok(None) };
-    let jitter = asked.jitter.map_or(Duration::ZERO, |jitter| {
-        let mut hasher = DefaultHasher::new();
-        (cluster, since).hash(&mut hasher);
-        Duration::from_secs(hasher.finish() % (jitter.seconds() + 1))
-    });
-    let due = since.saturating_add(every.duration()).and_then(|at| at.saturating_add(jitter));
-    let Ok(due) = due else { return Ok(None) };
-    let Some(window) = &asked.window else { return Ok(Some(Next { at: due, is_due: due <= now })) };
-    let opens = opening(window, due.max(now))?;
-    Ok(opens.map(|opens| {
-        let is_due = opens == now;
-        Next { at: if is_due { due } else { opens }, is_due }
-    }))
+    let bytes = cluster.bytes().chain(since.as_second().to_be_bytes());
+    // Of the time that there is, where that is less than the jitter.
+    let place = fnv(bytes);
+    let later = |at: Timestamp, room: Duration| {
+        let most = asked.jitter.map_or(0, |jitter| jitter.seconds().min(room.as_secs()));
+        at.saturating_add(Duration::from_secs(place.checked_rem(most).unwrap_or(0)))
+    };
+    let Ok(due) = since.saturating_add(every.duration()) else { return Ok(None) };
+    let at = match &asked.window {
+        None => later(due, Duration::MAX).ok(),
+        Some(window) => opening(window, due.max(now))?.and_then(|(opens, closes)| {
+            let opens = opens.max(due);
+            later(opens, closes.duration_since(opens).unsigned_abs()).ok()
+        }),
+    };
+    Ok(at.map(|at| Next { at, is_due: at <= now }))
 }
 
-/// When it is open next: `from`, or the first moment after that.
-fn opening(window: &Window, from: Timestamp) -> Result<Option<Timestamp>, String> {
+/// FNV-1a of 64 bits (Fowler, Noll and Vo): the same in each build of this program, or the next one would move.
+fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// When it opens and closes: the first time that it closes after `from`.
+fn opening(window: &Window, from: Timestamp) -> Result<Option<(Timestamp, Timestamp)>, String> {
     let zone = TimeZone::get(&window.time_zone).map_err(|_| {
-        format!(
-            "spec.rotation.window.timeZone: {} is no time zone that is known, such as Europe/Berlin",
-            window.time_zone
-        )
+        format!("spec.rotation.window.timeZone: {} is no time zone that is known, such as Europe/Berlin", window.time_zone)
     })?;
     let day_before = zone.to_datetime(from).date().yesterday().ok();
     let days = day_before.into_iter().flat_map(|day| day.series(jiff::Span::new().days(1)));
     // Yesterday's may be open still; and once a week every day has been there.
-    let openings = days.take(9).filter_map(|day| {
+    let mut openings = days.take(9).filter_map(|day| {
         if !window.days.is_empty() && !window.days.iter().any(|open| weekday(*open) == day.weekday()) {
             return None;
         }
@@ -64,8 +66,7 @@ fn opening(window: &Window, from: Timestamp) -> Result<Option<Timestamp>, String
         let closes_on = if window.end > window.start { day } else { day.tomorrow().ok()? };
         Some((at(day, window.start)?, at(closes_on, window.end)?))
     });
-    let mut to_come = openings.filter(|(_, closes)| *closes > from);
-    Ok(to_come.next().map(|(opens, _)| opens.max(from)))
+    Ok(openings.find(|(_, closes)| *closes > from))
 }
 
 const fn weekday(day: Day) -> Weekday {
@@ -133,8 +134,9 @@ mod tests {
         }
         let due = "2027-01-31T00:00:00Z".to_owned();
         assert_eq!(told(&nights, since, "2027-01-31T00:00:00Z"), (due.clone(), true), "Saturday's is open");
-        assert_eq!(told(&nights, since, "2027-01-31T22:00:00Z"), (due.clone(), true));
-        assert_eq!(told(&nights, since, "2027-02-01T01:59:59Z"), (due, true), "it closes on the next day");
+        assert_eq!(told(&nights, since, "2027-01-31T01:59:59Z"), (due, true), "it closes on the next day");
+        assert_eq!(told(&nights, since, "2027-01-31T22:00:00Z"), (sunday.clone(), true));
+        assert_eq!(told(&nights, since, "2027-02-01T01:59:59Z"), (sunday, true), "so does Sunday's");
         let saturday = "2027-02-06T22:00:00Z".to_owned();
         assert_eq!(told(&nights, since, "2027-02-01T02:00:00Z"), (saturday.clone(), false), "it was missed");
         assert_eq!(told(&nights, since, "2027-02-05T02:00:00Z"), (saturday, false), "and that stands");
@@ -164,11 +166,19 @@ mod tests {
         let since = time("2027-01-01T00:00:00Z");
         let at = |cluster: &str| next(&spread, since, cluster, since).expect("read").expect("scheduled").at;
         let times: Vec<Timestamp> = ('a'..='z').map(|name| at(&name.to_string())).collect();
-        let (first, last) = (time("2027-01-02T00:00:00Z"), time("2027-01-02T06:00:00Z"));
-        assert!(times.iter().all(|at| (first..=last).contains(at)), "{times:?}");
-        let early = times.iter().filter(|at| **at < time("2027-01-02T03:00:00Z")).count();
-        assert!((5..=21).contains(&early), "{early} of 26 in the first half");
-        assert_eq!(at("a"), at("a"));
+        let spreads = |times: &[Timestamp], first: &str, amid: &str, last: &str| {
+            assert!(times.iter().all(|at| (time(first)..time(last)).contains(at)), "{times:?}");
+            let early = times.iter().filter(|at| **at < time(amid)).count();
+            assert!((5..=21).contains(&early), "{early} of 26 in the first half");
+        };
+        spreads(&times, "2027-01-02T00:00:00Z", "2027-01-02T03:00:00Z", "2027-01-02T06:00:00Z");
+        // Those that wait for a window don't begin all when it opens, and none falls behind it.
+        let window = r#"{"every": "1d", "jitter": "6h", "window": {"start": "12:00", "end": "14:00"}}"#;
+        let windowed = asked(window);
+        let at_noon = |cluster: &str| next(&windowed, since, cluster, since).expect("read").expect("scheduled").at;
+        let times: Vec<Timestamp> = ('a'..='z').map(|name| at_noon(&name.to_string())).collect();
+        spreads(&times, "2027-01-02T12:00:00Z", "2027-01-02T13:00:00Z", "2027-01-02T14:00:00Z");
+        assert_eq!(fnv(b"foobar".iter().copied()), 0x8594_4171_f739_67e8, "as published");
     }
 
     #[test]

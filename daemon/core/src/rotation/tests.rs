@@ -99,13 +99,32 @@ fn each_thing_that_holds_an_old_key_holds_it() {
     }
 }
 
+/// A node that joins while others wait amid a rotation can speak to most of them.
+#[test]
+fn who_joins_takes_what_most_have() {
+    let (none, both, old, new) = (Heard::new(&[], &[], names(&[])), entries(&[4, 5]), entries(&[4]), entries(&[5]));
+    let list = names(&[]);
+    let joins = |others: &[&[GenerationEntry]]| {
+        let said = others.iter().zip(["a", "b", "c", "d"]);
+        let others = said.map(|(of, name)| (name, Said { generations: of, not_flipped: &list })).collect();
+        step(&View { wanted: Some(generation(5)), paused: true, others, ..none.view() })
+    };
+    let make = |number| Some(Step::Make(generation(number)));
+    assert_eq!(joins(&[]), make(5));
+    assert_eq!(joins(&[&both, &both]), make(5));
+    assert_eq!(joins(&[&both, &old, &both]), make(4));
+    assert_eq!(joins(&[&both, &new, &new, &old]), make(5), "one is far behind");
+}
+
 #[test]
 fn the_next_key_is_one_that_there_is_a_device_for() {
     let wants = |own: &[u32], other: &[u32], wanted: u32| {
         let heard = Heard::new(own, other, names(&[]));
         step(&View { wanted: Some(generation(wanted)), ..heard.view() })
     };
-    assert_eq!(wants(&[], &[0], 7), Some(Step::Make(generation(7))));
+    assert_eq!(wants(&[], &[0], 7), Some(Step::Make(generation(0))), "that which the other has");
+    assert_eq!(wants(&[], &[6, 7], 7), Some(Step::Make(generation(7))));
+    assert_eq!(wants(&[], &[8], 7), Some(Step::Make(generation(7))), "nobody is led beyond what is wanted");
     assert_eq!(wants(&[0], &[0], 0), None);
     assert_eq!(wants(&[3], &[3], 2), None, "no way back");
     assert_eq!(wants(&[0], &[0], 1), Some(Step::Make(generation(1))));

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::suite::{mesh, put};
 
 /// The policy's message.
-pub(crate) const ASKED: &str = "spec.rotation.requestedBy must be the user who asks, or be left out, where spec.keyGeneration or it is changed";
+pub(crate) const ASKED: &str = "spec.rotation.requestedBy must be the user who writes it, or be left out, unless it speaks of an earlier generation (forGeneration)";
 
 fn control(server: &Server) -> KubernetesControl {
     let origin = Origin::Kubeconfig(server.kubeconfig(Who::Admin).unwrap());
@@ -81,5 +81,17 @@ pub(crate) fn the_controller_begins_what_is_scheduled(server: &mut Server) {
     let path = crate::rights::mesh_path();
     let merge = kubeveil_tests_kubernetes::ask::Request::patch("merge", &path, &scheduled.to_string());
     kubeveil_tests_kubernetes::ask::ask(server, &admin, &merge).unwrap();
+    raises().unwrap();
+    // What somebody asked for earlier, and that was of no generation, would speak for this one too.
+    let asked = |of: serde_json::Value| {
+        let rotation = json!({"requestedBy": "admin", "forGeneration": of});
+        let merge = json!({"spec": {"rotation": rotation}}).to_string();
+        let merge = kubeveil_tests_kubernetes::ask::Request::patch("merge", &path, &merge);
+        kubeveil_tests_kubernetes::ask::ask(server, &admin, &merge).unwrap();
+    };
+    asked(serde_json::Value::Null);
+    let refused = raises().unwrap_err();
+    assert!(refused.contains(ASKED), "{refused}");
+    asked(json!(1));
     raises().unwrap();
 }

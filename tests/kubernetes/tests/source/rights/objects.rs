@@ -107,6 +107,29 @@ pub(crate) const ALL: &[Attack] = &[
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
+        name: "generation_and_an_owner",
+        what: "begins a rotation, and gives the mesh an owner, with which it is collected",
+        request: || {
+            let owner = r#"{"apiVersion":"v1","kind":"Node","name":"node-9","uid":"d4a7d6a4-9f8e-4c7e-8d0b-6f0b5f1f5f11"}"#;
+            merge(
+                &ours("encryptionmeshes/default"),
+                &format!(r#"{{"metadata":{{"ownerReferences":[{owner}]}},"spec":{{"keyGeneration":1}}}}"#),
+            )
+        },
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
+    },
+    Attack {
+        name: "generation_and_an_annotation",
+        what: "begins a rotation, and has helm keep the mesh",
+        request: || {
+            merge(
+                &ours("encryptionmeshes/default"),
+                r#"{"metadata":{"annotations":{"helm.sh/resource-policy":"keep"}},"spec":{"keyGeneration":1}}"#,
+            )
+        },
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
+    },
+    Attack {
         name: "rotates_more_often",
         what: "begins a rotation, and schedules more of them with it",
         request: || {
