@@ -1,6 +1,6 @@
 //! Keys are rotated: what this node does when the mesh wants others, and what it waits for.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use kubeveil_api::announcement::{Announcement, NotFlipped};
 use kubeveil_core::action::Action;
@@ -8,7 +8,7 @@ use kubeveil_keys::PrivateKey;
 use kubeveil_linux::fake::FakeKernel;
 
 use super::bench::{Bench, Shared, announce_keys};
-use crate::node::Node;
+use crate::node::{Node, Now};
 
 const DEVICES: [&str; 2] = ["kubeveil0", "kubeveil1"];
 
@@ -231,6 +231,33 @@ fn who_comes_back_after_two_rotations_takes_the_newest() {
     bench.settle(&mut node);
     assert_eq!((generations(&bench), devices(&bench)), (vec![2], vec![DEVICES[0].to_owned()]));
     assert_eq!((files(&bench), bench.tunnelled()), (vec!["generation-2.key".to_owned()], 2));
+}
+
+/// A wall clock that jumps by an hour, forth and back, ends nothing early and delays nothing: with it the old key goes in the same second.
+#[test]
+fn a_clock_that_jumps_changes_nothing() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let lasts = |jump: fn(u64, Duration) -> Duration| {
+        let mut it = Rotation::begun();
+        it.has_both(2, NotFlipped::nobody());
+        it.has_both(3, NotFlipped::nobody());
+        (1..60).find(|second| {
+            it.bench.seconds += 1;
+            let now = Now {
+                monotonic: it.bench.now().monotonic,
+                epoch: jump(*second, it.bench.now().epoch + 2 * HOUR),
+            };
+            it.node.hear(now);
+            it.node.pass(now);
+            assert_eq!(it.bench.tunnelled(), 2, "second {second}");
+            generations(&it.bench) == [1]
+        })
+    };
+    let steady = lasts(|_, at| at);
+    assert!(steady.is_some());
+    assert_eq!(lasts(|second, at| if second % 4 < 2 { at + HOUR } else { at - HOUR }), steady);
+    assert_eq!(lasts(|second, at| if second > 3 { at - HOUR } else { at }), steady);
+    assert_eq!(lasts(|second, at| if second > 3 { at + HOUR } else { at }), steady);
 }
 
 /// Two generations at once are taken one after the other.
