@@ -115,6 +115,10 @@ impl Source for World {
 pub(super) struct Shared(Arc<Mutex<FakeKernel>>);
 
 impl Shared {
+    pub(super) fn new(kernel: FakeKernel) -> Self {
+        Self(Arc::new(Mutex::new(kernel)))
+    }
+
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut FakeKernel) -> R) -> R {
         // A test may end a daemon in the midst of a call.
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -155,7 +159,14 @@ pub(super) struct Bench {
     pub(super) seconds: u64,
 }
 
-fn facts(n: u8) -> NodeFacts {
+/// In memory where that can be: thousands of runs sync what they keep.
+pub(super) fn dir_in_memory() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    dir.expect("temp dir")
+}
+
+pub(super) fn facts(n: u8) -> NodeFacts {
     NodeFacts {
         uid: format!("uid-{n}"),
         pod_cidrs: vec![
@@ -209,12 +220,9 @@ impl Bench {
     /// This node, and others with these keys.
     pub(super) fn with(keys: Vec<PrivateKey>) -> Self {
         let addresses = ["192.0.2.1/24", "2001:db8::1/64"].map(|net| net.parse().expect("net"));
-        let kernel = Shared(Arc::new(Mutex::new(FakeKernel::new("build", &addresses))));
-        // In memory where that can be: thousands of runs sync what they keep.
-        let memory = std::path::Path::new("/dev/shm");
-        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-        let dir = dir.expect("temp dir");
-        let mut bench = Self { dir, world: World::default(), kernel, keys: vec![], seconds: 0 };
+        let kernel = Shared::new(FakeKernel::new("build", &addresses));
+        let mut bench =
+            Self { dir: dir_in_memory(), world: World::default(), kernel, keys: vec![], seconds: 0 };
         let mesh = MeshSpec {
             mode: Mode::Require,
             pod_cidrs: vec!["10.244.0.0/16".parse().expect("net"), "fd00:244::/32".parse().expect("net")],
