@@ -32,7 +32,8 @@ use crate::tunnels::Health;
 
 /// Nothing came or went by an old generation for so long: longer than packets are on their way.
 pub const STILL: Duration = Duration::from_secs(5);
-/// A node's list of peers that it has not moved yet is told anew no more often than this, but for its end.
+/// A node's list of peers that it has not moved yet is told anew no more often than this, but for its end; and, where it is shorter, in
+/// the node's place in the row.
 pub const TELL_EVERY: Duration = Duration::from_secs(10);
 /// The nodes of a cluster take each step of a rotation one after another, about this far apart: each of them has to take in
 /// what all others say.
@@ -148,6 +149,8 @@ pub struct Rotation {
     free: Option<(Generation, Duration)>,
     /// When another list was last said.
     told: Option<Duration>,
+    /// Since when there is a shorter one to say.
+    shorter: Option<Duration>,
     /// That list, and of which newest generation. A source tells of it later.
     list: Option<(Generation, NotFlipped)>,
 }
@@ -157,7 +160,13 @@ impl Rotation {
     #[must_use]
     pub fn with_times(self, time: impl Fn(Duration) -> Duration) -> Self {
         let of = |(generation, at)| (generation, time(at));
-        Self { wanted: self.wanted.map(of), free: self.free.map(of), told: self.told.map(&time), ..self }
+        Self {
+            wanted: self.wanted.map(of),
+            free: self.free.map(of),
+            told: self.told.map(&time),
+            shorter: self.shorter.map(&time),
+            ..self
+        }
     }
 
     /// What is to be done about keys now, one after another: to be asked again after each.
@@ -251,16 +260,31 @@ impl Rotation {
     fn at_times(&mut self, newest: Generation, list: NotFlipped, view: &View<'_>) -> NotFlipped {
         let told = || Some((view.own?.newest(), view.own?.not_flipped.clone()));
         let before = self.list.take().or_else(told).filter(|(of, _)| *of == newest).map(|(_, list)| list);
-        let is_early = self.told.is_some_and(|at| view.now < at + TELL_EVERY);
+        let is_early = self.told.is_some_and(|at| view.now < at + TELL_EVERY) && list != NotFlipped::nobody();
         let says = match before {
-            Some(before) if before == list || is_early && list != NotFlipped::nobody() => before,
+            Some(before) if before == list => {
+                self.shorter = None;
+                before
+            }
+            Some(before) if is_early || !self.is_in_place(&before, &list, view) => before,
             _ => {
-                self.told = Some(view.now);
+                (self.told, self.shorter) = (Some(view.now), None);
                 list
             }
         };
         self.list = Some((newest, says.clone()));
         says
+    }
+
+    /// Thousands of nodes may have moved their last peers at one time, when the last node begins, so each says so in its place. Whom
+    /// a list names anew waits for it.
+    fn is_in_place(&mut self, before: &NotFlipped, list: &NotFlipped, view: &View<'_>) -> bool {
+        let is_shorter = match (before, list) {
+            (NotFlipped::Many, _) => true,
+            (_, NotFlipped::Many) => false,
+            (NotFlipped::Nodes(before), NotFlipped::Nodes(list)) => list.is_subset(before),
+        };
+        !is_shorter || view.now >= *self.shorter.get_or_insert(view.now) + pace(view)
     }
 
     /// How long until something can be done though nobody says anything; `None` if nothing is under way.
@@ -276,7 +300,8 @@ impl Rotation {
             STILL.saturating_sub(quiet).max(Duration::from_secs(1))
         });
         let again = self.told.filter(|_| under_way).and_then(|at| until(at + TELL_EVERY));
-        begins.into_iter().chain(ends).chain(is_quiet).chain(again).min()
+        let shorter = self.shorter.and_then(|since| until(since + pace(view)));
+        begins.into_iter().chain(ends).chain(is_quiet).chain(again).chain(shorter).min()
     }
 }
 

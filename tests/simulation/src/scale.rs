@@ -108,6 +108,8 @@ struct Node {
     witness: usize,
     /// When a packet last came or went by the old key, at the latest, milliseconds.
     passed: u64,
+    /// When it is to be thought of again.
+    says_at: u64,
     /// How long after the others it takes each step, milliseconds.
     place: u64,
     /// When it has something to do about keys though nothing is told.
@@ -173,6 +175,7 @@ impl Cluster {
             flipped: vec![false; count],
             unflipped: count - 1,
             listed: 0,
+            says_at: 0,
             place: 0,
             sayings: vec![Saying { version: 0, generations: 1, list: NotFlipped::nobody() }],
             told: None,
@@ -362,7 +365,8 @@ impl Cluster {
         let me = &self.nodes[place];
         let is_early = me.told.is_some_and(|at| millis(then) < at + kubeveil_core::rotation::TELL_EVERY);
         let can_list = me.unflipped <= kubeveil_api::announcement::MAX_NOT_FLIPPED;
-        if me.unflipped != me.listed && can_list && (me.unflipped == 0 || !is_early) {
+        let is_due = me.unflipped != me.listed && then >= me.says_at;
+        if is_due && can_list && (me.unflipped == 0 || !is_early) {
             self.says(place, then);
         }
     }
@@ -371,13 +375,16 @@ impl Cluster {
         let mut rotation = std::mem::take(&mut self.nodes[place].rotation);
         let says = rotation.says(&self.view(place, now));
         let me = &mut self.nodes[place];
-        (me.rotation, me.listed) = (rotation, me.unflipped);
+        me.rotation = rotation;
         let Some((generations, list)) = says else { return };
         let generations = generations.iter().fold(0, |all, (of, _)| all | 1 << of.number());
         let last = me.sayings.last();
         if last.is_some_and(|last| last.generations == generations && last.list == list) {
+            // Its place has not come.
+            me.says_at = now + me.place;
             return;
         }
+        (me.listed, me.says_at) = (me.unflipped, 0);
         me.told = Some(millis(now));
         me.sayings.push(Saying { version: usize::MAX, generations, list });
         let nth = me.sayings.len() - 1;

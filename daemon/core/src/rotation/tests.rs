@@ -208,6 +208,35 @@ fn the_list_is_told_at_times() {
     assert_eq!(says(&[("other", 1), ("third", 1)], 31), names(&[]));
 }
 
+/// All nodes move the last one at one time; they say so one after another. Whom a list names anew waits for it.
+#[test]
+fn a_shorter_list_is_told_in_the_nodes_place() {
+    let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
+    let says = |node: &str, rotation: &mut Rotation, way: Option<u32>, millis: u64| {
+        let mut view = heard.view();
+        view.node = node;
+        view.ways = Some(way.map(|by| ("other", generation(by))).into_iter().collect());
+        view.now = Duration::from_millis(millis);
+        (rotation.says(&view).expect("a device stands").1, rotation.next_look(&view))
+    };
+    let mut places: Vec<Duration> = Vec::new();
+    for node in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        let mut rotation = Rotation::default();
+        let (list, wait) = says(node, &mut rotation, Some(1), 1000);
+        let wait = wait.filter(|wait| *wait < Duration::from_millis(900)).unwrap_or_default();
+        assert_eq!(list, names(if wait.is_zero() { &[] } else { &["other"] }), "{node}");
+        let then = 1000 + u64::try_from(wait.as_millis()).expect("short");
+        assert_eq!(
+            says(node, &mut rotation, Some(1), then).0,
+            names(&[]),
+            "{node} has its place after {wait:?}"
+        );
+        assert_eq!(says(node, &mut rotation, None, then + 10_000).0, names(&["other"]), "{node}: at once");
+        places.push(wait);
+    }
+    assert!(places.iter().any(|place| *place != places[0]), "{places:?}");
+}
+
 /// A node that has only its newest says that it sends to everybody by it; a device that somebody took away for a moment is spoken of
 /// all the same.
 #[test]

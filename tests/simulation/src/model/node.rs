@@ -22,6 +22,8 @@ const KEYS: Duration = Duration::from_secs(1000);
 /// The present for what is said, and more than five seconds before: that it may be said again waits for ten.
 const WORDS: Duration = Duration::from_secs(1001);
 const WORDS_BEFORE: Duration = Duration::from_secs(994);
+/// Longer than the row of three nodes.
+const A_LITTLE: Duration = Duration::from_millis(500);
 /// As in `daemon/agent/src/node/rotation.rs`.
 const STEPS: usize = 4;
 
@@ -147,6 +149,8 @@ impl Node {
             return (self.dies(), again);
         }
         self.settled = true;
+        // Twice, since its place in the row comes at once.
+        rotation.says(&self.view(place, rules, WORDS - A_LITTLE));
         if let Some((generations, list)) = rotation.says(&self.view(place, rules, WORDS)) {
             let list = if rules == Rules::ListsNobody { NotFlipped::nobody() } else { list };
             let generations = generations.iter().fold(0, |all, (of, _)| all | 1 << of.number());
@@ -154,7 +158,11 @@ impl Node {
         }
         // With one key nothing is timed, until there is another.
         let is_rotating = self.held.count_ones() > 1;
-        let times = |at| if is_rotating { at } else { Duration::ZERO };
+        let times = |at| match at {
+            _ if !is_rotating => Duration::ZERO,
+            _ if at > KEYS => WORDS,
+            _ => at,
+        };
         self.rotation = memories.number(rotation.with_times(times));
         (self, again)
     }
