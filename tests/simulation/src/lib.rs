@@ -14,6 +14,8 @@ mod api;
 mod chaos;
 mod daemon;
 mod desired;
+#[cfg(test)]
+mod directed;
 mod kernel;
 mod ledger;
 pub mod model;

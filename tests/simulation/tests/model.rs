@@ -46,3 +46,12 @@ fn broken_rules_are_found_out() {
         assert!(!found.path.is_empty() && found.path.len() < 20, "{rules:?}:\n{found}");
     }
 }
+
+/// Two conditions that others make up for, as long as all keep to the protocol (`Rules` says how).
+#[test]
+fn what_is_not_needed_is_known() {
+    for rules in [Rules::NoQuietTime, Rules::IgnoresWhoHasNotBegun] {
+        holds(&two(1, 1, 1, rules), 121_800);
+        holds(&two(2, 0, 1, rules), 152_716);
+    }
+}
