@@ -66,7 +66,11 @@ impl<K: Kernel> Node<K> {
                     return;
                 }
                 // By labels that are not known yet nobody is left out.
-                Some(Step::Make(_)) if self.asked().node_selector.is_some() && knowledge.synced().is_none() => return,
+                Some(Step::Make(_))
+                    if self.asked().node_selector.is_some() && knowledge.synced().is_none() =>
+                {
+                    return;
+                }
                 Some(Step::Make(generation)) => {
                     self.rotations.begins(now.monotonic);
                     self.keeper.make(generation, self.is_left_out(), now.epoch.as_secs())
@@ -143,7 +147,8 @@ impl<K: Kernel> Node<K> {
         // A key that serves two generations is older than the second one.
         let begun = asked.requested_at.and_then(|at| u64::try_from(at.as_second()).ok()).unwrap_or(0);
         let by_key = now.epoch.as_secs().saturating_sub(newest.created.max(begun));
-        let since = self.rotations.began.map_or(by_key, |began| now.monotonic.saturating_sub(began).as_secs());
+        let since =
+            self.rotations.began.map_or(by_key, |began| now.monotonic.saturating_sub(began).as_secs());
         if since < u64::from(asked.deadline()) {
             return None;
         }

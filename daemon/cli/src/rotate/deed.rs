@@ -132,9 +132,8 @@ fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> 
     let began = Instant::now();
     loop {
         let look = wait::look(desk)?;
-        let now = keys_of(desk, node).filter(|keys| {
-            !keys.iter().any(|key| look.sight.mesh.spec.revoked_keys.contains(key))
-        });
+        let now = keys_of(desk, node)
+            .filter(|keys| !keys.iter().any(|key| look.sight.mesh.spec.revoked_keys.contains(key)));
         if let Some(now) = now {
             show::replaced(desk.json, node, &now);
             return Ok(End::Done);

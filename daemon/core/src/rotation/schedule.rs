@@ -52,7 +52,10 @@ fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
 /// When it opens and closes: the first time that it closes after `from`.
 fn opening(window: &Window, from: Timestamp) -> Result<Option<(Timestamp, Timestamp)>, String> {
     let zone = TimeZone::get(&window.time_zone).map_err(|_| {
-        format!("spec.rotation.window.timeZone: {} is no time zone that is known, such as Europe/Berlin", window.time_zone)
+        format!(
+            "spec.rotation.window.timeZone: {} is no time zone that is known, such as Europe/Berlin",
+            window.time_zone
+        )
     })?;
     let day_before = zone.to_datetime(from).date().yesterday().ok();
     let days = day_before.into_iter().flat_map(|day| day.series(jiff::Span::new().days(1)));
@@ -175,7 +178,8 @@ mod tests {
         // Those that wait for a window don't begin all when it opens, and none falls behind it.
         let window = r#"{"every": "1d", "jitter": "6h", "window": {"start": "12:00", "end": "14:00"}}"#;
         let windowed = asked(window);
-        let at_noon = |cluster: &str| next(&windowed, since, cluster, since).expect("read").expect("scheduled").at;
+        let at_noon =
+            |cluster: &str| next(&windowed, since, cluster, since).expect("read").expect("scheduled").at;
         let times: Vec<Timestamp> = ('a'..='z').map(|name| at_noon(&name.to_string())).collect();
         spreads(&times, "2027-01-02T12:00:00Z", "2027-01-02T13:00:00Z", "2027-01-02T14:00:00Z");
         assert_eq!(fnv(b"foobar".iter().copied()), 0x8594_4171_f739_67e8, "as published");

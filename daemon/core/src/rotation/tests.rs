@@ -102,7 +102,8 @@ fn each_thing_that_holds_an_old_key_holds_it() {
 /// A node that joins while others wait amid a rotation can speak to most of them.
 #[test]
 fn who_joins_takes_what_most_have() {
-    let (none, both, old, new) = (Heard::new(&[], &[], names(&[])), entries(&[4, 5]), entries(&[4]), entries(&[5]));
+    let (none, both, old, new) =
+        (Heard::new(&[], &[], names(&[])), entries(&[4, 5]), entries(&[4]), entries(&[5]));
     let list = names(&[]);
     let joins = |others: &[&[GenerationEntry]]| {
         let said = others.iter().zip(["a", "b", "c", "d"]);

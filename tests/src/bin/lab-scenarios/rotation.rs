@@ -305,18 +305,19 @@ fn by_command(stage: &mut Stage) -> Result<()> {
 }
 
 /// The keys of one node alone: the others go to the next device with theirs.
-fn some_nodes(stage: &Stage) -> Result<()> {
-    let keys =
-        || stage.lab.nodes().map(|node| crate::support::public_key(stage, node)).collect::<Result<Vec<_>>>();
+fn some_nodes(stage: &mut Stage) -> Result<()> {
+    let keys = |stage: &Stage| {
+        stage.lab.nodes().map(|node| crate::support::public_key(stage, node)).collect::<Result<Vec<_>>>()
+    };
     let mut labelled = node_manifest(Node(1), stage.lab.spec().families);
     labelled.object["metadata"]["labels"] = serde_json::json!({"pool": "edge"});
     labelled.write(&stage.lab.manifests())?;
-    let before = keys()?;
+    let before = keys(stage)?;
     let (tally, census) = stage.send_while(everybody(stage, 300), |stage| {
         expect(stage, &["--nodes", "pool in (edge,core)"], 0, &["no old key: 3/3 nodes", "done in"])
     })?;
     encrypted(&tally, &census).context("the keys of some nodes")?;
-    let is_new: Vec<bool> = before.iter().zip(keys()?).map(|(before, after)| *before != after).collect();
+    let is_new: Vec<bool> = before.iter().zip(keys(stage)?).map(|(before, after)| *before != after).collect();
     ensure!(is_new == [true, false, false], "who has a new key: {is_new:?}");
     expect(stage, &["history"], 0, &["pool in (edge,core)"])
 }
