@@ -5,6 +5,8 @@
 //! A schedule is a seed: the same one plays the same way. What the simulation takes for the kernel, the API server and the agent is in
 //! `kernel`, `wire`, `api` and `agent`, each with the file that it stands for. What must hold is in `ledger`.
 //!
+//! Chance does not come to everything: [`model`] looks at two or three nodes in every order, and [`scale`] counts what thousands of them say.
+//!
 //! Taken as given: the first list after a daemon's start is not older than what the daemon knew before (lists are asked for without a
 //! `resourceVersion`, so they are read from etcd's majority); signatures hold; a pair that has each other's keys on standing devices can
 //! make a session.
