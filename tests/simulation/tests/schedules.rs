@@ -50,6 +50,8 @@ fn what_was_mended_holds() {
         // (`what_was_said_binds_before_the_source_tells_of_it` in core).
         17403, // What was tried first against that.
         636,
+        // Late answers of a device that somebody had deleted, which the simulation took for its successor's.
+        624, 6498, 10143,
     ];
     let schedules = seeds.map(|seed| Schedule { seed, nodes: None, rules: Rules::Ours });
     let failures = play_all(schedules.into_iter(), usize::MAX, |_, _| {}).failures;
