@@ -2,8 +2,8 @@
 //!
 //! Each node's way round is made of the production functions (`core::rotation`: `keys`, `says`, `may_use`, `choose`). Around them:
 //! - **Announcements** stand on a board; a node reads it whenever it does, all of it at once, since a watch tells in order. What is told
-//!   twice or late is what a node read before, and changes nothing. A request to publish arrives at any time, also after its daemon
-//!   died and the next one has published something else.
+//!   twice or late is what a node read before, and changes nothing. A request to publish arrives at any time, also after its daemon died, but
+//!   before what the next daemon publishes: a later one is not looked at.
 //! - **Handshakes**: each of two nodes that have each other on standing devices may see at any time that the other answers there, and may cease
 //!   to hear from it as often as the bounds say.
 //! - **Packets**: a pair is always about to send by its way. When a node changes a way, a packet may be on the way by the one before, until some seconds
