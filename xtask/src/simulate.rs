@@ -1,4 +1,4 @@
-//! `cargo xtask simulate`: rotation apart from the kernel, in many schedules (tests/simulation).
+//! `cargo xtask simulate`: rotation apart from the kernel (tests/simulation): in many schedules, in every order, of thousands of nodes.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Plays schedules on all processors, or one again, and says what did not hold.
+//! Plays schedules on all processors, or one again; looks at all states of few nodes; counts what many cost. Says what did not hold.
 
 use std::{
     io::Write,
@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use kubeveil_tests_simulation::{
     Failure, Rules, Schedule,
     model::{Bounds, check},
@@ -16,28 +16,52 @@ use kubeveil_tests_simulation::{
 };
 
 #[derive(Parser)]
-#[command(about)]
+#[command(about, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    play: Play,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Looks at all states of two or three nodes, within bounds
+    Model(Model),
+    /// Counts what one rotation of many nodes costs in which nothing goes wrong
+    Scale(Scale),
+}
+
+/// Schedules, each by its seed.
+#[derive(Args)]
+struct Play {
     /// How many schedules
     #[arg(long, default_value_t = 100_000)]
     schedules: u64,
     /// The first seed
     #[arg(long)]
     seed: Option<u64>,
-    /// How many nodes begin; without it two to eight, by the seed. More than eight rotate once, and nothing goes wrong
-    #[arg(long, value_parser = clap::value_parser!(u16).range(2..=5000))]
-    nodes: Option<u16>,
+    /// How many nodes begin; without it two to eight, by the seed
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=8))]
+    nodes: Option<u8>,
     /// What the nodes go by
     #[arg(long, value_enum, default_value_t = Rules::Ours)]
     rules: Rules,
-    /// Look at all states of two or three nodes instead, within the bounds below
-    #[arg(long)]
-    model: bool,
-    /// How many of the nodes do at once what they can do
+    /// Show all that happens in the schedule of --seed
+    #[arg(long, requires = "seed")]
+    trace: bool,
+}
+
+#[derive(Args)]
+struct Model {
+    /// How many nodes
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=3))]
+    nodes: u8,
+    /// How many of them do at once what they can do
     #[arg(long, default_value_t = 0)]
     prompt: u8,
     /// How often the mesh wants another generation
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
     rotations: u8,
     /// How often a daemon dies
     #[arg(long, default_value_t = 1)]
@@ -45,24 +69,32 @@ struct Arguments {
     /// How often a node ceases to hear from another
     #[arg(long, default_value_t = 1)]
     silences: u8,
-    /// Show all that happens in the schedule of --seed
-    #[arg(long, requires = "seed")]
-    trace: bool,
+    /// What the nodes go by
+    #[arg(long, value_enum, default_value_t = Rules::Ours)]
+    rules: Rules,
+}
+
+#[derive(Args)]
+struct Scale {
+    /// How many nodes
+    #[arg(long, value_parser = clap::value_parser!(u16).range(2..=5000))]
+    nodes: u16,
+    /// What chance goes by
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    if arguments.model {
-        return look_at_all(&arguments);
-    }
-    if let Some(nodes) = arguments.nodes.filter(|nodes| *nodes > 8) {
-        let began = Instant::now();
-        let cost = rotate(nodes.into(), arguments.seed.unwrap_or(0));
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "{cost}, in {:.1} s", began.elapsed().as_secs_f64())?;
-        let is_done = cost.took < Duration::MAX;
-        return Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
+    let holds = match &arguments.command {
+        Some(Command::Model(model)) => look_at_all(model)?,
+        Some(Command::Scale(scale)) => count(scale)?,
+        None => play(&arguments.play)?,
+    };
+    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn play(arguments: &Play) -> Result<bool> {
     let schedule = |seed| Schedule { seed, nodes: arguments.nodes.map(usize::from), rules: arguments.rules };
     if let (Some(seed), true) = (arguments.seed, arguments.trace) {
         let mut out = std::io::stdout().lock();
@@ -70,7 +102,7 @@ fn main() -> Result<ExitCode> {
         for line in &played.trace {
             writeln!(out, "{line}")?;
         }
-        return Ok(if played.failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        return Ok(played.failure.is_none());
     }
     let first = arguments.seed.unwrap_or(0);
     let began = Instant::now();
@@ -84,19 +116,27 @@ fn main() -> Result<ExitCode> {
     let took = began.elapsed().as_secs_f64();
     writeln!(out, "{} schedules, {} broken, in {took:.1} s", arguments.schedules, all.failures.len())?;
     writeln!(out, "{}", all.figures)?;
-    Ok(if all.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(all.failures.is_empty())
 }
 
-fn look_at_all(arguments: &Arguments) -> Result<ExitCode> {
-    let Arguments { prompt, rotations, crashes, silences, rules, .. } = *arguments;
-    let nodes = if arguments.nodes == Some(2) { 2 } else { 3 };
+fn count(arguments: &Scale) -> Result<bool> {
+    let began = Instant::now();
+    let cost = rotate(arguments.nodes.into(), arguments.seed);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{cost}, in {:.1} s", began.elapsed().as_secs_f64())?;
+    Ok(cost.took < Duration::MAX)
+}
+
+fn look_at_all(arguments: &Model) -> Result<bool> {
+    let Model { nodes, prompt, rotations, crashes, silences, rules } = *arguments;
     let bounds = Bounds { nodes, prompt, rotations, crashes, silences };
     let began = Instant::now();
     let checked = check(bounds, rules);
     let mut out = std::io::stdout().lock();
     let took = began.elapsed().as_secs_f64();
     writeln!(out, "{bounds:?}: {} states, {} steps, in {took:.1} s", checked.states, checked.steps)?;
-    let Some(broken) = checked.broken else { return Ok(ExitCode::SUCCESS) };
-    writeln!(out, "{broken}")?;
-    Ok(ExitCode::FAILURE)
+    if let Some(broken) = &checked.broken {
+        writeln!(out, "{broken}")?;
+    }
+    Ok(checked.broken.is_none())
 }

@@ -1,8 +1,8 @@
 //! One rotation of a large cluster in which nothing goes wrong: what it costs the API server and those that watch it.
 //!
-//! What a node does about its keys, what it says and by which generation it sends are the production functions' (`core::rotation`). They are
-//! asked where the answer can be another than before: not while a node's list is too long to be written out, and not while somebody is
-//! known to hold an old key up. Left out are devices, plans and packets; the time of a way round is taken for what `cargo xtask bench`
+//! What a node does about its keys and what it says are the production functions' (`core::rotation`). They are asked where the answer can be
+//! another than before: not while a node's list is too long to be written out, and not while somebody is known to hold an old key up.
+//! When that is so is written down here once more, and so is that packets move with a handshake. Left out are devices, plans and packets; the time of a way round is taken for what `cargo xtask bench`
 //! finds. Nodes share one log of what was said, and each knows how much of it it has read.
 
 use std::{
@@ -14,10 +14,7 @@ use std::{
 };
 
 use kubeveil_api::announcement::{GenerationEntry, GenerationState, NotFlipped};
-use kubeveil_core::{
-    rotation::{Rotation, Said, Step, View, choose},
-    tunnels::Health,
-};
+use kubeveil_core::rotation::{Rotation, Said, Step, View};
 use kubeveil_keys::{Generation, PublicKey};
 
 const OLD: Generation = Generation::FIRST;
@@ -54,9 +51,9 @@ pub struct Cost {
     pub rounds: u64,
     /// From the mesh's word until the last node says that it has the new key only.
     pub took: Duration,
-    /// Until the last node said its new key, and until the last said that it had moved.
+    /// Until the last node said its new key.
     pub begun: Duration,
-    /// See there.
+    /// Until the last said that it had moved.
     pub flipped: Duration,
 }
 
@@ -355,7 +352,7 @@ impl Cluster {
             self.nodes[place].handshakes.pop();
             let with = with as usize;
             let me = &mut self.nodes[place];
-            if choose([Health::Up(Duration::ZERO); 2]) == Some(0) && !me.flipped[with] {
+            if !me.flipped[with] {
                 me.flipped[with] = true;
                 me.unflipped -= 1;
                 me.passed = then;

@@ -39,8 +39,6 @@ pub struct Checked {
     pub states: usize,
     /// Ways from one to another.
     pub steps: usize,
-    /// What happens until the last of them, at least.
-    pub longest: usize,
     /// The first thing that does not hold; a shortest way to it.
     pub broken: Option<Broken>,
 }
@@ -137,10 +135,8 @@ pub fn check(bounds: Bounds, rules: Rules) -> Checked {
         steps: 0,
     };
     let broken = search.run().or_else(|| search.stuck());
-    let depth = |state: usize| search.path(u32::try_from(state).unwrap_or(0)).len();
-    let longest = search.states.all.len().checked_sub(1).map_or(0, depth);
     let broken = broken.map(|(state, what)| Broken { what, path: search.path(state) });
-    Checked { states: search.states.all.len(), steps: search.steps, longest, broken }
+    Checked { states: search.states.all.len(), steps: search.steps, broken }
 }
 
 impl Search {
