@@ -9,7 +9,7 @@
 //!
 //! Taken as given: the first list after a daemon's start is not older than what the daemon knew before (lists are asked for without a
 //! `resourceVersion`, so they are read from etcd's majority); signatures hold; a pair that has each other's keys on standing devices can
-//! make a session.
+//! make a session. Left out: nodes that a rotation leaves their key (`node_selector`).
 
 mod agent;
 mod api;
