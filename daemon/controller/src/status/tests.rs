@@ -178,6 +178,13 @@ fn the_next_rotation_is_told() {
     let goes_on = told_at(&seen, &Progress { generation: Generation::new(2), ..progress(&["b"]) }, 70);
     assert_eq!(goes_on.next_rotation, None, "one goes on");
 
+    // Those of some nodes put off nothing for the others.
+    let of_some = Progress { generation: Generation::new(2), ..progress(&[]) };
+    spec(&mut seen).rotation = Some(
+        serde_json::from_str(r#"{"every": "1h", "nodeSelector": {"matchLabels": {"a": "b"}}}"#).expect("asked"),
+    );
+    assert_eq!(told_at(&seen, &of_some, 90).next_rotation.map(Timestamp::as_second), Some(50 + 3600));
+
     let mut seen = cluster();
     seen.mesh.as_mut().expect("a mesh").object.metadata.creation_timestamp = Timestamp::from_second(7).ok();
     asks(&mut seen, r#"{"every": "1h"}"#);

@@ -299,9 +299,13 @@ fn a_node_that_is_left_out_keeps_its_key() {
         let own = said.snapshot.node_mut("node-1").expect("this node");
         own.labels = [("pool".to_owned(), "a".to_owned())].into();
     });
+    // Its key is older than any rotation may take.
+    bench.seconds += 100_000;
     bench.wants(1);
     bench.kernel.with(|k| k.answer(fresh.public()));
     bench.settle(&mut node);
+    let late = node.last.problems.iter().find(|problem| problem.field == "spec.keyGeneration");
+    assert_eq!(late, None, "the rotation has only just begun");
     let keys = |bench: &Bench| -> Vec<_> {
         said(bench).generations().iter().map(|entry| (entry.generation.number(), entry.public_key)).collect()
     };
