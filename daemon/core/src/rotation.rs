@@ -153,6 +153,8 @@ pub struct Rotation {
     shorter: Option<Duration>,
     /// That list, and of which newest generation. A source tells of it later.
     list: Option<(Generation, NotFlipped)>,
+    /// A key goes since nobody goes with it, and the next one is that which is wanted.
+    leaps: bool,
 }
 
 impl Rotation {
@@ -177,7 +179,10 @@ impl Rotation {
             self.told = None;
             return Some(Step::Retire(*revoked));
         }
-        let Some(newest) = view.held.last().copied() else { return Some(Step::Make(joins(wanted, view))) };
+        let Some(newest) = view.held.last().copied() else {
+            let leaps = std::mem::take(&mut self.leaps);
+            return Some(Step::Make(if leaps { wanted } else { joins(wanted, view) }));
+        };
         // What no device is left for: of two generations that share one, the older is none any more.
         let stranded = |old: &&Generation| **old < newest && old.parity() == newest.parity();
         if let Some(old) = view.held.iter().find(stranded) {
@@ -202,7 +207,8 @@ impl Rotation {
         let next = newest.next()?;
         let is_alone = view.whole && !view.others.values().any(|said| said.has(newest));
         let is_forced = newest < view.retire_before && newest.parity() == wanted.parity();
-        Some(if next != wanted && (is_alone || is_forced) { Step::Retire(newest) } else { Step::Make(next) })
+        self.leaps = next != wanted && (is_alone || is_forced);
+        Some(if self.leaps { Step::Retire(newest) } else { Step::Make(next) })
     }
 
     fn may_retire(&mut self, generation: Generation, view: &View<'_>) -> bool {
@@ -306,14 +312,15 @@ impl Rotation {
 }
 
 /// The generation of a node that has none: that which most others have, since it shares a device with them by no other, and the
-/// newest of those. One that says more than is so moves it no further than to what is wanted.
+/// newest of those; but none before what it said itself. One that says more than is so moves it no further than to what is wanted.
 fn joins(wanted: Generation, view: &View<'_>) -> Generation {
     let mut having: BTreeMap<Generation, usize> = BTreeMap::new();
     for entry in view.others.values().flat_map(|said| said.generations) {
         *having.entry(entry.generation).or_default() += 1;
     }
     let most = having.into_iter().max_by_key(|(generation, nodes)| (*nodes, *generation));
-    most.map_or(wanted, |(generation, _)| generation.min(wanted))
+    let said = view.own.map_or(Generation::FIRST, |own| own.newest());
+    most.map_or(wanted, |(generation, _)| generation.max(said).min(wanted))
 }
 
 /// How long after the others begin this node takes its step: each has its place in a row as long as there are nodes.

@@ -181,7 +181,8 @@ fn the_next_rotation_is_told() {
     // Those of some nodes put off nothing for the others.
     let of_some = Progress { generation: Generation::new(2), ..progress(&[]) };
     spec(&mut seen).rotation = Some(
-        serde_json::from_str(r#"{"every": "1h", "nodeSelector": {"matchLabels": {"a": "b"}}}"#).expect("asked"),
+        serde_json::from_str(r#"{"every": "1h", "nodeSelector": {"matchLabels": {"a": "b"}}}"#)
+            .expect("asked"),
     );
     assert_eq!(told_at(&seen, &of_some, 90).next_rotation.map(Timestamp::as_second), Some(50 + 3600));
 

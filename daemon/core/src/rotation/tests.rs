@@ -105,16 +105,29 @@ fn who_joins_takes_what_most_have() {
     let (none, both, old, new) =
         (Heard::new(&[], &[], names(&[])), entries(&[4, 5]), entries(&[4]), entries(&[5]));
     let list = names(&[]);
-    let joins = |others: &[&[GenerationEntry]]| {
+    let comes = |own: Option<Said<'_>>, others: &[&[GenerationEntry]]| {
         let said = others.iter().zip(["a", "b", "c", "d"]);
         let others = said.map(|(of, name)| (name, Said { generations: of, not_flipped: &list })).collect();
-        step(&View { wanted: Some(generation(5)), paused: true, others, ..none.view() })
+        step(&View { wanted: Some(generation(5)), paused: true, own, others, ..none.view() })
     };
+    let joins = |others: &[&[GenerationEntry]]| comes(None, others);
     let make = |number| Some(Step::Make(generation(number)));
     assert_eq!(joins(&[]), make(5));
     assert_eq!(joins(&[&both, &both]), make(5));
     assert_eq!(joins(&[&both, &old, &both]), make(4));
     assert_eq!(joins(&[&both, &new, &new, &old]), make(5), "one is far behind");
+    let had_both = Some(Said { generations: &both, not_flipped: &list });
+    assert_eq!(comes(had_both, &[&both, &old]), make(5), "it never goes back");
+    // Whoever gave a key up since nobody goes with it takes what is wanted.
+    let (alone, other) = (Heard::new(&[1], &[3], names(&[])), entries(&[3]));
+    let mut rotation = Rotation::default();
+    let view = View { wanted: Some(generation(5)), ..alone.view() };
+    let late = View { now: view.now + Duration::from_secs(1), ..view.clone() };
+    let _ = rotation.keys(&view);
+    assert_eq!(rotation.keys(&late), Some(Step::Retire(generation(1))));
+    let others = [("other", Said { generations: &other, not_flipped: &list })].into();
+    let empty = View { held: BTreeSet::new(), others, ..late.clone() };
+    assert_eq!(rotation.keys(&empty), make(5));
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Kernel for Watched {
 }
 
 /// Node `n` announces a key of its own, for the Node that it is.
-fn announces(world: &mut InApiServer<'_>, n: u8) {
+pub(crate) fn announces(world: &mut InApiServer<'_>, n: u8) {
     let name = format!("node-{n}");
     let node = world.node(&name).unwrap();
     let uid = node["metadata"]["uid"].as_str().unwrap();

@@ -154,6 +154,8 @@ fn the_api_server_takes_all_of_it(server: &mut Server) {
     // Two who apply share its list of ports; who upgrades has it alone.
     let client = server.client(Who::Admin).unwrap();
     ask(server, &client, &Request::new(Method::DELETE, AGENTS, "")).unwrap();
+    // A mesh that is there already has a generation, which takes no leap.
+    ask(server, &client, &Request::new(Method::DELETE, MESH, "")).ok();
     for (name, values) in CASES {
         let mut objects = render(server.binaries(), values).unwrap();
         // A Pod's account has to be there, and helm makes this one's later.
@@ -214,14 +216,23 @@ fn an_upgrade_keeps_what_the_mesh_has(server: &mut Server) {
     let given = ["encryption.enabled=true", "encryption.adoption.deadline=2027-01-31T12:00:00Z"];
     assert_eq!(upgrade(&given)["adoption"]["deadline"], "2027-01-31T12:00:00Z");
 
-    let raise = Request::patch("merge", MESH, r#"{"spec":{"keyGeneration":5}}"#);
-    ask(server, &client, &raise).unwrap();
-    assert_eq!(upgrade(&["encryption.enabled=true"])["keyGeneration"], 5);
-    assert_eq!(upgrade(&["encryption.enabled=true", "encryption.keyGeneration=4"])["keyGeneration"], 5);
-    assert_eq!(upgrade(&["encryption.enabled=true", "encryption.keyGeneration=6"])["keyGeneration"], 6);
+    for generation in 1..=2 {
+        let raise = json!({"spec": {"keyGeneration": generation}}).to_string();
+        ask(server, &client, &Request::patch("merge", MESH, &raise)).unwrap();
+    }
+    let asked = r#"{"spec":{"rotation":{"paused":true,"every":"9d"}}}"#;
+    ask(server, &client, &Request::patch("merge", MESH, asked)).unwrap();
+    let spec = upgrade(&["encryption.enabled=true"]);
+    assert_eq!(spec["keyGeneration"], 2);
+    assert_eq!(spec["rotation"], json!({"paused": true, "every": "9d"}), "what people asked for stays");
+    assert_eq!(upgrade(&["encryption.enabled=true", "encryption.keyGeneration=1"])["keyGeneration"], 2);
+    let more = ["encryption.enabled=true", "encryption.keyGeneration=3", "encryption.rotation.every=30d"];
+    let spec = upgrade(&more);
+    assert_eq!((&spec["keyGeneration"], &spec["rotation"]["every"]), (&json!(3), &json!("30d")));
 
     // Not given any more; left out it would be removed, which the API server refuses.
-    assert_eq!(upgrade(&["agent.metricsAddress=127.0.0.1:9600"])["keyGeneration"], 6);
+    let spec = upgrade(&["agent.metricsAddress=127.0.0.1:9600"]);
+    assert_eq!((&spec["keyGeneration"], &spec["rotation"]), (&json!(3), &json!({"paused": true})));
     let agents = ask(server, &client, &Request::new(Method::GET, AGENTS, "")).unwrap();
     let ports = &agents["spec"]["template"]["spec"]["containers"][0]["ports"];
     assert_eq!((ports.as_array().unwrap().len(), &ports[0]["containerPort"]), (1, &json!(9600)));

@@ -197,6 +197,8 @@ pub(crate) fn it_begins_what_is_scheduled(server: &mut Server) {
     let mut world = InApiServer::new(server).unwrap();
     world.put_mesh(&crate::suite::mesh()).unwrap();
     (1..=2).for_each(|n| put(&mut world, n));
+    // Of nodes that have keys.
+    (1..=2).for_each(|n| crate::agent::announces(&mut world, n));
     namespace(server);
     let _controller = controller(server);
     let mesh = || world.get(&mesh_kind(), "default").unwrap();

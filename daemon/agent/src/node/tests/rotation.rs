@@ -192,11 +192,12 @@ fn writes(nodes: u8) -> u64 {
     written
 }
 
-/// One device more and one less, and for each peer: it is added, it is told to be silent again, and packets go its new way.
+/// One device more and one less, and for each peer: it is added, it is told to speak where that has to be, which ends, and packets go
+/// its new way. (Nobody here speaks by itself, so half of them have to be told late.)
 #[test]
-fn a_rotation_costs_three_writes_a_peer() {
+fn a_rotation_costs_four_writes_a_peer() {
     let of = [3, 13, 23].map(writes);
-    assert!(of[1] - of[0] <= 3 * 10 && of[2] - of[1] <= 3 * 10, "{of:?}");
+    assert!(of[1] - of[0] <= 4 * 10 && of[2] - of[1] <= 4 * 10, "{of:?}");
     // As many as there are flips, and more than the device alone takes.
     assert!(of[1] - of[0] >= 2 * 10, "{of:?}");
 }
@@ -233,7 +234,7 @@ fn who_comes_back_after_two_rotations_takes_the_newest() {
     assert_eq!((files(&bench), bench.tunnelled()), (vec!["generation-2.key".to_owned()], 2));
 }
 
-/// A wall clock that jumps by an hour, forth and back, ends nothing early and delays nothing: with it the old key goes in the same second.
+/// A wall clock that jumps by an hour, forth and back, ends nothing early and delays nothing: the old key goes when it does without.
 #[test]
 fn a_clock_that_jumps_changes_nothing() {
     const HOUR: Duration = Duration::from_secs(3600);
@@ -253,11 +254,17 @@ fn a_clock_that_jumps_changes_nothing() {
             generations(&it.bench) == [1]
         })
     };
-    let steady = lasts(|_, at| at);
-    assert!(steady.is_some());
-    assert_eq!(lasts(|second, at| if second % 4 < 2 { at + HOUR } else { at - HOUR }), steady);
-    assert_eq!(lasts(|second, at| if second > 3 { at - HOUR } else { at }), steady);
-    assert_eq!(lasts(|second, at| if second > 3 { at + HOUR } else { at }), steady);
+    // Whose key is lower speaks first, and the other three seconds later; which that is, is chance.
+    let jumps: [fn(u64, Duration) -> Duration; 4] = [
+        |_, at| at,
+        |second, at| if second % 4 < 2 { at + HOUR } else { at - HOUR },
+        |second, at| if second > 3 { at - HOUR } else { at },
+        |second, at| if second > 3 { at + HOUR } else { at },
+    ];
+    for (number, jump) in jumps.into_iter().enumerate() {
+        let second = lasts(jump);
+        assert!(matches!(second, Some(6..=9)), "{number}: {second:?}");
+    }
 }
 
 /// Two generations at once are taken one after the other.
