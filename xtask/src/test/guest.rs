@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Seconds that one run may take.
-const LIMIT: u64 = 3600;
+const LIMIT: u64 = 4500;
 const SCENARIOS: &str = "lab-scenarios";
 const MATRIX: &str = "lab-matrix";
 /// The programs of `tests/bpf`, and the test of theirs that tries every condition.
