@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, ensure};
 use sha2::{Digest, Sha256};
 
-use super::tcp::{STALL, accept, fill};
+use super::tcp::{accept, connect, fill, listen};
 use super::{Flow, Pace};
 use crate::lab::program_path;
 use crate::{namespace, process};
@@ -55,12 +55,7 @@ impl Streams {
         let halt = Arc::new(AtomicBool::new(false));
         let mut streams = Self { halt, senders: Vec::new(), receivers: Vec::new() };
         for &flow in flows {
-            let listener = namespace::within(&flow.to.name(), || {
-                TcpListener::bind((flow.to.address(flow.family), 0))
-                    .with_context(|| format!("listen in {}", flow.to.name()))
-            })?;
-            listener.set_nonblocking(true)?;
-            let to = listener.local_addr()?;
+            let (listener, to) = listen(flow)?;
             let halt = Arc::clone(&streams.halt);
             streams.receivers.push(std::thread::spawn(move || receive(&listener)));
             streams.senders.push(std::thread::spawn(move || send(flow, to, rate, &halt)));
@@ -93,11 +88,7 @@ impl Drop for Streams {
 
 fn send(flow: Flow, to: SocketAddr, rate: u32, halt: &AtomicBool) -> Result<Streamed> {
     let outcome = || -> Result<Streamed> {
-        let mut stream = namespace::within(&flow.from.name(), || {
-            TcpStream::connect_timeout(&to, STALL).with_context(|| format!("connect to {to}"))
-        })?;
-        stream.set_write_timeout(Some(STALL))?;
-        stream.set_read_timeout(Some(STALL))?;
+        let mut stream = connect(flow, to)?;
         let mut block = [0; BLOCK];
         let (mut hash, mut number) = (Sha256::new(), 0_u64);
         let mut pace = Pace::new(rate, Instant::now());
@@ -122,8 +113,6 @@ fn send(flow: Flow, to: SocketAddr, rate: u32, halt: &AtomicBool) -> Result<Stre
 /// Tells the sender the hash of what came, once it has come to its end. The connection stands as long as what this returns.
 fn receive(listener: &TcpListener) -> Result<TcpStream> {
     let mut stream = accept(listener)?;
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(STALL))?;
     let (mut hash, mut bytes) = (Sha256::new(), [0; BLOCK]);
     loop {
         match stream.read(&mut bytes).context("receive")? {

@@ -37,12 +37,7 @@ impl Transfer {
 /// Sends so many blocks of 64 KiB over a new connection. An error if it stalls, or if what arrives is
 /// not exactly what was sent.
 pub fn transfer(flow: Flow, blocks: u64) -> Result<Transfer> {
-    let listener = namespace::within(&flow.to.name(), || {
-        TcpListener::bind((flow.to.address(flow.family), 0))
-            .with_context(|| format!("listen in {}", flow.to.name()))
-    })?;
-    listener.set_nonblocking(true)?;
-    let to = listener.local_addr()?;
+    let (listener, to) = listen(flow)?;
     let start = Instant::now();
     let receiver = std::thread::spawn(move || receive(&listener, blocks));
     let sent = send(flow, to, blocks);
@@ -52,11 +47,29 @@ pub fn transfer(flow: Flow, blocks: u64) -> Result<Transfer> {
     Ok(Transfer { bytes: blocks * BLOCK as u64, time: start.elapsed() })
 }
 
-fn send(flow: Flow, to: SocketAddr, blocks: u64) -> Result<()> {
-    let mut stream = namespace::within(&flow.from.name(), || {
+/// Where a flow goes, for [`accept`] once.
+pub(super) fn listen(flow: Flow) -> Result<(TcpListener, SocketAddr)> {
+    let listener = namespace::within(&flow.to.name(), || {
+        TcpListener::bind((flow.to.address(flow.family), 0))
+            .with_context(|| format!("listen in {}", flow.to.name()))
+    })?;
+    listener.set_nonblocking(true)?;
+    let to = listener.local_addr()?;
+    Ok((listener, to))
+}
+
+/// From where it comes. Neither direction may stall.
+pub(super) fn connect(flow: Flow, to: SocketAddr) -> Result<TcpStream> {
+    let stream = namespace::within(&flow.from.name(), || {
         TcpStream::connect_timeout(&to, STALL).with_context(|| format!("connect to {to}"))
     })?;
     stream.set_write_timeout(Some(STALL))?;
+    stream.set_read_timeout(Some(STALL))?;
+    Ok(stream)
+}
+
+fn send(flow: Flow, to: SocketAddr, blocks: u64) -> Result<()> {
+    let mut stream = connect(flow, to)?;
     let mut block = vec![0; BLOCK];
     for number in 0..blocks {
         fill(&mut block, number);
@@ -67,8 +80,6 @@ fn send(flow: Flow, to: SocketAddr, blocks: u64) -> Result<()> {
 
 fn receive(listener: &TcpListener, blocks: u64) -> Result<()> {
     let mut stream = accept(listener)?;
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(STALL))?;
     let mut block = vec![0; BLOCK];
     let mut expected = vec![0; BLOCK];
     for number in 0..blocks {
@@ -84,7 +95,11 @@ pub(super) fn accept(listener: &TcpListener) -> Result<TcpStream> {
     let end = Instant::now() + STALL;
     while Instant::now() < end {
         match listener.accept() {
-            Ok((stream, _)) => return Ok(stream),
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                stream.set_read_timeout(Some(STALL))?;
+                return Ok(stream);
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(Duration::from_millis(5)),
             Err(error) => return Err(error).context("accept"),
         }

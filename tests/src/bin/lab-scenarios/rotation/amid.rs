@@ -76,8 +76,8 @@ fn hit(stage: &mut Stage) -> Result<()> {
     let deeds: [(&str, Deed); 4] = [
         ("it reboots", reboot),
         ("it is replaced", replace),
-        ("its device of the new key is deleted", |stage| delete_devices(HIT, &newest(stage)?)),
-        ("its device of the old key is deleted", |stage| delete_devices(HIT, &oldest(stage)?)),
+        ("its device of the new key is deleted", |stage| delete_devices(HIT, &device(stage, true)?)),
+        ("its device of the old key is deleted", |stage| delete_devices(HIT, &device(stage, false)?)),
     ];
     stage.start()?;
     for (generation, (what, deed)) in (1..).zip(deeds) {
@@ -101,20 +101,11 @@ fn hit(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn newest(stage: &Stage) -> Result<Vec<String>> {
-    Ok(announced(stage, HIT)?
-        .last()
-        .map(|generation| format!("kubeveil{}", generation % 2))
-        .into_iter()
-        .collect())
-}
-
-fn oldest(stage: &Stage) -> Result<Vec<String>> {
-    Ok(announced(stage, HIT)?
-        .first()
-        .map(|generation| format!("kubeveil{}", generation % 2))
-        .into_iter()
-        .collect())
+/// The device of its newest key, or of its oldest.
+fn device(stage: &Stage, is_newest: bool) -> Result<[String; 1]> {
+    let has = announced(stage, HIT)?;
+    let generation = if is_newest { has.last() } else { has.first() };
+    Ok([format!("kubeveil{}", generation.context("it announces no key")? % 2)])
 }
 
 fn delete_devices(node: Node, devices: &[String]) -> Result<()> {
