@@ -17,6 +17,11 @@ const ONLY_KUBELET: [Outcome; 5] = [NoRight, Can, NoRight, NoRight, NoRight];
 const CONTROLLER: Outcome = Policy(super::mistakes::CONTROLLER);
 const MESH: Outcome = Policy("this hook writes nothing into the mesh's spec but uninstall");
 
+/// Changes the mesh so.
+fn on_mesh(patch: &str) -> kubeveil_tests_kubernetes::ask::Request {
+    merge(&ours("encryptionmeshes/default"), patch)
+}
+
 /// An Event about this object.
 fn event(namespace: &str, kind: &str, name: &str) -> kubeveil_tests_kubernetes::ask::Request {
     let about = if kind == "Pod" { r#","namespace":"default""# } else { "" };
@@ -89,21 +94,19 @@ pub(crate) const ALL: &[Attack] = &[
     Attack {
         name: "mode",
         what: "switches encryption off (spec.mode of the mesh)",
-        request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"mode":"observe"}}"#),
+        request: || on_mesh(r#"{"spec":{"mode":"observe"}}"#),
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
         name: "generation",
         what: "begins a rotation, where spec.rotation.every is set",
-        request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"keyGeneration":1}}"#),
+        request: || on_mesh(r#"{"spec":{"keyGeneration":1}}"#),
         outcomes: [NoRight, NoRight, Can, NoRight, MESH],
     },
     Attack {
         name: "generation_and_more",
         what: "begins a rotation, and switches encryption off with it",
-        request: || {
-            merge(&ours("encryptionmeshes/default"), r#"{"spec":{"keyGeneration":1,"mode":"observe"}}"#)
-        },
+        request: || on_mesh(r#"{"spec":{"keyGeneration":1,"mode":"observe"}}"#),
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
@@ -111,10 +114,9 @@ pub(crate) const ALL: &[Attack] = &[
         what: "begins a rotation, and gives the mesh an owner, with which it is collected",
         request: || {
             let owner = r#"{"apiVersion":"v1","kind":"Node","name":"node-9","uid":"d4a7d6a4-9f8e-4c7e-8d0b-6f0b5f1f5f11"}"#;
-            merge(
-                &ours("encryptionmeshes/default"),
-                &format!(r#"{{"metadata":{{"ownerReferences":[{owner}]}},"spec":{{"keyGeneration":1}}}}"#),
-            )
+            on_mesh(&format!(
+                r#"{{"metadata":{{"ownerReferences":[{owner}]}},"spec":{{"keyGeneration":1}}}}"#
+            ))
         },
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
@@ -122,8 +124,7 @@ pub(crate) const ALL: &[Attack] = &[
         name: "generation_and_an_annotation",
         what: "begins a rotation, and has helm keep the mesh",
         request: || {
-            merge(
-                &ours("encryptionmeshes/default"),
+            on_mesh(
                 r#"{"metadata":{"annotations":{"helm.sh/resource-policy":"keep"}},"spec":{"keyGeneration":1}}"#,
             )
         },
@@ -132,40 +133,25 @@ pub(crate) const ALL: &[Attack] = &[
     Attack {
         name: "rotates_more_often",
         what: "begins a rotation, and schedules more of them with it",
-        request: || {
-            merge(
-                &ours("encryptionmeshes/default"),
-                r#"{"spec":{"keyGeneration":1,"rotation":{"every":"1h"}}}"#,
-            )
-        },
+        request: || on_mesh(r#"{"spec":{"keyGeneration":1,"rotation":{"every":"1h"}}}"#),
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
         name: "cuts_nodes_off",
         what: "begins a rotation, and cuts off who is not done with it",
-        request: || {
-            merge(
-                &ours("encryptionmeshes/default"),
-                r#"{"spec":{"keyGeneration":1,"rotation":{"retireBefore":1}}}"#,
-            )
-        },
+        request: || on_mesh(r#"{"spec":{"keyGeneration":1,"rotation":{"retireBefore":1}}}"#),
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
         name: "goes_on_after_a_pause",
         what: "begins a rotation, and ends a pause with it",
-        request: || {
-            merge(
-                &ours("encryptionmeshes/default"),
-                r#"{"spec":{"keyGeneration":1,"rotation":{"paused":null}}}"#,
-            )
-        },
+        request: || on_mesh(r#"{"spec":{"keyGeneration":1,"rotation":{"paused":null}}}"#),
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
         name: "pardons_a_key",
         what: "takes a revoked key back",
-        request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"revokedKeys":null}}"#),
+        request: || on_mesh(r#"{"spec":{"revokedKeys":null}}"#),
         outcomes: [
             NoRight,
             NoRight,
@@ -177,7 +163,7 @@ pub(crate) const ALL: &[Attack] = &[
     Attack {
         name: "uninstalls",
         what: "asks all agents to clean up (spec.uninstall of the mesh)",
-        request: || merge(&ours("encryptionmeshes/default"), r#"{"spec":{"uninstall":true}}"#),
+        request: || on_mesh(r#"{"spec":{"uninstall":true}}"#),
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, Can],
     },
     Attack {
