@@ -174,6 +174,11 @@ fn time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Timestamp, 
 }
 
 impl MeshSpec {
+    /// What was asked for of the generation that is wanted.
+    pub fn asked(&self) -> RotationSpec {
+        self.rotation.as_ref().map(|asked| asked.of(self.key_generation)).unwrap_or_default()
+    }
+
     /// The settings to go by: ranges that people gave none of are those that the controller found. The field that stands
     /// against it, and why.
     pub fn in_force(mut self, status: Option<&MeshStatus>) -> Result<InForce, (String, String)> {

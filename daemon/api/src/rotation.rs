@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
     schedule::{Period, Window},
@@ -84,7 +85,7 @@ const fn is_zero(number: &u32) -> bool {
 
 impl RotationSpec {
     /// What was asked for of `generation`; of another one nothing was.
-    pub fn of(&self, generation: u32) -> Self {
+    pub(crate) fn of(&self, generation: u32) -> Self {
         if self.for_generation.is_none_or(|of| of == generation) {
             return self.clone();
         }
@@ -102,6 +103,24 @@ impl RotationSpec {
     pub fn deadline(&self) -> u32 {
         self.deadline_seconds.unwrap_or(DEADLINE_SECONDS)
     }
+}
+
+/// What asks for `generation` at `now`, as a merge patch (RFC 7386) of a mesh's `spec`. What an earlier request asked for is over, but
+/// for what stands: the schedule, and a pause. `nodeSelector` and `deadlineSeconds` of `rotation` are left to be set.
+pub fn request(generation: u32, who: &str, reason: &str, now: Timestamp) -> Value {
+    json!({
+        "keyGeneration": generation,
+        "rotation": {
+            "forGeneration": generation,
+            "requestedBy": who,
+            "requestedAt": Timestamp::from_second(now.as_second()).ok(),
+            "reason": (!reason.is_empty()).then_some(reason),
+            // What a patch does not speak of stays.
+            "nodeSelector": null,
+            "deadlineSeconds": null,
+            "retireBefore": null,
+        },
+    })
 }
 
 words! {

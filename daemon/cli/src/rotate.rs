@@ -120,8 +120,7 @@ struct Look {
 impl Look {
     /// What was asked for of the generation that is wanted.
     fn asked(&self) -> RotationSpec {
-        let spec = &self.sight.mesh.spec;
-        spec.rotation.as_ref().map(|asked| asked.of(spec.key_generation)).unwrap_or_default()
+        self.sight.mesh.spec.asked()
     }
 
     /// All nodes are done, but for those that were cut off.

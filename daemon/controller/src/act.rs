@@ -105,10 +105,8 @@ impl Writer {
         }
         let who = self.who().await?;
         let Some(patch) = schedule::begin(mesh, &who, now) else { return Ok(()) };
-        let api: Api<DynamicObject> =
-            Api::all_with(self.client.clone(), &ours("EncryptionMesh", "encryptionmeshes"));
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match api.patch(names::MESH, &params, &Patch::Merge(patch)).await {
+        match self.meshes().patch(names::MESH, &params, &Patch::Merge(patch)).await {
             Ok(_) => {
                 let generation = mesh.object.spec.key_generation.saturating_add(1);
                 tracing::info!(generation, "begins the rotation that is due");
@@ -123,6 +121,10 @@ impl Writer {
                 )
             }),
         }
+    }
+
+    fn meshes(&self) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &ours("EncryptionMesh", "encryptionmeshes"))
     }
 
     /// As the API server knows us.
@@ -161,8 +163,6 @@ impl Writer {
     }
 
     async fn write_status(&self, status: &MeshStatus) -> Result<()> {
-        let api: Api<DynamicObject> =
-            Api::all_with(self.client.clone(), &ours("EncryptionMesh", "encryptionmeshes"));
         let patch = Patch::Apply(json!({
             "apiVersion": names::API_VERSION,
             "kind": "EncryptionMesh",
@@ -170,7 +170,7 @@ impl Writer {
             "status": status,
         }));
         let params = PatchParams::apply(MANAGER).force();
-        let done = api.patch_status(names::MESH, &params, &patch).await;
+        let done = self.meshes().patch_status(names::MESH, &params, &patch).await;
         done.map(drop).with_context(|| format!("write the status of EncryptionMesh {}", names::MESH))
     }
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use kubeveil_api::{
     mesh::EncryptionMesh,
-    rotation::{RotationRecord, RotationResult},
+    rotation::{RotationRecord, RotationResult, request},
 };
 use kubeveil_core::rotation::{
     progress::Progress,
@@ -36,22 +36,10 @@ pub(crate) fn next(
 
 /// What begins one that is due, as a JSON merge patch of the mesh that was seen and of no other, asked for by `who`.
 pub(crate) fn begin(mesh: &Mesh, who: &str, now: Timestamp) -> Option<Value> {
-    let asked = mesh.object.spec.rotation.as_ref()?;
+    let every = mesh.object.spec.rotation.as_ref()?.every?;
     let generation = mesh.object.spec.key_generation.checked_add(1)?;
     Some(json!({
         "metadata": {"resourceVersion": mesh.version},
-        "spec": {
-            "keyGeneration": generation,
-            "rotation": {
-                "forGeneration": generation,
-                "requestedBy": who,
-                "requestedAt": Timestamp::from_second(now.as_second()).ok(),
-                "reason": format!("every {}", asked.every?),
-                // What an earlier one asked for is over.
-                "nodeSelector": null,
-                "retireBefore": null,
-                "deadlineSeconds": null,
-            },
-        },
+        "spec": request(generation, who, &format!("every {every}"), now),
     }))
 }

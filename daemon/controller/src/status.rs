@@ -146,18 +146,18 @@ fn keys_current(seen: &Seen, mesh: &MeshSpec, now: Timestamp) -> Condition {
             None => Some(format!("{node} (no key yet)")),
         })
         .collect();
-    let asked = mesh.rotation.clone().unwrap_or_default();
+    let asked = mesh.asked();
     let too_old = |node: &&String| {
         let created = said(seen, node).and_then(|said| said.key_created_at);
         created.is_some_and(|created| is_too_old(&asked, created, now))
     };
     let too_old: Vec<String> = seen.nodes.keys().filter(too_old).cloned().collect();
-    let (Some(most), true, false) = (asked.max_key_age, behind.is_empty(), too_old.is_empty()) else {
-        let doing = format!("have a key of generation {wanted}");
-        return all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysBehind"], &behind, &doing, now);
-    };
-    let doing = format!("have a key that is at most {most} old (`kubeveil rotate`)");
-    all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysTooOld"], &too_old, &doing, now)
+    if let Some(most) = asked.max_key_age.filter(|_| behind.is_empty() && !too_old.is_empty()) {
+        let doing = format!("have a key that is at most {most} old (`kubeveil rotate`)");
+        return all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysTooOld"], &too_old, &doing, now);
+    }
+    let doing = format!("have a key of generation {wanted}");
+    all_nodes("KeysCurrent", ["AllKeysCurrent", "KeysBehind"], &behind, &doing, now)
 }
 
 /// While one goes on in time it says nothing that changes with every node: each change of the mesh goes to every agent.
@@ -175,7 +175,7 @@ fn rotating(
         };
         return Condition::new(ROTATING, false, reason, message, now);
     };
-    let asked = mesh.rotation.as_ref().map(|asked| asked.of(mesh.key_generation)).unwrap_or_default();
+    let asked = mesh.asked();
     let to = format!("to generation {}{}", record.generation, by(record));
     let (reason, message) = if asked.paused {
         ("RotationPaused", format!("{to}: waits for `kubeveil rotate resume`"))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kubeveil_abi::DEVICE_NAMES;
-use kubeveil_api::{rotation::RotationSpec, schedule::Period};
+use kubeveil_api::{mesh::MeshSpec, rotation::RotationSpec, schedule::Period};
 use kubeveil_core::{
     problem::Problem,
     rotation::{Holdup, Said, Step, View, holdups, progress::Phase},
@@ -76,10 +76,7 @@ impl<K: Kernel> Node<K> {
                     self.keeper.make(generation, self.is_left_out(), now.epoch.as_secs())
                 }
                 Some(Step::Retire(generation)) => {
-                    let is_forced = self
-                        .mesh()
-                        .and_then(|mesh| mesh.rotation.as_ref())
-                        .is_some_and(|asked| generation.number() < asked.retire_before);
+                    let is_forced = generation.number() < self.asked().retire_before;
                     given_up = Some(generation.parity());
                     let is_done = self.keeper.retire(generation);
                     if is_done && self.keeper.publics().len() == 1 {
@@ -96,8 +93,7 @@ impl<K: Kernel> Node<K> {
 
     /// What was asked for of the generation that the mesh wants.
     fn asked(&self) -> RotationSpec {
-        let asked = self.mesh().and_then(|mesh| Some(mesh.rotation.as_ref()?.of(mesh.key_generation)));
-        asked.unwrap_or_default()
+        self.mesh().map(MeshSpec::asked).unwrap_or_default()
     }
 
     /// Does the rotation leave this node its key?

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kubeveil_api::{
-    rotation::{DEADLINE_SECONDS, MOST_WORDS},
+    rotation::{DEADLINE_SECONDS, MOST_WORDS, request},
     selector::LabelSelector,
 };
 use kubeveil_core::rotation::progress::Phase;
@@ -38,7 +38,7 @@ pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
         None => look.sight.nodes.len(),
     };
     let asked = asked(desk, &look, generation, arguments)?;
-    desk.change(&look, json!({ "keyGeneration": generation, "rotation": asked }))?;
+    desk.change(&look, asked)?;
     show::begun(desk.json, generation, of, &look);
     if arguments.no_wait {
         return Ok(End::Done);
@@ -48,7 +48,7 @@ pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
     })
 }
 
-/// Who asks, when, why: as it goes on record, and what an earlier one asked for is over.
+/// Who asks, when, why, and of which nodes: as it goes on record.
 fn asked(
     desk: &mut Desk,
     look: &Look,
@@ -57,16 +57,10 @@ fn asked(
 ) -> Result<serde_json::Value, Stop> {
     let seconds = u32::try_from(arguments.deadline.as_secs()).unwrap_or(u32::MAX);
     let who: String = desk.control.who()?.chars().take(MOST_WORDS).collect();
-    Ok(json!({
-        "forGeneration": generation,
-        "requestedBy": who,
-        "requestedAt": jiff::Timestamp::from_second(look.now.as_second()).ok(),
-        "reason": (!arguments.reason.is_empty()).then_some(&arguments.reason),
-        "nodeSelector": selector(look, arguments),
-        "deadlineSeconds": (seconds != DEADLINE_SECONDS).then_some(seconds),
-        // What a patch does not speak of stays.
-        "retireBefore": null,
-    }))
+    let mut spec = request(generation, &who, &arguments.reason, look.now);
+    spec["rotation"]["nodeSelector"] = selector(look, arguments);
+    spec["rotation"]["deadlineSeconds"] = json!((seconds != DEADLINE_SECONDS).then_some(seconds));
+    Ok(spec)
 }
 
 /// How many nodes are meant.

@@ -18,7 +18,7 @@ pub fn records(
 ) -> Vec<RotationRecord> {
     let mut records = before.to_vec();
     let wanted = mesh.key_generation;
-    let asked = mesh.rotation.as_ref().map(|asked| asked.of(wanted)).unwrap_or_default();
+    let asked = mesh.asked();
     for record in records.iter_mut().filter(|record| record.generation < wanted) {
         if record.result == RotationResult::Running {
             (record.result, record.finished_at) = (RotationResult::Superseded, Some(now));

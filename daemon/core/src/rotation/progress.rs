@@ -110,12 +110,7 @@ impl Progress {
         Self::of(wanted, &nodes.map(|node| (node.as_str(), announced.of(node).map(Said::from))).collect())
     }
 
-    /// Every node that speaks has the key that is wanted, and no other.
-    pub fn is_done(&self) -> bool {
-        self.is_over(0)
-    }
-
-    /// The same, but for nodes that were cut off: see [`Self::waits_for`].
+    /// Every node that speaks has the key that is wanted, and no other, but for nodes that were cut off: see [`Self::waits_for`].
     pub fn is_over(&self, retire_before: u32) -> bool {
         self.waits_for(retire_before).next().is_none() && self.count(Phase::Done) > 0
     }
@@ -259,21 +254,21 @@ mod tests {
         assert_eq!(b, ("b", "waits for the key of c"));
         assert!(c.1.starts_with("has no key of generation 1, its newest is of 0"), "{}", c.1);
         assert_eq!(d, ("d", "keeps its key of generation 0 for c"));
-        assert!(!half.is_done());
+        assert!(!half.is_over(0));
     }
 
     #[test]
     fn it_is_done_when_no_older_key_is_left() {
         let at = |says: &'static [u32]| progress(1, &[("a", says, &[]), ("b", &[1], &[])]);
-        assert!(!at(&[0, 1]).is_done());
+        assert!(!at(&[0, 1]).is_over(0));
         assert_eq!(
             reasons(&at(&[0, 1])),
             [("a", "waits until nothing comes by its key of generation 0 any more")]
         );
-        assert!(at(&[1]).is_done());
+        assert!(at(&[1]).is_over(0));
         // A mesh that was made anew, of which nobody has heard by its generation.
-        assert!(!at(&[5]).is_done());
+        assert!(!at(&[5]).is_over(0));
         assert!(reasons(&at(&[5]))[0].1.contains("create it with keyGeneration: 5"));
-        assert!(!progress(1, &[("a", &[], &[])]).is_done(), "nobody says anything");
+        assert!(!progress(1, &[("a", &[], &[])]).is_over(0), "nobody says anything");
     }
 }
