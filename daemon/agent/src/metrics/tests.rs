@@ -163,6 +163,16 @@ fn values_are_those_of_the_view() {
     }
 }
 
+/// The labels that a matcher names, each as it stands in a sample: several for a `=~` of alternatives.
+fn labels(matcher: &str) -> Vec<String> {
+    match matcher.split_once("=~") {
+        Some((label, values)) => {
+            values.trim_matches('"').split('|').map(|value| format!("{label}=\"{value}\"")).collect()
+        }
+        None => vec![matcher.to_owned()],
+    }
+}
+
 /// What the chart's alerts ask for is there, by name and label.
 #[test]
 fn alerts_ask_for_what_is_there() {
@@ -174,10 +184,12 @@ fn alerts_ask_for_what_is_there() {
         let rest = &rules[at..];
         let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let (name, rest) = rest.split_at(rest.find(|c| !is_part(c)).unwrap_or(rest.len()));
-        let label =
-            rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(label, _)| label);
-        let is_there = |s: &str| s.split(['{', ' ']).next() == Some(name) && s.contains(label);
-        assert!(samples(&text).any(is_there), "no {name}{{{label}}} in\n{text}");
+        let matcher =
+            rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(matcher, _)| matcher);
+        for label in labels(matcher) {
+            let is_there = |s: &str| s.split(['{', ' ']).next() == Some(name) && s.contains(&label);
+            assert!(samples(&text).any(is_there), "no {name}{{{label}}} in\n{text}");
+        }
         asked += 1;
     }
     assert!(asked > 5, "{asked}");
