@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},
+    thread,
 };
 
 use anyhow::{Context, Result};
@@ -12,6 +13,28 @@ use crate::{process, report};
 
 /// Runs a runner, and counts what it says.
 pub(crate) fn run(name: &str, command: &mut Command) -> Result<Tally> {
+    labelled(name, "", command)
+}
+
+/// Runs several at once; each of their lines begins with whose it is.
+pub(crate) fn run_at_once(runners: Vec<(String, Command)>) -> Tally {
+    let alone = runners.len() == 1;
+    let mut tally = Tally::default();
+    thread::scope(|scope| {
+        let run = |(name, mut command): (String, Command)| {
+            let label = if alone { String::new() } else { format!("[{name}] ") };
+            let ended = labelled(&name, &label, &mut command);
+            ended.unwrap_or_else(|error| Tally::broken(format!("{name}: {error:#}")))
+        };
+        let running: Vec<_> = runners.into_iter().map(|runner| scope.spawn(move || run(runner))).collect();
+        for one in running {
+            tally.add(one.join().unwrap_or_else(|_| Tally::broken("a runner's reader panicked".to_owned())));
+        }
+    });
+    tally
+}
+
+fn labelled(name: &str, label: &str, command: &mut Command) -> Result<Tally> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -23,7 +46,7 @@ pub(crate) fn run(name: &str, command: &mut Command) -> Result<Tally> {
             let line = line.with_context(|| format!("read what {name} prints"))?;
             let line = String::from_utf8_lossy(&line);
             if !is_of_nothing(&line) {
-                report::print(&line);
+                report::print(format!("{label}{line}"));
             }
             reader.line(&line);
         }

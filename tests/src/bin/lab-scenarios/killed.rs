@@ -28,8 +28,8 @@ use crate::rotation::{wait_for, want};
 use crate::support::{DEVICE, by_links, delete_device, public_key};
 
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario::new("killed_after_each_kind_of_step", each_kind).nodes(2),
-    Scenario::new("killed_after_each_kind_of_step_of_a_rotation", rotates).nodes(2),
+    Scenario::new("killed_after_each_kind_of_step", each_kind).nodes(2).takes(70),
+    Scenario::new("killed_after_each_kind_of_step_of_a_rotation", rotates).nodes(2).takes(55),
 ];
 
 const NODE: Node = Node(1);

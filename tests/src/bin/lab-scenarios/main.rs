@@ -27,6 +27,7 @@ mod probe;
 mod refusals;
 mod rotation;
 mod services;
+mod share;
 mod stopped;
 mod support;
 mod upgrades;
@@ -51,6 +52,8 @@ struct Scenario {
     shares: bool,
     /// It needs neither WireGuard nor a daemon.
     bare: bool,
+    /// About what it takes on the emulated kernel; by it only the shares are made even.
+    seconds: u32,
     act: fn(&mut Stage) -> Result<()>,
 }
 
@@ -58,7 +61,7 @@ impl Scenario {
     /// Three nodes of both families, that encrypt or drop.
     const fn new(name: &'static str, act: fn(&mut Stage) -> Result<()>) -> Self {
         let spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dual, overlay: Overlay::None };
-        Self { name, spec, shares: false, bare: false, act }
+        Self { name, spec, shares: false, bare: false, seconds: 20, act }
     }
 
     /// On the stage that others use too, with all daemons started and all tunnels proven.
@@ -69,6 +72,11 @@ impl Scenario {
 
     const fn bare(mut self) -> Self {
         self.bare = true;
+        self
+    }
+
+    const fn takes(mut self, seconds: u32) -> Self {
+        self.seconds = seconds;
         self
     }
 
@@ -140,9 +148,17 @@ fn main() -> ExitCode {
         neighbours::ALL,
         firewall::ALL,
     ];
-    let trials =
-        all.into_iter().flatten().map(|scenario| trial(scenario, &standing, missing.of(scenario.bare)));
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let all: Vec<&Scenario> = all.into_iter().flatten().collect();
+    let share = match share::Share::asked() {
+        Ok(share) => share.takes(&all.iter().map(|scenario| scenario.seconds).collect::<Vec<_>>()),
+        Err(error) => {
+            eprintln!("lab-scenarios: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let chosen = all.into_iter().zip(share).filter(|(_, is_taken)| *is_taken);
+    let trials = chosen.map(|(scenario, _)| trial(scenario, &standing, missing.of(scenario.bare))).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
     let left = take(&standing).map_or(Ok(()), Stage::strike);
     if let Err(error) = &left {
         eprintln!("lab-scenarios: {error:#}");

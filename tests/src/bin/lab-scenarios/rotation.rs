@@ -18,12 +18,12 @@ use crate::Scenario;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_old_key_gets_no_answer", old_key).nodes(2),
-    Scenario::new("twenty_rotations_lose_no_packet", twenty).nodes(3),
-    Scenario::new("connections_outlast_rotations", connections).nodes(3),
+    Scenario::new("twenty_rotations_lose_no_packet", twenty).nodes(3).takes(530),
+    Scenario::new("connections_outlast_rotations", connections).nodes(3).takes(120),
     Scenario::new("a_node_that_is_down_holds_a_rotation_up", node_down).nodes(3),
     Scenario::new("a_rotation_by_command", by_command).nodes(3),
     Scenario::new("a_blocked_port_delays_its_own_pair", blocked_port).nodes(3),
-    Scenario::new("daemons_killed_in_a_rotation", killed).nodes(3),
+    Scenario::new("daemons_killed_in_a_rotation", killed).nodes(3).takes(100),
 ];
 
 /// A rotation of three nodes takes some 20 seconds: an old key goes when nothing has come or gone by it for five and nobody has held it

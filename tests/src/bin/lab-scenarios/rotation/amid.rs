@@ -17,9 +17,9 @@ use crate::support::empty;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("a_node_joins_in_a_rotation", joins).nodes(3),
-    Scenario::new("a_node_is_hit_in_a_rotation", hit).nodes(3),
-    Scenario::new("a_node_is_down_for_three_rotations", down).nodes(3),
-    Scenario::new("two_nodes_part_in_a_rotation", parted).nodes(3),
+    Scenario::new("a_node_is_hit_in_a_rotation", hit).nodes(3).takes(170),
+    Scenario::new("a_node_is_down_for_three_rotations", down).nodes(3).takes(50),
+    Scenario::new("two_nodes_part_in_a_rotation", parted).nodes(3).takes(55),
 ];
 
 /// The one that it befalls, and the others.
