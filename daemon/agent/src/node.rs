@@ -227,6 +227,7 @@ impl<K: Kernel> Node<K> {
         let mut assignment = self.learn(&knowledge, now);
         self.known.owners = std::mem::take(&mut assignment.owners);
         told.iter().for_each(|node| self.announced.is_told(node));
+        self.announced.restore(&mut self.known.snapshot.nodes);
         self.renew_keys(&knowledge, now);
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };
@@ -282,7 +283,7 @@ impl<K: Kernel> Node<K> {
     /// Takes in what `knowledge` says of this node and of the others; whose each prefix is.
     fn learn(&mut self, knowledge: &Knowledge, now: Now) -> Assignment {
         let snapshot = knowledge.snapshot();
-        self.announced.update(&snapshot.nodes);
+        self.announced.update(&snapshot.nodes, self.newest());
         if let Some(own) = snapshot.nodes.get(&self.name) {
             self.keeper.unlock(&own.uid, now.epoch.as_secs());
         }

@@ -96,6 +96,12 @@ impl<K: Kernel> Node<K> {
         self.mesh().map(MeshSpec::asked).unwrap_or_default()
     }
 
+    /// The newest generation that there can be, as far as is known.
+    pub(super) fn newest(&self) -> Option<Generation> {
+        let wanted = self.mesh().map(|mesh| Generation::new(mesh.key_generation));
+        wanted.max(self.keeper.publics().last().map(|(generation, _)| *generation))
+    }
+
     /// Does the rotation leave this node its key?
     fn is_left_out(&self) -> bool {
         let own = self.known.snapshot.nodes.get(&self.name);
