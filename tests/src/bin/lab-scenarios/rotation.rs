@@ -18,8 +18,7 @@ use crate::Scenario;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_old_key_gets_no_answer", old_key).nodes(2),
-    Scenario::new("twenty_rotations_lose_no_packet", twenty).nodes(3).takes(530),
-    Scenario::new("connections_outlast_rotations", connections).nodes(3).takes(120),
+    Scenario::new("twenty_rotations_lose_nothing", twenty).nodes(3).takes(600),
     Scenario::new("a_node_that_is_down_holds_a_rotation_up", node_down).nodes(3),
     Scenario::new("a_rotation_by_command", by_command).nodes(3),
     Scenario::new("a_blocked_port_delays_its_own_pair", blocked_port).nodes(3),
@@ -80,14 +79,11 @@ pub(crate) fn everybody(stage: &Stage, rate: u32) -> Load {
     Load::new(pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect(), rate)
 }
 
-/// As many as a mesh may see in years.
+/// As many as a mesh may see in years, with connections that last longer than any key; then some time without, to compare.
 fn twenty(stage: &mut Stage) -> Result<()> {
     const LAST: u32 = 20;
     stage.start()?;
-    let load = everybody(stage, 400);
-    let (tally, census) = stage.send_while(load, |stage| rotate(stage, LAST))?;
-    eprintln!("  {tally}");
-    encrypted(&tally, &census).with_context(|| format!("up to generation {LAST}"))?;
+    go_on(stage, &format!("{LAST} rotations"), |stage| rotate(stage, LAST))?;
     for node in stage.lab.nodes() {
         let keys = stage.lab.daemon(node).file("state/keys");
         let names: Vec<String> = fs::read_dir(&keys)?
@@ -99,7 +95,10 @@ fn twenty(stage: &mut Stage) -> Result<()> {
         ensure!(status["key"]["generation"] == LAST, "{} says {}", node.name(), status["key"]);
         ensure!(status["problems"].as_array().is_some_and(Vec::is_empty), "{}", status["problems"]);
     }
-    Ok(())
+    go_on(stage, "without rotation", |_| {
+        sleep(Duration::from_secs(60));
+        Ok(())
+    })
 }
 
 /// Up to generation `last`, each to its end.
@@ -110,35 +109,24 @@ fn rotate(stage: &Stage, last: u32) -> Result<()> {
     })
 }
 
-/// Connections that last longer than any key; then for the same time without a rotation, to compare.
-fn connections(stage: &mut Stage) -> Result<()> {
-    const LAST: u32 = 3;
-    stage.start()?;
-    let begin = Instant::now();
-    go_on(stage, &format!("{LAST} rotations"), |stage| rotate(stage, LAST))?;
-    let took = begin.elapsed();
-    go_on(stage, "the same time without", |_| {
-        sleep(took);
-        Ok(())
-    })
-}
-
 /// Numbered packets between everybody, and connections that last as long as `act`: none is lost, none is reset, and what TCP had to do
 /// for it is said.
 fn go_on(stage: &mut Stage, what: &str, act: impl FnOnce(&mut Stage) -> Result<()>) -> Result<()> {
     let families = stage.lab.spec().families;
     let pairs = [("1a", "2a"), ("3b", "1b")];
     let lasting: Vec<_> = pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect();
-    let streams = Streams::start(&lasting, BLOCKS)?;
+    let (streams, begin) = (Streams::start(&lasting, BLOCKS)?, Instant::now());
     let load = everybody(stage, 400);
     let sent = stage.send_while(load, act);
     let streamed = streams.finish();
+    let minutes = begin.elapsed().as_secs_f64() / 60.0;
+    let a_minute = |count: u64| count as f64 / minutes;
     let (tally, census) = sent?;
     eprintln!("  {what}: {tally}");
     for Streamed { flow, bytes, counts } in streamed.with_context(|| format!("connections through {what}"))? {
-        let (again, order) = (counts.retransmitted, counts.reordered);
+        let [again, order] = [counts.retransmitted, counts.reordered].map(a_minute);
         eprintln!(
-            "  {what}: {flow}: {} KiB by TCP, {again} segments sent again, order lost {order} times",
+            "  {what}: {flow}: {} KiB by TCP, a minute {again:.1} segments sent again, order lost {order:.1} times",
             bytes >> 10
         );
     }

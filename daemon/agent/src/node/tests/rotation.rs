@@ -169,6 +169,45 @@ fn it_goes_on_after_a_restart() {
     assert_eq!(generations(&it.bench), [1]);
 }
 
+/// A daemon that starts amid a rotation while its source tells of the time before it, twice, as a cache that lags behind or a restored
+/// etcd does: packets go on by what is proven. Then the source catches up, and it goes on.
+#[test]
+fn a_source_of_the_past_takes_nobody_off_the_newer_device() {
+    let mut it = Rotation::begun();
+    let before: Vec<String> = (2..=3)
+        .map(|n| announce_keys(n, &[(0, &it.bench.keys[usize::from(n) - 2])], NotFlipped::nobody()))
+        .collect();
+    it.has_both(2, names(&["node-1", "node-3"]));
+    it.has_both(3, names(&["node-1", "node-2"]));
+    it.settle();
+    assert_eq!((slots(&it.bench), it.bench.tunnelled()), ([1].into(), 2));
+    let own = it.bench.world.said().snapshot.nodes["node-1"].announcement.clone();
+    it.bench.wants(0);
+    for (n, said) in (2..).zip(&before) {
+        it.bench.says(n, Some(said.clone()));
+    }
+    it.bench.tried();
+    for restart in 1..=2 {
+        it.node = it.bench.restart(it.node);
+        it.settle();
+        assert_eq!((slots(&it.bench), it.bench.tunnelled()), ([1].into(), 2), "restart {restart}");
+        assert_eq!(it.bench.tried(), [Action::LoadPrograms], "restart {restart}");
+        let past = it.node.problems();
+        assert_eq!(
+            past.iter().filter(|problem| problem.message.contains("of the past")).count(),
+            2,
+            "{past:?}"
+        );
+    }
+    assert_eq!(it.bench.world.said().snapshot.nodes["node-1"].announcement, own);
+    it.bench.wants(1);
+    it.has_both(2, NotFlipped::nobody());
+    it.has_both(3, NotFlipped::nobody());
+    it.settle();
+    assert_eq!((generations(&it.bench), it.bench.tunnelled()), (vec![1], 2));
+    assert_eq!(it.node.problems(), []);
+}
+
 /// The writes of a whole rotation at so many nodes: peers added, ways changed, keepalives, peers removed, all else.
 fn writes(nodes: u8) -> [usize; 5] {
     let (mut bench, mut node) = Bench::settled(nodes);
