@@ -22,10 +22,10 @@ use crate::suite::{put, settle};
 
 /// A kernel that can be looked at while a daemon has it.
 #[derive(Clone)]
-struct Watched(Arc<Mutex<FakeKernel>>);
+pub(crate) struct Watched(pub(crate) Arc<Mutex<FakeKernel>>);
 
 impl Watched {
-    fn with<R>(&self, act: impl FnOnce(&mut FakeKernel) -> R) -> R {
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&mut FakeKernel) -> R) -> R {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -83,7 +83,11 @@ fn daemon(world: &InApiServer<'_>, kernel: &Watched, state: &Path) -> Node<Watch
 }
 
 /// Goes round until `is_so`.
-fn goes_round(node: &mut Node<Watched>, what: &str, mut is_so: impl FnMut(&Node<Watched>) -> bool) {
+pub(crate) fn goes_round(
+    node: &mut Node<Watched>,
+    what: &str,
+    mut is_so: impl FnMut(&Node<Watched>) -> bool,
+) {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     until(what, || {
         let at = Duration::from_secs(1) + START.get_or_init(Instant::now).elapsed();

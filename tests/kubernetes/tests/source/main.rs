@@ -95,7 +95,8 @@ fn main() -> ExitCode {
         ("rights::hooks_can_do_their_work", rights::they_can_do_their_work),
         ("rights::others_are_not_stopped", rights::others_are_not_stopped),
     ];
-    for (name, case) in on_server.iter().chain(mischief::ALL).chain(rights::MISTAKES).chain(charts::ALL) {
+    let more = [mischief::ALL, rotation::outages::ALL, rights::MISTAKES, charts::ALL];
+    for (name, case) in on_server.iter().chain(more.into_iter().flatten()) {
         trials.push(trial(name, &shared, missing.clone(), case));
     }
     let alerts = |_: &mut Server| charts::every_alert_is_raised();

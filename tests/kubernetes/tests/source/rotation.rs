@@ -1,5 +1,7 @@
 //! Keys are rotated by a person's own credentials, on a real API server.
 
+pub(crate) mod outages;
+
 use kubeveil_core::control::{Control as _, Refusal};
 use kubeveil_kubernetes::{KubernetesControl, Origin, Pace};
 use kubeveil_tests_kubernetes::{
