@@ -17,6 +17,7 @@ pub mod mtu;
 pub mod observed;
 pub mod ownership;
 pub mod plan;
+pub mod policy;
 pub use kubeveil_api::problem;
 pub mod rotation;
 pub mod snapshot;

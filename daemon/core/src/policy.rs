@@ -1,0 +1,212 @@
+//! What must be encrypted, by who pods are: policies select pods by labels, and a pod's standing is the strictest of what those that
+//! select it ask for. A flow is as strict as the stricter of its two ends ([`flow`]); what no policy selects goes by the mesh.
+//!
+//! There are no priorities, so the order of policies can't matter; and since the strictest counts, one policy more that only tightens
+//! never opens anything. An exemption ends by the clock without anybody deciding anew: when it does is a part of the standing.
+
+pub mod pods;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use kubeveil_api::{
+    mesh::Mode,
+    policy::PolicyMode,
+    selector::{LabelSelector, Labels},
+};
+
+/// A policy's name; of a namespace if it is of one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyId {
+    /// `None`: it is of the cluster.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+/// Of which namespaces a policy selects pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Of this one.
+    One(String),
+    /// Of those whose labels are so.
+    Labelled(LabelSelector),
+}
+
+/// A policy, as far as it is about the mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whose pods.
+    pub namespaces: Namespaces,
+    /// Which of them.
+    pub pods: LabelSelector,
+    /// What it asks for.
+    pub mode: PolicyMode,
+    /// When it ceases to; only what is exempt has an end.
+    pub until: Option<Timestamp>,
+}
+
+/// What policies ask for of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Standing {
+    /// Without a tunnel.
+    pub mode: PolicyMode,
+    /// Until when; after that no policy selects the pod. `None`: for ever.
+    pub until: Option<Timestamp>,
+}
+
+/// What happens to a flow without a tunnel, from the loosest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowMode {
+    /// Nothing is steered; what would be dropped is counted.
+    Observe,
+    /// It passes.
+    Exempt,
+    /// It passes, and is counted.
+    Prefer,
+    /// It is dropped.
+    Require,
+}
+
+impl From<PolicyMode> for FlowMode {
+    fn from(mode: PolicyMode) -> Self {
+        match mode {
+            PolicyMode::Exempt => Self::Exempt,
+            PolicyMode::Prefer => Self::Prefer,
+            PolicyMode::Require => Self::Require,
+        }
+    }
+}
+
+impl Standing {
+    /// The stricter of both. Of two exemptions that is none: either of them suffices, so the later end counts.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match self.mode.cmp(&other.mode) {
+            std::cmp::Ordering::Greater => self,
+            std::cmp::Ordering::Less => other,
+            std::cmp::Ordering::Equal => {
+                Self { mode: self.mode, until: self.until.and_then(|until| Some(until.max(other.until?))) }
+            }
+        }
+    }
+}
+
+impl Policy {
+    fn standing(&self) -> Standing {
+        Standing { mode: self.mode, until: self.until.filter(|_| self.mode == PolicyMode::Exempt) }
+    }
+
+    fn is_of(&self, namespace: &str, labels: &Labels) -> bool {
+        match &self.namespaces {
+            Namespaces::One(name) => name == namespace,
+            Namespaces::Labelled(selector) => selector.selects(labels),
+        }
+    }
+}
+
+/// All policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policies {
+    all: BTreeMap<PolicyId, Arc<Policy>>,
+}
+
+impl Policies {
+    /// Those.
+    pub fn new(all: BTreeMap<PolicyId, Policy>) -> Self {
+        Self { all: all.into_iter().map(|(id, policy)| (id, Arc::new(policy))).collect() }
+    }
+
+    /// Those that select pods of `namespace` with `labels`.
+    pub fn of_namespace(&self, namespace: &str, labels: &Labels) -> OfNamespace {
+        let mut of = OfNamespace::default();
+        for (id, policy) in self.all.iter().filter(|(_, policy)| policy.is_of(namespace, labels)) {
+            of.add(id.clone(), policy.clone());
+        }
+        of
+    }
+
+    /// What the mesh's mode comes to: with anything in force that wants encryption, an observing mesh steers as well.
+    pub fn base(&self, mesh: Mode) -> FlowMode {
+        let wants = self.all.values().any(|policy| policy.mode > PolicyMode::Exempt);
+        match mesh {
+            Mode::Require => FlowMode::Require,
+            Mode::Observe if !wants => FlowMode::Observe,
+            Mode::Prefer | Mode::Observe => FlowMode::Prefer,
+        }
+    }
+
+    /// What somebody of whom nothing is known is held to, in a mesh of mode `base`: the strictest that could be.
+    pub fn unknown(&self, base: FlowMode) -> FlowMode {
+        let asked = self.all.values().map(|policy| FlowMode::from(policy.mode));
+        asked.filter(|_| base != FlowMode::Observe).fold(base, FlowMode::max)
+    }
+}
+
+/// The policies that select pods of one namespace, where most of them need not be looked at for a pod: one that asks for a label is
+/// found by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OfNamespace {
+    /// By the first label that each asks for: its key, and its value.
+    by_label: HashMap<String, HashMap<String, Vec<(PolicyId, Arc<Policy>)>>>,
+    others: Vec<(PolicyId, Arc<Policy>)>,
+}
+
+impl OfNamespace {
+    fn add(&mut self, id: PolicyId, policy: Arc<Policy>) {
+        let place = match policy.pods.match_labels.first_key_value() {
+            Some((key, value)) => {
+                self.by_label.entry(key.clone()).or_default().entry(value.clone()).or_default()
+            }
+            None => &mut self.others,
+        };
+        place.push((id, policy));
+    }
+
+    /// Those that select a pod with `labels`, in no order.
+    pub fn selecting(&self, labels: &Labels) -> impl Iterator<Item = (&PolicyId, &Policy)> {
+        let labelled = labels.iter().filter_map(|(key, value)| self.by_label.get(key)?.get(value));
+        let candidates = labelled.flatten().chain(&self.others);
+        candidates.filter(|(_, policy)| policy.pods.selects(labels)).map(|(id, policy)| (id, &**policy))
+    }
+
+    /// What they ask for of it; `None`: nothing, so it goes by the mesh.
+    pub fn standing(&self, labels: &Labels) -> Option<Standing> {
+        self.selecting(labels).map(|(_, policy)| policy.standing()).reduce(Standing::and)
+    }
+}
+
+/// What one end asks for at `now`, in a mesh of mode `base`.
+pub fn end(base: FlowMode, standing: Option<Standing>, now: Timestamp) -> FlowMode {
+    match standing.filter(|standing| standing.until.is_none_or(|until| now < until)) {
+        None => base,
+        // Where nothing is steered there is nothing to be exempt from.
+        Some(_) if base == FlowMode::Observe => base,
+        Some(standing) => standing.mode.into(),
+    }
+}
+
+/// What both of two pods are held to that have one address: the stricter; of two exemptions the one that ends first.
+pub fn both(base: FlowMode, one: Option<Standing>, other: Option<Standing>) -> Option<Standing> {
+    let mode = |standing: Option<Standing>| standing.map_or(base, |standing| standing.mode.into());
+    let (Some(a), Some(b)) = (one, other) else {
+        let (named, mesh) = if one.is_some() { (one, other) } else { (other, one) };
+        return if mode(named) > mode(mesh) { named } else { mesh };
+    };
+    if a.mode != b.mode {
+        return if a.mode > b.mode { one } else { other };
+    }
+    let until = a.until.into_iter().chain(b.until).min();
+    Some(Standing { mode: a.mode, until })
+}
+
+/// The mode of a flow between two ends.
+pub fn flow(base: FlowMode, ends: [Option<Standing>; 2], now: Timestamp) -> FlowMode {
+    let [one, other] = ends.map(|standing| end(base, standing, now));
+    one.max(other)
+}

@@ -1,0 +1,141 @@
+//! Pods and what is asked for of their addresses, kept up as pods, namespaces and policies come, change and go: what changes costs what
+//! it concerns.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use kubeveil_api::selector::Labels;
+
+use super::{FlowMode, OfNamespace, Policies, Standing, both};
+
+/// A pod that has addresses of its own: none that shares its node's, and none that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its addresses, of either family.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// Pods by their UID, what selects them, and whose an address is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    policies: Policies,
+    namespaces: BTreeMap<String, Namespace>,
+    pods: BTreeMap<String, Pod>,
+    /// Of each pod whose namespace is known.
+    standings: BTreeMap<String, Option<Standing>>,
+    /// The pods that have an address: several, where it was given on before the first was gone.
+    holders: BTreeMap<IpAddr, BTreeSet<String>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Namespace {
+    labels: Labels,
+    policies: OfNamespace,
+    /// Its pods.
+    pods: BTreeSet<String>,
+}
+
+impl Pods {
+    /// Other policies. Returns the addresses whose standing is another.
+    pub fn set_policies(&mut self, policies: Policies) -> BTreeSet<IpAddr> {
+        self.policies = policies;
+        let mut changed = BTreeSet::new();
+        for (name, namespace) in &mut self.namespaces {
+            namespace.policies = self.policies.of_namespace(name, &namespace.labels);
+            changed.extend(renew(namespace, &self.pods, &mut self.standings));
+        }
+        changed
+    }
+
+    /// A namespace has these labels; `None`: it is not known. Returns the same.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) -> BTreeSet<IpAddr> {
+        let before = self.namespaces.remove(name);
+        let Some(labels) = labels else {
+            let pods = before.map(|before| before.pods).unwrap_or_default();
+            let forgotten = pods.iter().filter(|uid| self.standings.remove(*uid).is_some());
+            return forgotten.flat_map(|uid| &self.pods[uid].addresses).copied().collect();
+        };
+        let pods = before.map_or_else(|| self.pods_of(name), |before| before.pods);
+        let policies = self.policies.of_namespace(name, &labels);
+        let namespace = Namespace { labels, policies, pods };
+        let changed = renew(&namespace, &self.pods, &mut self.standings);
+        self.namespaces.insert(name.to_owned(), namespace);
+        changed
+    }
+
+    fn pods_of(&self, namespace: &str) -> BTreeSet<String> {
+        self.pods.iter().filter(|(_, pod)| pod.namespace == namespace).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// A pod is so; `None`: it is gone. Returns the addresses that it had, and has.
+    pub fn set_pod(&mut self, uid: &str, pod: Option<Pod>) -> BTreeSet<IpAddr> {
+        let mut changed = self.forget(uid);
+        let Some(pod) = pod else { return changed };
+        for address in &pod.addresses {
+            self.holders.entry(*address).or_default().insert(uid.to_owned());
+        }
+        changed.extend(&pod.addresses);
+        if let Some(namespace) = self.namespaces.get_mut(&pod.namespace) {
+            self.standings.insert(uid.to_owned(), namespace.policies.standing(&pod.labels));
+            namespace.pods.insert(uid.to_owned());
+        }
+        self.pods.insert(uid.to_owned(), pod);
+        changed
+    }
+
+    fn forget(&mut self, uid: &str) -> BTreeSet<IpAddr> {
+        let Some(before) = self.pods.remove(uid) else { return BTreeSet::new() };
+        for address in &before.addresses {
+            if let Some(holders) = self.holders.get_mut(address) {
+                holders.remove(uid);
+            }
+            if self.holders.get(address).is_some_and(BTreeSet::is_empty) {
+                self.holders.remove(address);
+            }
+        }
+        if let Some(namespace) = self.namespaces.get_mut(&before.namespace) {
+            namespace.pods.remove(uid);
+        }
+        self.standings.remove(uid);
+        before.addresses
+    }
+
+    /// What is asked for of whoever has `address`, in a mesh of mode `base`: of nobody who is known, nothing is known.
+    pub fn of_address(&self, base: FlowMode, address: &IpAddr) -> Option<Option<Standing>> {
+        let mut holders = self.holders.get(address)?.iter();
+        let first = *self.standings.get(holders.next()?)?;
+        holders.try_fold(first, |before, uid| Some(both(base, before, *self.standings.get(uid)?)))
+    }
+
+    /// Every address that somebody has.
+    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.holders.keys()
+    }
+
+    /// How many pods there are of each standing; of those in unknown namespaces nothing is said.
+    pub fn standings(&self) -> impl Iterator<Item = Option<Standing>> {
+        self.standings.values().copied()
+    }
+}
+
+/// Decides anew on the pods of a namespace. Returns the addresses whose standing is another.
+fn renew(
+    namespace: &Namespace,
+    pods: &BTreeMap<String, Pod>,
+    standings: &mut BTreeMap<String, Option<Standing>>,
+) -> BTreeSet<IpAddr> {
+    let mut changed = BTreeSet::new();
+    for (uid, pod) in namespace.pods.iter().filter_map(|uid| Some((uid, pods.get(uid)?))) {
+        let now = namespace.policies.standing(&pod.labels);
+        if standings.insert(uid.clone(), now) != Some(now) {
+            changed.extend(&pod.addresses);
+        }
+    }
+    changed
+}
