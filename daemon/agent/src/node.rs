@@ -226,7 +226,9 @@ impl<K: Kernel> Node<K> {
         self.known.snapshot.clone_from(knowledge.snapshot());
         let mut assignment = self.learn(&knowledge, now);
         self.known.owners = std::mem::take(&mut assignment.owners);
-        told.iter().for_each(|node| self.announced.is_told(node));
+        for node in &told {
+            self.announced.is_told(node);
+        }
         self.announced.restore(&mut self.known.snapshot.nodes);
         self.renew_keys(&knowledge, now);
 
@@ -283,7 +285,7 @@ impl<K: Kernel> Node<K> {
     /// Takes in what `knowledge` says of this node and of the others; whose each prefix is.
     fn learn(&mut self, knowledge: &Knowledge, now: Now) -> Assignment {
         let snapshot = knowledge.snapshot();
-        self.announced.update(&snapshot.nodes, self.newest());
+        self.announced.update(&snapshot.nodes);
         if let Some(own) = snapshot.nodes.get(&self.name) {
             self.keeper.unlock(&own.uid, now.epoch.as_secs());
         }

@@ -138,8 +138,8 @@ impl Look {
 impl Desk {
     fn look(&mut self) -> Result<Look, Problem> {
         let sight = self.control.look()?;
+        self.announced.update(&sight.nodes);
         let wanted = Generation::new(sight.mesh.spec.key_generation);
-        self.announced.update(&sight.nodes, Some(wanted));
         let progress = Progress::announced(wanted, sight.nodes.keys(), &self.announced);
         Ok(Look { progress, sight, keeps_status: self.control.keeps_status(), now: Timestamp::now() })
     }

@@ -90,10 +90,9 @@ impl Writer {
             ..NodeFacts::default()
         };
         let nodes = seen.nodes.iter().map(|(name, node)| (name.clone(), facts(node).into())).collect();
+        self.announced.update(&nodes);
         let wanted = seen.mesh.as_ref().map_or(0, |mesh| mesh.object.spec.key_generation);
-        let wanted = Generation::new(wanted);
-        self.announced.update(&nodes, Some(wanted));
-        Progress::announced(wanted, nodes.keys(), &self.announced)
+        Progress::announced(Generation::new(wanted), nodes.keys(), &self.announced)
     }
 
     /// Where the schedule says so.

@@ -20,11 +20,12 @@ use crate::{
 /// did not change is not verified again.
 ///
 /// An announcement that vanishes or is refused does not undo the one before: whoever may edit the
-/// annotation could cut the node off by it. Refused is one of the past, too: a node never goes back to an older generation, so an older
-/// one is what a source tells that lags behind (a cache, a restored etcd), or somebody who plays it again.
+/// annotation could cut the node off by it.
 #[derive(Debug, Default)]
 pub struct Announced {
     nodes: BTreeMap<String, Entry>,
+    /// Of whom the source tells what is of the past.
+    past: BTreeMap<String, Problem>,
     /// Announcements that were refused and not replaced since, by node.
     refused: BTreeMap<String, Problem>,
 }
@@ -34,91 +35,106 @@ struct Entry {
     /// What was looked at last, valid or not.
     seen: Arc<NodeFacts>,
     valid: Option<Announcement>,
-    /// Nobody has told of it since the daemon started: it is what was kept on disk, and may be older than what is in the kernel.
-    is_kept: bool,
-    /// What was looked at last is valid, and older than `valid`.
-    is_past: bool,
+    /// `seen` is what `valid` came from.
+    is_current: bool,
+    /// What an earlier daemon kept on disk, until a source tells of something that is not older.
+    kept: Option<Announcement>,
+    /// A source has told of it since the daemon started.
+    is_told: bool,
+}
+
+/// Where what is known of a node comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A source has told of it: it is what the node says now.
+    Told,
+    /// Nobody has, since the daemon started: it is what was kept on disk, and may be older than what is in the kernel.
+    Kept,
+    /// A source has, of something older than what was kept. A node never goes back, so the source lags behind (a cache, a restored
+    /// etcd); or the node has lost its keys and not made the next ones yet. So what the kernel does for it stands as long as that
+    /// answers.
+    Past,
 }
 
 impl Entry {
-    /// Did the node say something newer than `now` before? Only what can be: no generation is newer than `newest`. Else one
-    /// announcement too many, by whoever could write it for a moment, would shut the node out for ever.
-    fn is_older(&self, now: &Announcement, newest: Option<Generation>) -> bool {
-        let before = self.valid.as_ref().and_then(newest_of);
-        before.is_some_and(|before| Some(before) <= newest && newest_of(now) < Some(before))
+    const fn heard(&self) -> Heard {
+        match (&self.kept, self.is_told) {
+            (None, _) => Heard::Told,
+            (Some(_), false) => Heard::Kept,
+            (Some(_), true) => Heard::Past,
+        }
     }
 }
 
 impl Announced {
     /// Takes in what `nodes` say. A node that is not among them is forgotten: they are all that are not known to be gone.
-    /// `newest` is the newest generation that there can be, as far as is known.
-    pub fn update(&mut self, nodes: &BTreeMap<String, Arc<NodeFacts>>, newest: Option<Generation>) {
+    pub fn update(&mut self, nodes: &BTreeMap<String, Arc<NodeFacts>>) {
         self.nodes.retain(|name, entry| nodes.get(name).is_some_and(|node| node.uid == entry.seen.uid));
         self.refused.retain(|name, _| self.nodes.contains_key(name));
+        self.past.retain(|name, _| self.nodes.contains_key(name));
         for (name, node) in nodes {
-            self.hear(name, node, newest);
+            self.hear(name, node);
         }
     }
 
     /// All that is known so far is what an earlier daemon kept.
     pub fn all_is_kept(&mut self) {
         for entry in self.nodes.values_mut() {
-            entry.is_kept = true;
+            (entry.kept, entry.is_told) = (entry.valid.clone(), false);
         }
     }
 
-    /// A source tells of `node` by itself; of what it says now, if that is not of the past.
-    pub fn is_told(&mut self, node: &str) {
-        if let Some(entry) = self.nodes.get_mut(node) {
-            entry.is_kept &= entry.is_past;
+    /// A source tells of `node` by itself. True if it counts for something else from now on.
+    pub fn is_told(&mut self, node: &str) -> bool {
+        let Some(entry) = self.nodes.get_mut(node).filter(|entry| entry.is_current) else { return false };
+        let before = entry.heard();
+        entry.is_told = true;
+        let [now, kept] = [&entry.valid, &entry.kept].map(|said| said.as_ref().and_then(newest));
+        if now >= kept {
+            entry.kept = None;
+            self.past.remove(node);
+        } else {
+            self.past.insert(node.to_owned(), of_the_past(node, now, kept));
         }
+        entry.heard() != before
     }
 
-    /// Puts back what each node said last where `nodes` have something that was refused, or nothing any more: what is kept on disk
-    /// has to be what is gone by.
+    /// Where what is known of `node` comes from.
+    pub fn heard(&self, node: &str) -> Heard {
+        self.nodes.get(node).map_or(Heard::Told, Entry::heard)
+    }
+
+    /// Puts what was kept of each node in the place of what a source tells that is older: it is to be kept on.
     pub fn restore(&self, nodes: &mut BTreeMap<String, Arc<NodeFacts>>) {
-        for (name, node) in nodes {
-            let Some(entry) = self.nodes.get(name).filter(|entry| entry.seen.uid == node.uid) else {
-                continue;
-            };
-            let is_refused = self.refused.contains_key(name) || node.announcement.is_none();
-            if let Some(valid) = entry.valid.as_ref().filter(|_| is_refused) {
-                Arc::make_mut(node).announcement = Some(valid.to_json());
+        for (name, entry) in &self.nodes {
+            if let (Some(kept), Some(node)) = (&entry.kept, nodes.get_mut(name)) {
+                Arc::make_mut(node).announcement = Some(kept.to_json());
             }
         }
     }
 
-    /// Is what we know of `node` only what an earlier daemon kept?
-    pub fn is_kept(&self, node: &str) -> bool {
-        self.nodes.get(node).is_some_and(|entry| entry.is_kept)
-    }
-
-    /// Takes in what `node` says of itself; `newest` as in [`Self::update`]. True if that is something else than before.
-    pub fn hear(&mut self, name: &str, node: &Arc<NodeFacts>, newest: Option<Generation>) -> bool {
+    /// Takes in what `node` says of itself. True if that is something else than before.
+    pub fn hear(&mut self, name: &str, node: &Arc<NodeFacts>) -> bool {
         let before = self.nodes.get_mut(name).filter(|entry| entry.seen.uid == node.uid);
         let is_seen = before.map(|entry| {
             let seen = std::mem::replace(&mut entry.seen, node.clone());
             seen.announcement == node.announcement
         });
         if is_seen.is_none() {
-            let entry = Entry { seen: node.clone(), valid: None, is_kept: false, is_past: false };
+            let entry =
+                Entry { seen: node.clone(), valid: None, is_current: false, kept: None, is_told: false };
             self.nodes.insert(name.to_owned(), entry);
         }
-        let (Some(entry), Some(json)) = (self.nodes.get_mut(name), &node.announcement) else { return false };
-        // Whether it is of the past is another question when another mesh is known.
-        if is_seen == Some(true) && !entry.is_past {
+        let Some(entry) = self.nodes.get_mut(name) else { return false };
+        if is_seen == Some(true) {
             return false;
         }
-        let said = Announcement::parse_and_verify(json, name, &node.uid);
-        entry.is_past = said.as_ref().is_ok_and(|said| entry.is_older(said, newest));
-        match said {
-            Ok(announcement) if entry.is_past => {
-                let before = entry.valid.as_ref().and_then(newest_of);
-                self.refused.insert(name.to_owned(), past(name, newest_of(&announcement), before));
-                false
-            }
+        entry.is_current = false;
+        let Some(json) = &node.announcement else { return false };
+        match Announcement::parse_and_verify(json, name, &node.uid) {
             Ok(announcement) => {
                 self.refused.remove(name);
+                entry.is_current = true;
                 let is_new = entry.valid.as_ref() != Some(&announcement);
                 entry.valid = Some(announcement);
                 is_new
@@ -149,17 +165,17 @@ impl Announced {
         self.nodes.iter().any(|(name, entry)| announces(entry) && !nodes.contains(name))
     }
 
-    /// Announcements that were refused and not replaced since.
+    /// Announcements that were refused and not replaced since, and those that are of the past.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.refused.values()
+        self.refused.values().chain(self.past.values())
     }
 }
 
-fn newest_of(announcement: &Announcement) -> Option<Generation> {
+fn newest(announcement: &Announcement) -> Option<Generation> {
     announcement.generations().last().map(|entry| entry.generation)
 }
 
-fn past(node: &str, now: Option<Generation>, before: Option<Generation>) -> Problem {
+fn of_the_past(node: &str, now: Option<Generation>, before: Option<Generation>) -> Problem {
     let [now, before] =
         [now, before].map(|of| of.map_or_else(|| "none".to_owned(), |of| of.number().to_string()));
     Problem {
@@ -169,8 +185,8 @@ fn past(node: &str, now: Option<Generation>, before: Option<Generation>) -> Prob
         message: format!(
             "the announcement is of the past: its newest generation is {now}, and the node has said {before}"
         ),
-        advice: "The newer one stands. An API server that lags behind catches up by itself; if it persists, restart kubeveild on \
-                 that node to announce again, and find out who writes the annotation"
+        advice: "No older key is given up meanwhile. An API server that lags behind catches up by itself. Else look there with `kubeveil \
+                 status`: rotation may be paused or the disk full, so that the key is not made; or somebody writes the annotation"
             .to_owned(),
     }
 }
@@ -196,7 +212,7 @@ mod tests {
     use super::*;
 
     /// What node `a` says with a key of each of `generations`.
-    fn said(generations: &[u32]) -> String {
+    fn said(generations: &[u32]) -> Option<String> {
         let keys: Vec<PrivateKey> =
             generations.iter().map(|_| PrivateKey::generate().expect("a key")).collect();
         let last = generations.len() - 1;
@@ -208,70 +224,69 @@ mod tests {
         };
         let entries = generations.iter().enumerate().map(entry).collect();
         let keys: Vec<&PrivateKey> = keys.iter().collect();
-        Announcement::sign("a", "u", entries, NotFlipped::nobody(), &keys).expect("signed").to_json()
+        let signed = Announcement::sign("a", "u", entries, NotFlipped::nobody(), &keys);
+        Some(signed.expect("signed").to_json())
     }
 
-    fn node(announcement: Option<String>) -> BTreeMap<String, Arc<NodeFacts>> {
-        let facts = NodeFacts { uid: "u".to_owned(), announcement, ..NodeFacts::default() };
+    fn node(uid: &str, announcement: Option<String>) -> BTreeMap<String, Arc<NodeFacts>> {
+        let facts = NodeFacts { uid: uid.to_owned(), announcement, ..NodeFacts::default() };
         [("a".to_owned(), Arc::new(facts))].into()
     }
 
-    fn newest(announced: &Announced) -> Option<u32> {
-        announced.of("a").and_then(newest_of).map(Generation::number)
+    /// A daemon that starts: what an earlier one kept of the node.
+    fn kept(announcement: Option<String>) -> Announced {
+        let mut announced = Announced::default();
+        announced.update(&node("u", announcement));
+        announced.all_is_kept();
+        announced
     }
 
-    /// A cache that lags behind, or somebody who plays an old one again, takes nothing back.
+    fn hears(announced: &mut Announced, announcement: Option<String>) -> Heard {
+        announced.update(&node("u", announcement));
+        announced.is_told("a");
+        announced.heard("a")
+    }
+
     #[test]
-    fn what_is_of_the_past_is_refused() {
-        let mut announced = Announced::default();
-        let wanted = Some(Generation::new(4));
-        announced.update(&node(Some(said(&[3, 4]))), wanted);
-        announced.all_is_kept();
-        let before = node(Some(said(&[3])));
+    fn what_is_older_than_what_was_kept_is_of_the_past() {
+        let before = said(&[3]);
+        let mut announced = kept(said(&[3, 4]));
+        assert_eq!(announced.heard("a"), Heard::Kept);
         for _ in 0..2 {
-            announced.update(&before, wanted);
-            announced.is_told("a");
-            assert_eq!(newest(&announced), Some(4));
-            assert!(announced.is_kept("a"), "what it says now was not told");
+            assert_eq!(hears(&mut announced, before.clone()), Heard::Past);
             let problems: Vec<&Problem> = announced.problems().collect();
             assert!(problems.len() == 1 && problems[0].message.contains("of the past"), "{problems:?}");
         }
-        // What is kept is what is gone by.
-        let mut kept = before.clone();
-        announced.restore(&mut kept);
-        let mut after = Announced::default();
-        after.update(&kept, wanted);
-        assert_eq!(newest(&after), Some(4));
+        // Also for the next daemon.
+        let mut nodes = node("u", before);
+        announced.restore(&mut nodes);
+        let mut next = kept(nodes["a"].announcement.clone());
+        assert_eq!(next.of("a").and_then(newest), Some(Generation::new(4)));
         // It catches up.
-        announced.update(&node(Some(said(&[4]))), wanted);
-        announced.is_told("a");
-        assert!(!announced.is_kept("a") && announced.problems().next().is_none());
+        for announced in [&mut announced, &mut next] {
+            assert_eq!(hears(announced, said(&[4])), Heard::Told);
+            assert!(announced.problems().next().is_none());
+            // Who is told of it once goes by what the source says, whatever that is.
+            assert_eq!(hears(announced, said(&[3])), Heard::Told);
+            assert_eq!(announced.of("a").and_then(newest), Some(Generation::new(3)));
+        }
     }
 
-    /// Who could write an announcement for a moment does not shut the node out for ever by one that is ahead of all.
+    /// What is not there, or false, tells of nothing.
     #[test]
-    fn what_is_ahead_of_all_is_not_held_to() {
-        let mut announced = Announced::default();
-        let wanted = Some(Generation::new(4));
-        announced.update(&node(Some(said(&[5000]))), wanted);
-        announced.update(&node(Some(said(&[4]))), wanted);
-        assert_eq!(newest(&announced), Some(4));
-        // Another Node of the name has said nothing yet.
-        let mut other = node(None);
-        Arc::make_mut(other.get_mut("a").expect("a")).uid = "v".to_owned();
-        announced.update(&other, wanted);
-        assert_eq!(newest(&announced), None);
+    fn nothing_told_is_nothing_new() {
+        for nothing in [None, Some("{}".to_owned())] {
+            let mut announced = kept(said(&[3]));
+            assert_eq!(hears(&mut announced, nothing), Heard::Kept);
+            assert_eq!(hears(&mut announced, said(&[3])), Heard::Told);
+        }
     }
 
-    /// A mesh made anew begins anew, as soon as that is known.
+    /// Another Node of the name has nothing to do with what was kept.
     #[test]
-    fn of_the_past_is_what_the_mesh_makes_it() {
-        let mut announced = Announced::default();
-        announced.update(&node(Some(said(&[4]))), Some(Generation::new(4)));
-        let again = node(Some(said(&[0])));
-        announced.update(&again, Some(Generation::new(4)));
-        assert_eq!(newest(&announced), Some(4));
-        announced.update(&again, Some(Generation::FIRST));
-        assert_eq!(newest(&announced), Some(0));
+    fn another_node_of_the_name_begins_anew() {
+        let mut announced = kept(said(&[4]));
+        announced.update(&node("v", None));
+        assert_eq!((announced.heard("a"), announced.of("a")), (Heard::Told, None));
     }
 }

@@ -36,11 +36,11 @@ impl<K: Kernel> Node<K> {
             return None;
         }
         let mut nodes = BTreeSet::new();
-        let newest = self.newest();
         for (name, announcement) in said {
             let facts = self.knowledge.hear(&name, announcement)?;
             self.known.snapshot.nodes.insert(name.clone(), Arc::clone(facts));
-            if self.announced.hear(&name, facts, newest) {
+            let says_more = self.announced.hear(&name, facts);
+            if self.announced.is_told(&name) || says_more {
                 nodes.insert(name);
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_api::{mesh::MeshSpec, rotation::RotationSpec, schedule::Period};
 use kubeveil_core::{
+    announced::Heard,
     problem::Problem,
     rotation::{Holdup, Said, Step, View, holdups, progress::Phase},
     snapshot::Knowledge,
@@ -94,12 +95,6 @@ impl<K: Kernel> Node<K> {
     /// What was asked for of the generation that the mesh wants.
     fn asked(&self) -> RotationSpec {
         self.mesh().map(MeshSpec::asked).unwrap_or_default()
-    }
-
-    /// The newest generation that there can be, as far as is known.
-    pub(super) fn newest(&self) -> Option<Generation> {
-        let wanted = self.mesh().map(|mesh| Generation::new(mesh.key_generation));
-        wanted.max(self.keeper.publics().last().map(|(generation, _)| *generation))
     }
 
     /// Does the rotation leave this node its key?
@@ -199,7 +194,7 @@ impl<K: Kernel> Node<K> {
             device.is_some_and(|device| device.public_key == Some(info.public))
         };
         let others: Vec<_> = self.announced.all().filter(|(name, _)| *name != self.name).collect();
-        let is_told = others.iter().all(|(name, _)| !self.announced.is_kept(name));
+        let is_told = others.iter().all(|(name, _)| self.announced.heard(name) == Heard::Told);
         let remotes = outcome.desired.remotes.iter().filter(|(_, remote)| remote.tunnelled);
         let ways = remotes.map(|(name, remote)| (name.as_str(), remote.generation));
         let quiet = |info: &KeyInfo| {

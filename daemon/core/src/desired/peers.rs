@@ -11,11 +11,12 @@ use kubeveil_keys::{Generation, PublicKey};
 
 use super::{Carrier, DesiredPeer, Inputs};
 use crate::{
+    announced::Heard,
     endpoint,
     observed::{Observed, Peer},
     ownership::Class,
     problem::{Problem, ProblemKind},
-    tunnels::PROVING_KEEPALIVE,
+    tunnels::{Health, PROVING_KEEPALIVE},
 };
 
 /// What comes of all nodes.
@@ -53,13 +54,21 @@ impl Peers {
         for (node, owned) in nodes {
             let holder = owned.iter().find_map(|(prefix, _)| holders.get(prefix));
             // What was kept on disk may be older than what is in the device.
-            let is_older = |key: &PublicKey| {
-                inputs.announced.is_kept(node) && holder.is_some_and(|(holder, _)| *holder != key)
-            };
+            let heard = inputs.announced.heard(node);
+            let is_older =
+                |key: &PublicKey| heard != Heard::Told && holder.is_some_and(|(holder, _)| *holder != key);
             let entry = announced(inputs, node, generation).filter(|entry| !is_older(&entry.public_key));
             let Some(entry) = entry else {
+                let answers = holder.is_some_and(|(key, _)| {
+                    !matches!(inputs.tunnels.health(device, key, inputs.now), Health::Stale(_))
+                });
                 // One that has given this generation up says so.
-                if inputs.announced.of(node).is_some() && !inputs.announced.is_kept(node) {
+                let is_given_up = match heard {
+                    Heard::Told => inputs.announced.of(node).is_some(),
+                    Heard::Past => !answers,
+                    Heard::Kept => false,
+                };
+                if is_given_up {
                     continue;
                 }
                 // A node whose announcement is not known (not any more, or not yet since we started) is not

@@ -65,7 +65,7 @@ fn round(cell: &mut Cell, own: &Own, others: &mut [Other], times: &mut Times) ->
     let source = Memory::of(others);
     source.change(|snapshot| {
         let took = Instant::now();
-        Announced::default().update(&snapshot.nodes, None);
+        Announced::default().update(&snapshot.nodes);
         times.signatures.push(took.elapsed().as_secs_f64());
     });
     let (mut node, profile) = start(cell, own, source.clone())?;

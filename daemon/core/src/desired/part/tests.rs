@@ -182,7 +182,7 @@ impl World {
             observed,
             resting: BTreeSet::new(),
         };
-        world.announced.update(&world.knowledge.snapshot().nodes, None);
+        world.announced.update(&world.knowledge.snapshot().nodes);
         world
     }
 
@@ -272,7 +272,7 @@ fn check(case: &Case) -> bool {
     let mut nodes = BTreeSet::new();
     for (n, said, answer) in &case.after {
         let facts = world.knowledge.hear(NAMES[*n], announcement(NAMES[*n], said)).expect("a node").clone();
-        world.announced.hear(NAMES[*n], &facts, None);
+        world.announced.hear(NAMES[*n], &facts);
         answers[*n] = *answer;
         nodes.insert(NAMES[*n].to_owned());
     }

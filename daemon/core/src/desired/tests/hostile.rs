@@ -35,7 +35,7 @@ fn wanted(nodes: &[(&str, NodeFacts)], owners: &Owners, observed: &Observed) -> 
     let knowledge = Knowledge::Whole(snapshot(nodes).attest_whole());
     let assignment = assign(&knowledge, &mesh(), owners);
     let mut announced = Announced::default();
-    announced.update(&knowledge.snapshot().nodes, None);
+    announced.update(&knowledge.snapshot().nodes);
     let mut tunnels = Tunnels::default();
     tunnels.observe(observed, Duration::ZERO, Duration::ZERO);
     let mut desired = desired(&Inputs {
