@@ -208,6 +208,39 @@ fn a_source_of_the_past_takes_nobody_off_the_newer_device() {
     assert_eq!(it.node.problems(), []);
 }
 
+/// A node lost its newer key while this daemon was away, and can't make another: what it says is older than what was kept, and true. Once
+/// its newer tunnel is known to be dead it is spoken to by the older one.
+#[test]
+fn a_node_that_lost_its_newer_key_is_not_held_to_it() {
+    let mut it = Rotation::begun();
+    it.has_both(2, names(&["node-1", "node-3"]));
+    it.has_both(3, names(&["node-1", "node-2"]));
+    it.settle();
+    assert_eq!(slots(&it.bench), [1].into());
+    let back = announce_keys(2, &[(0, &it.bench.keys[0])], NotFlipped::nobody());
+    it.bench.says(2, Some(back));
+    it.bench.kernel.with(FakeKernel::nobody_answers);
+    for key in [&it.bench.keys[0], &it.bench.keys[1], &it.fresh[1]] {
+        it.bench.kernel.with(|k| k.answer(key.public()));
+    }
+    it.node = it.bench.restart(it.node);
+    let lost = it.fresh[0].public();
+    for _ in 0..40 {
+        // Packets go there, and nothing comes.
+        it.bench.kernel.with(|k| {
+            k.tamper(DEVICES[1], |device| {
+                if device.peers.contains_key(&lost) {
+                    device.change(&lost, |peer| peer.sent += 100);
+                }
+            });
+        });
+        it.bench.seconds += 10;
+        it.node.pass(it.bench.now());
+    }
+    assert_eq!((slots(&it.bench), it.bench.tunnelled()), ([0, 1].into(), 2));
+    assert_eq!(generations(&it.bench), [0, 1], "what it is spoken to by is not given up");
+}
+
 /// The writes of a whole rotation at so many nodes: peers added, ways changed, keepalives, peers removed, all else.
 fn writes(nodes: u8) -> [usize; 5] {
     let (mut bench, mut node) = Bench::settled(nodes);
