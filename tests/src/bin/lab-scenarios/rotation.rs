@@ -3,6 +3,7 @@
 pub(crate) mod amid;
 
 use std::fs;
+use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
 use kubeveil_tests::status::{said_in, wireguard_devices};
 use kubeveil_tests::traffic::{Load, Streamed, Streams, flows};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Scenario;
 
@@ -214,18 +216,40 @@ fn node_down(stage: &mut Stage) -> Result<()> {
     encrypted(&tally, &census).context("when it is back")
 }
 
-/// `kubeveil rotate …` over the lab's folder: its exit code and what it says on both streams.
-fn command(stage: &Stage, arguments: &[&str]) -> Result<(i32, String)> {
+/// `kubeveil rotate …` over the lab's folder.
+fn program(stage: &Stage, arguments: &[&str]) -> Command {
     let source = format!("dir:{}", stage.lab.manifests().display());
-    let output = std::process::Command::new("kubeveil")
-        .env("PATH", program_path())
-        .arg("rotate")
-        .args(arguments)
-        .args(["--source", &source])
-        .output()
-        .context("run kubeveil")?;
+    let mut command = Command::new("kubeveil");
+    command.env("PATH", program_path()).arg("rotate").args(arguments).args(["--source", &source]);
+    command
+}
+
+/// Its exit code and what it said on both streams.
+fn ended(output: Output) -> (i32, String) {
     let said = [output.stdout, output.stderr].concat();
-    Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
+}
+
+fn command(stage: &Stage, arguments: &[&str]) -> Result<(i32, String)> {
+    Ok(ended(program(stage, arguments).output().context("run kubeveil")?))
+}
+
+/// Somebody interrupts it when it has asked for `generation`: it says that the rotation goes on, and how to look again.
+fn interrupted(stage: &Stage, generation: u32) -> Result<()> {
+    let started = program(stage, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = started.context("run kubeveil")?;
+    let wanted = format!("keyGeneration: {generation}");
+    let mesh = stage.manifest("mesh.yaml");
+    let asked =
+        wait_until(Duration::from_secs(20), PAUSE, || Ok(fs::read_to_string(&mesh)?.contains(&wanted)))?;
+    ensure!(asked, "generation {generation} was not asked for");
+    // Then it waits, for at least as long as a rotation takes.
+    sleep(Duration::from_secs(3));
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+    kill_process(pid, Signal::INT)?;
+    let (code, said) = ended(child.wait_with_output()?);
+    ensure!(code == 130 && said.contains("the rotation goes on"), "interrupted it ends with {code}: {said}");
+    Ok(())
 }
 
 fn expect(stage: &Stage, arguments: &[&str], code: i32, words: &[&str]) -> Result<()> {
@@ -254,7 +278,7 @@ fn by_command(stage: &mut Stage) -> Result<()> {
     encrypted(&tally, &census).context("by command")?;
     expect(stage, &["history"], 0, &["a first one", "done", "@"])?;
     // Nobody goes on while it is paused, and nobody begins another.
-    expect(stage, &["--no-wait"], 0, &["generation 2 is asked for"])?;
+    interrupted(stage, 2)?;
     expect(stage, &["pause"], 0, &["resume"])?;
     expect(stage, &["--no-wait"], 1, &["the rotation to generation 2", "is not over", "finish --force"])?;
     expect(stage, &["status"], 1, &["paused"])?;

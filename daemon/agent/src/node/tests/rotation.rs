@@ -111,11 +111,18 @@ fn a_rotation_from_begin_to_end() {
     assert_eq!((generations(&it.bench), devices(&it.bench)), (vec![1], vec![DEVICES[1].to_owned()]));
     assert_eq!(files(&it.bench), ["generation-1.key"]);
     assert_eq!(it.node.problems(), []);
+    let rotations = &it.node.rotations;
+    assert_eq!((rotations.done, rotations.forced), (1, 0));
+    assert!(rotations.took > 1.0, "{rotations:?}");
     // The others give theirs up.
     it.has_newest(2);
     it.has_newest(3);
     assert_eq!(it.bench.settle(&mut it.node), 0);
     assert_eq!(it.bench.tunnelled(), 2);
+    // Whoever lowers what is wanted brings no old key back.
+    it.bench.wants(0);
+    assert_eq!(it.bench.settle(&mut it.node), 0);
+    assert_eq!((generations(&it.bench), it.bench.tunnelled()), (vec![1], 2));
 }
 
 /// One store for each peer, and nothing else for those that have moved already.
@@ -304,6 +311,7 @@ fn a_node_that_is_down_keeps_the_old_generation() {
     it.settle();
     assert_eq!(generations(&it.bench), [1, 2]);
     assert_eq!(it.bench.tunnelled(), 1);
+    assert_eq!((it.node.rotations.done, it.node.rotations.forced), (0, 1));
 }
 
 /// Nobody who was left behind by two generations holds anything up, nor uses an old key.
@@ -458,6 +466,41 @@ fn a_key_that_grew_too_old_is_told() {
     assert_eq!((generations(&bench), bench.tunnelled()), (vec![0], 1));
     asks(&bench, "90d");
     assert_eq!(told(&mut bench), None);
+}
+
+/// A key of another node that was revoked once is not spoken to again: not when the list is emptied, not by another daemon, not when its
+/// node announces it anew.
+#[test]
+fn a_peers_revoked_key_is_refused_for_ever() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let stolen = bench.keys[0].public();
+    let revoked = |bench: &Bench, keys: &[kubeveil_keys::PublicKey]| {
+        let keys = keys.to_vec();
+        bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").revoked_keys = keys);
+    };
+    let ends = |bench: &mut Bench, node: &mut Node<Shared>| {
+        bench.settle(node);
+        assert!(bench.truth().tunnels.values().all(|device| !device.peers.contains_key(&stolen)));
+        assert_eq!(bench.tunnelled(), 1);
+    };
+    revoked(&bench, &[stolen]);
+    ends(&mut bench, &mut node);
+    revoked(&bench, &[]);
+    ends(&mut bench, &mut node);
+    let mut node = bench.restart(node);
+    ends(&mut bench, &mut node);
+    bench.says(2, Some(announce_keys(2, &[(0, &bench.keys[0])], names(&["node-3"]))));
+    ends(&mut bench, &mut node);
+    let told = node.problems();
+    assert!(
+        told.iter().any(|problem| problem.object == "Node node-2" && problem.message.contains("revoked")),
+        "{told:?}"
+    );
+    let fresh = key();
+    bench.kernel.with(|k| k.answer(fresh.public()));
+    bench.says(2, Some(announce_keys(2, &[(0, &fresh)], NotFlipped::nobody())));
+    bench.settle(&mut node);
+    assert_eq!(bench.tunnelled(), 2);
 }
 
 /// Its own key is revoked: it has another at once, of the same generation.
