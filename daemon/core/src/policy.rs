@@ -148,13 +148,15 @@ impl Policies {
     }
 }
 
+type Named = (PolicyId, Arc<Policy>);
+
 /// The policies that select pods of one namespace, where most of them need not be looked at for a pod: one that asks for a label is
 /// found by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OfNamespace {
     /// By the first label that each asks for: its key, and its value.
-    by_label: HashMap<String, HashMap<String, Vec<(PolicyId, Arc<Policy>)>>>,
-    others: Vec<(PolicyId, Arc<Policy>)>,
+    by_label: HashMap<String, HashMap<String, Vec<Named>>>,
+    others: Vec<Named>,
 }
 
 impl OfNamespace {
