@@ -24,8 +24,6 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Announced {
     nodes: BTreeMap<String, Entry>,
-    /// Of whom the source tells what is of the past.
-    past: BTreeMap<String, Problem>,
     /// Announcements that were refused and not replaced since, by node.
     refused: BTreeMap<String, Problem>,
 }
@@ -64,6 +62,19 @@ impl Entry {
             (Some(_), true) => Heard::Past,
         }
     }
+
+    /// What is known of it is the very thing that was kept.
+    fn is_as_kept(&self) -> bool {
+        self.is_current && self.valid == self.kept
+    }
+
+    /// Told as a problem, where it is one.
+    fn of_the_past(&self, node: &str) -> Option<Problem> {
+        let before = self.kept.as_ref().filter(|_| self.heard() == Heard::Past)?;
+        let [now, before] =
+            [self.valid.as_ref()?, before].map(|said| newest(said).unwrap_or(Generation::FIRST));
+        Some(of_the_past(node, now, before))
+    }
 }
 
 impl Announced {
@@ -71,7 +82,6 @@ impl Announced {
     pub fn update(&mut self, nodes: &BTreeMap<String, Arc<NodeFacts>>) {
         self.nodes.retain(|name, entry| nodes.get(name).is_some_and(|node| node.uid == entry.seen.uid));
         self.refused.retain(|name, _| self.nodes.contains_key(name));
-        self.past.retain(|name, _| self.nodes.contains_key(name));
         for (name, node) in nodes {
             self.hear(name, node);
         }
@@ -89,13 +99,8 @@ impl Announced {
         let Some(entry) = self.nodes.get_mut(node).filter(|entry| entry.is_current) else { return false };
         let before = entry.heard();
         entry.is_told = true;
-        let [now, kept] = [&entry.valid, &entry.kept].map(|said| said.as_ref().and_then(newest));
-        if now >= kept {
-            entry.kept = None;
-            self.past.remove(node);
-        } else {
-            self.past.insert(node.to_owned(), of_the_past(node, now, kept));
-        }
+        let now = entry.valid.as_ref().and_then(newest);
+        entry.kept.take_if(|kept| now >= newest(kept));
         entry.heard() != before
     }
 
@@ -104,9 +109,9 @@ impl Announced {
         self.nodes.get(node).map_or(Heard::Told, Entry::heard)
     }
 
-    /// Puts what was kept of each node in the place of what a source tells that is older: it is to be kept on.
+    /// Puts what was kept of each node in the place of what a source tells that is older, or nothing: it is to be kept on.
     pub fn restore(&self, nodes: &mut BTreeMap<String, Arc<NodeFacts>>) {
-        for (name, entry) in &self.nodes {
+        for (name, entry) in self.nodes.iter().filter(|(_, entry)| !entry.is_as_kept()) {
             if let (Some(kept), Some(node)) = (&entry.kept, nodes.get_mut(name)) {
                 Arc::make_mut(node).announcement = Some(kept.to_json());
             }
@@ -166,8 +171,9 @@ impl Announced {
     }
 
     /// Announcements that were refused and not replaced since, and those that are of the past.
-    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.refused.values().chain(self.past.values())
+    pub fn problems(&self) -> impl Iterator<Item = Problem> {
+        let past = self.nodes.iter().filter_map(|(name, entry)| entry.of_the_past(name));
+        self.refused.values().cloned().chain(past)
     }
 }
 
@@ -175,9 +181,7 @@ fn newest(announcement: &Announcement) -> Option<Generation> {
     announcement.generations().last().map(|entry| entry.generation)
 }
 
-fn of_the_past(node: &str, now: Option<Generation>, before: Option<Generation>) -> Problem {
-    let [now, before] =
-        [now, before].map(|of| of.map_or_else(|| "none".to_owned(), |of| of.number().to_string()));
+fn of_the_past(node: &str, now: Generation, before: Generation) -> Problem {
     Problem {
         kind: ProblemKind::Announcement,
         object: format!("Node {node}"),
@@ -254,7 +258,7 @@ mod tests {
         assert_eq!(announced.heard("a"), Heard::Kept);
         for _ in 0..2 {
             assert_eq!(hears(&mut announced, before.clone()), Heard::Past);
-            let problems: Vec<&Problem> = announced.problems().collect();
+            let problems: Vec<Problem> = announced.problems().collect();
             assert!(problems.len() == 1 && problems[0].message.contains("of the past"), "{problems:?}");
         }
         // Also for the next daemon.

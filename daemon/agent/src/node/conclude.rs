@@ -24,7 +24,7 @@ impl<K: Kernel> Node<K> {
     pub(super) fn tell(&mut self, now: Now) {
         let mut problems = self.met.clone();
         problems.extend(self.last.desired.problems.iter().cloned());
-        problems.extend(self.announced.problems().cloned());
+        problems.extend(self.announced.problems());
         problems.extend(self.keeper.problems().cloned());
         problems.extend(self.standing.iter().cloned());
         problems.extend(self.beside.values().cloned());

@@ -59,13 +59,13 @@ impl Peers {
                 |key: &PublicKey| heard != Heard::Told && holder.is_some_and(|(holder, _)| *holder != key);
             let entry = announced(inputs, node, generation).filter(|entry| !is_older(&entry.public_key));
             let Some(entry) = entry else {
-                let answers = holder.is_some_and(|(key, _)| {
-                    !matches!(inputs.tunnels.health(device, key, inputs.now), Health::Stale(_))
-                });
+                let is_dead = |(key, _): &(&PublicKey, &Peer)| {
+                    matches!(inputs.tunnels.health(device, key, inputs.now), Health::Stale(_))
+                };
                 // One that has given this generation up says so.
                 let is_given_up = match heard {
                     Heard::Told => inputs.announced.of(node).is_some(),
-                    Heard::Past => !answers,
+                    Heard::Past => holder.is_none_or(is_dead),
                     Heard::Kept => false,
                 };
                 if is_given_up {

@@ -54,7 +54,7 @@ fn wanted(nodes: &[(&str, NodeFacts)], owners: &Owners, observed: &Observed) -> 
         resting: &BTreeSet::new(),
         now: Duration::ZERO,
     });
-    desired.problems.extend(announced.problems().cloned());
+    desired.problems.extend(announced.problems());
     desired.problems.extend(assignment.problems);
     (desired, assignment.owners)
 }
