@@ -9,6 +9,7 @@ pub mod pods;
 mod tests;
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
@@ -88,9 +89,9 @@ impl Standing {
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match self.mode.cmp(&other.mode) {
-            std::cmp::Ordering::Greater => self,
-            std::cmp::Ordering::Less => other,
-            std::cmp::Ordering::Equal => {
+            Ordering::Greater => self,
+            Ordering::Less => other,
+            Ordering::Equal => {
                 Self { mode: self.mode, until: self.until.and_then(|until| Some(until.max(other.until?))) }
             }
         }
@@ -196,15 +197,14 @@ pub fn end(base: FlowMode, standing: Option<Standing>, now: Timestamp) -> FlowMo
 /// What both of two pods are held to that have one address: the stricter; of two exemptions the one that ends first.
 pub fn both(base: FlowMode, one: Option<Standing>, other: Option<Standing>) -> Option<Standing> {
     let mode = |standing: Option<Standing>| standing.map_or(base, |standing| standing.mode.into());
-    let (Some(a), Some(b)) = (one, other) else {
-        let (named, mesh) = if one.is_some() { (one, other) } else { (other, one) };
-        return if mode(named) > mode(mesh) { named } else { mesh };
-    };
-    if a.mode != b.mode {
-        return if a.mode > b.mode { one } else { other };
+    match mode(one).cmp(&mode(other)) {
+        Ordering::Greater => one,
+        Ordering::Less => other,
+        Ordering::Equal => one.zip(other).map(|(one, other)| Standing {
+            mode: one.mode,
+            until: one.until.into_iter().chain(other.until).min(),
+        }),
     }
-    let until = a.until.into_iter().chain(b.until).min();
-    Some(Standing { mode: a.mode, until })
 }
 
 /// The mode of a flow between two ends.

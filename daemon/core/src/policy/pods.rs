@@ -112,16 +112,6 @@ impl Pods {
         let first = *self.standings.get(holders.next()?)?;
         holders.try_fold(first, |before, uid| Some(both(base, before, *self.standings.get(uid)?)))
     }
-
-    /// Every address that somebody has.
-    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
-        self.holders.keys()
-    }
-
-    /// How many pods there are of each standing; of those in unknown namespaces nothing is said.
-    pub fn standings(&self) -> impl Iterator<Item = Option<Standing>> {
-        self.standings.values().copied()
-    }
 }
 
 /// Decides anew on the pods of a namespace. Returns the addresses whose standing is another.
