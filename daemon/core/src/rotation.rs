@@ -262,17 +262,21 @@ impl Rotation {
         !is_by_source && !is_by_memory
     }
 
-    /// `list`, or what was said last where it is too early to say something else.
+    /// `list`, or what was said last where it is too early to say something else. One list at a time is on its way: a peer that was
+    /// moved and thrown back would else be named by what the source tells and by what was said last, and disclaimed by what is on
+    /// its way between the two.
     fn at_times(&mut self, newest: Generation, list: NotFlipped, view: &View<'_>) -> NotFlipped {
-        let told = || Some((view.own?.newest(), view.own?.not_flipped.clone()));
-        let before = self.list.take().or_else(told).filter(|(of, _)| *of == newest).map(|(_, list)| list);
+        let told = view.own.map(|own| (own.newest(), own.not_flipped.clone()));
+        let is_on_its_way =
+            self.list.as_ref().is_some_and(|said| said.0 == newest && told.as_ref() != Some(said));
+        let before = self.list.take().or(told).filter(|(of, _)| *of == newest).map(|(_, list)| list);
         let is_early = self.told.is_some_and(|at| view.now < at + TELL_EVERY) && list != NotFlipped::nobody();
         let says = match before {
             Some(before) if before == list => {
                 self.shorter = None;
                 before
             }
-            Some(before) if is_early || !self.is_in_place(&before, &list, view) => before,
+            Some(before) if is_on_its_way || is_early || !self.is_in_place(&before, &list, view) => before,
             _ => {
                 (self.told, self.shorter) = (Some(view.now), None);
                 list

@@ -204,17 +204,17 @@ fn the_newest_that_answers_is_chosen() {
 /// The end is told at once, what goes on every ten seconds, and what is as it was said never.
 #[test]
 fn the_list_is_told_at_times() {
-    let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
+    let mut heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
     let mut rotation = Rotation::default();
     let mut says = |ways: &[(&'static str, u32)], seconds: u64| {
         let ways = ways.iter().map(|(name, by)| (*name, generation(*by))).collect();
         let mut view = heard.view();
         view.others.insert("third", view.others["other"]);
         let view = View { ways: Some(ways), now: Duration::from_secs(seconds), ..view };
-        rotation.says(&view).expect("a device stands").1
+        heard.list = rotation.says(&view).expect("a device stands").1;
+        heard.list.clone()
     };
     assert_eq!(says(&[("other", 0), ("third", 0)], 20), names(&["other", "third"]));
-    // What the source has of it is older all the time.
     for seconds in [20, 21, 29] {
         assert_eq!(says(&[("other", 1), ("third", 0)], seconds), names(&["other", "third"]), "too early");
     }
@@ -225,13 +225,15 @@ fn the_list_is_told_at_times() {
 /// All nodes move the last one at one time; they say so one after another. Whom a list names anew waits for it.
 #[test]
 fn a_shorter_list_is_told_in_the_nodes_place() {
-    let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
-    let says = |node: &str, rotation: &mut Rotation, way: Option<u32>, millis: u64| {
+    let mut heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
+    let mut says = |node: &str, rotation: &mut Rotation, way: Option<u32>, millis: u64| {
         let mut view = heard.view();
         view.node = node;
         view.ways = Some(way.map(|by| ("other", generation(by))).into_iter().collect());
         view.now = Duration::from_millis(millis);
-        (rotation.says(&view).expect("a device stands").1, rotation.next_look(&view))
+        let (list, wait) = (rotation.says(&view).expect("a device stands").1, rotation.next_look(&view));
+        heard.list.clone_from(&list);
+        (list, wait)
     };
     let mut places: Vec<Duration> = Vec::new();
     for node in ["a", "b", "c", "d", "e", "f", "g", "h"] {
@@ -298,15 +300,35 @@ fn what_is_over_is_not_waited_for() {
 /// A key that takes the place of a revoked one of its generation is nobody's way yet, whatever was said of the other.
 #[test]
 fn another_key_of_a_generation_begins_anew() {
-    let heard = Heard::new(&[0, 1], &[0, 1], names(&[]));
+    let mut heard = Heard::new(&[0, 1], &[0, 1], names(&[]));
     let mut rotation = Rotation::default();
-    let mut by = |old: u32| {
+    let by = |heard: &mut Heard, rotation: &mut Rotation, old: u32| {
         let view = View { ways: Some([("other", generation(old))].into()), ..heard.view() };
-        rotation.says(&view).expect("a device stands").1
+        heard.list = rotation.says(&view).expect("a device stands").1;
+        heard.list.clone()
     };
-    assert_eq!((by(0), by(1), by(0)), (names(&["other"]), names(&[]), names(&[])), "too early");
+    let said = [0, 1, 0].map(|old| by(&mut heard, &mut rotation, old));
+    assert_eq!(said, [names(&["other"]), names(&[]), names(&[])], "too early");
     let view = View { revoked: [generation(1)].into(), ..heard.view() };
     assert_eq!(rotation.keys(&view), Some(Step::Retire(generation(1))));
-    let view = View { ways: Some([("other", generation(0))].into()), ..heard.view() };
-    assert_eq!(rotation.says(&view).expect("a device stands").1, names(&["other"]));
+    assert_eq!(by(&mut heard, &mut rotation, 0), names(&["other"]));
+}
+
+/// As long as the source does not tell of a list, another is not said: a peer that was moved, and thrown back, would be named by what
+/// the source tells and by what was said last, and disclaimed by what is on its way between the two.
+#[test]
+fn one_list_at_a_time_is_on_its_way() {
+    let heard = |list: &[&str]| Heard::new(&[0, 1], &[0, 1], names(list));
+    let (named, nobody) = (heard(&["other"]), heard(&[]));
+    let mut rotation = Rotation::default();
+    let mut says = |heard: &Heard, by: u32, seconds: u64| {
+        let way = Some([("other", generation(by))].into());
+        let view = View { ways: way, now: Duration::from_secs(seconds), ..heard.view() };
+        let list = rotation.says(&view).expect("a device stands").1;
+        (list, rotation.may_use(view.own, "other", generation(0), None))
+    };
+    assert_eq!(says(&named, 1, 100), (names(&[]), false), "it has moved");
+    assert_eq!(says(&named, 0, 200), (names(&[]), false), "thrown back while that is on its way");
+    assert_eq!(says(&nobody, 0, 201), (names(&["other"]), false), "others have heard that it moved");
+    assert_eq!(says(&named, 0, 202), (names(&["other"]), true), "they have heard that it did not");
 }
