@@ -166,7 +166,7 @@ pub(crate) fn some_time<'de, D: serde::Deserializer<'de>>(
     time(deserializer).map(Some)
 }
 
-fn time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+pub(crate) fn time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| {
         serde::de::Error::custom("is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339)")

@@ -16,6 +16,8 @@ pub const MOST_RECORDS: usize = 20;
 pub const MOST_WORDS: usize = 256;
 /// Stragglers that a record names.
 pub const MOST_STRAGGLERS: usize = 32;
+/// Deeds that the mesh holds, the newest last.
+pub const MOST_DEEDS: usize = 20;
 /// Seconds after which a rotation has stragglers, where nobody said: ten minutes.
 pub const DEADLINE_SECONDS: u32 = 600;
 
@@ -76,6 +78,47 @@ pub struct RotationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "u32"))]
     pub deadline_seconds: Option<u32>,
+    /// What people did beside asking for new keys, at most the last 20, the newest last: who paused it or had it go on, who had older
+    /// keys given up at once, and who called a node's keys stolen. The command writes it with what it changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 20)))]
+    pub deeds: Vec<Deed>,
+}
+
+words! {
+    /// What somebody did to a rotation, or to a node's keys.
+    pub enum DeedKind {
+        /// No node makes a key and none gives one up from then on.
+        Paused = "paused",
+        /// They do again.
+        Resumed = "resumed",
+        /// Every node gave its older keys up at once.
+        Forced = "forced",
+        /// The keys of a node are refused from then on.
+        Compromised = "compromised",
+    }
+}
+
+/// Something that a person did beside asking for new keys.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Deed {
+    /// When.
+    #[serde(deserialize_with = "crate::mesh::time")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
+    pub at: Timestamp,
+    /// Who; on Kubernetes the user as the API server knows him.
+    #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
+    pub by: String,
+    /// What.
+    pub what: DeedKind,
+    /// The generation that was wanted then.
+    pub generation: u32,
+    /// Of which node; empty: of all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 253)))]
+    pub node: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -97,6 +140,12 @@ impl RotationSpec {
             deadline_seconds: None,
             ..self.clone()
         }
+    }
+
+    /// Its deeds and one more; of too many the oldest go.
+    pub fn deeds_and(&self, deed: Deed) -> Vec<Deed> {
+        let kept = self.deeds.len().saturating_sub(MOST_DEEDS - 1);
+        self.deeds.iter().skip(kept).cloned().chain([deed]).collect()
     }
 
     /// Seconds after which a rotation has stragglers.
@@ -165,4 +214,27 @@ pub struct RotationRecord {
     /// Nodes that were not done at its deadline, at most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stragglers: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_twenty_deeds_are_kept() {
+        let mut asked = RotationSpec::default();
+        for generation in 1..=25 {
+            let deed = Deed {
+                at: Timestamp::UNIX_EPOCH,
+                by: "alice".to_owned(),
+                what: DeedKind::Paused,
+                generation,
+                node: String::new(),
+            };
+            asked.deeds = asked.deeds_and(deed);
+        }
+        let kept: Vec<u32> = asked.deeds.iter().map(|deed| deed.generation).collect();
+        assert_eq!(kept, (6..=25).collect::<Vec<_>>());
+        assert_eq!(kept.len(), MOST_DEEDS);
+    }
 }

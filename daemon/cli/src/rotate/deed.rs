@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use kubeveil_api::{
-    rotation::{DEADLINE_SECONDS, MOST_WORDS, request},
+    rotation::{DEADLINE_SECONDS, Deed, DeedKind, MOST_WORDS, request},
     selector::LabelSelector,
 };
 use kubeveil_core::rotation::progress::Phase;
@@ -56,11 +57,27 @@ fn asked(
     arguments: &Rotate,
 ) -> Result<serde_json::Value, Stop> {
     let seconds = u32::try_from(arguments.deadline.as_secs()).unwrap_or(u32::MAX);
-    let who: String = desk.control.who()?.chars().take(MOST_WORDS).collect();
-    let mut spec = request(generation, &who, &arguments.reason, look.now);
+    let mut spec = request(generation, &who(desk)?, &arguments.reason, look.now);
     spec["rotation"]["nodeSelector"] = selector(look, arguments);
     spec["rotation"]["deadlineSeconds"] = json!((seconds != DEADLINE_SECONDS).then_some(seconds));
     Ok(spec)
+}
+
+/// Who asks, as it goes on record.
+fn who(desk: &mut Desk) -> Result<String, Stop> {
+    Ok(desk.control.who()?.chars().take(MOST_WORDS).collect())
+}
+
+/// The deeds that are on record, and this one, to be written with what it changes.
+fn deeds(desk: &mut Desk, look: &Look, what: DeedKind, node: &str) -> Result<Vec<Deed>, Stop> {
+    let deed = Deed {
+        at: Timestamp::from_second(look.now.as_second()).unwrap_or(look.now),
+        by: who(desk)?,
+        what,
+        generation: look.progress.generation.number(),
+        node: node.to_owned(),
+    };
+    Ok(look.asked().deeds_and(deed))
 }
 
 /// How many nodes are meant.
@@ -118,7 +135,8 @@ fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> 
             revoked.push(*key);
         }
     }
-    desk.change(look, json!({ "revokedKeys": revoked }))?;
+    let deeds = deeds(desk, look, DeedKind::Compromised, node)?;
+    desk.change(look, json!({ "revokedKeys": revoked, "rotation": { "deeds": deeds } }))?;
     show::revoked(desk.json, node, &keys);
     if arguments.no_wait {
         return Ok(End::Done);
@@ -161,15 +179,17 @@ pub(super) fn history(desk: &mut Desk) -> Result<End, Stop> {
     let look = desk.look()?;
     desk.keep_history(&look);
     let look = desk.look()?;
-    show::history(desk.json, &records(&look), look.now);
+    show::history(desk.json, &records(&look), &look.asked().deeds, look.now);
     Ok(End::Done)
 }
 
 /// Has nodes wait, or go on.
 pub(super) fn pause(desk: &mut Desk, paused: bool) -> Result<End, Stop> {
     let look = desk.look()?;
-    let value = if paused { json!(true) } else { serde_json::Value::Null };
-    desk.change(&look, json!({ "rotation": { "paused": value } }))?;
+    let (value, what) =
+        if paused { (json!(true), DeedKind::Paused) } else { (serde_json::Value::Null, DeedKind::Resumed) };
+    let deeds = deeds(desk, &look, what, "")?;
+    desk.change(&look, json!({ "rotation": { "paused": value, "deeds": deeds } }))?;
     show::paused(desk.json, paused);
     Ok(End::Done)
 }
@@ -195,7 +215,8 @@ pub(super) fn finish(desk: &mut Desk, force: bool, deadline: Duration) -> Result
         .filter(|(_, phase)| **phase == Phase::Behind)
         .map(|(name, _)| name.clone())
         .collect();
-    desk.change(&look, json!({ "rotation": { "retireBefore": progress.generation } }))?;
+    let deeds = deeds(desk, &look, DeedKind::Forced, "")?;
+    desk.change(&look, json!({ "rotation": { "retireBefore": progress.generation, "deeds": deeds } }))?;
     show::cut_off(desk.json, &left);
     wait::until(desk, deadline, Look::end)
 }

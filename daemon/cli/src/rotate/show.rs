@@ -5,7 +5,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
-use kubeveil_api::rotation::{RotationRecord, RotationResult, RotationSpec};
+use kubeveil_api::rotation::{Deed, RotationRecord, RotationResult, RotationSpec};
 use kubeveil_core::rotation::progress::{Phase, Progress};
 use kubeveil_keys::PublicKey;
 use serde_json::{Value, json};
@@ -162,8 +162,15 @@ fn scheduled(asked: &RotationSpec, next: Option<Timestamp>, is_ours_alone: bool)
     }
 }
 
-pub(super) fn history(json: bool, records: &[RotationRecord], now: Timestamp) {
-    tell(json, || json!(records), || table(records, now));
+pub(super) fn history(json: bool, records: &[RotationRecord], deeds: &[Deed], now: Timestamp) {
+    tell(
+        json,
+        || json!({"rotations": records, "deeds": deeds}),
+        || match deeds {
+            [] => table(records, now),
+            deeds => format!("{}\n\n{}", table(records, now), table_of(deeds)),
+        },
+    );
 }
 
 /// What programs are told of how far it has got.
@@ -256,10 +263,26 @@ fn table(records: &[RotationRecord], now: Timestamp) -> String {
     grid(&header, records.iter().rev().map(row)).trim_end().to_owned()
 }
 
+/// What people did beside asking for new keys.
+fn table_of(deeds: &[Deed]) -> String {
+    let row = |deed: &Deed| {
+        vec![
+            format!("{:.0}", deed.at),
+            deed.what.to_string(),
+            deed.by.clone(),
+            deed.generation.to_string(),
+            if deed.node.is_empty() { "all".to_owned() } else { deed.node.clone() },
+        ]
+    };
+    let header = ["AT", "DEED", "BY", "GENERATION", "NODES"];
+    grid(&header, deeds.iter().rev().map(row)).trim_end().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
+    use kubeveil_api::rotation::DeedKind;
     use kubeveil_keys::Generation;
 
     use super::*;
@@ -338,5 +361,17 @@ mod tests {
             record(4, RotationResult::Running, None, &["b", "c"]),
         ];
         insta::assert_snapshot!(table(&records, "2026-11-28T10:15:00Z".parse().expect("a time")));
+    }
+    #[test]
+    fn so_are_the_deeds() {
+        let deed = |what, node: &str| Deed {
+            at: "2026-11-28T10:00:00Z".parse().expect("a time"),
+            by: "alice@bastion".to_owned(),
+            what,
+            generation: 4,
+            node: node.to_owned(),
+        };
+        let deeds = [deed(DeedKind::Paused, ""), deed(DeedKind::Compromised, "node-3")];
+        insta::assert_snapshot!(table_of(&deeds));
     }
 }

@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         ),
         ("rotation::one_of_two_is_told_of_the_other", rotation::one_of_two_is_told_of_the_other),
         ("rotation::nobody_asks_in_anothers_name", rotation::nobody_asks_in_anothers_name),
+        ("rotation::nobody_does_anything_in_anothers_name", rotation::nobody_does_anything_in_anothers_name),
         (
             "rotation::the_controller_begins_what_is_scheduled",
             rotation::the_controller_begins_what_is_scheduled,

@@ -2,19 +2,24 @@
 
 pub(crate) mod outages;
 
+use http::Method;
 use kubeveil_core::control::{Control as _, Refusal};
 use kubeveil_kubernetes::{KubernetesControl, Origin, Pace};
 use kubeveil_tests_kubernetes::{
+    ask::{Request, ask},
     cluster::{InApiServer, mesh_kind},
     server::{Server, Who},
-    world::World,
+    world::{World, until},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::suite::{mesh, put};
 
 /// The policy's message.
 pub(crate) const ASKED: &str = "spec.rotation.requestedBy must be the user who writes it, or be left out, unless it speaks of an earlier generation (forGeneration)";
+
+/// The same policy's, of deeds.
+pub(crate) const DID: &str = "spec.rotation.deeds tells who did what, so an entry that is added or changed must name the user who writes it (by)";
 
 fn control(server: &Server) -> KubernetesControl {
     let origin = Origin::Kubeconfig(server.kubeconfig(Who::Admin).unwrap());
@@ -81,19 +86,72 @@ pub(crate) fn the_controller_begins_what_is_scheduled(server: &mut Server) {
     let scheduled = json!({"metadata": {"name": "default"}, "spec": {"rotation": {"every": "30d"}}});
     let admin = server.client(Who::Admin).unwrap();
     let path = crate::rights::mesh_path();
-    let merge = kubeveil_tests_kubernetes::ask::Request::patch("merge", &path, &scheduled.to_string());
-    kubeveil_tests_kubernetes::ask::ask(server, &admin, &merge).unwrap();
+    let merge = Request::patch("merge", &path, &scheduled.to_string());
+    ask(server, &admin, &merge).unwrap();
     raises().unwrap();
     // What somebody asked for earlier, and that was of no generation, would speak for this one too.
-    let asked = |of: serde_json::Value| {
+    let asked = |of: Value| {
         let rotation = json!({"requestedBy": "admin", "forGeneration": of});
         let merge = json!({"spec": {"rotation": rotation}}).to_string();
-        let merge = kubeveil_tests_kubernetes::ask::Request::patch("merge", &path, &merge);
-        kubeveil_tests_kubernetes::ask::ask(server, &admin, &merge).unwrap();
+        let merge = Request::patch("merge", &path, &merge);
+        ask(server, &admin, &merge).unwrap();
     };
-    asked(serde_json::Value::Null);
+    asked(Value::Null);
     let refused = raises().unwrap_err();
     assert!(refused.contains(ASKED), "{refused}");
     asked(json!(1));
     raises().unwrap();
+}
+
+/// The chart's policy: what somebody did is on record in his own name, and stays so whoever comes later.
+pub(crate) fn nobody_does_anything_in_anothers_name(server: &mut Server) {
+    crate::rights::with_policies(server);
+    let mut world = InApiServer::new(server).unwrap();
+    world.put_mesh(&mesh()).unwrap();
+    let admin = server.client(Who::Admin).unwrap();
+    let path = crate::rights::mesh_path();
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    let may = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "alice"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "alice"}],
+    });
+    ask(server, &admin, &Request::new(Method::POST, bindings, &may.to_string())).unwrap();
+    let deed = |by: &str, at: usize| json!({"at": format!("2026-11-28T10:00:{at:02}Z"), "by": by, "what": "forced", "generation": 0, "node": "n".repeat(253)});
+    let writes = |user: Option<&'static str>, deeds: &[Value]| {
+        let body = json!({"spec": {"rotation": {"deeds": deeds}}}).to_string();
+        let mut request = Request::patch("merge", &path, &body);
+        request.impersonates = user;
+        let done = ask(server, &admin, &request);
+        done.map(|mesh| mesh["spec"]["rotation"]["deeds"].clone()).map_err(|error| error.to_string())
+    };
+    let is_refused = |user: Option<&'static str>, deeds: &[Value]| {
+        let refused = writes(user, deeds).unwrap_err();
+        assert!(refused.contains(DID), "{refused}");
+    };
+    until("alice may write", || writes(Some("alice"), &[]).is_ok());
+    let mut deeds = vec![deed("alice", 0)];
+    assert_eq!(writes(Some("alice"), &deeds).unwrap(), json!(deeds), "all of it is kept");
+    // The next adds his own behind hers, and no other; nor does he change hers.
+    is_refused(None, &[deed("alice", 0), deed("alice", 1)]);
+    is_refused(None, &[deed("alice", 1)]);
+    is_refused(Some("alice"), &[deed("alice", 0), deed("admin", 1)]);
+    is_refused(None, &[deed("", 0)]);
+    deeds.push(deed("admin", 1));
+    writes(None, &deeds).unwrap();
+    // As many as there may be, by one and the other, cost the API server no more than it gives a policy.
+    for at in 2..20 {
+        let by = ["alice", "admin"][at % 2];
+        deeds.push(deed(by, at));
+        writes((by == "alice").then_some("alice"), &deeds).unwrap();
+    }
+    is_refused(None, &[&deeds[1..], &[deed("alice", 20)]].concat());
+    writes(None, &[&deeds[1..], &[deed("admin", 20)]].concat()).unwrap();
+    let many = writes(None, &[&deeds[..], &[deed("admin", 20)]].concat()).unwrap_err();
+    assert!(many.contains("must have at most 20 items"), "{many}");
+    // Who comes later and speaks of something else is not asked about it.
+    let mut other = Request::patch("merge", &path, &json!({"spec": {"mode": "prefer"}}).to_string());
+    other.impersonates = Some("alice");
+    ask(server, &admin, &other).unwrap();
+    ask(server, &admin, &Request::new(Method::DELETE, &format!("{bindings}/alice"), "")).unwrap();
 }
