@@ -31,6 +31,8 @@ use crate::{
 
 /// Field manager of server-side apply.
 const MANAGER: &str = "kubeveil-controller";
+/// Bytes of an event's longest note (`NoteLengthLimit` in kubernetes `pkg/apis/core/validation/events.go`): a longer one is refused.
+const LONGEST_NOTE: usize = 1024;
 
 /// Writes where something is otherwise.
 pub(crate) struct Writer {
@@ -188,7 +190,7 @@ impl Writer {
             },
             action: Some(condition.kind.clone()),
             event_time: moment(now),
-            note: Some(condition.message.clone()),
+            note: Some(note(&condition.message)),
             reason: Some(condition.reason.clone()),
             regarding: Some(ObjectReference {
                 api_version: Some(names::API_VERSION.to_owned()),
@@ -225,6 +227,15 @@ fn log(record: &RotationRecord) {
     );
 }
 
+/// As much of it as an event may hold; the status has all of it.
+fn note(message: &str) -> String {
+    const MORE: &str = "…";
+    if message.len() <= LONGEST_NOTE {
+        return message.to_owned();
+    }
+    format!("{}{MORE}", &message[..message.floor_char_boundary(LONGEST_NOTE - MORE.len())])
+}
+
 /// As the API has it; its library has another version of the type.
 fn moment(now: Timestamp) -> Option<MicroTime> {
     k8s_openapi::jiff::Timestamp::from_microsecond(now.as_microsecond()).ok().map(MicroTime)
@@ -237,12 +248,19 @@ fn same(one: &MeshStatus, other: &MeshStatus) -> bool {
     copy == *other
 }
 
-/// Conditions that hold now and did not, or the other way round; and a rotation that goes on for another reason.
+/// Conditions that hold now and did not, or the other way round; a rotation that goes on for another reason; and another one that goes
+/// on, or is over, though no look saw what was between the two.
 fn changed<'a>(before: &[Condition], now: &'a [Condition]) -> Vec<&'a Condition> {
     let turned = |now: &&Condition| {
         let was = before.iter().find(|c| c.kind == now.kind);
         was.map(|c| c.status) != Some(now.status)
-            || (now.kind == ROTATING && was.is_some_and(|was| was.reason != now.reason))
+            || (now.kind == ROTATING && was.is_some_and(|was| is_another(was, now)))
     };
     now.iter().filter(turned).collect()
+}
+
+/// Do they tell of different things? Who is late is told at once, and not each time that another one is.
+fn is_another(was: &Condition, now: &Condition) -> bool {
+    was.reason != now.reason
+        || (was.message != now.message && ["RotationUnderWay", "RotationOver"].contains(&now.reason.as_str()))
 }

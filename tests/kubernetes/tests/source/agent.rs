@@ -63,12 +63,17 @@ impl Kernel for Watched {
 
 /// Node `n` announces a key of its own, for the Node that it is.
 pub(crate) fn announces(world: &mut InApiServer<'_>, n: u8) {
+    announces_of(world, n, Generation::FIRST);
+}
+
+/// The same, of this generation and no other.
+pub(crate) fn announces_of(world: &mut InApiServer<'_>, n: u8, generation: Generation) {
     let name = format!("node-{n}");
     let node = world.node(&name).unwrap();
     let uid = node["metadata"]["uid"].as_str().unwrap();
     let key = PrivateKey::generate().unwrap();
     let entry = GenerationEntry {
-        generation: Generation::FIRST,
+        generation,
         public_key: key.public(),
         port: 51871.try_into().unwrap(),
         state: GenerationState::Active,

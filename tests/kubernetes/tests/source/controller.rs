@@ -29,7 +29,7 @@ use crate::suite::put;
 const NAMESPACE: &str = "kubeveil";
 
 /// Ends with its test.
-struct Running(JoinHandle<()>);
+pub(crate) struct Running(JoinHandle<()>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -37,7 +37,7 @@ impl Drop for Running {
     }
 }
 
-fn controller(server: &Server) -> Running {
+pub(crate) fn controller(server: &Server) -> Running {
     let options = Options {
         origin: Origin::Kubeconfig(server.kubeconfig(Who::Controller).unwrap()),
         namespace: NAMESPACE.to_owned(),
@@ -111,6 +111,15 @@ fn condition<'a>(object: &'a Value, kind: &str) -> [&'a str; 2] {
     ["status", "message"].map(|field| found.and_then(|found| found[field].as_str()).unwrap_or_default())
 }
 
+/// What the controller told by events, in all tests.
+pub(crate) fn events(server: &Server) -> Vec<Value> {
+    let kind = kube::core::GroupVersionKind::gvk("events.k8s.io", "v1", "Event");
+    let kind = kube::core::ApiResource::from_gvk(&kind);
+    let api: Api<DynamicObject> = Api::namespaced_with(server.client(Who::Admin).unwrap(), "default", &kind);
+    let listed = server.runtime.block_on(api.list(&ListParams::default())).unwrap();
+    listed.items.into_iter().map(|event| event.data).collect()
+}
+
 /// From nothing to a cluster that is encrypted, and a pair that fails.
 pub(crate) fn it_tells_how_far_the_cluster_has_got(server: &mut Server) {
     let world = InApiServer::new(server).unwrap();
@@ -170,19 +179,7 @@ pub(crate) fn it_tells_how_far_the_cluster_has_got(server: &mut Server) {
     assert!(message.ends_with("node-2 to node-1: dropped, no handshake yet"), "{message}");
     let since = |mesh: &Value| mesh["status"]["conditions"][0]["lastTransitionTime"].clone();
     assert_eq!(since(&told), since(&well));
-    let events: Api<DynamicObject> = Api::namespaced_with(
-        server.client(Who::Admin).unwrap(),
-        "default",
-        &kube::core::ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(
-            "events.k8s.io",
-            "v1",
-            "Event",
-        )),
-    );
-    until("an event tells", || {
-        let listed = server.runtime.block_on(events.list(&ListParams::default())).unwrap();
-        listed.iter().any(|event| event.data["note"].as_str() == Some(message))
-    });
+    until("an event tells", || events(server).iter().any(|event| event["note"] == message));
 
     // An agent's pod that is not ready: what it said last counts no more.
     agent(server, "node-1", false);

@@ -11,6 +11,7 @@ mod mischief;
 mod rights;
 mod rotation;
 mod suite;
+mod told;
 mod troubles;
 
 use std::{
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
             controller::it_tells_how_far_the_cluster_has_got,
         ),
         ("controller::it_begins_what_is_scheduled", controller::it_begins_what_is_scheduled),
+        ("controller::a_rotation_is_told_of", told::a_rotation_is_told_of),
         ("definitions::every_rule_refuses", definitions::every_rule_refuses),
         ("definitions::both_refuse_the_same", definitions::both_refuse_the_same),
         ("troubles::a_missing_right_is_named", troubles::a_missing_right_is_named),
