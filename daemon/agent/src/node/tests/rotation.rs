@@ -1,11 +1,13 @@
 //! Keys are rotated: what this node does when the mesh wants others, and what it waits for.
 
+mod restarts;
+mod revocations;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use kubeveil_api::announcement::{Announcement, NotFlipped};
 use kubeveil_core::action::Action;
 use kubeveil_keys::PrivateKey;
-use kubeveil_linux::fake::FakeKernel;
 
 use super::bench::{Bench, Shared, announce_keys};
 use crate::node::{Node, Now};
@@ -156,98 +158,6 @@ fn what_is_still_received_by_is_not_given_up() {
     assert_eq!(generations(&it.bench), [1]);
 }
 
-/// A restart at any time, also where nobody tells it anything, changes nothing and goes on.
-#[test]
-fn it_goes_on_after_a_restart() {
-    let mut it = Rotation::begun();
-    it.has_both(2, names(&["node-1"]));
-    it.settle();
-    it.bench.world.change(|said| said.whole = false);
-    it.node = it.bench.restart(it.node);
-    assert_eq!(it.bench.settle(&mut it.node), 1, "it opens what is pinned");
-    assert_eq!((generations(&it.bench), slots(&it.bench)), (vec![0, 1], [0, 1].into()));
-    // Without all nodes nothing is given up.
-    it.has_both(2, NotFlipped::nobody());
-    it.has_both(3, NotFlipped::nobody());
-    it.settle();
-    assert_eq!(generations(&it.bench), [0, 1]);
-    it.bench.world.change(|said| said.whole = true);
-    it.settle();
-    assert_eq!(generations(&it.bench), [1]);
-}
-
-/// A daemon that starts amid a rotation while its source tells of the time before it, twice, as a cache that lags behind or a restored
-/// etcd does: packets go on by what is proven. Then the source catches up, and it goes on.
-#[test]
-fn a_source_of_the_past_takes_nobody_off_the_newer_device() {
-    let mut it = Rotation::begun();
-    let before: Vec<String> = (2..=3)
-        .map(|n| announce_keys(n, &[(0, &it.bench.keys[usize::from(n) - 2])], NotFlipped::nobody()))
-        .collect();
-    it.has_both(2, names(&["node-1", "node-3"]));
-    it.has_both(3, names(&["node-1", "node-2"]));
-    it.settle();
-    assert_eq!((slots(&it.bench), it.bench.tunnelled()), ([1].into(), 2));
-    let own = it.bench.world.said().snapshot.nodes["node-1"].announcement.clone();
-    it.bench.wants(0);
-    for (n, said) in (2..).zip(&before) {
-        it.bench.says(n, Some(said.clone()));
-    }
-    it.bench.tried();
-    for restart in 1..=2 {
-        it.node = it.bench.restart(it.node);
-        it.settle();
-        assert_eq!((slots(&it.bench), it.bench.tunnelled()), ([1].into(), 2), "restart {restart}");
-        assert_eq!(it.bench.tried(), [Action::LoadPrograms], "restart {restart}");
-        let past = it.node.problems();
-        assert_eq!(
-            past.iter().filter(|problem| problem.message.contains("of the past")).count(),
-            2,
-            "{past:?}"
-        );
-    }
-    assert_eq!(it.bench.world.said().snapshot.nodes["node-1"].announcement, own);
-    it.bench.wants(1);
-    it.has_both(2, NotFlipped::nobody());
-    it.has_both(3, NotFlipped::nobody());
-    it.settle();
-    assert_eq!((generations(&it.bench), it.bench.tunnelled()), (vec![1], 2));
-    assert_eq!(it.node.problems(), []);
-}
-
-/// A node lost its newer key while this daemon was away, and can't make another: what it says is older than what was kept, and true. Once
-/// its newer tunnel is known to be dead it is spoken to by the older one.
-#[test]
-fn a_node_that_lost_its_newer_key_is_not_held_to_it() {
-    let mut it = Rotation::begun();
-    it.has_both(2, names(&["node-1", "node-3"]));
-    it.has_both(3, names(&["node-1", "node-2"]));
-    it.settle();
-    assert_eq!(slots(&it.bench), [1].into());
-    let back = announce_keys(2, &[(0, &it.bench.keys[0])], NotFlipped::nobody());
-    it.bench.says(2, Some(back));
-    it.bench.kernel.with(FakeKernel::nobody_answers);
-    for key in [&it.bench.keys[0], &it.bench.keys[1], &it.fresh[1]] {
-        it.bench.kernel.with(|k| k.answer(key.public()));
-    }
-    it.node = it.bench.restart(it.node);
-    let lost = it.fresh[0].public();
-    for _ in 0..40 {
-        // Packets go there, and nothing comes.
-        it.bench.kernel.with(|k| {
-            k.tamper(DEVICES[1], |device| {
-                if device.peers.contains_key(&lost) {
-                    device.change(&lost, |peer| peer.sent += 100);
-                }
-            });
-        });
-        it.bench.seconds += 10;
-        it.node.pass(it.bench.now());
-    }
-    assert_eq!((slots(&it.bench), it.bench.tunnelled()), ([0, 1].into(), 2));
-    assert_eq!(generations(&it.bench), [0, 1], "what it is spoken to by is not given up");
-}
-
 /// The writes of a whole rotation at so many nodes: peers added, ways changed, keepalives, peers removed, all else.
 fn writes(nodes: u8) -> [usize; 5] {
     let (mut bench, mut node) = Bench::settled(nodes);
@@ -312,22 +222,6 @@ fn a_node_that_is_down_keeps_the_old_generation() {
     assert_eq!(generations(&it.bench), [1, 2]);
     assert_eq!(it.bench.tunnelled(), 1);
     assert_eq!((it.node.rotations.done, it.node.rotations.forced), (0, 1));
-}
-
-/// Nobody who was left behind by two generations holds anything up, nor uses an old key.
-#[test]
-fn who_comes_back_after_two_rotations_takes_the_newest() {
-    let (mut bench, node) = Bench::settled(3);
-    let fresh = [key(), key()];
-    bench.wants(2);
-    for (n, key) in (2..).zip(&fresh) {
-        bench.says(n, Some(announce_keys(n, &[(2, key)], NotFlipped::nobody())));
-        bench.kernel.with(|k| k.answer(key.public()));
-    }
-    let mut node = bench.restart(node);
-    bench.settle(&mut node);
-    assert_eq!((generations(&bench), devices(&bench)), (vec![2], vec![DEVICES[0].to_owned()]));
-    assert_eq!((files(&bench), bench.tunnelled()), (vec!["generation-2.key".to_owned()], 2));
 }
 
 /// A wall clock that jumps by an hour, forth and back, ends nothing early and delays nothing: the old key goes when it does without.
@@ -466,53 +360,4 @@ fn a_key_that_grew_too_old_is_told() {
     assert_eq!((generations(&bench), bench.tunnelled()), (vec![0], 1));
     asks(&bench, "90d");
     assert_eq!(told(&mut bench), None);
-}
-
-/// A key of another node that was revoked once is not spoken to again: not when the list is emptied, not by another daemon, not when its
-/// node announces it anew.
-#[test]
-fn a_peers_revoked_key_is_refused_for_ever() {
-    let (mut bench, mut node) = Bench::settled(3);
-    let stolen = bench.keys[0].public();
-    let revoked = |bench: &Bench, keys: &[kubeveil_keys::PublicKey]| {
-        let keys = keys.to_vec();
-        bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").revoked_keys = keys);
-    };
-    let ends = |bench: &mut Bench, node: &mut Node<Shared>| {
-        bench.settle(node);
-        assert!(bench.truth().tunnels.values().all(|device| !device.peers.contains_key(&stolen)));
-        assert_eq!(bench.tunnelled(), 1);
-    };
-    revoked(&bench, &[stolen]);
-    ends(&mut bench, &mut node);
-    revoked(&bench, &[]);
-    ends(&mut bench, &mut node);
-    let mut node = bench.restart(node);
-    ends(&mut bench, &mut node);
-    bench.says(2, Some(announce_keys(2, &[(0, &bench.keys[0])], names(&["node-3"]))));
-    ends(&mut bench, &mut node);
-    let told = node.problems();
-    assert!(
-        told.iter().any(|problem| problem.object == "Node node-2" && problem.message.contains("revoked")),
-        "{told:?}"
-    );
-    let fresh = key();
-    bench.kernel.with(|k| k.answer(fresh.public()));
-    bench.says(2, Some(announce_keys(2, &[(0, &fresh)], NotFlipped::nobody())));
-    bench.settle(&mut node);
-    assert_eq!(bench.tunnelled(), 2);
-}
-
-/// Its own key is revoked: it has another at once, of the same generation.
-#[test]
-fn a_revoked_key_is_replaced() {
-    let (mut bench, mut node) = Bench::settled(3);
-    let before = said(&bench).generations()[0].public_key;
-    bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").revoked_keys.push(before));
-    bench.settle(&mut node);
-    let after = said(&bench);
-    assert_eq!(after.generations().len(), 1);
-    assert_ne!(after.generations()[0].public_key, before);
-    assert_eq!(bench.truth().tunnels["kubeveil0"].public_key, Some(after.generations()[0].public_key));
-    bench.kernel.with(FakeKernel::nobody_answers);
 }
