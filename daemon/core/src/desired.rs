@@ -19,7 +19,7 @@ use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
     adoption::Adopting,
-    announced::Announced,
+    announced::{Announced, Heard},
     backstop, index, mtu,
     observed::{Hook, Observed, Prefix, Program},
     ownership::{Assignment, Class},
@@ -415,10 +415,11 @@ fn carrier_of<'c>(
     carriers: &'c [Carrier],
 ) -> Option<&'c Carrier> {
     let own = inputs.announced.of(inputs.node).map(Said::from);
+    let is_told = inputs.announced.heard(inputs.node) == Heard::Told;
     let goes_by = carriers.iter().find(|carrier| slot == Some(carrier.slot())).map(|c| c.generation);
     let may = carriers.iter().filter(|carrier| {
         carrier.up.is_some()
-            && inputs.rotation.may_use(own, node, carrier.generation, goes_by)
+            && inputs.rotation.may_use(own, is_told, node, carrier.generation, goes_by)
             && carries(inputs, node, carrier.health(inputs, node))
     });
     let may: Vec<&Carrier> = may.collect();

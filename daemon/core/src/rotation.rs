@@ -246,14 +246,17 @@ impl Rotation {
     /// newest, to anybody; by an older one to those only of whom it said so, since others take it for granted. `own` is what
     /// the source has of it. What was said since binds as well: others may have it before the source tells of it here. What an
     /// earlier daemon said last may be on its way still; it did not before packets went by the newer one, as they do (`goes_by`).
+    /// Nor is what was kept on disk (not `is_told`) the last that it said: packets that go by this one go on.
     pub fn may_use(
         &self,
         own: Option<Said<'_>>,
+        is_told: bool,
         peer: &str,
         generation: Generation,
         goes_by: Option<Generation>,
     ) -> bool {
         let is_bound = |newest: Generation, list: &NotFlipped| newest > generation && !list.names(peer);
+        let own = own.filter(|_| is_told || goes_by != Some(generation));
         let is_by_source = own.is_some_and(|own| is_bound(own.newest(), own.not_flipped));
         let is_by_memory = match &self.list {
             Some((newest, list)) => is_bound(*newest, list),

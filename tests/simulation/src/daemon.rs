@@ -142,6 +142,10 @@ impl Daemon {
         self.known.nodes.contains_key(self.name)
     }
 
+    pub(crate) fn is_told_of_itself(&self) -> bool {
+        self.heard.get(self.name).is_some_and(|heard| !heard.is_kept)
+    }
+
     pub(crate) fn own(&self) -> Option<Said<'_>> {
         self.heard.get(self.name)?.said.as_deref().map(Saying::said)
     }

@@ -139,7 +139,13 @@ fn travel(
         let may = |carrier: &&Carrier| {
             carrier.up.is_some()
                 && (rules == Rules::GoesBackUnsaid
-                    || rotation.may_use(daemon.own(), node, carrier.generation, goes_by))
+                    || rotation.may_use(
+                        daemon.own(),
+                        daemon.is_told_of_itself(),
+                        node,
+                        carrier.generation,
+                        goes_by,
+                    ))
                 && health(carrier).is_proven()
         };
         let may: Vec<&Carrier> = carriers.iter().filter(may).collect();

@@ -165,10 +165,13 @@ fn what_is_not_said_is_not_done() {
     let (generations, list) = (entries(&[0, 1]), names(&["a"]));
     let own = Some(Said { generations: &generations, not_flipped: &list });
     let rotation = Rotation::default();
-    let may_use = |own, peer, generation| rotation.may_use(own, peer, generation, Some(generation));
+    let may_use = |own, peer, generation| rotation.may_use(own, true, peer, generation, Some(generation));
     assert!(may_use(own, "a", generation(0)) && !may_use(own, "b", generation(0)));
     assert!(may_use(own, "b", generation(1)) && may_use(own, "b", generation(2)));
     assert!(may_use(None, "b", generation(0)), "nothing was said yet");
+    // What was kept on disk may be older than that which let packets go by this one.
+    let kept = |goes_by| rotation.may_use(own, false, "b", generation(0), goes_by);
+    assert!(kept(Some(generation(0))) && !kept(Some(generation(1))) && !kept(None));
 }
 
 /// A node that has said that it moved does not go back, though its source still tells of the list before.
@@ -177,13 +180,14 @@ fn what_was_said_binds_before_the_source_tells_of_it() {
     let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
     let mut rotation = Rotation::default();
     let view = heard.view();
-    let may_use = |rotation: &Rotation, old: u32| rotation.may_use(view.own, "other", generation(old), None);
+    let may_use =
+        |rotation: &Rotation, old: u32| rotation.may_use(view.own, true, "other", generation(old), None);
     assert!(may_use(&rotation, 0));
     assert_eq!(rotation.says(&view).expect("a device stands").1, names(&[]));
     assert!(!may_use(&rotation, 0) && may_use(&rotation, 1));
     // An earlier daemon may have said so too, and what it sent is on its way: only not while packets went by the old one still.
     let started =
-        |by: u32| Rotation::default().may_use(view.own, "other", generation(0), Some(generation(by)));
+        |by: u32| Rotation::default().may_use(view.own, true, "other", generation(0), Some(generation(by)));
     assert!(started(0) && !started(1));
     // Nor does the end of the newer key undo what was said.
     rotation.keys(&View { revoked: [generation(1)].into(), ..view.clone() });
@@ -325,7 +329,7 @@ fn one_list_at_a_time_is_on_its_way() {
         let way = Some([("other", generation(by))].into());
         let view = View { ways: way, now: Duration::from_secs(seconds), ..heard.view() };
         let list = rotation.says(&view).expect("a device stands").1;
-        (list, rotation.may_use(view.own, "other", generation(0), None))
+        (list, rotation.may_use(view.own, true, "other", generation(0), None))
     };
     assert_eq!(says(&named, 1, 100), (names(&[]), false), "it has moved");
     assert_eq!(says(&named, 0, 200), (names(&[]), false), "thrown back while that is on its way");

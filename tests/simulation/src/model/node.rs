@@ -270,7 +270,7 @@ impl Node {
                 && self.peers[parity] & 1 << to != 0
                 && (self.shaken[parity] & 1 << to != 0 || rules == Rules::FlipsBeforeEvidence)
                 && (rules == Rules::GoesBackUnsaid
-                    || rotation.may_use(own, NAMES[to], Generation::new((*number).into()), goes_by))
+                    || rotation.may_use(own, true, NAMES[to], Generation::new((*number).into()), goes_by))
         };
         let ways: Vec<u8> = bits(self.held).rev().filter(may).collect();
         let health = |number: &u8| match self.stale[usize::from(number & 1)] & 1 << to {
