@@ -344,7 +344,8 @@ fn not_flipped(said: &[Generation], view: &View<'_>) -> NotFlipped {
     let Some((newest, older)) = said.split_last().filter(|(_, older)| !older.is_empty()) else {
         return NotFlipped::nobody();
     };
-    let Some(ways) = &view.ways else { return NotFlipped::Many };
+    // Packets may go to somebody who is not known yet, or whose way is not.
+    let Some(ways) = view.ways.as_ref().filter(|_| view.whole) else { return NotFlipped::Many };
     let has_older = |other: &Said<'_>| older.iter().any(|generation| other.has(*generation));
     let may = view.others.iter().filter(|(_, said)| has_older(said)).map(|(name, _)| *name);
     let does = ways.iter().filter(|(_, by)| older.contains(by)).map(|(name, _)| *name);

@@ -336,3 +336,13 @@ fn one_list_at_a_time_is_on_its_way() {
     assert_eq!(says(&nobody, 0, 201), (names(&["other"]), false), "others have heard that it moved");
     assert_eq!(says(&named, 0, 202), (names(&["other"]), true), "they have heard that it did not");
 }
+
+/// A daemon that has not heard of all nodes may have been speaking to one of the others.
+#[test]
+fn who_does_not_know_all_names_nobody() {
+    let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
+    let says = |view: &View<'_>| Rotation::default().says(view).expect("a device stands").1;
+    let view = View { ways: Some([("other", generation(0))].into()), own: None, ..heard.view() };
+    assert_eq!(says(&view), names(&["other"]));
+    assert_eq!(says(&View { whole: false, ..view }), NotFlipped::Many);
+}
