@@ -12,6 +12,7 @@ pub mod mesh;
 pub mod names;
 pub mod node;
 pub mod object;
+pub mod pod;
 pub mod policy;
 pub mod probe;
 pub mod problem;

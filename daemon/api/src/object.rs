@@ -22,6 +22,9 @@ pub struct TypeMeta {
 pub struct Metadata {
     /// Unique among objects of the kind at any one time.
     pub name: String,
+    /// Whose it is; absent where it is the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// Unique for ever: an object made again under its old name has another.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,

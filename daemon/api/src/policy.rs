@@ -1,6 +1,14 @@
 //! What must be encrypted, said of who pods are.
 
-use crate::words::words;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    node::or_default,
+    object::{Metadata, TypeMeta},
+    selector::LabelSelector,
+    words::words,
+};
 
 words! {
     /// What happens to a flow that has no proven tunnel; the stricter, the greater.
@@ -12,4 +20,59 @@ words! {
         /// It is dropped, and counted.
         Require = "require",
     }
+}
+
+/// `kubeveil.io/v1alpha1` EncryptionPolicy: of one namespace, whose people may only ask for more than the mesh does.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct EncryptionPolicy {
+    /// `kubeveil.io/v1alpha1`, `EncryptionPolicy`.
+    #[serde(flatten)]
+    pub types: TypeMeta,
+    /// Name and namespace.
+    pub metadata: Metadata,
+    /// What people want.
+    pub spec: EncryptionPolicySpec,
+}
+
+/// `spec` of an [`EncryptionPolicy`]. An unknown field is refused: a misspelt `podSelector` must not mean all pods.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct EncryptionPolicySpec {
+    /// Which pods of the namespace; without it, all of them.
+    #[serde(default, deserialize_with = "or_default")]
+    pub pod_selector: LabelSelector,
+    /// What happens to their flows without a proven tunnel: `require`.
+    pub mode: PolicyMode,
+}
+
+/// `kubeveil.io/v1alpha1` ClusterEncryptionPolicy: of the cluster, whose people may ask for less as well.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ClusterEncryptionPolicy {
+    /// `kubeveil.io/v1alpha1`, `ClusterEncryptionPolicy`.
+    #[serde(flatten)]
+    pub types: TypeMeta,
+    /// Its name.
+    pub metadata: Metadata,
+    /// What people want.
+    pub spec: ClusterEncryptionPolicySpec,
+}
+
+/// `spec` of a [`ClusterEncryptionPolicy`]. An unknown field is refused, as above.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ClusterEncryptionPolicySpec {
+    /// Pods of which namespaces, by their labels; without it, of all.
+    #[serde(default, deserialize_with = "or_default")]
+    pub namespace_selector: LabelSelector,
+    /// Which of their pods; without it, all of them.
+    #[serde(default, deserialize_with = "or_default")]
+    pub pod_selector: LabelSelector,
+    /// What happens to their flows without a proven tunnel.
+    pub mode: PolicyMode,
+    /// Why somebody is exempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When an exemption ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
 }

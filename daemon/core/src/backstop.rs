@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kubeveil_abi::{DeviceKind, Mode, PrefixKind};
+use kubeveil_abi::{Asked, Config, DeviceKind, Mode, PrefixKind};
 
 use crate::{
     action::Action,
@@ -180,10 +180,18 @@ fn rules(desired: &Desired, datapath: &Datapath, planned: &[Action]) -> Rules {
     }
     let tunnels = devices.iter().filter(|(_, kind)| **kind == DeviceKind::Tunnel).map(|(index, _)| *index);
     Rules {
-        mode: Mode::from_raw(desired.config.mode),
+        mode: mode(desired.config),
         tunnels: tunnels.collect(),
         guarded: devices.keys().copied().collect(),
         remote: remote(&prefixes),
+    }
+}
+
+/// nftables knows no pod from another: where policies ask for more of some, it asks for that of all.
+const fn mode(config: Config) -> Mode {
+    match (Mode::from_raw(config.mode), Asked::from_raw(config.unknown as u8)) {
+        (Mode::Prefer, Asked::Require) => Mode::Require,
+        (mode, _) => mode,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the kernel should hold.
 
+mod asked;
 mod part;
 mod peers;
 
@@ -14,7 +15,7 @@ use kubeveil_abi::{
     BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, PeerState, PeerValue,
     PrefixKind,
 };
-use kubeveil_api::mesh::{MeshSpec, Mode};
+use kubeveil_api::mesh::MeshSpec;
 use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
@@ -23,9 +24,10 @@ use crate::{
     backstop, index, mtu,
     observed::{Hook, Observed, Prefix, Program},
     ownership::{Assignment, Class},
+    policy::FlowMode,
     problem::{Problem, ProblemKind},
     rotation::{self, Rotation, Said},
-    snapshot::Knowledge,
+    snapshot::{Knowledge, Snapshot},
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
 };
@@ -164,6 +166,8 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
+    asked::ask(inputs.knowledge.snapshot(), &mut out.prefixes);
+    out.problems.extend(asked::problems(inputs.knowledge.snapshot()));
     out.problems.extend(underlay::absent(&inputs.observed.links, inputs.underlay));
     let underlay = underlay_of(inputs, mesh);
     let underlay_mtu = mtu_of(&underlay, inputs.observed);
@@ -182,7 +186,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     }
     travel(inputs, &indices, &carriers, &mut out);
     adopting(inputs, &indices, &mut out);
-    out.config = config(mesh, mtu, out.config.envelope_ports);
+    out.config = config(inputs.knowledge.snapshot(), mtu, out.config.envelope_ports);
     out
 }
 
@@ -220,7 +224,7 @@ fn prefixes(
     mesh: Option<&MeshSpec>,
     indices: &BTreeMap<String, u32>,
 ) -> BTreeMap<IpNet, Prefix> {
-    let unowned = Prefix { kind: PrefixKind::UnownedPods, peer: 0 };
+    let unowned = Prefix::new(PrefixKind::UnownedPods, 0);
     let ranges = mesh.iter().flat_map(|m| &m.pod_cidrs).map(|range| (range.trunc(), unowned));
     let owned = inputs.assignment.prefixes.iter().filter_map(|(prefix, (node, class))| {
         let local = node == inputs.node;
@@ -231,10 +235,10 @@ fn prefixes(
             (false, Class::Node) => PrefixKind::RemoteNode,
         };
         let peer = if local { 0 } else { *indices.get(node)? };
-        Some((*prefix, Prefix { kind, peer }))
+        Some((*prefix, Prefix::new(kind, peer)))
     });
     // Peer 0 stands for no node and never has a tunnel.
-    let nobodys = Prefix { kind: PrefixKind::RemoteNode, peer: 0 };
+    let nobodys = Prefix::new(PrefixKind::RemoteNode, 0);
     let contested = inputs.assignment.contested.iter().map(|address| (*address, nobodys));
     ranges.chain(contested).chain(owned).collect()
 }
@@ -357,14 +361,15 @@ fn tunnel_hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
     }
 }
 
-fn config(mesh: Option<&MeshSpec>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) -> Config {
+fn config(snapshot: &Snapshot, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) -> Config {
     let (mss_v4, mss_v6) = mtu::mss(mtu);
     Config {
-        mode: match mesh.map(|m| m.mode) {
-            None | Some(Mode::Require) => kubeveil_abi::Mode::Require,
-            Some(Mode::Prefer) => kubeveil_abi::Mode::Prefer,
-            Some(Mode::Observe) => kubeveil_abi::Mode::Observe,
+        mode: match snapshot.mode() {
+            None | Some(FlowMode::Require) => kubeveil_abi::Mode::Require,
+            Some(FlowMode::Prefer | FlowMode::Exempt) => kubeveil_abi::Mode::Prefer,
+            Some(FlowMode::Observe) => kubeveil_abi::Mode::Observe,
         } as u32,
+        unknown: asked::unknown(snapshot) as u32,
         fwmark: FWMARK,
         ports: [u32::from(BASE_PORT), u32::from(BASE_PORT) + 1],
         mss_v4,
@@ -373,6 +378,7 @@ fn config(mesh: Option<&MeshSpec>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORT
         flow_other_seconds: FLOW_OTHER_SECONDS,
         mtu,
         envelope_ports,
+        reserved: 0,
     }
 }
 
@@ -430,7 +436,7 @@ fn carrier_of<'c>(
 /// them pass without.
 fn carries(inputs: &Inputs<'_>, node: &str, health: Health) -> bool {
     let snapshot = inputs.knowledge.snapshot();
-    let prefers = snapshot.mesh.as_ref().is_some_and(|mesh| mesh.mode == Mode::Prefer);
+    let prefers = snapshot.mode() == Some(FlowMode::Prefer);
     let may_pass = prefers || inputs.adopting.open.contains(node);
     let given_up = prefers && matches!(health, Health::Stale(_));
     let is_misled = may_pass && !snapshot.strangers.is_empty();

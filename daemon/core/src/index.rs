@@ -60,7 +60,7 @@ mod tests {
             .filter_map(|(p, (node, class))| {
                 let kind =
                     if *class == Class::Pods { PrefixKind::RemotePods } else { PrefixKind::RemoteNode };
-                Some((*p, Prefix { kind, peer: *indices.get(node)? }))
+                Some((*p, Prefix::new(kind, *indices.get(node)?)))
             })
             .collect()
     }
@@ -81,7 +81,7 @@ mod tests {
         let all = assignment(&[("b", 2), ("me", 1)]);
         assert_eq!(allocate(&all, "me", &BTreeMap::new(), &[1].into())["b"], 2);
         // Still referred to by a prefix of somebody who left.
-        let left = [(net("10.244.9.0/24"), Prefix { kind: PrefixKind::RemotePods, peer: 1 })].into();
+        let left = [(net("10.244.9.0/24"), Prefix::new(PrefixKind::RemotePods, 1))].into();
         assert_eq!(allocate(&all, "me", &left, &BTreeSet::new())["b"], 2);
     }
 }

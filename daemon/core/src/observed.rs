@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kubeveil_abi::{Config, DeviceKind, MAX_SLOTS, PeerValue, PrefixKind};
+use kubeveil_abi::{Asked, Config, DeviceKind, MAX_SLOTS, PeerValue, PrefixKind};
 use kubeveil_keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +154,15 @@ pub struct Prefix {
     pub kind: PrefixKind,
     /// Peer index for remote kinds, else 0.
     pub peer: u32,
+    /// What policies ask for of whoever has an address of it.
+    pub asked: Asked,
+}
+
+impl Prefix {
+    /// Addresses that no policy is about.
+    pub const fn new(kind: PrefixKind, peer: u32) -> Self {
+        Self { kind, peer, asked: Asked::Mesh }
+    }
 }
 
 /// Our maps and attachments.

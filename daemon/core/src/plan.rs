@@ -2,6 +2,7 @@
 //! what a later one would close.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
 };
@@ -177,7 +178,9 @@ fn withdraw(
 fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     // The mesh's ranges first: with them alone everything is closed, whatever happens to the rest.
     let is_range = |prefix: &Prefix| prefix.kind == PrefixKind::UnownedPods;
-    let (ranges, owned): (Vec<_>, Vec<_>) = desired.prefixes.iter().partition(|(_, want)| is_range(want));
+    let (ranges, mut owned): (Vec<_>, Vec<_>) = desired.prefixes.iter().partition(|(_, want)| is_range(want));
+    // Then the longest: nobody is held to what is asked for of those whom we don't know before it is said who he is.
+    owned.sort_by_key(|(prefix, _)| Reverse(prefix.prefix_len()));
     for (prefix, want) in ranges.into_iter().chain(owned) {
         if datapath.prefixes.get(prefix) != Some(want) {
             actions.push(Action::PutPrefix(*prefix, *want));

@@ -4,6 +4,7 @@
 //! There are no priorities, so the order of policies can't matter; and since the strictest counts, one policy more that only tightens
 //! never opens anything. An exemption ends by the clock without anybody deciding anew: when it does is a part of the standing.
 
+mod given;
 pub mod pods;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ mod tests;
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, HashMap},
+    fmt,
     sync::Arc,
 };
 
@@ -20,9 +22,12 @@ use kubeveil_api::{
     policy::PolicyMode,
     selector::{LabelSelector, Labels},
 };
+use serde::{Deserialize, Serialize};
+
+pub use given::Refusal;
 
 /// A policy's name; of a namespace if it is of one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct PolicyId {
     /// `None`: it is of the cluster.
     pub namespace: Option<String>,
@@ -30,8 +35,17 @@ pub struct PolicyId {
     pub name: String,
 }
 
+impl fmt::Display for PolicyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "EncryptionPolicy {namespace}/{}", self.name),
+            None => write!(f, "ClusterEncryptionPolicy {}", self.name),
+        }
+    }
+}
+
 /// Of which namespaces a policy selects pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Namespaces {
     /// Of this one.
     One(String),
@@ -40,7 +54,7 @@ pub enum Namespaces {
 }
 
 /// A policy, as far as it is about the mode.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Policy {
     /// Whose pods.
     pub namespaces: Namespaces,
@@ -112,15 +126,45 @@ impl Policy {
 }
 
 /// All policies.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "Vec<(PolicyId, Policy)>", into = "Vec<(PolicyId, Policy)>")]
 pub struct Policies {
     all: BTreeMap<PolicyId, Arc<Policy>>,
+}
+
+impl From<Vec<(PolicyId, Policy)>> for Policies {
+    fn from(all: Vec<(PolicyId, Policy)>) -> Self {
+        Self::new(all.into_iter().collect())
+    }
+}
+
+impl From<Policies> for Vec<(PolicyId, Policy)> {
+    fn from(policies: Policies) -> Self {
+        policies.all.into_iter().map(|(id, policy)| (id, (*policy).clone())).collect()
+    }
 }
 
 impl Policies {
     /// Those.
     pub fn new(all: BTreeMap<PolicyId, Policy>) -> Self {
         Self { all: all.into_iter().map(|(id, policy)| (id, Arc::new(policy))).collect() }
+    }
+
+    /// Each, by its name.
+    pub fn iter(&self) -> impl Iterator<Item = (&PolicyId, &Policy)> {
+        self.all.iter().map(|(id, policy)| (id, &**policy))
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Those of `before` as well that are not among these.
+    pub fn or_before(&mut self, before: &Self) {
+        for (id, policy) in &before.all {
+            self.all.entry(id.clone()).or_insert_with(|| policy.clone());
+        }
     }
 
     /// Those that select pods of `namespace` with `labels`.

@@ -13,6 +13,8 @@ use kubeveil_api::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::policy::{FlowMode, Policies, pods::Workloads};
+
 /// A node, as far as Kubernetes and the node itself speak of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct NodeFacts {
@@ -41,6 +43,12 @@ pub struct Snapshot {
     /// what its pods have. Not kept: it is so only as long as somebody sees it.
     #[serde(skip)]
     pub strangers: BTreeSet<String>,
+    /// What must be encrypted. Kept: who began anew while nobody answers holds all pods to the strictest of it.
+    #[serde(default, skip_serializing_if = "Policies::is_empty")]
+    pub policies: Policies,
+    /// Who pods are. Not kept: who has an address now only a source that answers can say.
+    #[serde(skip)]
+    pub workloads: Arc<Workloads>,
     /// Nodes by name. What was known before and what is known now share what did not change.
     pub nodes: BTreeMap<String, Arc<NodeFacts>>,
 }
@@ -117,6 +125,11 @@ impl Snapshot {
         }
     }
 
+    /// What happens to a flow of which no policy asks for anything; `None` as long as no mesh is known.
+    pub fn mode(&self) -> Option<FlowMode> {
+        self.mesh.as_ref().map(|mesh| self.policies.base(mesh.mode))
+    }
+
     /// A node's facts, to be changed.
     pub fn node_mut(&mut self, name: &str) -> Option<&mut NodeFacts> {
         self.nodes.get_mut(name).map(Arc::make_mut)
@@ -178,6 +191,7 @@ impl Knowledge {
                 now.keep_mesh(before);
                 now.keep_prefixes(before);
                 now.strangers.extend(before.strangers.iter().cloned());
+                now.policies.or_before(&before.policies);
                 for (name, facts) in &before.nodes {
                     now.nodes.entry(name.clone()).or_insert_with(|| facts.clone());
                 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use kubeveil_api::mesh::{MeshSpec, Mode, Ranges};
+use kubeveil_api::mesh::{MeshSpec, Mode};
 
 use crate::snapshot::{NodeFacts, Snapshot};
 
@@ -38,9 +38,8 @@ pub(crate) fn node(n: u8) -> NodeFacts {
 
 pub(crate) fn snapshot(nodes: &[(&str, NodeFacts)]) -> Snapshot {
     Snapshot {
-        found: Ranges::default(),
-        strangers: Default::default(),
         mesh: Some(mesh()),
         nodes: nodes.iter().map(|(name, facts)| ((*name).to_owned(), Arc::new(facts.clone()))).collect(),
+        ..Snapshot::default()
     }
 }

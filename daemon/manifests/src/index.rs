@@ -9,6 +9,10 @@ use std::{
 
 use kubeveil_api::names;
 use kubeveil_core::{
+    policy::{
+        Policies,
+        pods::{Pod, Workloads},
+    },
     problem::Problem,
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::SourceState,
@@ -132,6 +136,8 @@ impl Index {
 
     fn merge(&self, problems: &mut Vec<Problem>, minor: &mut Vec<Problem>) -> Snapshot {
         let mut snapshot = Snapshot::default();
+        let mut workloads = Workloads::default();
+        let mut policies = BTreeMap::new();
         let (announced, plain): (Vec<_>, Vec<_>) =
             self.files.iter().partition(|(name, _)| is_announcement(name));
         for (name, file) in plain {
@@ -157,9 +163,22 @@ impl Index {
                             problems.push(told_twice(name, &object, twice));
                         }
                     }
+                    Object::Namespace(namespace) => {
+                        let labels = namespace.metadata.labels.clone();
+                        workloads.namespaces.insert(namespace.metadata.name.clone(), labels);
+                    }
+                    Object::Pod(pod) => drop(workloads.pods.insert(uid_of(pod), Pod::from(&**pod))),
+                    Object::Policy(id, policy) => {
+                        if policies.insert(id.clone(), (**policy).clone()).is_some() {
+                            let twice = "another file has it too; this one counts";
+                            problems.push(told_twice(name, &id.to_string(), twice));
+                        }
+                    }
                 }
             }
         }
+        snapshot.policies = Policies::new(policies);
+        snapshot.workloads = Arc::new(workloads);
         for (file, object) in
             announced.into_iter().flat_map(|(name, f)| f.good.iter().flatten().map(move |o| (name, o)))
         {
@@ -226,6 +245,15 @@ impl Index {
             }
         }
         waiting
+    }
+}
+
+/// A manifest that nobody has applied yet has none.
+fn uid_of(pod: &kubeveil_api::pod::Pod) -> String {
+    let metadata = &pod.metadata;
+    match metadata.uid.as_str() {
+        "" => format!("{}/{}", metadata.namespace.as_deref().unwrap_or("default"), metadata.name),
+        uid => uid.to_owned(),
     }
 }
 

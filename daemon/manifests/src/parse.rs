@@ -5,9 +5,13 @@ use kubeveil_api::{
     names,
     node::Node,
     object::TypeMeta,
+    pod::{Namespace, Pod},
     problem::readable,
 };
-use kubeveil_core::problem::{Problem, ProblemKind};
+use kubeveil_core::{
+    policy::{Policy, PolicyId, Refusal},
+    problem::{Problem, ProblemKind},
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_norway::Value;
 
@@ -16,6 +20,9 @@ use serde_norway::Value;
 pub(crate) enum Object {
     Node(Box<Node>),
     Mesh(Box<InForce>),
+    Namespace(Box<Namespace>),
+    Pod(Box<Pod>),
+    Policy(PolicyId, Box<Policy>),
 }
 
 const ADVICE: &str = "Correct the file; its last good state stands until then";
@@ -63,7 +70,7 @@ fn object(file: &str, value: Value, objects: &mut Vec<Object>) -> Result<(), Pro
         value.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or("without a name");
     let label = readable(&format!("{} {name}", types.kind));
     match (types.api_version.as_str(), types.kind.as_str()) {
-        ("v1", "List" | "NodeList") => {
+        ("v1", "List" | "NodeList" | "PodList" | "NamespaceList") => {
             let items = value.get("items").and_then(Value::as_sequence).cloned();
             let items = items.ok_or_else(|| problem(file, &types.kind, "items", "is missing or no list"))?;
             items.into_iter().try_for_each(|item| object(file, item, objects))
@@ -79,13 +86,35 @@ fn object(file: &str, value: Value, objects: &mut Vec<Object>) -> Result<(), Pro
             objects.push(Object::Mesh(Box::new(in_force(file, &label, mesh)?)));
             Ok(())
         }
+        ("v1", "Pod") => {
+            objects.push(Object::Pod(Box::new(typed(file, &label, value)?)));
+            Ok(())
+        }
+        ("v1", "Namespace") => {
+            objects.push(Object::Namespace(Box::new(typed(file, &label, value)?)));
+            Ok(())
+        }
+        (names::API_VERSION, "EncryptionPolicy") => {
+            let policy = Policy::of_namespace(typed(file, &label, value)?);
+            objects.push(named(policy).map_err(|(field, why)| problem(file, &label, field, why))?);
+            Ok(())
+        }
+        (names::API_VERSION, "ClusterEncryptionPolicy") => {
+            let policy = Policy::of_cluster(typed(file, &label, value)?);
+            objects.push(named(policy).map_err(|(field, why)| problem(file, &label, field, why))?);
+            Ok(())
+        }
         (version, kind) if version.split('/').next() == Some(names::GROUP) => {
             let message = format!("{version} {kind} is not known to this version of kubeveil");
             Err(problem(file, &label, "kind", message))
         }
-        // Pods, Namespaces and whatever else lies there: nothing that this daemon acts upon.
+        // Whatever else lies there: nothing that this daemon acts upon.
         _ => Ok(()),
     }
+}
+
+fn named(policy: Result<(PolicyId, Policy), Refusal>) -> Result<Object, Refusal> {
+    policy.map(|(id, policy)| Object::Policy(id, Box::new(policy)))
 }
 
 /// The YAML reader looks, at each token, through all brackets that are open: time without end for a small file.

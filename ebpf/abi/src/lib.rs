@@ -17,17 +17,17 @@ mod prefix;
 mod reason;
 
 pub use address::{Address, v4, v4_mapped_length};
-pub use config::{Config, ENVELOPE_PORTS, GENEVE, Mode};
+pub use config::{Config, ENVELOPE_PORTS, FlowMode, GENEVE, Mode};
 pub use counter::{COUNTERS, Counter, Direction, counter_index};
 pub use device::DeviceKind;
 pub use epoch::is_settled;
 pub use flow::{FlowKey, FlowValue};
 pub use peer::{PeerState, PeerValue};
-pub use prefix::{PrefixKind, PrefixValue};
+pub use prefix::{Asked, PrefixKind, PrefixValue};
 pub use reason::{Reason, Verdict};
 
 /// Version of everything in this crate. Maps are pinned under `kubeveil/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Prefixes that [`names::PREFIXES`] can hold: 5,000 dual-stack nodes have 20,000.
 pub const MAX_PREFIXES: usize = 65_536;

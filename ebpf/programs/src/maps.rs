@@ -8,7 +8,7 @@ use kubeveil_abi::{
     Address, COUNTERS as COUNTERS_LEN, Config, Counter, DeviceKind, FlowKey, FlowValue, MAX_DEVICES,
     MAX_FLOWS, MAX_PEERS, MAX_SLOTS, PeerValue, PrefixValue,
 };
-use kubeveil_verdict::Tables;
+use kubeveil_verdict::{Ask, Held, Owner, Tables};
 
 use crate::prefixes;
 
@@ -54,13 +54,31 @@ pub fn count(index: u32, bytes: u32) {
     }
 }
 
+/// How strict a flow is. A global function to the verifier, as `find_owner` is: which mode it was matters to nothing but the outcome.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn held(ask: u32) -> u32 {
+    // An array of one has it always.
+    config().map_or(u32::MAX, |config| kubeveil_verdict::held(Ask::unpack(ask), config).pack())
+}
+
 /// The maps, as the decision sees them.
 pub struct Maps;
 
 impl Tables for Maps {
     #[inline(always)]
     fn prefix(&self, address: &Address) -> Option<PrefixValue> {
+        prefixes::find(address)
+    }
+
+    #[inline(always)]
+    fn owner(&self, address: &Address) -> Option<Owner> {
         prefixes::owner_of(address)
+    }
+
+    #[inline(always)]
+    fn held(&self, ask: Ask, _: &Config) -> Held {
+        Held::unpack(held(ask.pack()))
     }
 
     #[inline(always)]

@@ -9,6 +9,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use kubeveil_abi::{Address, MAX_PREFIXES, PrefixValue, is_settled};
+use kubeveil_verdict::Owner;
+
+use crate::maps::Maps;
 
 /// Answers that are kept on each CPU: 2^11 of 32 bytes, which its second cache holds.
 const RECENT_BITS: u32 = 11;
@@ -35,17 +38,12 @@ struct Recent {
     reserved: u32,
 }
 
-/// The longest prefix that holds the address.
+/// Who has the address.
 #[inline(always)]
-pub fn owner_of(address: &Address) -> Option<PrefixValue> {
+pub fn owner_of(address: &Address) -> Option<Owner> {
     let [a, b, c, d] = *address;
-    let word = find_owner(u64::from(a) << 32 | u64::from(b), u64::from(c) << 32 | u64::from(d));
-    let kind = word as u32;
-    (kind != NOBODY).then_some(PrefixValue { kind, peer: (word >> 32) as u32 })
+    Owner::unpack(find_owner(u64::from(a) << 32 | u64::from(b), u64::from(c) << 32 | u64::from(d)))
 }
-
-/// Stands for the kind where no prefix holds the address.
-const NOBODY: u32 = u32::MAX;
 
 /// A global function to the verifier, which looks at it once, by itself, and not anew in every state that leads to
 /// it (kernel `kernel/bpf/verifier.c`, `do_check_subprogs`): so address and answer are plain numbers.
@@ -53,14 +51,12 @@ const NOBODY: u32 = u32::MAX;
 #[inline(never)]
 pub extern "C" fn find_owner(upper: u64, lower: u64) -> u64 {
     let address = [(upper >> 32) as u32, upper as u32, (lower >> 32) as u32, lower as u32];
-    match find(&address) {
-        Some(value) => u64::from(value.peer) << 32 | u64::from(value.kind),
-        None => NOBODY.into(),
-    }
+    Owner::pack(find(&address).map(|value| Owner::of(value, &Maps)))
 }
 
+/// The longest prefix that holds the address.
 #[inline(always)]
-fn find(address: &Address) -> Option<PrefixValue> {
+pub fn find(address: &Address) -> Option<PrefixValue> {
     // Read before the trie is: what is kept is then at least as new as the epoch that it is kept under.
     let epoch = match EPOCH.get_ptr(0) {
         // SAFETY: an aligned word of the map. One load, since the daemon stores to it meanwhile.

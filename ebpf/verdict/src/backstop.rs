@@ -1,9 +1,10 @@
 use kubeveil_abi::{Address, Config, DeviceKind, PrefixKind, Reason, v4};
 
 use crate::{
-    Decision,
+    Ask, Decision, Held, Owner,
+    mode::End,
     packet::Bytes,
-    tables::{Tables, owner, plain},
+    tables::{Tables, plain},
 };
 
 /// Which way a packet goes through the node.
@@ -29,34 +30,48 @@ pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Con
         Some(_) => return None,
         None => {}
     }
-    let reason = match destination(bytes) {
-        Some(destination) => judge(hop, &destination, tables)?,
-        None => Reason::Unparsable,
+    let (held, reason) = match ends(bytes) {
+        Some([source, destination]) => {
+            let destination = tables.owner(&destination)?;
+            let held = tables.held(Ask::of(source_end(hop, &source, tables), destination.end), config);
+            (held, judge(hop, destination, tables, held)?)
+        }
+        None => (tables.held(Ask::UNKNOWN, config), Reason::Unparsable),
     };
-    Some(Decision::new(config, reason, bytes.length()))
+    Some(Decision::new(held, reason, bytes.length()))
 }
 
-/// Where the packet goes (RFC 791, section 3.1; RFC 8200, section 3). Nothing else in the header matters here.
+/// Where the packet comes from and goes to (RFC 791, section 3.1; RFC 8200, section 3). Nothing else in the header matters here.
 #[inline(always)]
-fn destination(bytes: &impl Bytes) -> Option<Address> {
+fn ends(bytes: &impl Bytes) -> Option<[Address; 2]> {
     let [first] = bytes.words(0)?;
     match u32::from_be(first) >> 28 {
-        4 => bytes.words(16).map(|[destination]| v4(destination)),
-        6 => bytes.words(24),
+        4 => bytes.words(12).map(|[source, destination]| [v4(source), v4(destination)]),
+        6 => Some([bytes.words(8)?, bytes.words(24)?]),
         _ => None,
     }
 }
 
+/// Behind the node's own address may be any of its pods.
 #[inline(always)]
-fn judge(hop: Hop, destination: &Address, tables: &impl Tables) -> Option<Reason> {
-    let (kind, peer) = owner(tables, destination)?;
+fn source_end(hop: Hop, source: &Address, tables: &impl Tables) -> End {
+    match tables.owner(source) {
+        Some(Owner { kind: PrefixKind::LocalNode, .. }) if hop.ingress_ifindex != 0 => End::UNKNOWN,
+        source => End::at(source),
+    }
+}
+
+#[inline(always)]
+fn judge(hop: Hop, Owner { kind, peer, .. }: Owner, tables: &impl Tables, held: Held) -> Option<Reason> {
     match kind {
         // WireGuard's own packets go to nodes, too.
         PrefixKind::LocalPods | PrefixKind::LocalNode | PrefixKind::RemoteNode => None,
         PrefixKind::RemotePods | PrefixKind::UnownedPods if is_from_tunnel(hop, tables) => {
             Some(Reason::TunnelToPlain)
         }
-        PrefixKind::RemotePods => Some(plain(tables, tables.peer(peer)).unwrap_or(Reason::UnguardedDevice)),
+        PrefixKind::RemotePods => {
+            Some(plain(tables, tables.peer(peer), held).unwrap_or(Reason::UnguardedDevice))
+        }
         PrefixKind::UnownedPods => Some(Reason::UnguardedDevice),
     }
 }

@@ -1,7 +1,7 @@
-use kubeveil_abi::{Config, Mode, Reason, Verdict};
+use kubeveil_abi::{Config, FlowMode, Reason, Verdict};
 
 use crate::{
-    MssClamp,
+    Ask, Held, MssClamp, Tables,
     packet::{Bytes, Meta, Packet, Parsed, parse},
 };
 
@@ -24,22 +24,23 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// `reason` under the mode of `config`.
+    /// `reason` in a flow that is so strict.
     ///
     /// `observe` carries nothing out. `prefer` never drops what would have travelled without us;
     /// but what was encrypted on its way here does not become plain again, and a packet that is too big for
-    /// a tunnel is one that its sender will send anew.
+    /// a tunnel is one that its sender will send anew. So does what is exempt.
     #[inline(always)]
-    pub(crate) fn new(config: &Config, reason: Reason, length: u32) -> Self {
-        let (reason, observed) = match Mode::from_raw(config.mode) {
-            Mode::Require => (reason, false),
-            Mode::Observe => (reason, true),
-            Mode::Prefer => match reason {
+    pub(crate) fn new(held: Held, reason: Reason, length: u32) -> Self {
+        let mode = held.mode();
+        let (reason, observed) = match mode {
+            FlowMode::Require | FlowMode::Insist => (reason, false),
+            FlowMode::Observe => (reason, true),
+            FlowMode::Prefer | FlowMode::Exempt => match reason {
                 Reason::NoTunnel
                 | Reason::DeviceGone
                 | Reason::PlainFromPod
                 | Reason::PlainToPod
-                | Reason::UnguardedDevice => (Reason::Preferred, false),
+                | Reason::UnguardedDevice => (plain(mode), false),
                 Reason::TunnelToPlain | Reason::TooBig => (reason, false),
                 _ => (reason, matches!(reason.verdict(), Verdict::Drop)),
             },
@@ -50,17 +51,32 @@ impl Decision {
 
     /// An IP packet; or what is decided, by every program alike, on what is none or can't be read.
     #[inline(always)]
-    pub(crate) fn or_ip(meta: &Meta, bytes: &impl Bytes, config: &Config) -> Result<Packet, Self> {
-        match parse(meta.protocol, bytes) {
-            Parsed::NonIp => Err(Self::new(config, Reason::NonIp, bytes.length())),
-            Parsed::Unparsable => Err(Self::new(config, Reason::Unparsable, bytes.length())),
-            Parsed::Ip(packet) => Ok(packet),
-        }
+    pub(crate) fn or_ip(
+        meta: &Meta,
+        bytes: &impl Bytes,
+        tables: &impl Tables,
+        config: &Config,
+    ) -> Result<Packet, Self> {
+        let reason = match parse(meta.protocol, bytes) {
+            Parsed::NonIp => Reason::NonIp,
+            Parsed::Unparsable => Reason::Unparsable,
+            Parsed::Ip(packet) => return Ok(packet),
+        };
+        Err(Self::new(tables.held(Ask::UNKNOWN, config), reason, bytes.length()))
     }
 
     /// What is really done.
     #[inline(always)]
     pub fn verdict(&self) -> Verdict {
         if self.observed { Verdict::Pass } else { self.reason.verdict() }
+    }
+}
+
+/// Why a flow without a tunnel passes.
+#[inline(always)]
+const fn plain(mode: FlowMode) -> Reason {
+    match mode {
+        FlowMode::Exempt => Reason::Exempted,
+        _ => Reason::Preferred,
     }
 }

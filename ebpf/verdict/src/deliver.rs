@@ -1,20 +1,24 @@
 use kubeveil_abi::{Config, FlowKey, PrefixKind, Reason};
 
 use crate::{
-    Decision,
+    Ask, Decision, Owner,
     envelope::{self, Content},
     flow::{self, Flow},
     packet::{Bytes, Meta, Packet},
-    tables::{Tables, owner},
+    tables::Tables,
 };
 
 /// Ingress of one of our WireGuard devices: what was encrypted on the wire.
 ///
-/// The far end's addresses were checked by WireGuard itself (AllowedIPs).
+/// The far end's addresses were checked by WireGuard itself (AllowedIPs). What is dropped here is dropped for what it could
+/// come to, whoever it is for.
 #[inline(always)]
 pub fn deliver(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Decision {
-    match Decision::or_ip(meta, bytes, config) {
-        Ok(packet) => Decision::new(config, judge(&packet, bytes, tables, config), packet.length),
+    match Decision::or_ip(meta, bytes, tables, config) {
+        Ok(packet) => {
+            let held = tables.held(Ask::UNKNOWN, config);
+            Decision::new(held, judge(&packet, bytes, tables, config), packet.length)
+        }
         Err(decided) => decided,
     }
 }
@@ -22,7 +26,8 @@ pub fn deliver(meta: &Meta, bytes: &impl Bytes, tables: &impl Tables, config: &C
 #[inline(always)]
 fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Config) -> Reason {
     // To this node's own, or to a Service's address that ends here; nothing else can be an envelope for us.
-    if !matches!(owner(tables, &packet.destination), None | Some((PrefixKind::LocalNode, _))) {
+    let destination = tables.owner(&packet.destination);
+    if !matches!(destination, None | Some(Owner { kind: PrefixKind::LocalNode, .. })) {
         return Reason::Delivered;
     }
     let Some(transport) = packet.transport(bytes) else {
@@ -33,12 +38,13 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
         Some(false) => {}
         Some(true) => {
             let content = bytes.inside(&transport, tables, config);
-            return inside(owner(tables, &packet.source), content);
+            return inside(tables.owner(&packet.source), content);
         }
         None => return Reason::Unparsable,
     }
     // A node's address is a pod's behind masquerading; the answer may be the host's own packet.
-    if !matches!(owner(tables, &packet.source), Some((PrefixKind::RemoteNode, _))) {
+    let source = tables.owner(&packet.source);
+    if !matches!(source, Some(Owner { kind: PrefixKind::RemoteNode, .. })) {
         return Reason::Delivered;
     }
     let key = match flow::incoming(packet, &transport, bytes) {
@@ -62,7 +68,7 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
 
 /// WireGuard holds a peer to its own addresses; what is inside of its envelopes nobody does but we.
 #[inline(always)]
-fn inside(sender: Option<(PrefixKind, u32)>, content: Content) -> Reason {
+fn inside(sender: Option<Owner>, content: Content) -> Reason {
     use PrefixKind::{LocalPods, RemotePods};
     let ends = match content {
         Content::None | Content::NonIp => return Reason::Delivered,
@@ -70,8 +76,10 @@ fn inside(sender: Option<(PrefixKind, u32)>, content: Content) -> Reason {
         Content::Ip(ends) | Content::Nested(ends) => ends,
     };
     match (sender, ends.source) {
-        (_, Some((LocalPods, _))) => Reason::EnvelopeSpoofed,
-        (Some((_, sender)), Some((RemotePods, claimed))) if sender != claimed => Reason::EnvelopeSpoofed,
+        (_, Some(Owner { kind: LocalPods, .. })) => Reason::EnvelopeSpoofed,
+        (Some(sender), Some(claimed @ Owner { kind: RemotePods, .. })) if sender.peer != claimed.peer => {
+            Reason::EnvelopeSpoofed
+        }
         _ => Reason::Delivered,
     }
 }

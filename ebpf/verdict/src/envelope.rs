@@ -3,11 +3,13 @@
 //! An envelope is the host's own packet to another node, and the kernel has forgotten that it forwarded what
 //! is inside (`skb_scrub_packet`), so only its bytes tell.
 
-use kubeveil_abi::{Config, GENEVE, PrefixKind};
+use kubeveil_abi::{Config, GENEVE};
 
 use crate::{
+    Ask, Owner,
+    mode::End,
     packet::{Bytes, ETH_P_IP, ETH_P_IPV6, Packet, Parsed, low_half, parse_header},
-    tables::{Tables, owner},
+    tables::Tables,
     transport::{Transport, UDP, is_extension},
 };
 
@@ -80,20 +82,26 @@ pub enum Content {
     Nested(Ends),
 }
 
-/// Whose the addresses of a packet are: kind, and peer index for remote ones.
+/// Whose the addresses of a packet are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// The source's.
-    pub source: Option<(PrefixKind, u32)>,
+    pub source: Option<Owner>,
     /// The destination's.
-    pub destination: Option<(PrefixKind, u32)>,
+    pub destination: Option<Owner>,
 }
 
 impl Ends {
     /// Those of a packet.
     #[inline(always)]
     pub(crate) fn of(packet: &Packet, tables: &impl Tables) -> Self {
-        Self { source: owner(tables, &packet.source), destination: owner(tables, &packet.destination) }
+        Self { source: tables.owner(&packet.source), destination: tables.owner(&packet.destination) }
+    }
+
+    /// What they ask for.
+    #[inline(always)]
+    pub(crate) fn ask(&self) -> Ask {
+        Ask::of(End::at(self.source), End::at(self.destination))
     }
 }
 
@@ -101,37 +109,22 @@ impl Content {
     /// In one word, as a global function of the programs can return it.
     #[inline(always)]
     pub const fn pack(&self) -> u64 {
-        const fn end(end: Option<(PrefixKind, u32)>) -> u64 {
-            match end {
-                None => 0,
-                // Peer indices are below `MAX_PEERS`, 2^14.
-                Some((kind, peer)) => kind as u64 | (peer as u64 & 0xffff) << 8,
-            }
-        }
         match self {
             Self::None => 0,
             Self::NonIp => 1,
             Self::Unreadable => 2,
             Self::Ip(ends) | Self::Nested(ends) => {
                 (if matches!(self, Self::Ip(_)) { 3 } else { 4 })
-                    | end(ends.source) << 8
-                    | end(ends.destination) << 32
+                    | Owner::pack(ends.source) << 8
+                    | Owner::pack(ends.destination) << 32
             }
         }
     }
 
     /// What [`Content::pack`] has packed.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the word is taken apart")]
     pub const fn unpack(word: u64) -> Self {
-        const fn end(word: u32) -> Option<(PrefixKind, u32)> {
-            match PrefixKind::from_raw(word & 0xff) {
-                Some(kind) => Some((kind, word >> 8 & 0xffff)),
-                None => None,
-            }
-        }
-        let ends =
-            Ends { source: end((word >> 8) as u32 & 0xff_ffff), destination: end((word >> 32) as u32) };
+        let ends = Ends { source: Owner::unpack(word >> 8), destination: Owner::unpack(word >> 32) };
         match word & 0xff {
             0 => Self::None,
             1 => Self::NonIp,

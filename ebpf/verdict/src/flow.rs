@@ -3,7 +3,7 @@ use kubeveil_abi::{Address, Config, FlowKey, FlowValue, PrefixKind};
 use crate::{
     envelope,
     packet::{Bytes, Packet, parse_quoted},
-    tables::{Tables, owner},
+    tables::Tables,
     transport::{ICMP, ICMPV6, TCP, Transport, UDP},
 };
 
@@ -117,7 +117,8 @@ fn quoted(
 #[inline(always)]
 fn is_pods(tables: &impl Tables, address: &Address) -> bool {
     use PrefixKind::{LocalPods, RemotePods, UnownedPods};
-    matches!(owner(tables, address), Some((LocalPods | RemotePods | UnownedPods, _)))
+    let kind = tables.owner(address).map(|owner| owner.kind);
+    matches!(kind, Some(LocalPods | RemotePods | UnownedPods))
 }
 
 /// What an ICMP or ICMPv6 message is.

@@ -1,13 +1,14 @@
 use kubeveil_abi::{Config, DeviceKind, PeerState, PrefixKind, Reason};
 
 use crate::{
-    Decision,
+    Ask, Decision, Owner,
     envelope::{self, Content},
     fit::Fit,
     flow::{self, Flow},
+    mode::End,
     packet::{Bytes, Meta, Packet},
-    tables::{Tables, owner, plain},
-    transport::{Transport, UDP},
+    tables::{Tables, plain},
+    transport::{Transport, UDP, is_extension},
 };
 
 /// Where a packet goes: a reason, and the device if that is a tunnel.
@@ -34,14 +35,16 @@ fn decide(
     config: &Config,
     tunnelled: Reason,
 ) -> Decision {
-    let packet = match Decision::or_ip(meta, bytes, config) {
+    let packet = match Decision::or_ip(meta, bytes, tables, config) {
         Ok(packet) => packet,
         Err(decided) => return decided,
     };
-    let (mut reason, ifindex) = Step { meta, bytes, tables, config, packet: &packet, tunnelled }.way();
+    let step = Step { meta, bytes, tables, config, packet: &packet, tunnelled };
+    let ((mut reason, ifindex), ask) = step.way();
+    let held = tables.held(ask, config);
     // What an envelope holds is as big as its overlay allows, and nobody here could tell the sender.
     if !matches!(reason, Reason::Tunnelled | Reason::Replaced) {
-        let mut decision = Decision::new(config, reason, packet.length);
+        let mut decision = Decision::new(held, reason, packet.length);
         decision.ifindex = ifindex;
         return decision;
     }
@@ -55,7 +58,7 @@ fn decide(
             tell_mtu = if tell { config.mtu } else { 0 };
         }
     }
-    let mut decision = Decision::new(config, reason, packet.length);
+    let mut decision = Decision::new(held, reason, packet.length);
     decision.ifindex = ifindex;
     decision.tell_mtu = tell_mtu;
     decision.clamp = fitting.clamp;
@@ -85,34 +88,64 @@ enum Own {
 }
 
 impl<B: Bytes, T: Tables> Step<'_, B, T> {
+    /// Where the packet goes, and what happens where it can't.
     #[inline(always)]
-    fn way(&self) -> Way {
+    fn way(&self) -> (Way, Ask) {
         use PrefixKind::{LocalNode, LocalPods, RemoteNode, RemotePods, UnownedPods};
-        let destination = owner(self.tables, &self.packet.destination);
-        let kind = destination.map(|(kind, _)| kind);
+        let destination = self.tables.owner(&self.packet.destination);
+        let kind = destination.map(|owner| owner.kind);
         // All that the host's own packets may be is told apart in one place: the verifier walks through every copy.
         let own = if self.is_own() { self.own(kind) } else { Own::Pods };
-        let source =
-            if matches!(kind, Some(RemoteNode | RemotePods)) || matches!(own, Own::Affair(Reason::Outer)) {
-                owner(self.tables, &self.packet.source).map(|(kind, _)| kind)
-            } else {
-                None
-            };
+        let source = match (kind, &own) {
+            (Some(RemoteNode | RemotePods | UnownedPods | LocalPods), _)
+            | (_, Own::Affair(Reason::Outer)) => self.tables.owner(&self.packet.source),
+            _ => None,
+        };
+        let source_kind = source.map(|owner| owner.kind);
         // Pods on macvlan or ipvlan have not come in by any device of ours: their address tells them.
-        let own = if matches!(source, Some(LocalPods)) { Own::Pods } else { own };
+        let own = if matches!(source_kind, Some(LocalPods)) { Own::Pods } else { own };
+        let ask = Ask::of(self.source_end(source, kind), End::at(destination));
         let mut tunnelled = self.tunnelled;
         match own {
-            Own::Affair(reason @ Reason::Outer) => return (reason, 0),
-            Own::Affair(reason) if matches!(kind, Some(RemoteNode)) => return (reason, 0),
-            Own::Astray => return (Reason::EnvelopeAstray, 0),
+            Own::Affair(reason @ Reason::Outer) => return ((reason, 0), ask),
+            Own::Affair(reason) if matches!(kind, Some(RemoteNode)) => return ((reason, 0), ask),
+            Own::Astray => return ((Reason::EnvelopeAstray, 0), Ask::UNKNOWN),
             Own::Envelope => tunnelled = Reason::Wrapped,
             Own::Affair(_) | Own::Pods => {}
         }
-        match destination {
-            None | Some((LocalNode, _)) => (Reason::Other, 0),
-            Some((LocalPods, _)) => (self.unless_from_tunnel(Reason::LocalPodOutward), 0),
-            Some((UnownedPods, _)) => (self.unless_from_tunnel(Reason::NoOwner), 0),
-            Some((RemoteNode | RemotePods, peer)) => self.to_peer(peer, source, tunnelled),
+        let Some(Owner { kind, peer, .. }) = destination else {
+            return ((Reason::Other, 0), ask);
+        };
+        match kind {
+            LocalNode => ((Reason::Other, 0), ask),
+            LocalPods => ((self.unless_from_tunnel(Reason::LocalPodOutward), 0), ask),
+            UnownedPods => ((self.unless_from_tunnel(Reason::NoOwner), 0), ask),
+            RemoteNode | RemotePods => self.to_peer(peer, source_kind, tunnelled, ask),
+        }
+    }
+
+    /// What the source asks for. Behind the node's own address may be any of its pods, but for what the host sends itself
+    /// to a pod; and what it sends to a node as somebody's answer, or for somebody, is as good as that one's.
+    #[inline(always)]
+    fn source_end(&self, source: Option<Owner>, destination: Option<PrefixKind>) -> End {
+        let is_node = matches!(source, Some(Owner { kind: PrefixKind::LocalNode, .. }));
+        // The kernel's slow path of IPv6 fragmentation forgets that a packet was forwarded.
+        let may_be_forwarded = !self.is_own() || is_extension(self.packet.next);
+        if is_node && (may_be_forwarded || matches!(destination, Some(PrefixKind::RemoteNode))) {
+            return End::UNKNOWN;
+        }
+        End::at(source)
+    }
+
+    /// What the ends of the flow ask for that an envelope without a tunnel carries.
+    #[inline(always)]
+    fn envelope_ask(&self) -> Ask {
+        let Some(transport) = self.packet.transport(self.bytes) else { return Ask::UNKNOWN };
+        match self.bytes.inside(&transport, self.tables, self.config) {
+            Content::NonIp => Ask::NOTHING,
+            Content::Ip(ends) => ends.ask(),
+            // Nobody looks deeper, and a later fragment does not show it.
+            Content::Nested(_) | Content::Unreadable | Content::None => Ask::UNKNOWN,
         }
     }
 
@@ -181,10 +214,8 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
         else {
             return Own::Envelope;
         };
-        match (ends.source, ends.destination) {
-            (_, Some((RemotePods | UnownedPods, _))) | (Some((LocalPods, _)), Some((RemoteNode, _))) => {
-                Own::Astray
-            }
+        match (ends.source.map(|owner| owner.kind), ends.destination.map(|owner| owner.kind)) {
+            (_, Some(RemotePods | UnownedPods)) | (Some(LocalPods), Some(RemoteNode)) => Own::Astray,
             _ => Own::Envelope,
         }
     }
@@ -209,23 +240,26 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
     }
 
     #[inline(always)]
-    fn to_peer(&self, index: u32, source: Option<PrefixKind>, tunnelled: Reason) -> Way {
+    fn to_peer(&self, index: u32, source: Option<PrefixKind>, tunnelled: Reason, ask: Ask) -> (Way, Ask) {
         let is_ours = matches!(source, Some(PrefixKind::LocalPods | PrefixKind::LocalNode));
         // Out of one tunnel into another is right for a Service only, and then the source was
         // translated to our own. Anything else is on its way to the wrong node.
         if !is_ours && self.is_from_tunnel() {
-            return (Reason::TunnelToPlain, 0);
+            return ((Reason::TunnelToPlain, 0), ask);
         }
         let peer = self.tables.peer(index);
-        match peer.state() {
-            PeerState::Tunnel => match self.tables.slot(peer.slot()) {
-                0 => (Reason::DeviceGone, 0),
-                _ if !is_ours => (Reason::SourceNotOurs, 0),
-                ifindex => (tunnelled, ifindex),
-            },
-            PeerState::Bypass | PeerState::Adopting | PeerState::NoTunnel => {
-                (plain(self.tables, peer).unwrap_or(Reason::NoTunnel), 0)
+        let is_tunnel = matches!(peer.state(), PeerState::Tunnel);
+        let ifindex = if is_tunnel { self.tables.slot(peer.slot()) } else { 0 };
+        match ifindex {
+            0 => {
+                let is_envelope = matches!(tunnelled, Reason::Wrapped);
+                let ask = if is_envelope { self.envelope_ask() } else { ask };
+                let without = if is_tunnel { Reason::DeviceGone } else { Reason::NoTunnel };
+                let held = self.tables.held(ask, self.config);
+                ((plain(self.tables, peer, held).unwrap_or(without), 0), ask)
             }
+            _ if !is_ours => ((Reason::SourceNotOurs, 0), ask),
+            ifindex => ((tunnelled, ifindex), ask),
         }
     }
 

@@ -1,11 +1,26 @@
 use kubeveil_abi::{
-    Address, DeviceKind, FlowKey, FlowValue, PeerState, PeerValue, PrefixKind, PrefixValue, Reason,
+    Address, Config, DeviceKind, FlowKey, FlowMode, FlowValue, PeerState, PeerValue, PrefixValue, Reason,
 };
+
+use crate::{Ask, Held, Owner, held};
 
 /// What is known of the cluster: the maps.
 pub trait Tables {
     /// The longest prefix that holds the address.
     fn prefix(&self, address: &Address) -> Option<PrefixValue>;
+    /// Who has the address.
+    #[inline(always)]
+    fn owner(&self, address: &Address) -> Option<Owner>
+    where
+        Self: Sized,
+    {
+        Some(Owner::of(self.prefix(address)?, self))
+    }
+    /// How strict a flow is of whose ends this is asked for.
+    #[inline(always)]
+    fn held(&self, ask: Ask, config: &Config) -> Held {
+        held(ask, config)
+    }
     /// How packets to a peer travel; [`PeerValue::NO_TUNNEL`] for an index out of range.
     fn peer(&self, index: u32) -> PeerValue;
     /// The device of a slot, 0 if there is none.
@@ -20,21 +35,12 @@ pub trait Tables {
     fn now(&self) -> u32;
 }
 
-/// Whose an address is, and the peer's index if it is a peer's.
-///
-/// A kind that this program does not know counts as a pod's that nobody owns: it must not pass.
+/// Why packets of such a flow to a peer pass in plain now, if they may.
 #[inline(always)]
-pub(crate) fn owner(tables: &impl Tables, address: &Address) -> Option<(PrefixKind, u32)> {
-    let value = tables.prefix(address)?;
-    let kind = PrefixKind::from_raw(value.kind).unwrap_or(PrefixKind::UnownedPods);
-    Some((kind, value.peer))
-}
-
-/// Why packets to a peer pass in plain now, if they may.
-#[inline(always)]
-pub(crate) fn plain(tables: &impl Tables, peer: PeerValue) -> Option<Reason> {
+pub(crate) fn plain(tables: &impl Tables, peer: PeerValue, held: Held) -> Option<Reason> {
     let reason = match peer.state() {
         PeerState::Bypass => Reason::Bypassed,
+        PeerState::Adopting if matches!(held.mode(), FlowMode::Insist) => return None,
         PeerState::Adopting => Reason::Adopting,
         PeerState::NoTunnel | PeerState::Tunnel => return None,
     };
@@ -43,11 +49,12 @@ pub(crate) fn plain(tables: &impl Tables, peer: PeerValue) -> Option<Reason> {
 
 /// The same of packets from it: for a moment also where ours go into its tunnel already.
 #[inline(always)]
-pub(crate) fn heard_in_plain(tables: &impl Tables, peer: PeerValue) -> Option<Reason> {
+pub(crate) fn heard_in_plain(tables: &impl Tables, peer: PeerValue, held: Held) -> Option<Reason> {
     match peer.state() {
+        PeerState::Tunnel if matches!(held.mode(), FlowMode::Insist) => None,
         PeerState::Tunnel if peer.bypass_until() != 0 && tables.now() < peer.bypass_until() => {
             Some(Reason::Adopting)
         }
-        _ => plain(tables, peer),
+        _ => plain(tables, peer, held),
     }
 }

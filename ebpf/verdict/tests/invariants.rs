@@ -410,7 +410,7 @@ proptest! {
         world.config = Config::default();
         world.peers.values_mut().for_each(|peer| *peer = PeerValue(0));
         world.prefixes.iter_mut().for_each(|(_, _, value)| {
-            if value.kind != PrefixKind::LocalNode as u32 { value.kind = 0; }
+            if value.kind != PrefixKind::LocalNode as u8 { value.kind = 0; }
         });
         let known = |place: Place| world.prefixes.iter().any(|(prefix, length, value)| {
             let is_v6 = situation.build.source.is_ipv6();

@@ -28,7 +28,7 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
         for node in 0..NODES {
             let peer = u32::from(node) + 1;
             for (net, kind) in prefixes(node)? {
-                cell.run(Action::PutPrefix(net, Prefix { kind, peer }))?;
+                cell.run(Action::PutPrefix(net, Prefix::new(kind, peer)))?;
             }
             cell.run(Action::SetPeer(peer, PeerValue::tunnel(0, 0)))?;
         }

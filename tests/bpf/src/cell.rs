@@ -3,13 +3,13 @@
 use std::{
     io,
     net::{IpAddr, UdpSocket},
-    path::Path,
+    path::PathBuf,
     process::Command,
     thread,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use kubeveil_abi::{Config, DeviceKind, Direction, Mode, PrefixKind, Reason};
+use kubeveil_abi::{ABI_VERSION, Config, DeviceKind, Direction, Mode, PrefixKind, Reason};
 use kubeveil_core::{
     action::Action,
     backstop::Backstop,
@@ -127,11 +127,16 @@ impl Cell {
         self.dir.path().display().to_string()
     }
 
+    /// Where something of this ABI's is pinned.
+    pub fn pin(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("v{ABI_VERSION}/{name}"))
+    }
+
     /// Loads the programs and fills the maps; raises no backstop.
     pub fn load(&mut self, mode: Mode) -> Result<()> {
         self.run(Action::LoadPrograms)?;
         for (net, kind) in PREFIXES {
-            self.run(Action::PutPrefix(net.parse()?, Prefix { kind, peer: 1 }))?;
+            self.run(Action::PutPrefix(net.parse()?, Prefix::new(kind, 1)))?;
         }
         self.run(Action::SetConfig(Config { mode: mode as u32, ..Config::default() }))
     }
@@ -224,9 +229,9 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
 }
 
 /// The number of the program that is pinned there.
-pub fn path_of_program(cell: &Cell) -> Result<std::path::PathBuf> {
+pub fn path_of_program(cell: &Cell) -> Result<PathBuf> {
     let build = cell.kernel.build();
-    let path = Path::new(&cell.bpf_dir()).join(format!("v1/programs-{build}/backstop"));
+    let path = cell.pin(&format!("programs-{build}/backstop"));
     ensure!(path.exists(), "{} is not there", path.display());
     Ok(path)
 }

@@ -16,7 +16,9 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
     programs::SchedClassifier,
 };
-use kubeveil_abi::{COUNTERS, Counter, Direction, FlowKey, MAX_FLOWS, Reason, counter_index, names};
+use kubeveil_abi::{
+    COUNTERS, Counter, Direction, FlowKey, MAX_FLOWS, PrefixValue, Reason, counter_index, names,
+};
 use kubeveil_verdict::testing::{Situation, World};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -147,9 +149,11 @@ impl Kernel {
         let [even, odd] = c.ports;
         let [e0, e1, e2, e3, e4, e5, e6] = c.envelope_ports;
         let (tcp, other) = (c.flow_tcp_seconds, c.flow_other_seconds);
-        let config =
-            [c.mode, c.fwmark, even, odd, c.mss_v4, c.mss_v6, tcp, other, c.mtu, e0, e1, e2, e3, e4, e5, e6];
-        Array::<_, [u32; 16]>::try_from(self.map(names::CONFIG)?)?.set(0, config, 0)?;
+        let config = [
+            c.mode, c.unknown, c.fwmark, even, odd, c.mss_v4, c.mss_v6, tcp, other, c.mtu, e0, e1, e2, e3,
+            e4, e5, e6, c.reserved,
+        ];
+        Array::<_, [u32; 18]>::try_from(self.map(names::CONFIG)?)?.set(0, config, 0)?;
         self.unsettle()?;
         self.replace_prefixes(world)?;
         self.settle()?;
@@ -192,7 +196,7 @@ impl Kernel {
         let old: Vec<_> = prefixes.keys().collect::<Result<_, _>>()?;
         old.iter().try_for_each(|key| prefixes.remove(key))?;
         for (address, length, value) in &world.prefixes {
-            prefixes.insert(&Key::new(*length, *address), [value.kind, value.peer], 0)?;
+            prefixes.insert(&Key::new(*length, *address), words_of(value), 0)?;
         }
         Ok(())
     }
@@ -373,4 +377,10 @@ pub fn words(key: &FlowKey) -> [u32; 10] {
     words[4..8].copy_from_slice(&key.local);
     words[8..].copy_from_slice(&[key.protocol, key.ports]);
     words
+}
+
+/// A value as it lies in the map.
+pub fn words_of(value: &PrefixValue) -> [u32; 2] {
+    let [low, high] = value.peer.to_ne_bytes();
+    [u32::from_ne_bytes([value.kind, value.asked, low, high]), value.until]
 }

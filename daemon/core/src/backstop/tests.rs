@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::net;
 
 fn prefixes(list: &[(&str, PrefixKind)]) -> BTreeMap<IpNet, Prefix> {
-    list.iter().map(|(text, kind)| (net(text), Prefix { kind: *kind, peer: 0 })).collect()
+    list.iter().map(|(text, kind)| (net(text), Prefix::new(*kind, 0))).collect()
 }
 
 fn texts(ranges: &[Range]) -> Vec<String> {
@@ -70,7 +70,7 @@ fn ranges_say_what_the_trie_says() {
                 if is_in {
                     let address = Ipv4Addr::from(0x0af4_0000 | slot << (32 - length));
                     let net = IpNet::new(address.into(), length).expect("a prefix");
-                    list.insert(net, Prefix { kind, peer: 0 });
+                    list.insert(net, Prefix::new(kind, 0));
                 }
             }
         }
@@ -150,7 +150,7 @@ fn one_goes_only_when_the_other_is_seen_to_stand() {
 #[test]
 fn rules_follow_the_maps() {
     let planned = [
-        Action::PutPrefix(net("10.244.3.0/24"), Prefix { kind: OTHER, peer: 1 }),
+        Action::PutPrefix(net("10.244.3.0/24"), Prefix::new(OTHER, 1)),
         Action::PutDevice(7, DeviceKind::Tunnel),
         Action::RemoveDevice(2),
     ];

@@ -7,7 +7,7 @@ use crate::{
     testing::{mesh, net, node, snapshot},
 };
 
-const NOBODYS: Prefix = Prefix { kind: PrefixKind::RemoteNode, peer: 0 };
+const NOBODYS: Prefix = Prefix::new(PrefixKind::RemoteNode, 0);
 
 /// Of the node `me`, in a cluster of these nodes that is known whole.
 fn whole(nodes: &[(&str, NodeFacts)], recorded: &Owners) -> (Desired, Owners) {

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use kubeveil_api::selector::Labels;
+use kubeveil_api::{pod, selector::Labels};
 
 use super::{FlowMode, OfNamespace, Policies, Standing, both};
 
@@ -19,6 +19,42 @@ pub struct Pod {
     pub labels: Labels,
     /// Its addresses, of either family.
     pub addresses: BTreeSet<IpAddr>,
+}
+
+impl From<&pod::Pod> for Pod {
+    fn from(given: &pod::Pod) -> Self {
+        Self {
+            // What `kubectl` takes it for.
+            namespace: given.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+            labels: given.metadata.labels.clone(),
+            addresses: given.own_addresses().collect(),
+        }
+    }
+}
+
+/// Pods by their UID, and the labels of namespaces, as a source tells of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workloads {
+    /// Labels by namespace.
+    pub namespaces: BTreeMap<String, Labels>,
+    /// Pods by UID.
+    pub pods: BTreeMap<String, Pod>,
+}
+
+impl Workloads {
+    /// What `policies` ask for of each address that a pod of a known namespace has, in a mesh of mode `base`.
+    pub fn asked(&self, policies: &Policies, base: FlowMode) -> BTreeMap<IpAddr, Option<Standing>> {
+        let mut pods = Pods::default();
+        pods.set_policies(policies.clone());
+        for (name, labels) in &self.namespaces {
+            pods.set_namespace(name, Some(labels.clone()));
+        }
+        for (uid, pod) in &self.pods {
+            pods.set_pod(uid, Some(pod.clone()));
+        }
+        let addresses = pods.holders.keys();
+        addresses.filter_map(|address| Some((*address, pods.of_address(base, address)?))).collect()
+    }
 }
 
 /// Pods by their UID, what selects them, and whose an address is.

@@ -16,8 +16,8 @@ use aya::{
 };
 use ipnet::IpNet;
 use kubeveil_abi::{
-    Address, Config, Counter, DeviceKind, Direction, FlowKey, FlowValue, MAX_SLOTS, PeerValue, PrefixKind,
-    PrefixValue, Reason, counter_index, is_settled, names, v4_mapped_length,
+    Address, Asked, Config, Counter, DeviceKind, Direction, FlowKey, FlowValue, MAX_SLOTS, PeerValue,
+    PrefixKind, PrefixValue, Reason, counter_index, is_settled, names, v4_mapped_length,
 };
 use kubeveil_core::observed::Prefix;
 
@@ -108,8 +108,13 @@ impl Maps {
     pub fn prefixes(&self) -> Result<BTreeMap<IpNet, Prefix>, KernelError> {
         let read = batch::entries(self.prefixes.map().fd().as_fd());
         let entries = read.map_err(|e| KernelError::new("read", format!("map {}", names::PREFIXES), e))?;
-        let prefix = |([length, address @ ..], [kind, peer]): ([u32; 5], [u32; 2])| {
-            Some((net(length, address)?, Prefix { kind: PrefixKind::from_raw(kind)?, peer }))
+        let prefix = |([length, address @ ..], [first, until]): ([u32; 5], [u32; 2])| {
+            let [kind, asked, peer @ ..] = first.to_ne_bytes();
+            let value = PrefixValue { kind, asked, peer: u16::from_ne_bytes(peer), until };
+            let asked = Asked::from_raw(value.asked);
+            let prefix =
+                Prefix { asked, ..Prefix::new(PrefixKind::from_raw(value.kind)?, value.peer.into()) };
+            (value == value_of(prefix)).then_some((net(length, address)?, prefix))
         };
         Ok(entries.into_iter().filter_map(prefix).collect())
     }
@@ -141,8 +146,7 @@ impl Maps {
     /// Writes a prefix.
     pub fn put_prefix(&mut self, net: IpNet, prefix: Prefix) -> Result<(), KernelError> {
         self.unsettle()?;
-        let value = PrefixValue { kind: prefix.kind as u32, peer: prefix.peer };
-        written(names::PREFIXES, self.prefixes.insert(&key(net), Raw(value), 0))
+        written(names::PREFIXES, self.prefixes.insert(&key(net), Raw(value_of(prefix)), 0))
     }
 
     /// Takes a prefix out.
@@ -274,6 +278,10 @@ impl Maps {
         }
         Ok(left)
     }
+}
+
+fn value_of(prefix: Prefix) -> PrefixValue {
+    PrefixValue::new(prefix.kind, prefix.peer).asking(prefix.asked, 0)
 }
 
 fn key(net: IpNet) -> Key<Address> {

@@ -6,5 +6,5 @@ mod strategies;
 mod world;
 
 pub use packets::{Build, Envelope, Extension, GENEVE_PORT, Transport, VXLAN_PORT, address, ip_of};
-pub use strategies::{Place, Scene, Situation, envelope, scene, situation};
+pub use strategies::{Place, Policies, Scene, Situation, envelope, policies, scene, situation};
 pub use world::{Slice, World};

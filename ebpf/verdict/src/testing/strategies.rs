@@ -7,7 +7,7 @@ use std::{
 
 use etherparse::TcpOptionElement;
 use kubeveil_abi::{
-    BASE_PORT, Config, DeviceKind, FWMARK, FlowKey, FlowValue, GENEVE, Mode, PeerValue, PrefixKind,
+    Asked, BASE_PORT, Config, DeviceKind, FWMARK, FlowKey, FlowValue, GENEVE, Mode, PeerValue, PrefixKind,
     v4_mapped_length,
 };
 use proptest::prelude::*;
@@ -108,6 +108,7 @@ impl Scene {
         let mut world = World {
             config: Config {
                 mode: self.mode as u32,
+                unknown: Asked::Mesh as u32,
                 fwmark: FWMARK,
                 ports: [u32::from(BASE_PORT), u32::from(BASE_PORT) + 1],
                 mss_v4: 1400,
@@ -116,6 +117,7 @@ impl Scene {
                 flow_other_seconds: 120,
                 mtu: 1_440,
                 envelope_ports: [VXLAN_PORT.into(), u32::from(GENEVE_PORT) | GENEVE, 0, 0, 0, 0, 0],
+                reserved: 0,
             },
             now: self.now,
             ..World::default()
@@ -302,6 +304,37 @@ pub fn scene(now: u32) -> impl Strategy<Value = Scene> {
             now,
             flows,
         })
+}
+
+/// What policies ask for.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    unknown: Asked,
+    asked: Vec<(PrefixKind, u32, Asked, u32)>,
+}
+
+impl Policies {
+    /// A world in which they are in force.
+    pub fn in_force(&self, mut world: World) -> World {
+        world.config.unknown = self.unknown as u32;
+        for (kind, peer, asked, until) in &self.asked {
+            world.ask(*kind, *peer, *asked, *until);
+        }
+        world
+    }
+}
+
+/// Any policies, at `now` seconds since boot.
+pub fn policies(now: u32) -> impl Strategy<Value = Policies> {
+    let asked = || prop::sample::select(&[Asked::Mesh, Asked::Exempt, Asked::Prefer, Asked::Require][..]);
+    let until = prop_oneof![2 => Just(0), 1 => Just(now.saturating_sub(60)), 1 => Just(now + 600)];
+    let whose = prop_oneof![
+        Just((PrefixKind::LocalPods, 0)),
+        (0..u32::from(Scene::PEERS)).prop_map(|peer| (PrefixKind::RemotePods, peer)),
+        Just((PrefixKind::UnownedPods, 0)),
+    ];
+    let one = (whose, asked(), until).prop_map(|((kind, peer), asked, until)| (kind, peer, asked, until));
+    (asked(), prop::collection::vec(one, 0..4)).prop_map(|(unknown, asked)| Policies { unknown, asked })
 }
 
 /// Any packet.

@@ -1,7 +1,8 @@
 use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
 
 use kubeveil_abi::{
-    Address, Config, DeviceKind, FlowKey, FlowValue, MAX_FLOWS, MAX_SLOTS, PeerValue, PrefixKind, PrefixValue,
+    Address, Asked, Config, DeviceKind, FlowKey, FlowValue, MAX_FLOWS, MAX_SLOTS, PeerValue, PrefixKind,
+    PrefixValue,
 };
 
 use crate::{Bytes, Tables};
@@ -82,7 +83,18 @@ impl Default for World {
 impl World {
     /// Adds a prefix; `length` counts among the 128 bits of a mapped address.
     pub fn add(&mut self, address: Address, length: u32, kind: PrefixKind, peer: u32) {
-        self.prefixes.push((address, length, PrefixValue { kind: kind as u32, peer }));
+        self.prefixes.push((address, length, PrefixValue::new(kind, peer)));
+    }
+}
+
+impl World {
+    /// From now on this is asked for of whoever has an address of that kind, `peer`'s if it is a peer's.
+    pub fn ask(&mut self, kind: PrefixKind, peer: u32, asked: Asked, until: u32) {
+        for (_, _, value) in &mut self.prefixes {
+            if (value.kind, u32::from(value.peer)) == (kind as u8, peer) {
+                *value = value.asking(asked, until);
+            }
+        }
     }
 }
 

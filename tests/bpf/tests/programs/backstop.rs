@@ -210,7 +210,7 @@ pub(crate) fn pins_that_somebody_removed() -> Result<()> {
     within(|cell| {
         cell.load(Mode::Require)?;
         cell.raise(Backstop::Bpf)?;
-        let pin = cell.dir.path().join("v1/backstop/v6");
+        let pin = cell.pin("backstop/v6");
         // A daemon that lives holds what it pinned.
         std::fs::remove_file(&pin)?;
         let unpinned = cell.observe()?.datapath.map(|datapath| datapath.unpinned).unwrap_or_default();
@@ -247,7 +247,7 @@ fn soon(to: &str) -> Result<bool> {
 pub(crate) fn what_can_not_be_seen_is_told() -> Result<()> {
     within(|cell| {
         cell.load(Mode::Require)?;
-        let place = cell.dir.path().join("v1/backstop/v4");
+        let place = cell.pin("backstop/v4");
         std::fs::create_dir_all(&place)?;
         let observed = cell.observe()?;
         ensure!(observed.datapath.is_some(), "nothing is seen of the datapath");
@@ -319,8 +319,7 @@ pub(crate) fn a_large_cluster_fits_into_nftables() -> Result<()> {
             } else {
                 format!("10.{}.{}.0/24", 128 + n / 128, n % 128 * 2)
             };
-            let prefix =
-                kubeveil_core::observed::Prefix { kind: kubeveil_abi::PrefixKind::RemotePods, peer: 1 };
+            let prefix = kubeveil_core::observed::Prefix::new(kubeveil_abi::PrefixKind::RemotePods, 1);
             anyhow::Ok((text.parse()?, prefix))
         };
         let all = (0..5_000).flat_map(|n| [prefix(n, false), prefix(n, true)]);
@@ -336,7 +335,7 @@ pub(crate) fn a_large_cluster_fits_into_nftables() -> Result<()> {
 pub(crate) fn a_map_of_another_size_is_made_anew() -> Result<()> {
     within(|cell| {
         cell.load(Mode::Require)?;
-        let maps = cell.dir.path().join("v1/maps");
+        let maps = cell.pin("maps");
         let before = cell.observe()?.datapath.context("nothing is loaded")?;
         std::fs::remove_file(maps.join(names::COUNTERS))?;
         // As it was with three directions.

@@ -99,7 +99,7 @@ pub(crate) fn prefixes_are_kept_for_an_epoch() -> Result<()> {
         let pod = Situation::new(Place::LocalPod, Place::RemotePod(0), is_v6, Transport::Udp(1, 2));
         let pod = pod.by(Scene::POD_DEVICE);
         let (known, mut unknown) = (calm().world(), calm().world());
-        let is_remote = |kind| kind == PrefixKind::RemotePods as u32;
+        let is_remote = |kind| kind == PrefixKind::RemotePods as u8;
         unknown.prefixes.retain(|(_, _, value)| !is_remote(value.kind));
         let mut kernel = Kernel::with(&known)?;
         let ask = |kernel: &mut Kernel| kernel.run(Direction::Egress, &pod).map(|ran| ran.action);

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use kubeveil_abi::{Counter, Direction, counter_index};
-use kubeveil_verdict::testing::{Scene, Situation, scene, situation};
+use kubeveil_verdict::testing::{Policies, Scene, Situation, policies, scene, situation};
 use proptest::{
     collection,
     test_runner::{Config, TestCaseError, TestRunner},
@@ -31,18 +31,24 @@ pub(crate) fn kernel_and_host_agree() -> Result<()> {
     let kernel = RefCell::new(Kernel::with(&kubeveil_verdict::testing::World::default())?);
     let tried = Cell::new(0_usize);
     runner
-        .run(&(scene(boot_seconds()), packets), |(scene, packets)| {
+        .run(&(scene(boot_seconds()), policies(boot_seconds()), packets), |(scene, policies, packets)| {
             let mut kernel = kernel.borrow_mut();
             tried.set(tried.get() + packets.len());
-            compare(&mut kernel, scene, &packets).map_err(|e| TestCaseError::fail(format!("{e:#}")))
+            compare(&mut kernel, scene, &policies, &packets)
+                .map_err(|e| TestCaseError::fail(format!("{e:#}")))
         })
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     println!("{} packets in {SCENES} states of the world", tried.get());
     Ok(())
 }
 
-fn compare(kernel: &mut Kernel, scene: Scene, packets: &[(Situation, usize)]) -> Result<()> {
-    let world = scene.world();
+fn compare(
+    kernel: &mut Kernel,
+    scene: Scene,
+    policies: &Policies,
+    packets: &[(Situation, usize)],
+) -> Result<()> {
+    let world = policies.in_force(scene.world());
     kernel.install(&world)?;
     // Half of the scenes without what the programs keep of their look-ups.
     if scene.flows.len().is_multiple_of(2) {

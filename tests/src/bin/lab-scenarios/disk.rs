@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kubeveil_abi::ABI_VERSION;
 use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{READY, node_manifest};
 use kubeveil_tests::process::wait_until;
@@ -59,7 +60,7 @@ fn bpffs(stage: &mut Stage) -> Result<()> {
         ensure!(!folder.join("kubeveil").exists(), "it fills the folder below with its own");
         mount_at("bpf", &folder, None)?;
         let back = wait_until(SOON, Duration::from_millis(100), || {
-            Ok(folder.join("kubeveil/v1/maps/PEERS").exists())
+            Ok(folder.join(format!("kubeveil/v{ABI_VERSION}/maps/PEERS")).exists())
         })?;
         ensure!(back, "nothing is pinned again");
         // What it pinned again is all that the next one needs.

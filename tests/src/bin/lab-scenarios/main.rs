@@ -23,6 +23,7 @@ mod neighbours;
 mod operations;
 mod overlays;
 mod paths;
+mod policies;
 mod probe;
 mod refusals;
 mod rotation;
@@ -135,6 +136,7 @@ fn main() -> ExitCode {
         paths::ALL,
         probe::ALL,
         modes::ALL,
+        policies::ALL,
         adoption::ALL,
         by_hand::ALL,
         disk::ALL,

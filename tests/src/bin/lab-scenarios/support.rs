@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kubeveil_abi::ABI_VERSION;
 use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{batch, program_path};
 use kubeveil_tests::process::wait_until;
@@ -33,7 +34,8 @@ pub(crate) fn keep_logs(stage: &Stage, scenario: &str) {
 
 /// Are programs attached by links on this node, which live as long as their pins? (Filters need none.)
 pub(crate) fn by_links(stage: &Stage, node: Node) -> bool {
-    let links = std::fs::read_dir(stage.lab.daemon(node).file("bpf/kubeveil/v1/links"));
+    let links =
+        std::fs::read_dir(stage.lab.daemon(node).file("bpf/kubeveil").join(format!("v{ABI_VERSION}/links")));
     links.is_ok_and(|mut links| links.next().is_some())
 }
 

@@ -12,7 +12,7 @@ use kubeveil_abi::{COUNTERS, Direction, Mode, Reason, Verdict, counter_index, na
 use kubeveil_core::{action::Action, backstop::Backstop, observed::Program};
 use kubeveil_verdict::{
     Hop, backstop,
-    testing::{Scene, Slice, World, scene, situation},
+    testing::{Slice, World, policies, scene, situation},
 };
 use proptest::{
     collection,
@@ -21,7 +21,7 @@ use proptest::{
 
 use crate::{
     cell::{path_of_program, within},
-    kernel::{boot_seconds, test_run},
+    kernel::{boot_seconds, test_run, words_of},
 };
 
 /// The index of the loopback device in every namespace.
@@ -41,7 +41,7 @@ pub(crate) fn the_kernel_decides_as_the_host_does() -> Result<()> {
         let path = path_of_program(cell)?;
         // aya knows no netfilter programs; to run one its type does not matter.
         let program = SchedClassifier::from_pin(&path)?;
-        let maps = cell.dir.path().join("v1/maps");
+        let maps = cell.pin("maps");
         let config =
             Config { cases: 50, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
         for has_programs in [false, true] {
@@ -52,10 +52,14 @@ pub(crate) fn the_kernel_decides_as_the_host_does() -> Result<()> {
             let packets = collection::vec(situation(), 60);
             let guarded = proptest::bool::weighted(0.1);
             TestRunner::new(config.clone())
-                .run(&(scene(boot_seconds()), packets, guarded), |(scene, packets, guarded)| {
-                    compare(&program, &maps, &scene, &packets, (hop, guarded))
-                        .map_err(|e| TestCaseError::fail(format!("{e:#}")))
-                })
+                .run(
+                    &(scene(boot_seconds()), policies(boot_seconds()), packets, guarded),
+                    |(scene, policies, packets, guarded)| {
+                        let world = policies.in_force(scene.world());
+                        compare(&program, &maps, world, &packets, (hop, guarded))
+                            .map_err(|e| TestCaseError::fail(format!("{e:#}")))
+                    },
+                )
                 .map_err(|error| anyhow::anyhow!("has_programs: {has_programs}: {error}"))?;
         }
         Ok(())
@@ -65,11 +69,10 @@ pub(crate) fn the_kernel_decides_as_the_host_does() -> Result<()> {
 fn compare(
     program: &SchedClassifier,
     maps: &std::path::Path,
-    scene: &Scene,
+    mut world: World,
     packets: &[kubeveil_verdict::testing::Situation],
     (hop, guarded): (Hop, bool),
 ) -> Result<()> {
-    let mut world = scene.world();
     if guarded {
         world.devices.insert(LOOPBACK, kubeveil_abi::DeviceKind::Underlay);
     }
@@ -102,20 +105,20 @@ fn open(maps: &std::path::Path, name: &str) -> Result<MapData> {
     MapData::from_pin(maps.join(name)).with_context(|| name.to_owned())
 }
 
-/// The configuration, of which only the first word, the mode, is the backstop's business.
+/// The configuration, of which only the first two words, what all are held to and who is unknown, are the backstop's business.
 const WORDS: usize = size_of::<kubeveil_abi::Config>() / 4;
 
 fn fill(maps: &std::path::Path, world: &World) -> Result<()> {
     let mut config: Array<_, [u32; WORDS]> = Map::Array(open(maps, names::CONFIG)?).try_into()?;
     let mut words = [0; WORDS];
-    words[0] = world.config.mode;
+    words[..2].copy_from_slice(&[world.config.mode, world.config.unknown]);
     config.set(0, words, 0)?;
     let mut prefixes: LpmTrie<_, [u32; 4], [u32; 2]> =
         Map::LpmTrie(open(maps, names::PREFIXES)?).try_into()?;
     let old: Vec<_> = prefixes.keys().collect::<Result<_, _>>()?;
     old.iter().try_for_each(|key| prefixes.remove(key))?;
     for (address, length, value) in &world.prefixes {
-        prefixes.insert(&Key::new(*length, *address), [value.kind, value.peer], 0)?;
+        prefixes.insert(&Key::new(*length, *address), words_of(value), 0)?;
     }
     let mut peers: Array<_, u64> = Map::Array(open(maps, names::PEERS)?).try_into()?;
     for (index, value) in &world.peers {

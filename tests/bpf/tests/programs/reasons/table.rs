@@ -1,6 +1,8 @@
 //! The cases.
 
-use kubeveil_abi::{BASE_PORT, Direction, FWMARK, FlowKey, FlowValue, Mode, PeerValue, Reason};
+use kubeveil_abi::{
+    Asked, BASE_PORT, Direction, FWMARK, FlowKey, FlowValue, Mode, PeerValue, PrefixKind, Reason,
+};
 use kubeveil_verdict::testing::{
     Envelope, Extension, Place, Scene, Situation, Transport, VXLAN_PORT, World, address,
 };
@@ -17,6 +19,10 @@ const TUNNEL: u32 = Scene::TUNNELS[0];
 fn no_change(_: &mut Scene, _: &mut World, _: &mut Situation) {}
 
 fn no_tunnel(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    no_tunnels(scene);
+}
+
+fn no_tunnels(scene: &mut Scene) {
     scene.peers = [PeerValue::NO_TUNNEL; Scene::PEERS as usize];
 }
 
@@ -43,6 +49,47 @@ fn just_adopted(scene: &mut Scene, _: &mut World, _: &mut Situation) {
 
 fn long_adopted(scene: &mut Scene, _: &mut World, _: &mut Situation) {
     scene.peers[0] = PeerValue::tunnel(0, 3).heard_in_plain(scene.now);
+}
+
+/// Policies ask for it of pods of this node.
+fn require_here(scene: &mut Scene, world: &mut World, _: &mut Situation) {
+    no_tunnels(scene);
+    world.config.unknown = Asked::Require as u32;
+    world.ask(PrefixKind::LocalPods, 0, Asked::Require, 0);
+}
+
+/// The same, while the mesh is adopted.
+fn require_while_adopting(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    require_here(scene, world, situation);
+    adopting(scene, world, situation);
+}
+
+/// They ask for it of the far end's.
+fn require_there(scene: &mut Scene, world: &mut World, _: &mut Situation) {
+    no_tunnels(scene);
+    world.ask(PrefixKind::RemotePods, 0, Asked::Require, 0);
+}
+
+/// Of some pod of this node, whose address is not in sight.
+fn require_of_somebody(scene: &mut Scene, world: &mut World, _: &mut Situation) {
+    no_tunnels(scene);
+    world.config.unknown = Asked::Require as u32;
+}
+
+/// Both ends are exempt, for another ten minutes.
+fn exempt(scene: &mut Scene, world: &mut World, _: &mut Situation) {
+    no_tunnels(scene);
+    for kind in [PrefixKind::LocalPods, PrefixKind::RemotePods] {
+        world.ask(kind, 0, Asked::Exempt, scene.now + 600);
+    }
+}
+
+/// They were.
+fn no_longer_exempt(scene: &mut Scene, world: &mut World, _: &mut Situation) {
+    no_tunnels(scene);
+    for kind in [PrefixKind::LocalPods, PrefixKind::RemotePods] {
+        world.ask(kind, 0, Asked::Exempt, scene.now);
+    }
 }
 
 fn no_device(scene: &mut Scene, _: &mut World, _: &mut Situation) {
@@ -215,6 +262,21 @@ pub(crate) fn cases() -> Vec<Case> {
     add("just adopted", Egress, require, pods, POD, just_adopted, Reason::Tunnelled);
     add("no device", Egress, require, pods, POD, no_device, Reason::DeviceGone);
     add("no device", Egress, prefer, pods, POD, no_device, Reason::Preferred);
+    add("it must be encrypted", Egress, prefer, pods, POD, require_here, Reason::NoTunnel);
+    add("it must be, while adopting", Egress, require, pods, POD, require_while_adopting, Reason::NoTunnel);
+    add("the far end's must be", Egress, prefer, pods, POD, require_there, Reason::NoTunnel);
+    add("masqueraded, whoever's", Egress, prefer, masqueraded, POD, require_of_somebody, Reason::NoTunnel);
+    add(
+        "the host's own to a pod",
+        Egress,
+        prefer,
+        (LocalNode, RemotePod(0)),
+        0,
+        require_of_somebody,
+        Reason::Preferred,
+    );
+    add("exempt", Egress, require, pods, POD, exempt, Reason::Exempted);
+    add("no longer exempt", Egress, require, pods, POD, no_longer_exempt, Reason::NoTunnel);
     add("no owner", Egress, require, (LocalPod, Unowned), POD, no_change, Reason::NoOwner);
     add("no owner", Egress, prefer, (LocalPod, Unowned), POD, no_change, Reason::NoOwner);
     add("a stranger's", Egress, require, (Outside, RemotePod(0)), POD, no_change, Reason::SourceNotOurs);
@@ -310,6 +372,34 @@ pub(crate) fn cases() -> Vec<Case> {
     add("pod to pod", Ingress, observe, (RemotePod(0), LocalPod), WIRE, no_change, Reason::PlainFromPod);
     add("pod to pod", Ingress, prefer, (RemotePod(0), LocalPod), WIRE, no_tunnel, Reason::Preferred);
     add("pod to pod", Ingress, require, (RemotePod(0), LocalPod), WIRE, bypass, Reason::Bypassed);
+    add(
+        "it must be encrypted",
+        Ingress,
+        prefer,
+        (RemotePod(0), LocalPod),
+        WIRE,
+        require_here,
+        Reason::PlainFromPod,
+    );
+    add(
+        "node's, it must be",
+        Ingress,
+        prefer,
+        (RemoteNode(0), LocalPod),
+        WIRE,
+        require_here,
+        Reason::PlainToPod,
+    );
+    add("exempt", Ingress, require, (RemotePod(0), LocalPod), WIRE, exempt, Reason::Exempted);
+    add(
+        "no longer exempt",
+        Ingress,
+        require,
+        (RemotePod(0), LocalPod),
+        WIRE,
+        no_longer_exempt,
+        Reason::PlainFromPod,
+    );
     add("adopting", Ingress, require, (RemotePod(0), LocalPod), WIRE, adopting, Reason::Adopting);
     add("just adopted", Ingress, require, (RemotePod(0), LocalPod), WIRE, just_adopted, Reason::Adopting);
     add("long adopted", Ingress, require, (RemotePod(0), LocalPod), WIRE, long_adopted, Reason::PlainFromPod);

@@ -1,0 +1,172 @@
+//! How strict a flow is: as strict as the stricter of its two ends.
+//!
+//! The verifier walks through a program once for each number that it was told apart by. So what ends ask for is carried along as it
+//! was found ([`Ask`]), and becomes a mode in one place ([`Tables::held`]), of which only the outcome matters.
+
+use kubeveil_abi::{Asked, Config, FlowMode, Mode, PrefixKind, PrefixValue};
+
+use crate::Tables;
+
+/// Who has an address, and what happens without a tunnel to what they send and are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Whose it is.
+    pub kind: PrefixKind,
+    /// The peer's index if it is a peer's.
+    pub peer: u32,
+    /// What this end asks for now.
+    pub(crate) end: End,
+}
+
+/// What one end asks for: a [`FlowMode`], or what is only to be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct End(u8);
+
+/// What the two ends of a flow ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask(u32);
+
+/// The mode of a flow, as a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held(u32);
+
+impl Owner {
+    /// What a value of the prefixes comes to now. A kind that this program does not know counts as a pod's that nobody
+    /// owns: it must not pass.
+    #[inline(always)]
+    pub fn of(value: PrefixValue, tables: &impl Tables) -> Self {
+        let kind = PrefixKind::from_raw(value.kind).unwrap_or(PrefixKind::UnownedPods);
+        let is_over = value.until != 0 && tables.now() >= value.until;
+        let end = if is_over { End::MESH } else { End::of(Asked::from_raw(value.asked)) };
+        Self { kind, peer: value.peer as u32, end }
+    }
+
+    /// In one word, as a global function of the programs can return it: 24 bits, and never 0.
+    #[inline(always)]
+    pub const fn pack(owner: Option<Self>) -> u64 {
+        match owner {
+            None => 0,
+            // Peer indices are below `MAX_PEERS`, 2^14.
+            Some(Self { kind, peer, end: End(end) }) => {
+                kind as u64 | (end as u64) << 4 | (peer as u64 & 0xffff) << 8
+            }
+        }
+    }
+
+    /// What [`Owner::pack`] has packed.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the word is taken apart")]
+    pub const fn unpack(word: u64) -> Option<Self> {
+        match PrefixKind::from_raw(word as u8 & 15) {
+            Some(kind) => {
+                Some(Self { kind, peer: (word >> 8) as u32 & 0xffff, end: End((word >> 4) as u8 & 15) })
+            }
+            None => None,
+        }
+    }
+}
+
+impl End {
+    /// Nothing of its own.
+    pub(crate) const MESH: Self = Self(5);
+    /// As much as anybody might: nobody can tell who it is.
+    pub(crate) const UNKNOWN: Self = Self(6);
+
+    #[inline(always)]
+    const fn of(asked: Asked) -> Self {
+        match asked {
+            Asked::Mesh => Self::MESH,
+            Asked::Exempt => Self(FlowMode::Exempt as u8),
+            Asked::Prefer => Self(FlowMode::Prefer as u8),
+            Asked::Require => Self(FlowMode::Insist as u8),
+        }
+    }
+
+    /// That of who has an address; who is nobody's asks for nothing of his own.
+    #[inline(always)]
+    pub(crate) fn at(owner: Option<Owner>) -> Self {
+        owner.map_or(Self::MESH, |owner| owner.end)
+    }
+
+    #[inline(always)]
+    fn mode(self, config: &Config) -> FlowMode {
+        match self {
+            Self::MESH => base(config),
+            Self::UNKNOWN => unknown(config),
+            Self(mode) => FlowMode::from_raw(mode),
+        }
+    }
+}
+
+impl Ask {
+    /// Nobody can tell who the ends are.
+    pub(crate) const UNKNOWN: Self = Self::of(End::UNKNOWN, End::UNKNOWN);
+    /// No end asks for anything.
+    pub(crate) const NOTHING: Self = Self::of(End::MESH, End::MESH);
+
+    #[inline(always)]
+    pub(crate) const fn of(one: End, other: End) -> Self {
+        Self(one.0 as u32 | (other.0 as u32) << 8)
+    }
+
+    /// As a global function of the programs can take it.
+    #[inline(always)]
+    pub const fn pack(self) -> u32 {
+        self.0
+    }
+
+    /// What [`Ask::pack`] has packed.
+    #[inline(always)]
+    pub const fn unpack(word: u32) -> Self {
+        Self(word)
+    }
+}
+
+impl Held {
+    /// What happens to the flow.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a byte in a word")]
+    pub const fn mode(self) -> FlowMode {
+        FlowMode::from_raw(self.0 as u8)
+    }
+
+    /// As a global function of the programs can return it.
+    #[inline(always)]
+    pub const fn pack(self) -> u32 {
+        self.0
+    }
+
+    /// What [`Held::pack`] has packed; what is none is the strictest.
+    #[inline(always)]
+    pub const fn unpack(word: u32) -> Self {
+        Self(word)
+    }
+}
+
+/// How strict a flow is of whose ends this is asked for. Where nothing is steered nobody is held to anything.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the word is taken apart")]
+pub fn held(ask: Ask, config: &Config) -> Held {
+    let [one, other] = [ask.0 as u8, (ask.0 >> 8) as u8].map(|end| End(end).mode(config));
+    let mode = match base(config) {
+        FlowMode::Observe => FlowMode::Observe,
+        _ => one.and(other),
+    };
+    Held(mode as u32)
+}
+
+/// The mode of whom no policy selects.
+#[inline(always)]
+fn base(config: &Config) -> FlowMode {
+    Mode::from_raw(config.mode).into()
+}
+
+/// That of whom nobody can tell from any other.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a byte in a word")]
+fn unknown(config: &Config) -> FlowMode {
+    match End::of(Asked::from_raw(config.unknown as u8)) {
+        End::MESH => base(config),
+        End(mode) => base(config).and(FlowMode::from_raw(mode)),
+    }
+}

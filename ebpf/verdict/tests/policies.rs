@@ -1,0 +1,203 @@
+//! What policies ask for of one end decides on the flow, in every state of the world.
+
+use kubeveil_abi::{Asked, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
+use kubeveil_verdict::{
+    Decision, Hop, backstop, deliver, guard, steer,
+    testing::{Place, Scene, Situation, Slice, World, envelope, scene, situation},
+};
+use proptest::prelude::*;
+
+const NOW: u32 = 10_000;
+const PEERS: &[Place] =
+    &[Place::RemotePod(0), Place::RemotePod(2), Place::RemoteNode(1), Place::RemoteNode(3)];
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 2_000,
+        max_global_rejects: 100_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+fn decide(program: usize, situation: &Situation, world: &World) -> Decision {
+    let bytes = situation.build.network();
+    let (meta, slice) = (situation.meta(), Slice::new(&bytes));
+    match program {
+        0 => steer(&meta, &slice, world, &world.config),
+        1 => guard(&meta, &slice, world, &world.config),
+        _ => deliver(&meta, &slice, world, &world.config),
+    }
+}
+
+/// What is asked for of an address there, as the map has it.
+fn ask(world: &mut World, place: Place, asked: Asked, until: u32) {
+    match place {
+        Place::LocalPod => world.ask(PrefixKind::LocalPods, 0, asked, until),
+        Place::RemotePod(peer) => world.ask(PrefixKind::RemotePods, u32::from(peer), asked, until),
+        _ => {}
+    }
+}
+
+fn loose() -> impl Strategy<Value = Mode> {
+    prop::sample::select(&[Mode::Prefer, Mode::Require][..])
+}
+
+/// No timed bypass, which lets everybody pass.
+fn has_bypass(scene: &Scene) -> bool {
+    scene.peers.iter().any(|peer| peer.state() == PeerState::Bypass)
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// The heart of it: what a pod sends that requires encryption never leaves in plain, whatever the mesh asks of all others.
+    #[test]
+    fn a_pod_that_requires_it_sends_nothing_in_plain(
+        scene in scene(NOW), situation in situation(), to in prop::sample::select(PEERS), mode in loose(),
+    ) {
+        prop_assume!(!has_bypass(&scene));
+        let situation = situation.between(Place::LocalPod, to);
+        let mut world = Scene { mode, ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        ask(&mut world, Place::LocalPod, Asked::Require, 0);
+        let decision = decide(0, &situation, &world);
+        prop_assert!(decision.verdict() != Verdict::Pass || decision.reason == Reason::NonIp, "{:?}", decision);
+    }
+
+    /// Nor where its node has put its own address in place of the pod's, or a plugin has put it into an envelope.
+    #[test]
+    fn nor_behind_its_node(
+        scene in scene(NOW), inner in situation(), envelope in envelope(), to in 0..Scene::PEERS, mode in loose(),
+        is_v6 in any::<bool>(), is_masqueraded in any::<bool>(), device in prop::sample::select(&[Scene::POD_DEVICE, Scene::UNDERLAY][..]),
+    ) {
+        prop_assume!(!has_bypass(&scene));
+        let mut world = Scene { mode, flows: Vec::new(), ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        ask(&mut world, Place::LocalPod, Asked::Require, 0);
+        let node = Place::RemoteNode(to);
+        let situation = if is_masqueraded {
+            inner.between(Place::LocalNode, node).by(device)
+        } else {
+            inner.between(Place::LocalPod, Place::RemotePod(to)).in_envelope(envelope, Place::LocalNode, node, is_v6)
+        };
+        let decision = decide(0, &situation, &world);
+        let is_ours = matches!(decision.reason, Reason::Outer | Reason::NonIp);
+        prop_assert!(decision.verdict() != Verdict::Pass || is_ours, "{:?}", decision);
+    }
+
+    /// The receiving side checks too, whichever side got it wrong.
+    #[test]
+    fn a_pod_that_requires_it_is_told_nothing_in_plain(
+        scene in scene(NOW), situation in situation(), envelope in envelope(), is_v6 in any::<bool>(), is_in_envelope in any::<bool>(),
+        from in prop::sample::select(&[Place::RemotePod(0), Place::RemotePod(2), Place::RemoteNode(1), Place::Unowned][..]),
+    ) {
+        prop_assume!(!has_bypass(&scene));
+        let mut world = Scene { mode: Mode::Prefer, ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        ask(&mut world, Place::LocalPod, Asked::Require, 0);
+        let situation = situation.between(from, Place::LocalPod);
+        let situation = if is_in_envelope {
+            situation.in_envelope(envelope, Place::RemoteNode(0), Place::LocalNode, is_v6)
+        } else {
+            situation
+        };
+        prop_assert_eq!(decide(1, &situation, &world).verdict(), Verdict::Drop);
+    }
+
+    /// A flow is as strict as the stricter of its two ends, whichever that is; so a mesh in which one end asks for something treats it as
+    /// one would that asks for it of all.
+    #[test]
+    fn a_flow_is_as_strict_as_its_stricter_end(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, program in 0_usize..2,
+        asked in prop::sample::select(&[[Asked::Require, Asked::Mesh], [Asked::Mesh, Asked::Require], [Asked::Require, Asked::Exempt], [Asked::Prefer, Asked::Require]][..]),
+    ) {
+        // Adoption lets others pass, but not who asks for it.
+        let peers = scene.peers.map(|peer| if peer.bypass_until() == 0 { peer } else { PeerValue::NO_TUNNEL });
+        let scene = Scene { peers, ..scene };
+        let remote = Place::RemotePod(peer);
+        let ends = if program == 0 { (Place::LocalPod, remote) } else { (remote, Place::LocalPod) };
+        let mut situation = situation.between(ends.0, ends.1);
+        situation.build.tags %= 3;
+        let require = Scene { mode: Mode::Require, ..scene.clone() }.world();
+        let mut policies = Scene { mode: Mode::Prefer, ..scene }.world();
+        policies.config.unknown = Asked::Require as u32;
+        ask(&mut policies, ends.0, asked[0], 0);
+        ask(&mut policies, ends.1, asked[1], 0);
+        prop_assert_eq!(decide(program, &situation, &policies), decide(program, &situation, &require));
+    }
+
+    /// Who asks for nothing is held to what the mesh asks for, though others ask for more.
+    #[test]
+    fn others_lose_nothing(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, program in 0_usize..2,
+        asked in prop::sample::select(&[Asked::Mesh, Asked::Prefer][..]),
+    ) {
+        let remote = Place::RemotePod(peer);
+        let ends = if program == 0 { (Place::LocalPod, remote) } else { (remote, Place::LocalPod) };
+        let situation = situation.between(ends.0, ends.1);
+        prop_assume!(situation.build.tags < 3);
+        let plain = Scene { mode: Mode::Prefer, ..scene }.world();
+        let mut policies = plain.clone();
+        policies.config.unknown = Asked::Require as u32;
+        ask(&mut policies, ends.0, asked, 0);
+        let (with, without) = (decide(program, &situation, &policies), decide(program, &situation, &plain));
+        prop_assert!(with == without || with.reason == Reason::Unparsable, "{:?}, {:?}", with, without);
+    }
+
+    /// An exemption lets pass what finds no tunnel; it ends by the clock, and where the other end asks for more it is none.
+    #[test]
+    fn an_exemption_ends(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, until in prop::sample::select(&[0, NOW, NOW + 1][..]),
+        other in prop::sample::select(&[Asked::Mesh, Asked::Exempt, Asked::Require][..]),
+    ) {
+        let remote = Place::RemotePod(peer);
+        let situation = situation.between(Place::LocalPod, remote);
+        let require = Scene { mode: Mode::Require, now: NOW, ..scene }.world();
+        let mut policies = require.clone();
+        ask(&mut policies, Place::LocalPod, Asked::Exempt, until);
+        ask(&mut policies, remote, other, 0);
+        let strict = decide(0, &situation, &require);
+        let decision = decide(0, &situation, &policies);
+        let is_exempt = until != NOW && other == Asked::Exempt;
+        match strict.reason {
+            Reason::NoTunnel | Reason::DeviceGone if is_exempt => {
+                prop_assert_eq!((decision.reason, decision.verdict()), (Reason::Exempted, Verdict::Pass));
+            }
+            Reason::Adopting if other == Asked::Require => prop_assert_eq!(decision.verdict(), Verdict::Drop),
+            _ if !is_exempt => prop_assert_eq!(decision, strict),
+            _ => prop_assert!(decision.observed || decision.reason == strict.reason),
+        }
+    }
+
+    /// Where the mesh only observes nothing is carried out, whatever stands in the map.
+    #[test]
+    fn an_observing_mesh_carries_nothing_out(scene in scene(NOW), situation in situation(), program in 0_usize..3) {
+        let mut world = Scene { mode: Mode::Observe, ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        ask(&mut world, Place::LocalPod, Asked::Require, 0);
+        ask(&mut world, Place::RemotePod(0), Asked::Require, 0);
+        let decision = decide(program, &situation, &world);
+        prop_assert!(decision.observed && decision.verdict() == Verdict::Pass);
+    }
+
+    /// By a device that nobody guards neither end sends in plain, or is sent to, that requires encryption.
+    #[test]
+    fn an_unguarded_device_is_no_way_round(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, is_source in any::<bool>(),
+        from in prop::sample::select(&[Place::LocalPod, Place::LocalNode][..]),
+    ) {
+        prop_assume!(!has_bypass(&scene));
+        let remote = Place::RemotePod(peer);
+        let mut situation = situation.between(from, remote).by(Scene::POD_DEVICE);
+        situation.build.tags = 0;
+        let mut world = Scene { mode: Mode::Prefer, ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        ask(&mut world, if is_source { from } else { remote }, Asked::Require, 0);
+        let bytes = situation.build.network();
+        let hop = Hop { ingress_ifindex: Scene::POD_DEVICE, egress_ifindex: 99, has_programs: false };
+        let decision = backstop(hop, &Slice::new(&bytes), &world, &world.config);
+        let decision = decision.expect("it is for a remote pod");
+        prop_assert_eq!(decision.verdict(), Verdict::Drop, "{:?}", decision);
+    }
+}
