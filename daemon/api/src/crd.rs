@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     mesh::{MeshSpec, MeshStatus},
     names,
+    policy::{ClusterEncryptionPolicySpec, EncryptionPolicySpec},
     veil_node::VeilNodeStatus,
 };
 
@@ -26,7 +27,7 @@ pub fn files() -> Result<Vec<(String, String)>, serde_norway::Error> {
             format!("# Made by `cargo xtask codegen`.\n{}", serde_norway::to_string(definition)?),
         ))
     };
-    [mesh(), veil_node()].iter().map(text).collect()
+    [mesh(), veil_node(), policy(), cluster_policy()].iter().map(text).collect()
 }
 
 fn mesh() -> Value {
@@ -57,7 +58,7 @@ fn mesh() -> Value {
         column("Generation", "integer", ".spec.keyGeneration"),
         column("Age", "date", ".metadata.creationTimestamp"),
     ]);
-    definition(["EncryptionMesh", "encryptionmesh", "encryptionmeshes"], schema, columns)
+    definition(["EncryptionMesh", "encryptionmesh", "encryptionmeshes"], "Cluster", schema, columns)
 }
 
 fn veil_node() -> Value {
@@ -74,7 +75,37 @@ fn veil_node() -> Value {
         column("Encrypted", "integer", ".status.encrypted"),
         column("Age", "date", ".metadata.creationTimestamp"),
     ]);
-    definition(["VeilNode", "veilnode", "veilnodes"], schema, columns)
+    definition(["VeilNode", "veilnode", "veilnodes"], "Cluster", schema, columns)
+}
+
+fn policy() -> Value {
+    let schema = json!({
+        "type": "object",
+        "description": "What the people of a namespace ask for of its pods: more than the mesh does.",
+        "required": ["spec"],
+        "properties": {"spec": schema::<EncryptionPolicySpec>()},
+    });
+    definition(
+        ["EncryptionPolicy", "encryptionpolicy", "encryptionpolicies"],
+        "Namespaced",
+        schema,
+        of_policies(),
+    )
+}
+
+fn cluster_policy() -> Value {
+    let schema = json!({
+        "type": "object",
+        "description": "What is asked for of pods of the cluster, by the labels of their namespaces and their own.",
+        "required": ["spec"],
+        "properties": {"spec": schema::<ClusterEncryptionPolicySpec>()},
+    });
+    let names = ["ClusterEncryptionPolicy", "clusterencryptionpolicy", "clusterencryptionpolicies"];
+    definition(names, "Cluster", schema, of_policies())
+}
+
+fn of_policies() -> Value {
+    json!([column("Mode", "string", ".spec.mode"), column("Age", "date", ".metadata.creationTimestamp")])
 }
 
 /// Where a field of a condition is.
@@ -86,8 +117,8 @@ fn column(name: &str, kind: &str, path: &str) -> Value {
     json!({"name": name, "type": kind, "jsonPath": path})
 }
 
-/// Cluster-scoped, in our group, category `veil`; what people want and what programs say are written apart.
-fn definition([kind, singular, plural]: [&str; 3], schema: Value, columns: Value) -> Value {
+/// In our group, category `veil`; what people want and what programs say are written apart.
+fn definition([kind, singular, plural]: [&str; 3], scope: &str, schema: Value, columns: Value) -> Value {
     let version = names::API_VERSION.rsplit('/').next();
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -95,7 +126,7 @@ fn definition([kind, singular, plural]: [&str; 3], schema: Value, columns: Value
         "metadata": {"name": format!("{plural}.{}", names::GROUP)},
         "spec": {
             "group": names::GROUP,
-            "scope": "Cluster",
+            "scope": scope,
             "names": {
                 "kind": kind, "listKind": format!("{kind}List"),
                 "singular": singular, "plural": plural, "categories": ["veil"],
@@ -198,6 +229,33 @@ pub(crate) fn requirement() -> Value {
         "(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)",
         "In and NotIn need values, Exists and DoesNotExist have none",
     )])
+}
+
+/// A namespace's people loosen nothing.
+pub(crate) fn only_tightens() -> Value {
+    json!([{
+        "rule": "self.mode == 'require'",
+        "message": "may only be require: a namespace may ask for more than the mesh does. A ClusterEncryptionPolicy may ask for less",
+        "fieldPath": ".mode",
+    }])
+}
+
+/// Who is exempt, why, and for how long.
+pub(crate) fn exemption() -> Value {
+    json!([{
+        "rule": "self.mode != 'exempt' || has(self.reason)",
+        "message": "is missing; who is exempt needs a reason that an auditor can read",
+        "fieldPath": ".reason",
+    }, {
+        "rule": "self.mode == 'exempt' || !has(self.until)",
+        "message": "ends an exemption, and nothing else; take it away, or set mode to exempt",
+        "fieldPath": ".until",
+    }])
+}
+
+/// Why.
+pub(crate) fn reason(_: &mut SchemaGenerator) -> Schema {
+    text("self.matches('[^ ]')", 1024, "says nothing; an auditor has to be able to read it")
 }
 
 /// A list of ranges of addresses.

@@ -37,6 +37,8 @@ pub struct EncryptionPolicy {
 /// `spec` of an [`EncryptionPolicy`]. An unknown field is refused: a misspelt `podSelector` must not mean all pods.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-validations" = crate::crd::only_tightens())))]
 pub struct EncryptionPolicySpec {
     /// Which pods of the namespace; without it, all of them.
     #[serde(default, deserialize_with = "or_default")]
@@ -60,6 +62,8 @@ pub struct ClusterEncryptionPolicy {
 /// `spec` of a [`ClusterEncryptionPolicy`]. An unknown field is refused, as above.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-validations" = crate::crd::exemption())))]
 pub struct ClusterEncryptionPolicySpec {
     /// Pods of which namespaces, by their labels; without it, of all.
     #[serde(default, deserialize_with = "or_default")]
@@ -71,8 +75,10 @@ pub struct ClusterEncryptionPolicySpec {
     pub mode: PolicyMode,
     /// Why somebody is exempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::reason"))]
     pub reason: Option<String>,
     /// When an exemption ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub until: Option<Timestamp>,
 }

@@ -28,6 +28,9 @@ pub struct Status {
     pub waiting_for: Vec<String>,
     /// The mesh's mode; `None` while no mesh is known.
     pub mode: Option<Mode>,
+    /// What policies ask for; `None` where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policies: Option<PolicyStatus>,
     /// Which pairs may still speak in plain; `None` where the mesh has no `spec.adoption`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adoption: Option<AdoptionStatus>,
@@ -55,6 +58,18 @@ pub struct Status {
     pub kernel_writes: u64,
     /// Problems met since then, of every kind.
     pub errors_met: u64,
+}
+
+/// What policies ask for, beside the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// How many there are.
+    pub count: usize,
+    /// What is asked for of whom none of them selects: more than the mesh's mode, where that only observes.
+    pub others: Mode,
+    /// Addresses of this node's pods of which encryption is required.
+    pub required: usize,
 }
 
 /// How far `spec.adoption` has come on this node.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use kubeveil_api::{
     mesh::Mode,
-    status::{AdoptionStatus, BackstopForm, BackstopStatus, PeerStatus, Status, Verdict},
+    status::{AdoptionStatus, BackstopForm, BackstopStatus, PeerStatus, PolicyStatus, Status, Verdict},
 };
 
 /// The whole, ending in a newline.
@@ -54,6 +54,7 @@ fn head(status: &Status, out: &mut String) {
             ),
         ));
     }
+    rows.extend(status.policies.as_ref().map(|policies| ("Policies", asked(policies))));
     rows.push(("Backstop", backstop(&status.backstop)));
     rows.extend(
         status.adoption.as_ref().map(|adoption| ("Adoption", adopting(adoption, status.peers.len()))),
@@ -67,10 +68,18 @@ fn head(status: &Status, out: &mut String) {
     }
 }
 
+fn asked(policies: &PolicyStatus) -> String {
+    let PolicyStatus { count, others, required } = policies;
+    format!(
+        "{count}, which require encryption of {required} addresses of this node's pods; for all others the mode is {others}"
+    )
+}
+
 /// Nothing is in `observe`; then, what would be.
 fn encrypted(status: &Status) -> String {
     let of = |peers: usize| format!("to {peers} of {} other nodes", status.peers.len());
-    if status.mode == Some(Mode::Observe) {
+    let others = status.policies.as_ref().map(|policies| policies.others).or(status.mode);
+    if others == Some(Mode::Observe) {
         let proven = status.peers.iter().filter(|p| p.proven).count();
         return format!("nothing, since the mode is observe; it would be {}", of(proven));
     }

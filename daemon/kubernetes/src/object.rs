@@ -7,10 +7,15 @@ use kubeveil_api::{
     mesh::{InForce, MeshSpec},
     names,
     node::NodeAddress,
+    object::{self, TypeMeta},
+    policy::{ClusterEncryptionPolicy, EncryptionPolicy},
     problem::{Problem, ProblemKind, readable},
     selector::Labels,
 };
-use kubeveil_core::snapshot::NodeFacts;
+use kubeveil_core::{
+    policy::{Policy, PolicyId, Refusal, pods::Pod},
+    snapshot::NodeFacts,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 
 /// `metadata` of an object.
@@ -31,6 +36,14 @@ pub(crate) struct Metadata {
 }
 
 impl Metadata {
+    /// Under a name that no other of its kind has: names are unique within a namespace only.
+    pub(crate) fn within_namespace(self) -> Self {
+        match self.namespace.as_str() {
+            "" => self,
+            namespace => Self { name: format!("{namespace}/{}", self.name), ..self },
+        }
+    }
+
     /// What the node announces.
     pub(crate) fn announcement(&self) -> Option<String> {
         self.annotations.as_ref()?.announcement.clone()
@@ -106,6 +119,23 @@ pub(crate) struct MeshObject {
     status: Option<serde_json::Value>,
 }
 
+/// A `v1` Namespace.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct NamespaceObject {
+    metadata: Metadata,
+}
+
+/// An `EncryptionPolicy` or a `ClusterEncryptionPolicy`. Its `spec` is read last, as a mesh's.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PolicyObject {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: serde_json::Value,
+}
+
+/// A policy with its name.
+pub(crate) type Named = (PolicyId, Policy);
+
 /// An object as it is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Read<T> {
@@ -169,13 +199,84 @@ impl NodeObject {
 
 impl PodObject {
     /// Addresses that it has for itself: not its node's, and not those of one that has ended, which another may have by now.
-    pub(crate) fn read(self) -> Read<Vec<IpAddr>> {
+    pub(crate) fn read(mut self) -> Read<Pod> {
         let has_ended = ["Succeeded", "Failed"].contains(&self.status.phase.as_str());
         let ips = self.status.pod_ips.filter(|_| !self.spec.host_network && !has_ended);
-        let addresses = ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
-        // Names of pods are unique within their namespace only.
-        let name = format!("{}/{}", self.metadata.namespace, self.metadata.name);
-        Read::of(Metadata { name, ..self.metadata }, addresses, Vec::new())
+        let pod = Pod {
+            namespace: self.metadata.namespace.clone(),
+            labels: self.metadata.labels.take().unwrap_or_default(),
+            addresses: ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
+        };
+        Read::of(self.metadata.within_namespace(), pod, Vec::new())
+    }
+}
+
+impl NamespaceObject {
+    pub(crate) fn read(mut self) -> Read<Labels> {
+        let labels = self.metadata.labels.take().unwrap_or_default();
+        Read::of(self.metadata, labels, Vec::new())
+    }
+}
+
+impl PolicyObject {
+    /// A namespace's policy, or `before`, its last good state, where it can't be read.
+    pub(crate) fn of_namespace(self, before: Option<&Named>) -> Read<Option<Named>> {
+        let (types, metadata) = self.identity("EncryptionPolicy");
+        let read = part("spec", self.spec.clone())
+            .map(|spec| EncryptionPolicy { types, metadata, spec })
+            .and_then(|policy| Policy::of_namespace(policy).map_err(owned));
+        self.with(read, before, "EncryptionPolicy")
+    }
+
+    /// The same of the cluster's.
+    pub(crate) fn of_cluster(self, before: Option<&Named>) -> Read<Option<Named>> {
+        let (types, metadata) = self.identity("ClusterEncryptionPolicy");
+        let read = part("spec", self.spec.clone())
+            .map(|spec| ClusterEncryptionPolicy { types, metadata, spec })
+            .and_then(|policy| Policy::of_cluster(policy).map_err(owned));
+        self.with(read, before, "ClusterEncryptionPolicy")
+    }
+
+    /// As it is kept.
+    pub(crate) fn name(&self) -> String {
+        self.metadata.clone().within_namespace().name
+    }
+
+    fn identity(&self, kind: &str) -> (TypeMeta, object::Metadata) {
+        let namespace = Some(self.metadata.namespace.clone()).filter(|namespace| !namespace.is_empty());
+        let name = self.metadata.name.clone();
+        let types = TypeMeta { api_version: names::API_VERSION.to_owned(), kind: kind.to_owned() };
+        (types, object::Metadata { name, namespace, ..object::Metadata::default() })
+    }
+
+    fn with(
+        self,
+        read: Result<Named, (String, String)>,
+        before: Option<&Named>,
+        kind: &str,
+    ) -> Read<Option<Named>> {
+        let metadata = self.metadata.within_namespace();
+        let (policy, problem) = match read {
+            Ok(policy) => (Some(policy), None),
+            Err((field, why)) => {
+                (before.cloned(), Some(refused(&format!("{kind} {}", metadata.name), &field, &why)))
+            }
+        };
+        Read::of(metadata, policy, problem.into_iter().collect())
+    }
+}
+
+fn owned((field, why): Refusal) -> (String, String) {
+    (field.to_owned(), why.to_owned())
+}
+
+fn refused(object: &str, field: &str, why: &str) -> Problem {
+    Problem {
+        kind: ProblemKind::Manifest,
+        object: object.to_owned(),
+        field: readable(field),
+        message: readable(why),
+        advice: "Correct it; its last good state stands until then".to_owned(),
     }
 }
 
@@ -185,13 +286,7 @@ impl MeshObject {
         match in_force(self.spec, self.status) {
             Ok(mesh) => Read::of(self.metadata, Some(mesh), Vec::new()),
             Err((field, why)) => {
-                let problem = Problem {
-                    kind: ProblemKind::Manifest,
-                    object: format!("EncryptionMesh {}", names::MESH),
-                    field: readable(&field),
-                    message: readable(&why),
-                    advice: "Correct it; its last good state stands until then".to_owned(),
-                };
+                let problem = refused(&format!("EncryptionMesh {}", names::MESH), &field, &why);
                 Read::of(self.metadata, before.cloned(), vec![problem])
             }
         }
@@ -272,9 +367,9 @@ mod tests {
             serde_json::from_value::<PodObject>(object).expect("a pod").read()
         };
         let running = pod(false, "Running");
-        assert_eq!((running.name.as_str(), running.version, running.value.len()), ("n/p", 5, 2));
+        assert_eq!((running.name.as_str(), running.version, running.value.addresses.len()), ("n/p", 5, 2));
         for none in [pod(true, "Running"), pod(false, "Failed"), pod(false, "Succeeded")] {
-            assert!(none.value.is_empty());
+            assert!(none.value.addresses.is_empty());
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     publish::{self, Publication, Wanted},
     report::{self, Report},
     store::Store,
-    watch::{Follower, Mesh, Nodes, Pods},
+    watch::{ClusterPolicies, Follower, Mesh, Namespaces, Nodes, Pods, Policies},
 };
 
 /// What the tasks keep, and the node's thread reads.
@@ -32,8 +32,13 @@ pub(crate) struct State {
     pub(crate) nodes: Option<Problem>,
     /// … the mesh …
     pub(crate) mesh: Option<Problem>,
-    /// … and this node's pods.
+    /// … this node's pods …
     pub(crate) pods: Option<Problem>,
+    /// … namespaces …
+    pub(crate) namespaces: Option<Problem>,
+    /// … and policies.
+    pub(crate) policies: Option<Problem>,
+    pub(crate) cluster_policies: Option<Problem>,
     pub(crate) publication: Publication,
     pub(crate) report: Report,
 }
@@ -97,6 +102,9 @@ impl Kubernetes {
             nodes: None,
             mesh: None,
             pods: None,
+            namespaces: None,
+            policies: None,
+            cluster_policies: None,
             publication: Publication::default(),
             report: Report::default(),
         };
@@ -111,6 +119,9 @@ impl Kubernetes {
             runtime.spawn(follower().run::<Nodes>()),
             runtime.spawn(follower().run::<Mesh>()),
             runtime.spawn(follower().run::<Pods>()),
+            runtime.spawn(follower().run::<Namespaces>()),
+            runtime.spawn(follower().run::<Policies>()),
+            runtime.spawn(follower().run::<ClusterPolicies>()),
             runtime.spawn(publish::run(shared.clone(), origin.clone(), pace)),
             runtime.spawn(report::run(shared.clone(), origin.clone(), pace)),
         ];
@@ -137,6 +148,9 @@ impl Source for Kubernetes {
                 .iter()
                 .chain(&state.mesh)
                 .chain(&state.pods)
+                .chain(&state.namespaces)
+                .chain(&state.policies)
+                .chain(&state.cluster_policies)
                 .chain(state.store.problems())
                 .cloned();
             SourceState { problems: problems.collect(), knowledge: state.store.knowledge(), look_again: None }

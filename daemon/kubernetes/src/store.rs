@@ -6,13 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use kubeveil_api::{mesh::InForce, names, problem::Problem};
+use kubeveil_api::{mesh::InForce, names, problem::Problem, selector::Labels};
 use kubeveil_core::{
+    policy::pods::{Pod, Workloads},
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::Changes,
 };
 
-use crate::object::Read;
+use crate::object::{Named, Read};
 
 /// Why a list does not count, and everything stays as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,15 +125,27 @@ impl<T: PartialEq> Objects<T> {
     }
 }
 
-/// Nodes, the mesh, and this node's own pods.
+/// Whose a policy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Namespace,
+    Cluster,
+}
+
+/// Nodes, the mesh, policies, and this node's own pods.
 #[derive(Debug)]
 pub(crate) struct Store {
     /// The Node that this daemon runs on.
     own: String,
     pub(crate) nodes: Objects<Arc<NodeFacts>>,
     pub(crate) mesh: Objects<Option<InForce>>,
-    /// Addresses of this node's pods.
-    pub(crate) pods: Objects<Vec<IpAddr>>,
+    /// This node's pods.
+    pub(crate) pods: Objects<Pod>,
+    /// Labels of namespaces.
+    pub(crate) namespaces: Objects<Labels>,
+    /// Namespaces' policies, and the cluster's.
+    pub(crate) policies: Objects<Option<Named>>,
+    pub(crate) cluster_policies: Objects<Option<Named>>,
     /// Those of them that are none of its node's.
     strangers: BTreeSet<String>,
     /// Since somebody read it.
@@ -146,6 +159,9 @@ impl Store {
             nodes: Objects::default(),
             mesh: Objects::default(),
             pods: Objects::default(),
+            namespaces: Objects::default(),
+            policies: Objects::default(),
+            cluster_policies: Objects::default(),
             strangers: BTreeSet::new(),
             changes: no_changes(),
         }
@@ -159,20 +175,50 @@ impl Store {
     pub(crate) fn knowledge(&self) -> Knowledge {
         let nodes = self.nodes.by_name.iter().map(|(name, read)| (name.clone(), Arc::clone(&read.value)));
         let mesh = self.mesh.get(names::MESH).and_then(|read| read.value.clone());
-        let mut snapshot =
-            Snapshot { nodes: nodes.collect(), strangers: self.strangers.clone(), ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            nodes: nodes.collect(),
+            strangers: self.strangers.clone(),
+            policies: self.policies().collect::<Vec<_>>().into(),
+            workloads: self.workloads().into(),
+            ..Snapshot::default()
+        };
         snapshot.set_mesh(mesh);
-        if self.nodes.listed && self.mesh.listed && self.pods.listed && self.nodes.get(&self.own).is_some() {
+        if self.is_listed() && self.nodes.get(&self.own).is_some() {
             Knowledge::Whole(snapshot.attest_whole())
         } else {
             Knowledge::Partial(snapshot)
         }
     }
 
+    fn is_listed(&self) -> bool {
+        let policies = self.policies.listed && self.cluster_policies.listed && self.namespaces.listed;
+        self.nodes.listed && self.mesh.listed && self.pods.listed && policies
+    }
+
+    fn policies(&self) -> impl Iterator<Item = Named> {
+        let all = self.policies.by_name.values().chain(self.cluster_policies.by_name.values());
+        all.filter_map(|read| read.value.clone())
+    }
+
+    /// Of nobody where nothing is asked for of anybody.
+    fn workloads(&self) -> Workloads {
+        if self.policies().next().is_none() {
+            return Workloads::default();
+        }
+        let namespaces = self.namespaces.by_name.iter();
+        let pods = self.pods.by_name.values();
+        Workloads {
+            namespaces: namespaces.map(|(name, read)| (name.clone(), read.value.clone())).collect(),
+            pods: pods.map(|read| (read.uid.clone(), read.value.clone())).collect(),
+        }
+    }
+
     /// What of it could not be read.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
         let nodes = self.nodes.by_name.values().flat_map(|read| &read.problems);
-        nodes.chain(self.mesh.by_name.values().flat_map(|read| &read.problems))
+        let policies = self.policies.by_name.values().chain(self.cluster_policies.by_name.values());
+        let others = self.mesh.by_name.values().flat_map(|read| &read.problems);
+        nodes.chain(others).chain(policies.flat_map(|read| &read.problems))
     }
 
     /// What has changed since this was last called.
@@ -204,21 +250,80 @@ impl Store {
     }
 
     /// This node's pods as of a full list.
-    pub(crate) fn list_pods(
-        &mut self,
-        listed: Vec<Read<Vec<IpAddr>>>,
-        version: u64,
-    ) -> Result<bool, Disbelief> {
-        let is_first = !self.pods.listed;
-        self.pods.replace(listed, version, None, |_, _, _| {})?;
-        let is_news = Noted::new(&mut self.changes, is_first).is_news;
+    pub(crate) fn list_pods(&mut self, listed: Vec<Read<Pod>>, version: u64) -> Result<bool, Disbelief> {
+        let asks = self.policies().next().is_some();
+        let mut noted = Noted::new(&mut self.changes, !self.pods.listed);
+        self.pods.replace(listed, version, None, |_, _, _| noted.any_if(asks))?;
+        let is_news = noted.is_news;
         Ok(self.look_for_strangers() || is_news)
     }
 
-    /// One of them. That they come and go is no news.
-    pub(crate) fn pod(&mut self, read: Read<Vec<IpAddr>>, is_deleted: bool) -> Result<bool, OutOfOrder> {
-        self.pods.event(read, is_deleted, |_, _, _| {})?;
-        Ok(self.look_for_strangers())
+    /// One of them. That they come and go is no news where nothing is asked for of anybody.
+    pub(crate) fn pod(&mut self, read: Read<Pod>, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let asks = self.policies().next().is_some();
+        let mut noted = Noted::new(&mut self.changes, false);
+        self.pods.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;
+        let is_news = noted.is_news;
+        Ok(self.look_for_strangers() || is_news)
+    }
+
+    /// Namespaces as of a full list.
+    pub(crate) fn list_namespaces(
+        &mut self,
+        listed: Vec<Read<Labels>>,
+        version: u64,
+    ) -> Result<bool, Disbelief> {
+        let mut noted = Noted::new(&mut self.changes, !self.namespaces.listed);
+        self.namespaces.replace(listed, version, None, |_, _, _| noted.any())?;
+        Ok(noted.is_news)
+    }
+
+    /// One of them.
+    pub(crate) fn namespace(&mut self, read: Read<Labels>, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let mut noted = Noted::new(&mut self.changes, false);
+        self.namespaces.event(read, is_deleted, |_, _, _| noted.any())?;
+        Ok(noted.is_news)
+    }
+
+    fn policies_of(&mut self, scope: Scope) -> (&mut Objects<Option<Named>>, &mut Changes) {
+        match scope {
+            Scope::Namespace => (&mut self.policies, &mut self.changes),
+            Scope::Cluster => (&mut self.cluster_policies, &mut self.changes),
+        }
+    }
+
+    /// Policies as of a full list.
+    pub(crate) fn list_policies(
+        &mut self,
+        scope: Scope,
+        listed: Vec<Read<Option<Named>>>,
+        version: u64,
+    ) -> Result<bool, Disbelief> {
+        let (policies, changes) = self.policies_of(scope);
+        let mut noted = Noted::new(changes, !policies.listed);
+        policies.replace(listed, version, None, |_, _, _| noted.any())?;
+        Ok(noted.is_news)
+    }
+
+    /// One of them.
+    pub(crate) fn policy(
+        &mut self,
+        scope: Scope,
+        read: Read<Option<Named>>,
+        is_deleted: bool,
+    ) -> Result<bool, OutOfOrder> {
+        let (policies, changes) = self.policies_of(scope);
+        let mut noted = Noted::new(changes, false);
+        policies.event(read, is_deleted, |_, _, _| noted.any())?;
+        Ok(noted.is_news)
+    }
+
+    /// The API server does not know the kind, so there are none: what was seen of them stands, and is no reason to wait.
+    pub(crate) fn no_policies(&mut self, scope: Scope) -> bool {
+        let (policies, changes) = self.policies_of(scope);
+        let is_news = Noted::new(changes, !policies.listed).is_news;
+        policies.listed = true;
+        is_news
     }
 
     /// Whose addresses are in none of the own Node's prefixes; whether that is news. Of a Node that has none of a family
@@ -231,7 +336,7 @@ impl Store {
         };
         let pods = self.pods.by_name.iter();
         let told = pods.filter_map(|(name, read)| {
-            let address = read.value.iter().find(|address| is_strange(address))?;
+            let address = read.value.addresses.iter().find(|address| is_strange(address))?;
             Some(format!("Pod {name} has the address {address}"))
         });
         let strangers = told.collect();
@@ -285,6 +390,12 @@ impl<'a> Noted<'a> {
         (*self.changes, self.is_news) = (Changes::Any, true);
     }
 
+    fn any_if(&mut self, is_so: bool) {
+        if is_so {
+            self.any();
+        }
+    }
+
     fn node(&mut self, name: &str, was: Option<&Arc<NodeFacts>>, is: Option<&Arc<NodeFacts>>) {
         let (Some(was), Some(is)) = (was, is) else { return self.any() };
         let said_otherwise = NodeFacts { announcement: is.announcement.clone(), ..(**was).clone() };
@@ -321,6 +432,10 @@ mod tests {
         store.list_nodes(vec![node(ME, 3, ""), node("b", 4, "said")], 10).expect("believed");
         store.list_mesh(vec![], 10).expect("believed");
         store.list_pods(vec![], 10).expect("believed");
+        store.list_namespaces(vec![], 10).expect("believed");
+        for scope in [Scope::Namespace, Scope::Cluster] {
+            store.list_policies(scope, vec![], 10).expect("believed");
+        }
         store.take_changes();
         store
     }
@@ -341,6 +456,11 @@ mod tests {
         assert_eq!(store.list_mesh(vec![], 9), Ok(true), "that there is none is news");
         assert!(store.knowledge().synced().is_none());
         assert_eq!(store.list_pods(vec![], 9), Ok(true), "that there is none is news");
+        assert_eq!(store.list_namespaces(vec![], 9), Ok(true), "that there is none is news");
+        assert_eq!(store.list_policies(Scope::Namespace, vec![], 9), Ok(true), "that there is none is news");
+        assert!(store.knowledge().synced().is_none());
+        assert!(store.no_policies(Scope::Cluster), "that the kind is not known is news");
+        assert!(!store.no_policies(Scope::Cluster), "told before");
         assert!(store.knowledge().synced().is_some());
         assert_eq!(store.take_changes(), Changes::Any);
     }
@@ -396,7 +516,7 @@ mod tests {
             name: "n/p".to_owned(),
             uid: "u".to_owned(),
             version,
-            value: vec![address.parse().expect("address")],
+            value: Pod { addresses: [address.parse().expect("address")].into(), ..Pod::default() },
             problems: vec![],
         };
         let mut store = store();

@@ -63,6 +63,11 @@ impl Failure {
             || self.status().is_some_and(|status| [GONE, NOT_FOUND].contains(&status.code))
     }
 
+    /// The API server knows no such kind.
+    pub(crate) fn is_of_no_kind(&self) -> bool {
+        self.code() == Some(NOT_FOUND)
+    }
+
     /// The API server answered, so the connection and the credentials serve.
     pub(crate) fn keeps_connection(&self) -> bool {
         match self {

@@ -1,6 +1,6 @@
 //! One kind of object, listed and then watched, for ever.
 
-use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
@@ -16,10 +16,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     connect::{Connection, Line, Origin, unbuilt},
-    object::{MeshObject, NodeObject, PodObject, version},
+    object::{MeshObject, NamespaceObject, NodeObject, PodObject, PolicyObject, version},
     pace::{Pace, Waits},
     source::{Shared, State},
-    store::{Disbelief, OutOfOrder, Store},
+    store::{Disbelief, OutOfOrder, Scope, Store},
     trouble::{Deed, Failure},
 };
 
@@ -42,6 +42,11 @@ pub(crate) trait Watched: Send + 'static {
     fn event(store: &mut Store, object: Self::Object, is_deleted: bool) -> Result<bool, OutOfOrder>;
     fn bookmark(store: &mut Store, version: u64);
     fn trouble(state: &mut State) -> &mut Option<Problem>;
+
+    /// The API server does not know the kind. Whether it is news that there are none; where there must be some it is nothing to go by.
+    fn absent(_: &mut Store) -> bool {
+        false
+    }
 }
 
 pub(crate) enum Nodes {}
@@ -144,6 +149,101 @@ impl Watched for Pods {
     }
 }
 
+pub(crate) enum Namespaces {}
+
+impl Watched for Namespaces {
+    type Object = NamespaceObject;
+    const PATH: &str = "/api/v1/namespaces";
+    const RESOURCE: &str = "namespaces";
+
+    fn fields(_: &str) -> Option<String> {
+        None
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.namespaces.newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<NamespaceObject>, version: u64) -> Result<bool, Disbelief> {
+        store.list_namespaces(listed.into_iter().map(NamespaceObject::read).collect(), version)
+    }
+
+    fn event(store: &mut Store, object: NamespaceObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        store.namespace(object.read(), is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.namespaces.bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.namespaces
+    }
+}
+
+macro_rules! policies {
+    ($kind:ident, $scope:expr, $field:ident, $read:ident, $path:literal, $resource:literal) => {
+        pub(crate) enum $kind {}
+
+        impl Watched for $kind {
+            type Object = PolicyObject;
+            const PATH: &str = $path;
+            const RESOURCE: &str = $resource;
+
+            fn fields(_: &str) -> Option<String> {
+                None
+            }
+
+            fn newest(store: &Store) -> u64 {
+                store.$field.newest()
+            }
+
+            fn list(store: &mut Store, listed: Vec<PolicyObject>, version: u64) -> Result<bool, Disbelief> {
+                let read = |policy: PolicyObject| {
+                    let before = store.$field.get(&policy.name()).and_then(|read| read.value.clone());
+                    policy.$read(before.as_ref())
+                };
+                let listed = listed.into_iter().map(read).collect();
+                store.list_policies($scope, listed, version)
+            }
+
+            fn event(store: &mut Store, object: PolicyObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+                let before = store.$field.get(&object.name()).and_then(|read| read.value.clone());
+                store.policy($scope, object.$read(before.as_ref()), is_deleted)
+            }
+
+            fn bookmark(store: &mut Store, version: u64) {
+                store.$field.bookmark(version);
+            }
+
+            fn trouble(state: &mut State) -> &mut Option<Problem> {
+                &mut state.$field
+            }
+
+            fn absent(store: &mut Store) -> bool {
+                store.no_policies($scope)
+            }
+        }
+    };
+}
+
+policies!(
+    Policies,
+    Scope::Namespace,
+    policies,
+    of_namespace,
+    "/apis/kubeveil.io/v1alpha1/encryptionpolicies",
+    "encryptionpolicies.kubeveil.io"
+);
+policies!(
+    ClusterPolicies,
+    Scope::Cluster,
+    cluster_policies,
+    of_cluster,
+    "/apis/kubeveil.io/v1alpha1/clusterencryptionpolicies",
+    "clusterencryptionpolicies.kubeveil.io"
+);
+
 /// Keeps `K` in the store as the API server has it.
 pub(crate) struct Follower {
     shared: Arc<Shared>,
@@ -177,7 +277,11 @@ impl Follower {
         self.verb = if self.must_list { "list" } else { "watch" };
         let connection = self.line.connection().await?;
         if self.must_list {
-            self.list::<K>(&connection).await?;
+            let listed = self.list::<K>(&connection).await;
+            if listed.as_ref().is_err_and(Failure::is_of_no_kind) {
+                self.shared.change(|store| Ok::<_, Infallible>(K::absent(store))).unwrap_or_default();
+            }
+            listed?;
             (self.must_list, self.verb) = (false, "watch");
         }
         self.watch::<K>(&connection).await

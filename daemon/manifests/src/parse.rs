@@ -175,7 +175,33 @@ mod tests {
         let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n";
         let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Node, metadata: {name: b, uid: v}}\n";
         let all = parse("x.yaml", &format!("---\n{NODE}---\n{pod}---\n{list}")).expect("good");
-        assert_eq!(all.len(), 2);
+        let is_pod = |object: &Object| matches!(object, Object::Pod(_));
+        assert_eq!((all.len(), all.iter().filter(|object| is_pod(object)).count()), (3, 1));
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n";
+        assert_eq!(parse("x.yaml", service).expect("good"), [], "nothing that the daemon acts upon");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_policy_is_told() {
+        let policy = |kind: &str, metadata: &str, spec: &str| {
+            format!(
+                "apiVersion: kubeveil.io/v1alpha1\nkind: {kind}\nmetadata: {{name: p{metadata}}}\nspec: {{{spec}}}\n"
+            )
+        };
+        let (own, clusters) = ("EncryptionPolicy", "ClusterEncryptionPolicy");
+        for (kind, metadata, spec, why) in [
+            (own, "", "mode: require", "EncryptionPolicy p metadata.namespace: is missing"),
+            (own, ", namespace: n", "mode: prefer", "spec.mode: may only be require"),
+            (own, ", namespace: n", "mode: require, podSelectr: {}", "unknown field `podSelectr`"),
+            (own, ", namespace: n", "mode: must", "spec.mode: unknown variant `must`"),
+            (clusters, "", "mode: exempt", "spec.reason: is missing"),
+            (clusters, "", "mode: require, until: 2027-01-31T12:00:00Z", "spec.until: ends an exemption"),
+        ] {
+            let text = fails(&policy(kind, metadata, spec));
+            assert!(text.contains(why), "{text}");
+        }
+        let good = parse("x.yaml", &policy(own, ", namespace: n", "mode: require")).expect("good");
+        assert!(matches!(&good[..], [Object::Policy(id, _)] if id.to_string() == "EncryptionPolicy n/p"));
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::{
 
 /// What `deploy/` has for the API server.
 pub const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
+/// A namespace whose pods are a test's own.
+pub const PAYMENTS: &str = "payments";
 /// Who does what people do.
 const HAND: &str = "a-hand";
 
@@ -55,7 +57,48 @@ impl<'a> InApiServer<'a> {
                 server.runtime.block_on(api.delete(&name, &DeleteParams::default()))?;
             }
         }
+        for kind in ["Pod", "EncryptionPolicy", "ClusterEncryptionPolicy"] {
+            let api = world.api(&kind_of(&json!({"kind": kind})));
+            let listed = server.runtime.block_on(api.list(&ListParams::default()))?;
+            // To other pods the tokens are bound by which tests speak.
+            let is_ours = |object: &&DynamicObject| {
+                kind != "Pod" || object.metadata.namespace.as_deref() == Some(PAYMENTS)
+            };
+            for object in listed.iter().filter(is_ours) {
+                let (name, namespace) = (&object.metadata.name, &object.metadata.namespace);
+                let object = json!({"kind": kind, "metadata": {"name": name, "namespace": namespace}});
+                world.remove(&object)?;
+            }
+        }
         Ok(world)
+    }
+
+    fn remove(&self, object: &Value) -> Result<()> {
+        let params = DeleteParams::default().grace_period(0);
+        let name = object["metadata"]["name"].as_str().context("a name")?;
+        self.server.runtime.block_on(self.api_of(object).delete(name, &params))?;
+        Ok(())
+    }
+
+    /// Where such an object is.
+    fn api_of(&self, object: &Value) -> Api<DynamicObject> {
+        match object["metadata"]["namespace"].as_str() {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &kind_of(object)),
+            None => self.api(&kind_of(object)),
+        }
+    }
+
+    /// Made, or put in place of what was; refused as the API server says.
+    pub fn apply(&self, object: &Value) -> kube::Result<()> {
+        let (api, name) = (self.api_of(object), object["metadata"]["name"].as_str().unwrap_or_default());
+        let params = PatchParams::apply(HAND).force();
+        self.server.runtime.block_on(async {
+            api.patch(name, &params, &Patch::Apply(object)).await?;
+            if let Some(status) = object.get("status") {
+                api.patch_status(name, &merge(), &Patch::Merge(json!({"status": status}))).await?;
+            }
+            Ok(())
+        })
     }
 
     /// As it is.
@@ -159,6 +202,20 @@ impl World for InApiServer<'_> {
         self.delete(&mesh_kind(), names::MESH)
     }
 
+    fn put_object(&mut self, object: &Value) -> Result<()> {
+        self.apply(object)?;
+        if object["kind"] == "Namespace" {
+            // No controller makes it here, and no pod is taken without.
+            let metadata = json!({"name": "default", "namespace": object["metadata"]["name"]});
+            self.apply(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}))?;
+        }
+        Ok(())
+    }
+
+    fn delete_object(&mut self, object: &Value) -> Result<()> {
+        self.remove(object)
+    }
+
     fn announced(&self, name: &str) -> Result<Option<String>> {
         Ok(annotation(&self.node(name)?))
     }
@@ -170,6 +227,19 @@ impl World for InApiServer<'_> {
 
 fn merge() -> PatchParams {
     PatchParams { field_manager: Some(HAND.to_owned()), ..PatchParams::default() }
+}
+
+/// That of an object.
+fn kind_of(object: &Value) -> ApiResource {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let (group, version, plural) = match kind {
+        "Pod" => ("", "v1", "pods"),
+        "Namespace" => ("", "v1", "namespaces"),
+        "ServiceAccount" => ("", "v1", "serviceaccounts"),
+        "EncryptionPolicy" => (names::GROUP, "v1alpha1", "encryptionpolicies"),
+        _ => (names::GROUP, "v1alpha1", "clusterencryptionpolicies"),
+    };
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
 
 /// `v1` Node.

@@ -29,6 +29,10 @@ pub trait World {
     fn put_mesh(&mut self, spec: &Value) -> Result<()>;
     /// It is gone.
     fn delete_mesh(&mut self) -> Result<()>;
+    /// Any other object, as `kubectl` prints it: made, or what it was is no more.
+    fn put_object(&mut self, object: &Value) -> Result<()>;
+    /// It is gone.
+    fn delete_object(&mut self, object: &Value) -> Result<()>;
     /// What others see that it announces.
     fn announced(&self, name: &str) -> Result<Option<String>>;
     /// A daemon on `own` looks at it.
@@ -157,6 +161,14 @@ impl World for InFolder {
         Ok(fs::remove_file(self.dir.join("mesh.yaml"))?)
     }
 
+    fn put_object(&mut self, object: &Value) -> Result<()> {
+        self.write(&file_of(object), object)
+    }
+
+    fn delete_object(&mut self, object: &Value) -> Result<()> {
+        Ok(fs::remove_file(self.dir.join(file_of(object)))?)
+    }
+
     fn announced(&self, name: &str) -> Result<Option<String>> {
         let file = self.dir.join(names::ANNOUNCEMENTS_DIR).join(format!("{name}.yaml"));
         if !file.exists() {
@@ -168,6 +180,12 @@ impl World for InFolder {
     fn open(&self, _: &str) -> Result<Watching> {
         Ok(Watching::new(|wake| Folder::open(&self.dir, wake)))
     }
+}
+
+fn file_of(object: &Value) -> String {
+    let part = |field: &Value| field.as_str().unwrap_or_default().to_lowercase();
+    let metadata = &object["metadata"];
+    format!("{}-{}-{}.yaml", part(&object["kind"]), part(&metadata["namespace"]), part(&metadata["name"]))
 }
 
 /// `status` of a Node with these addresses.

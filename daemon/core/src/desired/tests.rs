@@ -1,3 +1,4 @@
+mod asked;
 mod hostile;
 
 use super::*;
@@ -11,7 +12,12 @@ const NOBODYS: Prefix = Prefix::new(PrefixKind::RemoteNode, 0);
 
 /// Of the node `me`, in a cluster of these nodes that is known whole.
 fn whole(nodes: &[(&str, NodeFacts)], recorded: &Owners) -> (Desired, Owners) {
-    let knowledge = Knowledge::Whole(snapshot(nodes).attest_whole());
+    of(snapshot(nodes), recorded)
+}
+
+/// The same, of all that is known.
+fn of(snapshot: Snapshot, recorded: &Owners) -> (Desired, Owners) {
+    let knowledge = Knowledge::Whole(snapshot.attest_whole());
     let assignment = assign(&knowledge, &mesh(), recorded);
     let desired = desired(&Inputs {
         node: "me",

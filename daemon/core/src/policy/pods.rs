@@ -11,7 +11,7 @@ use kubeveil_api::{pod, selector::Labels};
 use super::{FlowMode, OfNamespace, Policies, Standing, both};
 
 /// A pod that has addresses of its own: none that shares its node's, and none that has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// Its namespace.
     pub namespace: String,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use kubeveil_api::names;
 use kubeveil_tests_kubernetes::{
     cluster::{self, InApiServer, mesh_kind},
     server::Server,
@@ -51,6 +52,18 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("rotation", r#"{"window": {"start": "02:00", "end": "04:00", "timeZone": "Mars/One"}}"#, "Mars/One"),
 ];
 
+/// The same of policies.
+const REFUSED_POLICIES: &[(&str, &str, &str)] = &[
+    ("EncryptionPolicy", r#"{"mode": "prefer"}"#, "may only be require"),
+    ("ClusterEncryptionPolicy", r#"{"mode": "exempt"}"#, "is missing; who is exempt needs a reason"),
+    ("ClusterEncryptionPolicy", r#"{"mode": "exempt", "reason": " "}"#, "says nothing; an auditor"),
+    (
+        "ClusterEncryptionPolicy",
+        r#"{"mode": "prefer", "until": "2027-01-31T12:00:00Z"}"#,
+        "ends an exemption, and nothing else",
+    ),
+];
+
 const VALUES: &str = "In and NotIn need values, Exists and DoesNotExist have none";
 const PERIOD: &str =
     "is no length of time of a minute or more in days, hours and minutes, such as 30d or 12h30m";
@@ -73,6 +86,16 @@ pub(crate) fn every_rule_refuses(server: &mut Server) {
         world.put(&mesh_kind(), &json!({"metadata": {"name": name}, "spec": spec}))
     };
     let mut met = BTreeSet::new();
+    for (kind, spec, message) in REFUSED_POLICIES {
+        let namespace = (*kind == "EncryptionPolicy").then_some("default");
+        let object = json!({
+            "apiVersion": names::API_VERSION, "kind": kind,
+            "metadata": {"name": "p", "namespace": namespace}, "spec": serde_json::from_str::<Value>(spec).unwrap(),
+        });
+        let error = world.apply(&object).expect_err(message);
+        assert!(error.to_string().contains(message), "{spec}: {error}");
+        met.insert((*message).to_owned());
+    }
     let mut refused = |name: &str, spec: &Value, message: &str| {
         let error = put(name, spec).expect_err(message);
         let kube::Error::Api(status) = &error else { panic!("{error}") };

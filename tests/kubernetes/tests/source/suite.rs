@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use kubeveil_api::{names, policy::PolicyMode};
 use kubeveil_core::{
+    policy::FlowMode,
     snapshot::NodeFacts,
     source::{Changes, SourceState},
 };
-use kubeveil_tests_kubernetes::world::{Watching, World, until};
+use kubeveil_tests_kubernetes::{
+    cluster::PAYMENTS,
+    world::{Watching, World, until},
+};
 use serde_json::{Value, json};
 
 /// A case, on a cluster that is empty.
@@ -21,6 +26,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("a_node_that_is_half_there_grows", a_node_that_is_half_there_grows),
     ("the_own_announcement_is_published_and_healed", the_own_announcement_is_published_and_healed),
     ("a_mesh_that_is_deleted_is_gone_and_comes_back", a_mesh_that_is_deleted_is_gone_and_comes_back),
+    ("what_is_asked_of_pods_follows_their_labels", what_is_asked_of_pods_follows_their_labels),
 ];
 
 pub(crate) fn mesh() -> Value {
@@ -186,4 +192,56 @@ fn a_mesh_that_is_deleted_is_gone_and_comes_back(world: &mut dyn World) {
     world.put_mesh(&other).unwrap();
     let at = |state: &SourceState| state.knowledge.snapshot().mesh.as_ref().map(|mesh| mesh.key_generation);
     watching.until("its change", |state| at(state) == Some(4));
+}
+
+/// A namespace's policy and the cluster's, a pod's label and its namespace's, an address that is given back.
+fn what_is_asked_of_pods_follows_their_labels(world: &mut dyn World) {
+    settle(world, 2);
+    let namespace = |tier: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PAYMENTS, "labels": {"tier": tier}}});
+    let pod = |app: &str, phase: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "p", "namespace": PAYMENTS, "labels": {"app": app}},
+            "spec": {
+                "nodeName": "node-1", "containers": [{"name": "c", "image": "i"}],
+                "automountServiceAccountToken": false,
+            },
+            "status": {"phase": phase, "podIP": "10.244.1.7", "podIPs": [{"ip": "10.244.1.7"}, {"ip": "fd00:244:0:1::7"}]},
+        })
+    };
+    let own = json!({
+        "apiVersion": names::API_VERSION, "kind": "EncryptionPolicy",
+        "metadata": {"name": "cardholder-data", "namespace": PAYMENTS},
+        "spec": {"podSelector": {"matchLabels": {"app": "ledger"}}, "mode": "require"},
+    });
+    let clusters = json!({
+        "apiVersion": names::API_VERSION, "kind": "ClusterEncryptionPolicy", "metadata": {"name": "tiers"},
+        "spec": {"namespaceSelector": {"matchExpressions": [{"key": "tier", "operator": "In", "values": ["one"]}]}, "mode": "require"},
+    });
+    world.put_object(&namespace("two")).unwrap();
+    world.put_object(&pod("ledger", "Running")).unwrap();
+    let mut watching = opened(world, &["node-1", "node-2"]);
+    let asked = |state: &SourceState| {
+        let snapshot = state.knowledge.snapshot();
+        let all = snapshot.workloads.asked(&snapshot.policies, FlowMode::Prefer);
+        let of = |address: &str| all.get(&address.parse().unwrap()).map(|standing| standing.map(|s| s.mode));
+        let [v4, v6] = ["10.244.1.7", "fd00:244:0:1::7"].map(of);
+        assert_eq!(v4, v6);
+        v4
+    };
+    let (nobody, nothing, require) = (None, Some(None), Some(Some(PolicyMode::Require)));
+    let mut becomes = |world: &mut dyn World, what: &str, wanted, act: &dyn Fn(&mut dyn World)| {
+        act(world);
+        watching.until(what, |state| state.knowledge.synced().is_some() && asked(state) == wanted);
+    };
+    becomes(world, "a policy", require, &|world| world.put_object(&own).unwrap());
+    becomes(world, "another label", nothing, &|world| world.put_object(&pod("web", "Running")).unwrap());
+    becomes(world, "the cluster's policy", nothing, &|world| world.put_object(&clusters).unwrap());
+    becomes(world, "its namespace's label", require, &|world| world.put_object(&namespace("one")).unwrap());
+    becomes(world, "the pod has ended", nobody, &|world| world.put_object(&pod("web", "Succeeded")).unwrap());
+    becomes(world, "another of the name", nobody, &|world| world.delete_object(&pod("web", "")).unwrap());
+    becomes(world, "it runs", require, &|world| world.put_object(&pod("ledger", "Running")).unwrap());
+    becomes(world, "one of two policies", require, &|world| world.delete_object(&clusters).unwrap());
+    world.delete_object(&own).unwrap();
+    watching.until("no policy", |state| state.knowledge.snapshot().policies.is_empty());
 }

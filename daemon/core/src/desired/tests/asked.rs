@@ -1,0 +1,125 @@
+//! What policies ask for, beside addresses.
+
+use std::sync::Arc;
+
+use kubeveil_abi::Asked;
+use kubeveil_api::{
+    mesh::Mode,
+    policy::PolicyMode,
+    selector::{LabelSelector, Labels},
+};
+
+use super::*;
+use crate::{
+    action::Action,
+    observed::Datapath,
+    plan::Endpoints,
+    policy::{
+        Namespaces, Policies, Policy, PolicyId,
+        pods::{Pod, Workloads},
+    },
+};
+
+/// A cluster of two nodes whose mesh has this mode, with a policy for pods of payments and these pods.
+fn of_payments(mode: Mode, pods: &[(&str, &str, &str)], mode_asked: PolicyMode) -> Snapshot {
+    let nodes = [("b", node(2)), ("me", node(1))];
+    let mut snapshot = snapshot(&nodes);
+    snapshot.mesh.as_mut().expect("a mesh").mode = mode;
+    let policy = Policy {
+        namespaces: Namespaces::One("payments".to_owned()),
+        pods: LabelSelector::default(),
+        mode: mode_asked,
+        until: None,
+    };
+    let id = PolicyId { namespace: Some("payments".to_owned()), name: "p".to_owned() };
+    snapshot.policies = Policies::new([(id, policy)].into());
+    let pod = |(name, namespace, address): &(&str, &str, &str)| {
+        let addresses = [address.parse().expect("an address")].into();
+        ((*name).to_owned(), Pod { namespace: (*namespace).to_owned(), addresses, ..Pod::default() })
+    };
+    let namespaces = ["shop", "payments"].map(|name| (name.to_owned(), Labels::new()));
+    snapshot.workloads =
+        Arc::new(Workloads { namespaces: namespaces.into(), pods: pods.iter().map(pod).collect() });
+    snapshot
+}
+
+fn asked_in(desired: &Desired, text: &str) -> Option<Asked> {
+    desired.prefixes.get(&net(text)).map(|prefix| prefix.asked)
+}
+
+/// Beside each address: of a pod of ours what is asked of it, of one of whom nothing is known the most that is asked of anybody, of
+/// another node's only what is asked of it beyond the mesh.
+#[test]
+fn what_is_asked_for_stands_beside_the_address() {
+    let pods = [
+        ("shop", "shop", "10.244.1.7"),
+        ("ledger", "payments", "10.244.1.8"),
+        ("ledger-6", "payments", "fd00:244:1::8"),
+        ("their-shop", "shop", "10.244.2.7"),
+        ("their-ledger", "payments", "10.244.2.8"),
+        ("nowhere", "payments", "10.9.9.9"),
+        ("on-a-node", "payments", "192.0.2.2"),
+        ("of-no-namespace-that-is-known", "others", "10.244.1.9"),
+    ];
+    let (desired, _) = of(of_payments(Mode::Observe, &pods, PolicyMode::Require), &Owners::new());
+    for (at, asked) in [
+        ("10.244.1.0/24", Some(Asked::Require)),
+        ("fd00:244:1::/64", Some(Asked::Require)),
+        ("10.244.1.7/32", Some(Asked::Mesh)),
+        ("10.244.1.8/32", Some(Asked::Require)),
+        ("fd00:244:1::8/128", Some(Asked::Require)),
+        ("10.244.1.9/32", None),
+        ("10.244.2.0/24", Some(Asked::Mesh)),
+        ("10.244.2.7/32", None),
+        ("10.244.2.8/32", Some(Asked::Require)),
+        ("10.9.9.9/32", None),
+        ("192.0.2.2/32", Some(Asked::Mesh)),
+        ("10.244.0.0/16", Some(Asked::Mesh)),
+    ] {
+        assert_eq!(asked_in(&desired, at), asked, "{at}");
+    }
+    assert_eq!(desired.prefixes[&net("192.0.2.2/32")].kind, PrefixKind::RemoteNode);
+    let peers = ["10.244.2.0/24", "10.244.2.8/32"].map(|at| desired.prefixes[&net(at)].peer);
+    assert!(peers[0] != 0 && peers[0] == peers[1]);
+    // An observing mesh steers from there on, and an unknown pod is asked as much of as anybody.
+    let Config { mode, unknown, .. } = desired.config;
+    assert_eq!((mode, unknown), (kubeveil_abi::Mode::Prefer as u32, Asked::Require as u32));
+}
+
+/// What asks for no more than the mesh does leaves no trace in the map; what asks for less is told of.
+#[test]
+fn what_asks_for_less_is_told_of_and_counts_for_nothing() {
+    let pods = [("shop", "shop", "10.244.1.7"), ("ledger", "payments", "10.244.1.8")];
+    for (mode, asked, told) in [
+        (Mode::Require, PolicyMode::Require, 0),
+        (Mode::Require, PolicyMode::Prefer, 1),
+        (Mode::Require, PolicyMode::Exempt, 1),
+        (Mode::Prefer, PolicyMode::Exempt, 1),
+        (Mode::Observe, PolicyMode::Prefer, 0),
+        (Mode::Observe, PolicyMode::Exempt, 1),
+    ] {
+        let (desired, _) = of(of_payments(mode, &pods, asked), &Owners::new());
+        let is_asked = |prefix: &&Prefix| prefix.asked != Asked::Mesh;
+        let loose = desired.prefixes.values().filter(is_asked).count();
+        let stays = mode == Mode::Require && asked == PolicyMode::Require;
+        assert!(loose == 0 || stays, "{mode} {asked}");
+        let about = desired.problems.iter().filter(|problem| problem.field == "spec.mode").count();
+        assert_eq!(about, told, "{mode} {asked}: {:?}", desired.problems);
+        assert!(stays || desired.config.unknown == Asked::Mesh as u32);
+    }
+}
+
+/// Nobody is held to what is asked for of those whom we don't know before it is said who he is.
+#[test]
+fn the_more_specific_is_written_first() {
+    let pods = [("shop", "shop", "10.244.1.7"), ("ledger", "payments", "10.244.2.8")];
+    let (desired, _) = of(of_payments(Mode::Prefer, &pods, PolicyMode::Require), &Owners::new());
+    let observed = Observed { datapath: Some(Datapath::default()), ..Observed::default() };
+    let actions = crate::plan::plan(&desired, &observed, None, &Endpoints::new());
+    let at = |text: &str| {
+        let is_it = |action: &Action| matches!(action, Action::PutPrefix(at, _) if *at == net(text));
+        actions.iter().position(is_it).unwrap_or_else(|| panic!("{text} is not put"))
+    };
+    assert!(at("10.244.0.0/16") < at("10.244.1.7/32"), "the mesh's ranges close first");
+    assert!(at("10.244.1.7/32") < at("10.244.1.0/24") && at("10.244.2.8/32") < at("10.244.2.0/24"));
+}
