@@ -203,6 +203,11 @@ impl<K: Kernel> Node<K> {
         self.known.snapshot.mesh.as_ref()
     }
 
+    /// All that is known of the cluster, the last one where a source tells of less.
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.known.snapshot
+    }
+
     /// Pods of this node have addresses that its Node does not have.
     pub(crate) fn is_misled(&self) -> bool {
         !self.known.snapshot.strangers.is_empty()

@@ -85,7 +85,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
 }
 
 fn policies<K: Kernel>(node: &Node<K>) -> Option<PolicyStatus> {
-    let snapshot = &node.known.snapshot;
+    let snapshot = node.snapshot();
     let count = snapshot.policies.iter().count();
     let others = match snapshot.mode().filter(|_| count > 0)? {
         FlowMode::Observe => Mode::Observe,
@@ -241,9 +241,7 @@ pub(crate) fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, going:
     let Going { health, proven, .. } = *going;
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     match (remote.key, health) {
-        _ if proven && node.known.snapshot.mode() == Some(FlowMode::Observe) => {
-            "the mode is observe".to_owned()
-        }
+        _ if proven && node.snapshot().mode() == Some(FlowMode::Observe) => "the mode is observe".to_owned(),
         _ if proven => "no program is attached".to_owned(),
         (None, _) if node.announced.of(name).is_none() => "no announcement".to_owned(),
         (None, _) => "its announcement is not used (see problems)".to_owned(),

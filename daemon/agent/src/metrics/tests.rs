@@ -67,6 +67,7 @@ fn view() -> View {
             ready: true,
             waiting_for: vec![],
             mode: None,
+            policies: None,
             adoption: None,
             source: SourceStatus { name: "test".to_owned(), synced: true },
             key: Some(KeyStatus {

@@ -39,6 +39,7 @@ fn example() -> Status {
         ready: true,
         waiting_for: vec![],
         mode: Some(Mode::Require),
+        policies: None,
         adoption: None,
         source: SourceStatus { name: "dir:/etc/kubeveil".to_owned(), synced: true },
         key: Some(KeyStatus {
@@ -99,6 +100,15 @@ fn example() -> Status {
         kernel_writes: 21,
         errors_met: 1,
     }
+}
+
+/// In an observing mesh a policy changes what is said of all.
+#[test]
+fn policies_say_what_is_asked_of_others() {
+    let policies = Some(PolicyStatus { count: 2, others: Mode::Prefer, required: 14 });
+    let text = table(&Status { mode: Some(Mode::Observe), policies, ..example() });
+    assert!(text.contains("Policies   2, which require encryption of 14 addresses of this node's pods; for all others the mode is prefer\n"), "{text}");
+    assert!(!text.contains("nothing, since the mode is observe"), "{text}");
 }
 
 #[test]
