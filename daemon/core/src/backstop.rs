@@ -189,7 +189,7 @@ fn rules(desired: &Desired, datapath: &Datapath, planned: &[Action]) -> Rules {
 
 /// nftables knows no pod from another: where policies ask for more of some, it asks for that of all.
 const fn mode(config: Config) -> Mode {
-    match (Mode::from_raw(config.mode), Asked::from_raw(config.unknown as u8)) {
+    match (Mode::from_raw(config.mode), Asked::from_raw(config.unknown)) {
         (Mode::Prefer, Asked::Require) => Mode::Require,
         (mode, _) => mode,
     }

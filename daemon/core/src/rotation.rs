@@ -238,8 +238,14 @@ impl Rotation {
         let state =
             |of: &Generation| if *of == newest { GenerationState::Active } else { GenerationState::Retiring };
         let generations = said.iter().map(|of| (*of, state(of))).collect();
-        let list = not_flipped(&said, view);
-        Some((generations, self.at_times(newest, list, view)))
+        // A daemon that began anew and has not heard of all nodes may have been speaking to one of the others: what was said stands.
+        let list = if said.len() > 1 && self.list.is_none() && !view.whole {
+            let own = view.own.filter(|own| own.newest() == newest);
+            own.map_or(NotFlipped::Many, |own| own.not_flipped.clone())
+        } else {
+            self.at_times(newest, not_flipped(&said, view), view)
+        };
+        Some((generations, list))
     }
 
     /// May packets to `peer` go by `generation`, after what this node said? By a newer one than any that it spoke of, and by its
@@ -344,8 +350,7 @@ fn not_flipped(said: &[Generation], view: &View<'_>) -> NotFlipped {
     let Some((newest, older)) = said.split_last().filter(|(_, older)| !older.is_empty()) else {
         return NotFlipped::nobody();
     };
-    // Packets may go to somebody who is not known yet, or whose way is not.
-    let Some(ways) = view.ways.as_ref().filter(|_| view.whole) else { return NotFlipped::Many };
+    let Some(ways) = &view.ways else { return NotFlipped::Many };
     let has_older = |other: &Said<'_>| older.iter().any(|generation| other.has(*generation));
     let may = view.others.iter().filter(|(_, said)| has_older(said)).map(|(name, _)| *name);
     let does = ways.iter().filter(|(_, by)| older.contains(by)).map(|(name, _)| *name);

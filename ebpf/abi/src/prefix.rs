@@ -47,7 +47,7 @@ pub enum Asked {
 impl Asked {
     /// What a stored number asks for; one that is unknown is the strictest.
     #[inline(always)]
-    pub const fn from_raw(raw: u8) -> Self {
+    pub const fn from_raw(raw: u32) -> Self {
         match raw {
             0 => Self::Mesh,
             1 => Self::Exempt,

@@ -37,7 +37,7 @@ impl Owner {
     pub fn of(value: PrefixValue, tables: &impl Tables) -> Self {
         let kind = PrefixKind::from_raw(value.kind).unwrap_or(PrefixKind::UnownedPods);
         let is_over = value.until != 0 && tables.now() >= value.until;
-        let end = if is_over { End::MESH } else { End::of(Asked::from_raw(value.asked)) };
+        let end = if is_over { End::MESH } else { End::of(Asked::from_raw(value.asked as u32)) };
         Self { kind, peer: value.peer as u32, end }
     }
 
@@ -163,9 +163,8 @@ fn base(config: &Config) -> FlowMode {
 
 /// That of whom nobody can tell from any other.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "a byte in a word")]
 fn unknown(config: &Config) -> FlowMode {
-    match End::of(Asked::from_raw(config.unknown as u8)) {
+    match End::of(Asked::from_raw(config.unknown)) {
         End::MESH => base(config),
         End(mode) => base(config).and(FlowMode::from_raw(mode)),
     }

@@ -1,6 +1,6 @@
 //! What the targets share: whose announcements they read, and the world that packets are decided in.
 
-use kubeveil_abi::{Config, DeviceKind, ENVELOPE_PORTS, FWMARK, GENEVE, Mode, PeerValue, PrefixKind};
+use kubeveil_abi::{Asked, Config, DeviceKind, ENVELOPE_PORTS, FWMARK, GENEVE, Mode, PeerValue, PrefixKind};
 use kubeveil_verdict::{
     Meta,
     testing::{World, address},
@@ -56,6 +56,9 @@ pub struct Case<'a> {
     pub bytes: &'a [u8],
 }
 
+/// In the byte of the mode: policies require encryption of this node's pods.
+const ASKS: u8 = 0x80;
+
 /// The case that `data` describes; `None` if it is too short to.
 pub fn case(data: &[u8]) -> Option<Case<'_>> {
     let (&[program, mode, ingress, mark, protocol, peers, slots, segment], bytes) =
@@ -79,7 +82,8 @@ pub fn case(data: &[u8]) -> Option<Case<'_>> {
     let mut envelope_ports = [0; ENVELOPE_PORTS];
     envelope_ports[..2].copy_from_slice(&[8472, 6081 | GENEVE]);
     world.config = Config {
-        mode: modes[at(mode, modes.len())] as u32,
+        mode: modes[at(mode & !ASKS, modes.len())] as u32,
+        unknown: Asked::Mesh as u32,
         fwmark: FWMARK,
         ports: [51_871, 51_872],
         mss_v4: 1400,
@@ -88,6 +92,7 @@ pub fn case(data: &[u8]) -> Option<Case<'_>> {
         flow_other_seconds: 600,
         mtu: 1440,
         envelope_ports,
+        reserved: 0,
     };
     world.peers = [(1, value(peers)), (2, value(peers >> 3))].into();
     world.slots[0] = if slots & 1 == 0 { DEVICES[2] } else { 0 };
@@ -96,6 +101,10 @@ pub fn case(data: &[u8]) -> Option<Case<'_>> {
     for (text, length, kind, peer) in PREFIXES {
         let ip: std::net::IpAddr = text.parse().ok()?;
         world.add(address(ip), length + if ip.is_ipv4() { 96 } else { 0 }, kind, peer);
+    }
+    if mode & ASKS != 0 {
+        world.config.unknown = Asked::Require as u32;
+        world.ask(PrefixKind::LocalPods, 0, Asked::Require, 0);
     }
     let ingress_ifindex = [0, DEVICES[0], DEVICES[1], DEVICES[2]][at(ingress, 4)];
     Some(Case {

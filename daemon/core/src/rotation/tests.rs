@@ -337,12 +337,20 @@ fn one_list_at_a_time_is_on_its_way() {
     assert_eq!(says(&named, 0, 202), (names(&["other"]), true), "they have heard that it did not");
 }
 
-/// A daemon that has not heard of all nodes may have been speaking to one of the others.
+/// A daemon that began anew and has not heard of all nodes may have been speaking to one of the others: it says what was said, or that
+/// it may be anybody, and is bound by neither.
 #[test]
-fn who_does_not_know_all_names_nobody() {
-    let heard = Heard::new(&[0, 1], &[0, 1], names(&["other"]));
-    let says = |view: &View<'_>| Rotation::default().says(view).expect("a device stands").1;
-    let view = View { ways: Some([("other", generation(0))].into()), own: None, ..heard.view() };
-    assert_eq!(says(&view), names(&["other"]));
-    assert_eq!(says(&View { whole: false, ..view }), NotFlipped::Many);
+fn who_does_not_know_all_says_what_was_said() {
+    let heard = Heard::new(&[0, 1], &[0, 1], names(&["third"]));
+    let mut rotation = Rotation::default();
+    let whole = View { ways: Some([("other", generation(0))].into()), ..heard.view() };
+    let partial = View { whole: false, ..whole.clone() };
+    let mut says = |view: &View<'_>| rotation.says(view).expect("a device stands").1;
+    assert_eq!(says(&partial), names(&["third"]));
+    assert_eq!(says(&View { own: None, ..partial.clone() }), NotFlipped::Many);
+    assert_eq!(says(&whole), names(&["other"]), "now it knows");
+    assert!(rotation.may_use(None, false, "other", generation(0), None));
+    let mut rotation = Rotation::default();
+    rotation.says(&partial);
+    assert!(rotation.may_use(None, false, "fourth", generation(0), Some(generation(0))));
 }

@@ -111,7 +111,7 @@ impl Maps {
         let prefix = |([length, address @ ..], [first, until]): ([u32; 5], [u32; 2])| {
             let [kind, asked, peer @ ..] = first.to_ne_bytes();
             let value = PrefixValue { kind, asked, peer: u16::from_ne_bytes(peer), until };
-            let asked = Asked::from_raw(value.asked);
+            let asked = Asked::from_raw(value.asked.into());
             let prefix =
                 Prefix { asked, ..Prefix::new(PrefixKind::from_raw(value.kind)?, value.peer.into()) };
             (value == value_of(prefix)).then_some((net(length, address)?, prefix))

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use kubeveil_abi::{FWMARK, Mode, PeerState, PrefixKind, Reason, Verdict};
+use kubeveil_abi::{Asked, FWMARK, Mode, PeerState, PrefixKind, Reason, Verdict};
 use kubeveil_tests_fuzz::{Case, DEVICES, NOW, Program, case};
 use kubeveil_verdict::{
     Decision, Hop, Tables as _, backstop, deliver, guard, replace, steer,
@@ -40,7 +40,7 @@ fn holds(case: &Case<'_>, decision: &Decision) {
             assert!(decision.ifindex == tunnel && tunnel != 0, "{decision:?}");
             assert!(matches!(case.program, Program::Steer | Program::Replace), "{decision:?}");
         }
-        Verdict::Pass if Mode::from_raw(case.world.config.mode) == Mode::Require => {
+        Verdict::Pass if Mode::from_raw(case.world.config.mode) != Mode::Observe => {
             // Its own packets, of which nobody but the host can make one.
             let is_outer = decision.reason == Reason::Outer;
             assert!(!is_outer || case.program == Program::Guard || is_hosts_marked(case), "{decision:?}");
@@ -61,13 +61,20 @@ fn is_secret(case: &Case<'_>, inward: bool) -> bool {
         return false;
     }
     let Some((source, destination)) = addresses(case) else { return false };
-    let end = if inward { source } else { destination };
+    let (end, other) = if inward { (source, destination) } else { (destination, source) };
     let Some(prefix) = case.world.prefix(&address(end)) else { return false };
-    let peer = case.world.peer(prefix.peer);
+    // What is required of one end by policy, whatever the mesh asks for.
+    let is_asked =
+        case.world.prefix(&address(other)).is_some_and(|other| other.asked == Asked::Require as u8);
+    if Mode::from_raw(case.world.config.mode) != Mode::Require && !is_asked {
+        return false;
+    }
+    let peer = case.world.peer(prefix.peer.into());
     let lives = NOW < peer.bypass_until();
     let is_open = match peer.state() {
-        PeerState::Bypass | PeerState::Adopting => lives,
-        PeerState::Tunnel => inward && lives,
+        PeerState::Bypass => lives,
+        PeerState::Adopting => lives && !is_asked,
+        PeerState::Tunnel => inward && lives && !is_asked,
         PeerState::NoTunnel => false,
     };
     match PrefixKind::from_raw(prefix.kind) {

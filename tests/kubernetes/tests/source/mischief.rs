@@ -21,8 +21,10 @@ const LASTS: Duration = Duration::from_secs(4);
 /// Of one task, in that time: waits of 0.1, 0.2, 0.4, 0.8 and 1.6 s, and what chance adds only makes them longer; each try is
 /// a list of one page and a watch at the most.
 const MOST_TRIES: u64 = 6;
-/// Two tasks that follow, one that writes.
-const MOST_REQUESTS: u64 = 2 * MOST_TRIES * 2 + MOST_TRIES;
+/// Kinds that are followed: Nodes, the mesh, pods, namespaces, and two of policies.
+const FOLLOWED: u64 = 6;
+/// A task for each of them, and one that writes.
+const MOST_REQUESTS: u64 = FOLLOWED * MOST_TRIES * 2 + MOST_TRIES;
 
 struct Stage<'a> {
     world: InApiServer<'a>,
@@ -95,8 +97,8 @@ fn plays(server: &mut Server, mischief: Mischief, told: &str) {
 fn a_watch_that_drips_is_begun_anew(server: &mut Server) {
     let mut stage = stage(server);
     stage.proxy.play(Mischief::DripWatches);
-    until("both are begun", || stage.proxy.requests() >= 2);
-    until("both are begun anew", || stage.proxy.requests() >= 4);
+    until("all are begun", || stage.proxy.requests() >= FOLLOWED);
+    until("all are begun anew", || stage.proxy.requests() >= 2 * FOLLOWED);
     assert!(knows(&stage.watching.read(), &["node-1", "node-2", "node-3"]));
 }
 

@@ -306,6 +306,28 @@ pub(crate) const ALL: &[Attack] = &[
         outcomes: [Can, NoRight, NoRight, NoRight, NoRight],
     },
     Attack {
+        name: "reads_policies",
+        what: "reads all policies, and the labels of all Namespaces",
+        request: || get("/api/v1/namespaces"),
+        outcomes: [Can, NoRight, NoRight, NoRight, NoRight],
+    },
+    Attack {
+        name: "exempts_pods",
+        what: "exempts pods from encryption, by a ClusterEncryptionPolicy of its own",
+        request: || {
+            let policy = r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"ClusterEncryptionPolicy","metadata":{"name":"open"},
+                "spec":{"mode":"exempt","reason":"mine"}}"#;
+            post(&ours("clusterencryptionpolicies"), policy)
+        },
+        outcomes: NOBODY,
+    },
+    Attack {
+        name: "deletes_policies",
+        what: "takes the cluster's policies away",
+        request: || delete(&ours("clusterencryptionpolicies")),
+        outcomes: NOBODY,
+    },
+    Attack {
         name: "reads_our_pods",
         what: "reads the Pods of kubeveil's own namespace",
         request: || get(&format!("{IN_OURS}/pods")),
