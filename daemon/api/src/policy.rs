@@ -4,7 +4,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    node::or_default,
     object::{Metadata, TypeMeta},
     selector::LabelSelector,
     words::words,
@@ -34,14 +33,13 @@ pub struct EncryptionPolicy {
     pub spec: EncryptionPolicySpec,
 }
 
-/// `spec` of an [`EncryptionPolicy`]. An unknown field is refused: a misspelt `podSelector` must not mean all pods.
+/// `spec` of an [`EncryptionPolicy`]. A folder refuses an unknown field.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-validations" = crate::crd::only_tightens())))]
 pub struct EncryptionPolicySpec {
-    /// Which pods of the namespace; without it, all of them.
-    #[serde(default, deserialize_with = "or_default")]
+    /// Which pods of the namespace; `{}` selects all of them. To be given: an API server takes a misspelt field for none.
     pub pod_selector: LabelSelector,
     /// What happens to their flows without a proven tunnel: `require`.
     pub mode: PolicyMode,
@@ -59,17 +57,15 @@ pub struct ClusterEncryptionPolicy {
     pub spec: ClusterEncryptionPolicySpec,
 }
 
-/// `spec` of a [`ClusterEncryptionPolicy`]. An unknown field is refused, as above.
+/// `spec` of a [`ClusterEncryptionPolicy`]. A folder refuses an unknown field.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-validations" = crate::crd::exemption())))]
 pub struct ClusterEncryptionPolicySpec {
-    /// Pods of which namespaces, by their labels; without it, of all.
-    #[serde(default, deserialize_with = "or_default")]
+    /// Pods of which namespaces, by their labels; `{}` selects all. To be given: an API server takes a misspelt field for none.
     pub namespace_selector: LabelSelector,
-    /// Which of their pods; without it, all of them.
-    #[serde(default, deserialize_with = "or_default")]
+    /// Which of their pods; `{}` selects all of them. To be given, likewise.
     pub pod_selector: LabelSelector,
     /// What happens to their flows without a proven tunnel.
     pub mode: PolicyMode,

@@ -12,8 +12,8 @@ use std::{
 
 use ipnet::IpNet;
 use kubeveil_abi::{
-    BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, PeerState, PeerValue,
-    PrefixKind,
+    Asked, BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, PeerState,
+    PeerValue, PrefixKind,
 };
 use kubeveil_api::mesh::MeshSpec;
 use kubeveil_keys::{Generation, PublicKey};
@@ -166,7 +166,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
-    asked::ask(inputs.knowledge.snapshot(), &mut out.prefixes);
+    asked::ask(inputs.knowledge.snapshot(), inputs.assignment, &mut out.prefixes);
     out.problems.extend(asked::problems(inputs.knowledge.snapshot()));
     out.problems.extend(underlay::absent(&inputs.observed.links, inputs.underlay));
     let underlay = underlay_of(inputs, mesh);
@@ -437,7 +437,9 @@ fn carrier_of<'c>(
 fn carries(inputs: &Inputs<'_>, node: &str, health: Health) -> bool {
     let snapshot = inputs.knowledge.snapshot();
     let prefers = snapshot.mode() == Some(FlowMode::Prefer);
-    let may_pass = prefers || inputs.adopting.open.contains(node);
+    // What policies require of some may not pass, so all go by the tunnel that is proven.
+    let passes = prefers && asked::unknown(snapshot) == Asked::Mesh;
+    let may_pass = passes || inputs.adopting.open.contains(node);
     let given_up = prefers && matches!(health, Health::Stale(_));
     let is_misled = may_pass && !snapshot.strangers.is_empty();
     health.is_proven() && !given_up && !is_misled

@@ -90,7 +90,9 @@ pub struct View<'a> {
     pub own: Option<Said<'a>>,
     /// What the others said last.
     pub others: BTreeMap<&'a str, Said<'a>>,
-    /// `others` are all there are, and this is what each of them says now.
+    /// There is nobody but `others`, and those who say nothing.
+    pub complete: bool,
+    /// The same, and this is what each of them says now.
     pub whole: bool,
     /// By which generation it sends to whom, as it was last carried out; `None`: nobody knows.
     pub ways: Option<BTreeMap<&'a str, Generation>>,
@@ -239,7 +241,7 @@ impl Rotation {
             |of: &Generation| if *of == newest { GenerationState::Active } else { GenerationState::Retiring };
         let generations = said.iter().map(|of| (*of, state(of))).collect();
         // A daemon that began anew and has not heard of all nodes may have been speaking to one of the others: what was said stands.
-        let list = if said.len() > 1 && self.list.is_none() && !view.whole {
+        let list = if said.len() > 1 && self.list.is_none() && !view.complete {
             let own = view.own.filter(|own| own.newest() == newest);
             own.map_or(NotFlipped::Many, |own| own.not_flipped.clone())
         } else {

@@ -93,6 +93,8 @@ pub(crate) struct PodObject {
 #[serde(rename_all = "camelCase")]
 struct PodSpec {
     #[serde(default)]
+    node_name: String,
+    #[serde(default)]
     host_network: bool,
 }
 
@@ -203,6 +205,7 @@ impl PodObject {
         let has_ended = ["Succeeded", "Failed"].contains(&self.status.phase.as_str());
         let ips = self.status.pod_ips.filter(|_| !self.spec.host_network && !has_ended);
         let pod = Pod {
+            node: self.spec.node_name,
             namespace: self.metadata.namespace.clone(),
             labels: self.metadata.labels.take().unwrap_or_default(),
             addresses: ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),

@@ -1,5 +1,8 @@
 //! What is known, and what of lists and watches is believed.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -192,7 +195,13 @@ impl Store {
 
     fn is_listed(&self) -> bool {
         let policies = self.policies.listed && self.cluster_policies.listed && self.namespaces.listed;
-        self.nodes.listed && self.mesh.listed && self.pods.listed && policies
+        self.nodes.listed && self.mesh.listed && self.pods.listed && policies && self.can_read_policies()
+    }
+
+    /// One that can't be read, and of which no good state was seen since the start, may be in force since before.
+    fn can_read_policies(&self) -> bool {
+        let mut all = self.policies.by_name.values().chain(self.cluster_policies.by_name.values());
+        all.all(|read| read.value.is_some())
     }
 
     fn policies(&self) -> impl Iterator<Item = Named> {
@@ -273,15 +282,17 @@ impl Store {
         listed: Vec<Read<Labels>>,
         version: u64,
     ) -> Result<bool, Disbelief> {
+        let asks = self.policies().next().is_some();
         let mut noted = Noted::new(&mut self.changes, !self.namespaces.listed);
-        self.namespaces.replace(listed, version, None, |_, _, _| noted.any())?;
+        self.namespaces.replace(listed, version, None, |_, _, _| noted.any_if(asks))?;
         Ok(noted.is_news)
     }
 
     /// One of them.
     pub(crate) fn namespace(&mut self, read: Read<Labels>, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let asks = self.policies().next().is_some();
         let mut noted = Noted::new(&mut self.changes, false);
-        self.namespaces.event(read, is_deleted, |_, _, _| noted.any())?;
+        self.namespaces.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;
         Ok(noted.is_news)
     }
 
@@ -316,14 +327,6 @@ impl Store {
         let mut noted = Noted::new(changes, false);
         policies.event(read, is_deleted, |_, _, _| noted.any())?;
         Ok(noted.is_news)
-    }
-
-    /// The API server does not know the kind, so there are none: what was seen of them stands, and is no reason to wait.
-    pub(crate) fn no_policies(&mut self, scope: Scope) -> bool {
-        let (policies, changes) = self.policies_of(scope);
-        let is_news = Noted::new(changes, !policies.listed).is_news;
-        policies.listed = true;
-        is_news
     }
 
     /// Whose addresses are in none of the own Node's prefixes; whether that is news. Of a Node that has none of a family
@@ -406,155 +409,5 @@ impl<'a> Noted<'a> {
         if let Changes::Announcements(said) = self.changes {
             said.insert(name.to_owned(), is.announcement.clone());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ME: &str = "me";
-
-    /// A node as of `version`, which says `said`.
-    fn node(name: &str, version: u64, said: &str) -> Read<Arc<NodeFacts>> {
-        let facts = NodeFacts {
-            uid: format!("uid-{name}"),
-            announcement: (!said.is_empty()).then(|| said.to_owned()),
-            ..NodeFacts::default()
-        };
-        let (name, uid, problems) = (name.to_owned(), facts.uid.clone(), Vec::new());
-        Read { name, uid, version, value: Arc::new(facts), problems }
-    }
-
-    /// Two nodes, listed at version 10, and nothing unread.
-    fn store() -> Store {
-        let mut store = Store::new(ME);
-        store.list_nodes(vec![node(ME, 3, ""), node("b", 4, "said")], 10).expect("believed");
-        store.list_mesh(vec![], 10).expect("believed");
-        store.list_pods(vec![], 10).expect("believed");
-        store.list_namespaces(vec![], 10).expect("believed");
-        for scope in [Scope::Namespace, Scope::Cluster] {
-            store.list_policies(scope, vec![], 10).expect("believed");
-        }
-        store.take_changes();
-        store
-    }
-
-    fn names(store: &Store) -> Vec<String> {
-        store.knowledge().snapshot().nodes.keys().cloned().collect()
-    }
-
-    fn only(name: &str, said: &str) -> Changes {
-        Changes::Announcements([(name.to_owned(), Some(said.to_owned()))].into())
-    }
-
-    #[test]
-    fn all_lists_make_it_whole() {
-        let mut store = Store::new(ME);
-        assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
-        assert!(store.knowledge().synced().is_none());
-        assert_eq!(store.list_mesh(vec![], 9), Ok(true), "that there is none is news");
-        assert!(store.knowledge().synced().is_none());
-        assert_eq!(store.list_pods(vec![], 9), Ok(true), "that there is none is news");
-        assert_eq!(store.list_namespaces(vec![], 9), Ok(true), "that there is none is news");
-        assert_eq!(store.list_policies(Scope::Namespace, vec![], 9), Ok(true), "that there is none is news");
-        assert!(store.knowledge().synced().is_none());
-        assert!(store.no_policies(Scope::Cluster), "that the kind is not known is news");
-        assert!(!store.no_policies(Scope::Cluster), "told before");
-        assert!(store.knowledge().synced().is_some());
-        assert_eq!(store.take_changes(), Changes::Any);
-    }
-
-    #[test]
-    fn only_a_list_that_is_believed_removes() {
-        let mut store = store();
-        for (listed, version, why) in [
-            (vec![node(ME, 3, "")], 9, Disbelief::Older { seen: 10, listed: 9 }),
-            (vec![node(ME, 3, "")], 0, Disbelief::Older { seen: 10, listed: 0 }),
-            (vec![], 11, Disbelief::LacksOwn(ME.to_owned())),
-            (vec![node("b", 4, "said")], 11, Disbelief::LacksOwn(ME.to_owned())),
-        ] {
-            assert_eq!(store.list_nodes(listed, version), Err(why));
-            assert_eq!(names(&store), ["b", ME]);
-        }
-        assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
-        assert_eq!(names(&store), [ME]);
-    }
-
-    /// The same list once more, a heartbeat, a bookmark.
-    #[test]
-    fn what_says_nothing_new_is_no_news() {
-        let mut store = store();
-        assert_eq!(store.list_nodes(vec![node(ME, 3, ""), node("b", 4, "said")], 12), Ok(false));
-        assert_eq!(store.node(node("b", 13, "said"), false), Ok(false));
-        store.nodes.bookmark(20);
-        assert_eq!(store.take_changes(), no_changes());
-        assert_eq!(store.nodes.newest(), 20);
-        store.nodes.bookmark(1);
-        assert_eq!(store.nodes.newest(), 20);
-    }
-
-    #[test]
-    fn an_announcement_is_told_by_name_and_anything_else_as_a_whole() {
-        let mut store = store();
-        assert_eq!(store.node(node("b", 11, "other"), false), Ok(true));
-        assert_eq!(store.take_changes(), only("b", "other"));
-        let mut moved = node("b", 12, "other");
-        Arc::make_mut(&mut moved.value).internal_ips.push([192, 0, 2, 7].into());
-        assert_eq!(store.node(moved, false), Ok(true));
-        assert_eq!(store.take_changes(), Changes::Any);
-        assert_eq!(store.node(node("c", 13, ""), false), Ok(true));
-        assert_eq!(store.take_changes(), Changes::Any, "nobody knows it yet");
-        assert_eq!(store.node(node("c", 14, ""), true), Ok(true));
-        assert_eq!(store.take_changes(), Changes::Any);
-    }
-
-    /// Pods come and go; only one whose address is not its node's is news, until it is gone or the Node says so.
-    #[test]
-    fn a_pod_with_an_address_of_nobody_is_found() {
-        let pod = |version, address: &str| Read {
-            name: "n/p".to_owned(),
-            uid: "u".to_owned(),
-            version,
-            value: Pod { addresses: [address.parse().expect("address")].into(), ..Pod::default() },
-            problems: vec![],
-        };
-        let mut store = store();
-        let strangers =
-            |store: &Store| store.knowledge().snapshot().strangers.iter().cloned().collect::<Vec<_>>();
-        let mut own = node(ME, 11, "");
-        Arc::make_mut(&mut own.value).pod_cidrs.push("10.1.0.0/24".parse().expect("net"));
-        store.node(own.clone(), false).expect("followed");
-        store.take_changes();
-        assert_eq!(store.pod(pod(12, "10.1.0.7"), false), Ok(false));
-        assert_eq!(store.pod(pod(13, "10.9.0.7"), false), Ok(true));
-        assert_eq!(strangers(&store), ["Pod n/p has the address 10.9.0.7"]);
-        assert_eq!(store.take_changes(), Changes::Any);
-        assert_eq!(store.pod(pod(14, "10.9.0.7"), false), Ok(false), "told before");
-        own.version = 15;
-        Arc::make_mut(&mut own.value).pod_cidrs.push("10.9.0.0/24".parse().expect("net"));
-        assert_eq!(store.node(own, false), Ok(true));
-        assert!(strangers(&store).is_empty());
-        assert_eq!(store.pod(pod(16, "10.8.0.7"), false), Ok(true));
-        assert_eq!(store.pod(pod(17, "10.8.0.7"), true), Ok(true));
-        assert!(strangers(&store).is_empty());
-    }
-
-    /// A watch that repeats itself changes nothing; one that leaps back can't be followed.
-    #[test]
-    fn events_out_of_order_undo_nothing() {
-        let mut store = store();
-        store.node(node("b", 12, "new"), false).expect("followed");
-        for late in [node("b", 12, "new"), node("b", 11, "old")] {
-            assert_eq!(store.node(late, false), Ok(false));
-        }
-        assert_eq!(store.node(node("b", 11, "old"), true), Ok(false), "it was made again since");
-        assert_eq!(store.knowledge().snapshot().nodes["b"].announcement.as_deref(), Some("new"));
-        store.node(node("b", 13, "new"), true).expect("followed");
-        assert_eq!(store.node(node("b", 13, "new"), true), Ok(false), "told twice");
-        assert_eq!(store.node(node("b", 12, "new"), false), Err(OutOfOrder), "it would come back to life");
-        assert_eq!(store.node(node("c", 5, ""), false), Err(OutOfOrder));
-        assert_eq!(store.node(node("d", 0, ""), false), Err(OutOfOrder), "a version that is no number");
-        assert_eq!(names(&store), [ME]);
     }
 }

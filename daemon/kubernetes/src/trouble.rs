@@ -63,11 +63,6 @@ impl Failure {
             || self.status().is_some_and(|status| [GONE, NOT_FOUND].contains(&status.code))
     }
 
-    /// The API server knows no such kind.
-    pub(crate) fn is_of_no_kind(&self) -> bool {
-        self.code() == Some(NOT_FOUND)
-    }
-
     /// The API server answered, so the connection and the credentials serve.
     pub(crate) fn keeps_connection(&self) -> bool {
         match self {
@@ -165,7 +160,7 @@ fn refusal(server: &str, deed: Deed, status: &Status, since: Timestamp) -> (Stri
         ),
         NOT_FOUND if verb != "patch" => (
             format!("CustomResourceDefinition {resource}"),
-            "is not installed, so there is no mesh".to_owned(),
+            "is not installed, so nothing of that kind is known, and nothing is removed".to_owned(),
             "Install it: kubectl apply --server-side -f deploy/crds".to_owned(),
         ),
         code => (

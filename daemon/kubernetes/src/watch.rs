@@ -1,6 +1,6 @@
 //! One kind of object, listed and then watched, for ever.
 
-use std::{convert::Infallible, fmt::Debug, pin::pin, sync::Arc, time::Duration};
+use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
@@ -42,11 +42,6 @@ pub(crate) trait Watched: Send + 'static {
     fn event(store: &mut Store, object: Self::Object, is_deleted: bool) -> Result<bool, OutOfOrder>;
     fn bookmark(store: &mut Store, version: u64);
     fn trouble(state: &mut State) -> &mut Option<Problem>;
-
-    /// The API server does not know the kind. Whether it is news that there are none; where there must be some it is nothing to go by.
-    fn absent(_: &mut Store) -> bool {
-        false
-    }
 }
 
 pub(crate) enum Nodes {}
@@ -219,10 +214,6 @@ macro_rules! policies {
             fn trouble(state: &mut State) -> &mut Option<Problem> {
                 &mut state.$field
             }
-
-            fn absent(store: &mut Store) -> bool {
-                store.no_policies($scope)
-            }
         }
     };
 }
@@ -277,11 +268,7 @@ impl Follower {
         self.verb = if self.must_list { "list" } else { "watch" };
         let connection = self.line.connection().await?;
         if self.must_list {
-            let listed = self.list::<K>(&connection).await;
-            if listed.as_ref().is_err_and(Failure::is_of_no_kind) {
-                self.shared.change(|store| Ok::<_, Infallible>(K::absent(store))).unwrap_or_default();
-            }
-            listed?;
+            self.list::<K>(&connection).await?;
             (self.must_list, self.verb) = (false, "watch");
         }
         self.watch::<K>(&connection).await

@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use kubeveil_api::names;
+use kubeveil_api::{names, selector::Labels};
 use kubeveil_core::{
     policy::{
-        Policies,
+        Policies, Policy, PolicyId,
         pods::{Pod, Workloads},
     },
     problem::Problem,
@@ -71,6 +71,43 @@ pub(crate) struct Index {
     /// Nodes as of the last reading, and since when those are gone that are.
     nodes: BTreeMap<String, Arc<NodeFacts>>,
     gone: BTreeMap<String, Duration>,
+    /// The same of policies, namespaces and pods.
+    policies: Lingering<PolicyId, Policy>,
+    namespaces: Lingering<String, Labels>,
+    pods: Lingering<String, Pod>,
+}
+
+/// What was there as of the last reading, or is gone for a moment only, and since when.
+#[derive(Debug)]
+struct Lingering<K, V> {
+    known: BTreeMap<K, V>,
+    gone: BTreeMap<K, Duration>,
+}
+
+impl<K, V> Default for Lingering<K, V> {
+    fn default() -> Self {
+        Self { known: BTreeMap::new(), gone: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> Lingering<K, V> {
+    /// What vanished from `found` a moment ago is put back into it. True if there is any.
+    fn keep_in(&mut self, found: &mut BTreeMap<K, V>, now: Duration) -> bool {
+        self.gone.retain(|key, _| !found.contains_key(key));
+        let mut waiting = false;
+        for (key, value) in &self.known {
+            if found.contains_key(key) {
+                continue;
+            }
+            let since = *self.gone.entry(key.clone()).or_insert(now);
+            if now.saturating_sub(since) < SETTLE {
+                waiting = true;
+                found.insert(key.clone(), value.clone());
+            }
+        }
+        self.known.clone_from(found);
+        waiting
+    }
 }
 
 impl Index {
@@ -91,7 +128,8 @@ impl Index {
         problems.extend(plain.iter().filter_map(|(_, f)| f.problem.clone()));
         let mut minor: Vec<Problem> = announced.iter().filter_map(|(_, f)| f.problem.clone()).collect();
         let mut snapshot = self.merge(&mut problems, &mut minor);
-        let waiting = self.keep_for_a_while(&mut snapshot, now);
+        let waiting =
+            self.keep_for_a_while(&mut snapshot, now) | self.keep_policies_for_a_while(&mut snapshot, now);
         let whole = problems.is_empty() && !waiting;
         self.nodes.clone_from(&snapshot.nodes);
         let knowledge =
@@ -222,6 +260,17 @@ impl Index {
             problems.push(problem(file, &object, "status.addresses", lost));
         }
         now
+    }
+
+    /// So are policies, and who pods are: what is written anew is not gone, and nothing passes in plain meanwhile.
+    fn keep_policies_for_a_while(&mut self, snapshot: &mut Snapshot, now: Duration) -> bool {
+        let mut policies = Vec::from(std::mem::take(&mut snapshot.policies)).into_iter().collect();
+        let mut workloads = Arc::unwrap_or_clone(std::mem::take(&mut snapshot.workloads));
+        let waiting = self.policies.keep_in(&mut policies, now)
+            | self.namespaces.keep_in(&mut workloads.namespaces, now)
+            | self.pods.keep_in(&mut workloads.pods, now);
+        (snapshot.policies, snapshot.workloads) = (Policies::new(policies), Arc::new(workloads));
+        waiting
     }
 
     /// Nodes, and addresses of nodes, that vanished a moment ago are still there. True if there are any.
@@ -359,6 +408,32 @@ mod tests {
         let state = index.update(one_address(), seconds(12));
         assert_eq!(state.knowledge.snapshot().nodes["node-1"].internal_ips.len(), 1);
         assert!(state.knowledge.synced().is_some());
+    }
+
+    /// An editor writes anew what it edits; nothing passes in plain meanwhile.
+    #[test]
+    fn a_policy_is_gone_after_a_while_only() {
+        const POLICY: &str = "apiVersion: kubeveil.io/v1alpha1\nkind: EncryptionPolicy\nmetadata: {name: p, namespace: n}\nspec: {podSelector: {}, mode: require}\n";
+        const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, uid: u}\nspec: {nodeName: node-1}\nstatus: {podIP: 10.244.1.7}\n";
+        let mut index = Index::default();
+        let with = |more: &[(&str, &str)]| {
+            let node = node(1);
+            folder(&[&[("mesh.yaml", MESH), ("1.yaml", &node)], more].concat())
+        };
+        let count = |state: &SourceState| {
+            let snapshot = state.knowledge.snapshot();
+            (snapshot.policies.iter().count(), snapshot.workloads.pods.len())
+        };
+        let state = index.update(with(&[("policy.yaml", POLICY), ("pod.yaml", POD)]), seconds(0));
+        assert!(count(&state) == (1, 1) && state.knowledge.synced().is_some());
+        let state = index.update(with(&[]), seconds(10));
+        assert!(count(&state) == (1, 1) && state.knowledge.synced().is_none());
+        assert_eq!(state.look_again, Some(SETTLE));
+        let state = index.update(with(&[("policy.yaml", POLICY)]), seconds(11));
+        assert!(count(&state) == (1, 0) && state.knowledge.synced().is_some(), "{state:?}");
+        let state = index.update(with(&[]), seconds(20));
+        assert_eq!(count(&state), (1, 0), "it was back");
+        assert_eq!(count(&index.update(with(&[]), seconds(21))), (0, 0));
     }
 
     #[test]

@@ -190,17 +190,24 @@ mod tests {
         };
         let (own, clusters) = ("EncryptionPolicy", "ClusterEncryptionPolicy");
         for (kind, metadata, spec, why) in [
-            (own, "", "mode: require", "EncryptionPolicy p metadata.namespace: is missing"),
-            (own, ", namespace: n", "mode: prefer", "spec.mode: may only be require"),
+            (own, "", "podSelector: {}, mode: require", "EncryptionPolicy p metadata.namespace: is missing"),
+            (own, ", namespace: n", "podSelector: {}, mode: prefer", "spec.mode: may only be require"),
             (own, ", namespace: n", "mode: require, podSelectr: {}", "unknown field `podSelectr`"),
-            (own, ", namespace: n", "mode: must", "spec.mode: unknown variant `must`"),
-            (clusters, "", "mode: exempt", "spec.reason: is missing"),
-            (clusters, "", "mode: require, until: 2027-01-31T12:00:00Z", "spec.until: ends an exemption"),
+            (own, ", namespace: n", "mode: require", "missing field `podSelector`"),
+            (own, ", namespace: n", "podSelector: {}, mode: must", "spec.mode: unknown variant `must`"),
+            (clusters, "", "namespaceSelector: {}, podSelector: {}, mode: exempt", "spec.reason: is missing"),
+            (
+                clusters,
+                "",
+                "namespaceSelector: {}, podSelector: {}, mode: require, until: 2027-01-31T12:00:00Z",
+                "spec.until: ends an exemption",
+            ),
         ] {
             let text = fails(&policy(kind, metadata, spec));
             assert!(text.contains(why), "{text}");
         }
-        let good = parse("x.yaml", &policy(own, ", namespace: n", "mode: require")).expect("good");
+        let good =
+            parse("x.yaml", &policy(own, ", namespace: n", "podSelector: {}, mode: require")).expect("good");
         assert!(matches!(&good[..], [Object::Policy(id, _)] if id.to_string() == "EncryptionPolicy n/p"));
     }
 

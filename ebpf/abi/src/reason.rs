@@ -95,7 +95,7 @@ reasons! {
         "Pod traffic in plain: spec.adoption lets it pass until the peer's tunnel is proven for the first time, or the deadline is over. `kubeveil status` says why it is not.";
     /// Plain, since policies exempt both ends and there is no tunnel.
     Exempted = 12, Pass, "plain_exempted",
-        "Pod traffic in plain: a ClusterEncryptionPolicy exempts one end, nothing asks for more of the other, and the peer has no proven tunnel.";
+        "Pod traffic in plain: ClusterEncryptionPolicies exempt both ends, and the peer has no proven tunnel.";
     /// The header can't be read.
     Unparsable = 16, Drop, "unparsable",
         "An IP header could not be read, so nobody can say that the packet may pass. Capture on the device named in `kubeveil status`; look for a broken sender or offload.";

@@ -33,6 +33,9 @@ pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Con
     let (held, reason) = match ends(bytes) {
         Some([source, destination]) => {
             let destination = tables.owner(&destination)?;
+            if !matches!(destination.kind, PrefixKind::RemotePods | PrefixKind::UnownedPods) {
+                return None;
+            }
             let held = tables.held(Ask::of(source_end(hop, &source, tables), destination.end), config);
             (held, judge(hop, destination, tables, held)?)
         }
@@ -56,7 +59,7 @@ fn ends(bytes: &impl Bytes) -> Option<[Address; 2]> {
 #[inline(always)]
 fn source_end(hop: Hop, source: &Address, tables: &impl Tables) -> End {
     match tables.owner(source) {
-        Some(Owner { kind: PrefixKind::LocalNode, .. }) if hop.ingress_ifindex != 0 => End::UNKNOWN,
+        None | Some(Owner { kind: PrefixKind::LocalNode, .. }) if hop.ingress_ifindex != 0 => End::UNKNOWN,
         source => End::at(source),
     }
 }

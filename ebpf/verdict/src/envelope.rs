@@ -3,7 +3,7 @@
 //! An envelope is the host's own packet to another node, and the kernel has forgotten that it forwarded what
 //! is inside (`skb_scrub_packet`), so only its bytes tell.
 
-use kubeveil_abi::{Config, GENEVE};
+use kubeveil_abi::{Config, GENEVE, PrefixKind};
 
 use crate::{
     Ask, Owner,
@@ -98,10 +98,14 @@ impl Ends {
         Self { source: tables.owner(&packet.source), destination: tables.owner(&packet.destination) }
     }
 
-    /// What they ask for.
+    /// What they ask for. Behind this node's own address may be any of its pods.
     #[inline(always)]
     pub(crate) fn ask(&self) -> Ask {
-        Ask::of(End::at(self.source), End::at(self.destination))
+        let source = match self.source {
+            Some(Owner { kind: PrefixKind::LocalNode, .. }) => End::UNKNOWN,
+            source => End::at(source),
+        };
+        Ask::of(source, End::at(self.destination))
     }
 }
 

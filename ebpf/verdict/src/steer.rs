@@ -128,7 +128,8 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
     /// to a pod; and what it sends to a node as somebody's answer, or for somebody, is as good as that one's.
     #[inline(always)]
     fn source_end(&self, source: Option<Owner>, destination: Option<PrefixKind>) -> End {
-        let is_node = matches!(source, Some(Owner { kind: PrefixKind::LocalNode, .. }));
+        // Some plugins masquerade behind an address that is none of the Node's.
+        let is_node = matches!(source, None | Some(Owner { kind: PrefixKind::LocalNode, .. }));
         // The kernel's slow path of IPv6 fragmentation forgets that a packet was forwarded.
         let may_be_forwarded = !self.is_own() || is_extension(self.packet.next);
         if is_node && (may_be_forwarded || matches!(destination, Some(PrefixKind::RemoteNode))) {

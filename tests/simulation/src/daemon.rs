@@ -185,6 +185,7 @@ impl Daemon {
             standing: of(&stands),
             own: self.own(),
             others: said.collect(),
+            complete: self.is_whole,
             whole: self.is_whole && is_told || rules == Rules::RemovesBeforeSync,
             ways: outcome.settled.then(|| outcome.ways.iter().map(|(name, by)| (*name, *by)).collect()),
             quiet: held.keys().map(quiet).collect(),

@@ -226,6 +226,7 @@ impl Cluster {
             others: others
                 .map(|(_, node)| (node.name.as_str(), self.said(Self::saying(node, me.seen))))
                 .collect(),
+            complete: true,
             whole: true,
             ways: Some(ways),
             quiet: held.iter().map(|of| (*of, millis(now.saturating_sub(me.passed)))).collect(),

@@ -211,6 +211,7 @@ impl<K: Kernel> Node<K> {
             standing: of(&stands),
             own: self.announced.of(&self.name).map(Said::from),
             others: others.into_iter().map(|(name, said)| (name, Said::from(said))).collect(),
+            complete: knowledge.synced().is_some(),
             whole: knowledge.synced().is_some() && is_told,
             ways: outcome.settled.then(|| ways.collect()),
             quiet: self.keeper.infos().map(quiet).collect(),

@@ -107,7 +107,7 @@ fn example() -> Status {
 fn policies_say_what_is_asked_of_others() {
     let policies = Some(PolicyStatus { count: 2, others: Mode::Prefer, required: 14 });
     let text = table(&Status { mode: Some(Mode::Observe), policies, ..example() });
-    assert!(text.contains("Policies   2, which require encryption of 14 addresses of this node's pods; for all others the mode is prefer\n"), "{text}");
+    assert!(text.contains("Policies   2; encryption is required of 14 addresses of this node's pods, and for all others the mode is prefer\n"), "{text}");
     assert!(!text.contains("nothing, since the mode is observe"), "{text}");
 }
 

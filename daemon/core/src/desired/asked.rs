@@ -1,6 +1,6 @@
 //! What policies ask for, of whoever has an address.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use kubeveil_abi::{Asked, PrefixKind};
@@ -8,54 +8,62 @@ use kubeveil_api::policy::PolicyMode;
 
 use crate::{
     observed::Prefix,
-    policy::{FlowMode, Standing},
+    ownership::{Assignment, Class},
+    policy::{FlowMode, pods::Pod},
     problem::{Problem, ProblemKind},
     snapshot::Snapshot,
 };
 
 /// What is asked for of those whom nobody can tell from any other.
 pub(super) fn unknown(snapshot: &Snapshot) -> Asked {
-    let Some(base) = snapshot.mode() else { return Asked::Mesh };
-    beyond(base, snapshot.policies.unknown(base))
+    let base = snapshot.mode().unwrap_or(FlowMode::Require);
+    let most = snapshot.policies.iter().map(|(_, policy)| policy.mode).max();
+    most.map_or(Asked::Mesh, |most| beyond(base, most.into()))
 }
 
-/// Writes it into `prefixes`. Of a pod of this node that nobody has told us of the most is asked for that is of anybody; of one of
-/// another node what is asked for of all, since that node knows better, and refuses what comes in plain.
-pub(super) fn ask(snapshot: &Snapshot, prefixes: &mut BTreeMap<IpNet, Prefix>) {
+/// Writes it into `prefixes`. Of a pod of this node that nobody has told us of the most is asked for that is of anybody, and so it is of
+/// an address of the pods' ranges that no node owns; of a pod of another node what is asked of all, since that node knows better, and
+/// refuses what comes in plain.
+pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut BTreeMap<IpNet, Prefix>) {
     let Some(base) = snapshot.mode() else { return };
     if snapshot.policies.is_empty() {
         return;
     }
     let unknown = unknown(snapshot);
-    let mut pods: Vec<(IpNet, Prefix)> = prefixes
-        .iter()
-        .filter(|(_, prefix)| matches!(prefix.kind, PrefixKind::LocalPods | PrefixKind::RemotePods))
-        .map(|(net, prefix)| (*net, *prefix))
-        .collect();
-    for (net, prefix) in &pods {
-        if prefix.kind == PrefixKind::LocalPods {
-            prefixes.insert(*net, Prefix { asked: unknown, ..*prefix });
+    for prefix in prefixes.values_mut() {
+        if matches!(prefix.kind, PrefixKind::LocalPods | PrefixKind::UnownedPods) {
+            prefix.asked = unknown;
         }
     }
+    let mut pods: Vec<(IpNet, &str)> = assignment.nodes().flat_map(pods_of).collect();
     pods.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
-    for (address, standing) in snapshot.workloads.asked(&snapshot.policies, base) {
-        let asked = of(base, standing);
-        let Some((net, owner)) = pods.iter().find(|(net, _)| net.contains(&address)) else { continue };
+    let owner = |address: &IpAddr| pods.iter().find(|(net, _)| net.contains(address)).copied();
+    // Nobody but the node on which a pod runs says what has an address of that node's.
+    let has = |pod: &Pod, address: &IpAddr| owner(address).is_none_or(|(_, node)| pod.node == node);
+    for (address, standing) in snapshot.workloads.asked(&snapshot.policies, base, has) {
+        let asked = standing.map_or(Asked::Mesh, |standing| beyond(base, standing.mode.into()));
         let own = IpNet::from(address);
+        let net = owner(&address).map(|(net, _)| net);
+        let holder = match net {
+            Some(net) => prefixes.get(&net).copied(),
+            // A pod whose plugin gives it an address that is none of its node's.
+            None => Some(Prefix::new(PrefixKind::UnownedPods, 0)),
+        };
+        let Some(holder) = holder else { continue };
         // A node's own address is no pod's, whatever a pod says.
-        let is_pods = prefixes.get(&own).is_none_or(|_| own == *net);
+        let is_pods = prefixes.get(&own).is_none_or(|_| Some(own) == net);
         // Said of pods of this node even where it goes without saying: what was said before has to give way, and nothing is removed on
         // hearsay.
         let is_worth_it =
-            asked != Asked::Mesh || owner.kind == PrefixKind::LocalPods && unknown != Asked::Mesh;
+            asked != Asked::Mesh || holder.kind == PrefixKind::LocalPods && unknown != Asked::Mesh;
         if is_worth_it && is_pods {
-            prefixes.insert(own, Prefix { asked, ..*owner });
+            prefixes.insert(own, Prefix { asked, ..holder });
         }
     }
 }
 
-fn of(base: FlowMode, standing: Option<Standing>) -> Asked {
-    standing.map_or(Asked::Mesh, |standing| beyond(base, standing.mode.into()))
+fn pods_of<'a>((node, owned): (&'a str, &'a [(IpNet, Class)])) -> impl Iterator<Item = (IpNet, &'a str)> {
+    owned.iter().filter(|(_, class)| *class == Class::Pods).map(move |(net, _)| (*net, node))
 }
 
 /// Less than the mesh asks for counts as what the mesh asks for.

@@ -6,13 +6,15 @@ use std::{
     net::IpAddr,
 };
 
-use kubeveil_api::{pod, selector::Labels};
+use kubeveil_api::{pod, policy::PolicyMode, selector::Labels};
 
 use super::{FlowMode, OfNamespace, Policies, Standing, both};
 
 /// A pod that has addresses of its own: none that shares its node's, and none that has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
+    /// The node that it runs on.
+    pub node: String,
     /// Its namespace.
     pub namespace: String,
     /// Its labels.
@@ -24,6 +26,7 @@ pub struct Pod {
 impl From<&pod::Pod> for Pod {
     fn from(given: &pod::Pod) -> Self {
         Self {
+            node: given.spec.node_name.clone(),
             // What `kubectl` takes it for.
             namespace: given.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
             labels: given.metadata.labels.clone(),
@@ -42,15 +45,22 @@ pub struct Workloads {
 }
 
 impl Workloads {
-    /// What `policies` ask for of each address that a pod of a known namespace has, in a mesh of mode `base`.
-    pub fn asked(&self, policies: &Policies, base: FlowMode) -> BTreeMap<IpAddr, Option<Standing>> {
+    /// What `policies` ask for of each address that a pod of a known namespace has, in a mesh of mode `base`; of those addresses that it
+    /// `has` indeed.
+    pub fn asked(
+        &self,
+        policies: &Policies,
+        base: FlowMode,
+        has: impl Fn(&Pod, &IpAddr) -> bool,
+    ) -> BTreeMap<IpAddr, Option<Standing>> {
         let mut pods = Pods::default();
         pods.set_policies(policies.clone());
         for (name, labels) in &self.namespaces {
             pods.set_namespace(name, Some(labels.clone()));
         }
         for (uid, pod) in &self.pods {
-            pods.set_pod(uid, Some(pod.clone()));
+            let addresses = pod.addresses.iter().filter(|address| has(pod, address)).copied().collect();
+            pods.set_pod(uid, Some(Pod { addresses, ..pod.clone() }));
         }
         let addresses = pods.holders.keys();
         addresses.filter_map(|address| Some((*address, pods.of_address(base, address)?))).collect()
@@ -142,11 +152,14 @@ impl Pods {
         before.addresses
     }
 
-    /// What is asked for of whoever has `address`, in a mesh of mode `base`: of nobody who is known, nothing is known.
+    /// What is asked for of whoever has `address`, in a mesh of mode `base`; `None`: of somebody nothing is known, and of nobody else
+    /// that nothing may pass.
     pub fn of_address(&self, base: FlowMode, address: &IpAddr) -> Option<Option<Standing>> {
-        let mut holders = self.holders.get(address)?.iter();
-        let first = *self.standings.get(holders.next()?)?;
-        holders.try_fold(first, |before, uid| Some(both(base, before, *self.standings.get(uid)?)))
+        let holders = self.holders.get(address)?;
+        let known: Vec<_> = holders.iter().filter_map(|uid| self.standings.get(uid)).copied().collect();
+        let strictest = known.iter().copied().reduce(|one, other| both(base, one, other))?;
+        let is_required = strictest.is_some_and(|standing| standing.mode == PolicyMode::Require);
+        (known.len() == holders.len() || is_required).then_some(strictest)
     }
 }
 

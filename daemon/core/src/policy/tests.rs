@@ -60,7 +60,7 @@ fn policy() -> impl Strategy<Value = Policy> {
 fn pod() -> impl Strategy<Value = Pod> {
     (select(&NAMESPACES[..]), labels(), vec(0..4_u8, 0..3)).prop_map(|(namespace, labels, addresses)| {
         let addresses = addresses.into_iter().map(address).collect();
-        Pod { namespace: namespace.to_owned(), labels, addresses }
+        Pod { node: String::new(), namespace: namespace.to_owned(), labels, addresses }
     })
 }
 
@@ -269,7 +269,7 @@ fn of_two_pods_with_one_address_the_stricter_counts() {
 #[test]
 fn without_its_namespace_nothing_is_known_of_a_pod() {
     let mut pods = Pods::default();
-    let pod = Pod { namespace: "a".to_owned(), labels: Labels::new(), addresses: [address(1)].into() };
+    let pod = Pod { namespace: "a".to_owned(), addresses: [address(1)].into(), ..Pod::default() };
     pods.set_pod("u", Some(pod));
     assert_eq!(pods.of_address(FlowMode::Prefer, &address(1)), None);
     assert_eq!(pods.set_namespace("a", Some(Labels::new())), [address(1)].into());

@@ -47,6 +47,7 @@ impl Heard {
             revoked: BTreeSet::new(),
             own: Some(Said { generations: &self.own, not_flipped: &self.list }),
             others: [("other", Said { generations: &self.other, not_flipped: &self.list })].into(),
+            complete: true,
             whole: true,
             ways: Some([("other", newest)].into()),
             now: Duration::from_secs(1000),
@@ -344,11 +345,11 @@ fn who_does_not_know_all_says_what_was_said() {
     let heard = Heard::new(&[0, 1], &[0, 1], names(&["third"]));
     let mut rotation = Rotation::default();
     let whole = View { ways: Some([("other", generation(0))].into()), ..heard.view() };
-    let partial = View { whole: false, ..whole.clone() };
+    let partial = View { complete: false, whole: false, ..whole.clone() };
     let mut says = |view: &View<'_>| rotation.says(view).expect("a device stands").1;
     assert_eq!(says(&partial), names(&["third"]));
     assert_eq!(says(&View { own: None, ..partial.clone() }), NotFlipped::Many);
-    assert_eq!(says(&whole), names(&["other"]), "now it knows");
+    assert_eq!(says(&View { whole: false, ..whole.clone() }), names(&["other"]), "now it knows them");
     assert!(rotation.may_use(None, false, "other", generation(0), None));
     let mut rotation = Rotation::default();
     rotation.says(&partial);

@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn other_versions_are_told_from_strangers() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let ours = ["v2/maps/CONFIG", "v3/links/guard-3", "v4/backstop/v6", "v5/programs-abc/steer"];
+        let ours = ["v1/maps/CONFIG", "v3/links/guard-3", "v4/backstop/v6", "v5/programs-abc/steer"];
         let strangers = ["v7/maps/somebodys", "v8/links/somebodys-3", "v9/somebody", "vx/maps/CONFIG"];
         for path in ours.iter().chain(&strangers) {
             let path = dir.path().join(path);
@@ -199,7 +199,7 @@ mod tests {
         }
         let mut others: Vec<_> = Pins::new(dir.path()).others().iter().map(Pins::version).collect();
         others.sort();
-        assert_eq!(others, ["v2", "v3", "v4", "v5"]);
+        assert_eq!(others, ["v1", "v3", "v4", "v5"]);
     }
 
     #[test]

@@ -54,12 +54,20 @@ const REFUSED: &[(&str, &str, &str)] = &[
 
 /// The same of policies.
 const REFUSED_POLICIES: &[(&str, &str, &str)] = &[
-    ("EncryptionPolicy", r#"{"mode": "prefer"}"#, "may only be require"),
-    ("ClusterEncryptionPolicy", r#"{"mode": "exempt"}"#, "is missing; who is exempt needs a reason"),
-    ("ClusterEncryptionPolicy", r#"{"mode": "exempt", "reason": " "}"#, "says nothing; an auditor"),
+    ("EncryptionPolicy", r#"{"podSelector": {}, "mode": "prefer"}"#, "may only be require"),
     (
         "ClusterEncryptionPolicy",
-        r#"{"mode": "prefer", "until": "2027-01-31T12:00:00Z"}"#,
+        r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "exempt"}"#,
+        "is missing; who is exempt needs a reason",
+    ),
+    (
+        "ClusterEncryptionPolicy",
+        r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "exempt", "reason": " "}"#,
+        "says nothing; an auditor",
+    ),
+    (
+        "ClusterEncryptionPolicy",
+        r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "prefer", "until": "2027-01-31T12:00:00Z"}"#,
         "ends an exemption, and nothing else",
     ),
 ];

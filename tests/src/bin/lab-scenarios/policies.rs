@@ -42,6 +42,7 @@ fn labelled() -> Manifest {
         "kind": "ClusterEncryptionPolicy",
         "metadata": { "name": "pci" },
         "spec": {
+            "namespaceSelector": {},
             "podSelector": { "matchExpressions": [{ "key": "pci", "operator": "Exists" }] },
             "mode": "require",
         },

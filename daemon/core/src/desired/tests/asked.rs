@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A cluster of two nodes whose mesh has this mode, with a policy for pods of payments and these pods.
-fn of_payments(mode: Mode, pods: &[(&str, &str, &str)], mode_asked: PolicyMode) -> Snapshot {
+fn of_payments(mode: Mode, pods: &[(&str, &str, &str, &str)], mode_asked: PolicyMode) -> Snapshot {
     let nodes = [("b", node(2)), ("me", node(1))];
     let mut snapshot = snapshot(&nodes);
     snapshot.mesh.as_mut().expect("a mesh").mode = mode;
@@ -33,9 +33,10 @@ fn of_payments(mode: Mode, pods: &[(&str, &str, &str)], mode_asked: PolicyMode) 
     };
     let id = PolicyId { namespace: Some("payments".to_owned()), name: "p".to_owned() };
     snapshot.policies = Policies::new([(id, policy)].into());
-    let pod = |(name, namespace, address): &(&str, &str, &str)| {
+    let pod = |(name, node, namespace, address): &(&str, &str, &str, &str)| {
         let addresses = [address.parse().expect("an address")].into();
-        ((*name).to_owned(), Pod { namespace: (*namespace).to_owned(), addresses, ..Pod::default() })
+        let (node, namespace) = ((*node).to_owned(), (*namespace).to_owned());
+        ((*name).to_owned(), Pod { node, namespace, addresses, ..Pod::default() })
     };
     let namespaces = ["shop", "payments"].map(|name| (name.to_owned(), Labels::new()));
     snapshot.workloads =
@@ -52,14 +53,17 @@ fn asked_in(desired: &Desired, text: &str) -> Option<Asked> {
 #[test]
 fn what_is_asked_for_stands_beside_the_address() {
     let pods = [
-        ("shop", "shop", "10.244.1.7"),
-        ("ledger", "payments", "10.244.1.8"),
-        ("ledger-6", "payments", "fd00:244:1::8"),
-        ("their-shop", "shop", "10.244.2.7"),
-        ("their-ledger", "payments", "10.244.2.8"),
-        ("nowhere", "payments", "10.9.9.9"),
-        ("on-a-node", "payments", "192.0.2.2"),
-        ("of-no-namespace-that-is-known", "others", "10.244.1.9"),
+        ("shop", "me", "shop", "10.244.1.7"),
+        ("ledger", "me", "payments", "10.244.1.8"),
+        ("ledger-6", "me", "payments", "fd00:244:1::8"),
+        ("their-shop", "b", "shop", "10.244.2.7"),
+        ("their-ledger", "b", "payments", "10.244.2.8"),
+        ("of-another-pool", "me", "payments", "10.9.9.9"),
+        ("shop-of-another-pool", "me", "shop", "10.9.9.10"),
+        ("on-a-node", "me", "payments", "192.0.2.2"),
+        ("of-no-namespace-that-is-known", "me", "others", "10.244.1.9"),
+        ("their-liar", "b", "shop", "10.244.1.10"),
+        ("another-liar", "b", "payments", "10.244.1.7"),
     ];
     let (desired, _) = of(of_payments(Mode::Observe, &pods, PolicyMode::Require), &Owners::new());
     for (at, asked) in [
@@ -72,9 +76,11 @@ fn what_is_asked_for_stands_beside_the_address() {
         ("10.244.2.0/24", Some(Asked::Mesh)),
         ("10.244.2.7/32", None),
         ("10.244.2.8/32", Some(Asked::Require)),
-        ("10.9.9.9/32", None),
+        ("10.9.9.9/32", Some(Asked::Require)),
+        ("10.9.9.10/32", None),
+        ("10.244.1.10/32", None),
         ("192.0.2.2/32", Some(Asked::Mesh)),
-        ("10.244.0.0/16", Some(Asked::Mesh)),
+        ("10.244.0.0/16", Some(Asked::Require)),
     ] {
         assert_eq!(asked_in(&desired, at), asked, "{at}");
     }
@@ -89,7 +95,7 @@ fn what_is_asked_for_stands_beside_the_address() {
 /// What asks for no more than the mesh does leaves no trace in the map; what asks for less is told of.
 #[test]
 fn what_asks_for_less_is_told_of_and_counts_for_nothing() {
-    let pods = [("shop", "shop", "10.244.1.7"), ("ledger", "payments", "10.244.1.8")];
+    let pods = [("shop", "me", "shop", "10.244.1.7"), ("ledger", "me", "payments", "10.244.1.8")];
     for (mode, asked, told) in [
         (Mode::Require, PolicyMode::Require, 0),
         (Mode::Require, PolicyMode::Prefer, 1),
@@ -100,21 +106,25 @@ fn what_asks_for_less_is_told_of_and_counts_for_nothing() {
     ] {
         let (desired, _) = of(of_payments(mode, &pods, asked), &Owners::new());
         let is_asked = |prefix: &&Prefix| prefix.asked != Asked::Mesh;
-        let loose = desired.prefixes.values().filter(is_asked).count();
-        let stays = mode == Mode::Require && asked == PolicyMode::Require;
-        assert!(loose == 0 || stays, "{mode} {asked}");
+        let in_force = desired.prefixes.values().filter(is_asked).count();
+        let is_in_force = asked == PolicyMode::Require;
+        assert_eq!(in_force > 0, is_in_force, "{mode} {asked}");
         let about = desired.problems.iter().filter(|problem| problem.field == "spec.mode").count();
         assert_eq!(about, told, "{mode} {asked}: {:?}", desired.problems);
-        assert!(stays || desired.config.unknown == Asked::Mesh as u32);
+        let unknown = if is_in_force { Asked::Require } else { Asked::Mesh };
+        assert_eq!(desired.config.unknown, unknown as u32, "{mode} {asked}");
     }
 }
 
 /// Nobody is held to what is asked for of those whom we don't know before it is said who he is.
 #[test]
 fn the_more_specific_is_written_first() {
-    let pods = [("shop", "shop", "10.244.1.7"), ("ledger", "payments", "10.244.2.8")];
+    let pods = [("shop", "me", "shop", "10.244.1.7"), ("ledger", "b", "payments", "10.244.2.8")];
     let (desired, _) = of(of_payments(Mode::Prefer, &pods, PolicyMode::Require), &Owners::new());
-    let observed = Observed { datapath: Some(Datapath::default()), ..Observed::default() };
+    let observed = Observed {
+        datapath: Some(Datapath { build: desired.build.clone(), ..Datapath::default() }),
+        ..Observed::default()
+    };
     let actions = crate::plan::plan(&desired, &observed, None, &Endpoints::new());
     let at = |text: &str| {
         let is_it = |action: &Action| matches!(action, Action::PutPrefix(at, _) if *at == net(text));

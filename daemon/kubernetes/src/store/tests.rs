@@ -1,0 +1,208 @@
+//! What is believed of lists and watches.
+
+use serde_json::json;
+
+use super::*;
+use crate::object::PolicyObject;
+
+const ME: &str = "me";
+
+/// A node as of `version`, which says `said`.
+fn node(name: &str, version: u64, said: &str) -> Read<Arc<NodeFacts>> {
+    let facts = NodeFacts {
+        uid: format!("uid-{name}"),
+        announcement: (!said.is_empty()).then(|| said.to_owned()),
+        ..NodeFacts::default()
+    };
+    let (name, uid, problems) = (name.to_owned(), facts.uid.clone(), Vec::new());
+    Read { name, uid, version, value: Arc::new(facts), problems }
+}
+
+/// Two nodes, listed at version 10, and nothing unread.
+fn store() -> Store {
+    let mut store = Store::new(ME);
+    store.list_nodes(vec![node(ME, 3, ""), node("b", 4, "said")], 10).expect("believed");
+    store.list_mesh(vec![], 10).expect("believed");
+    store.list_pods(vec![], 10).expect("believed");
+    store.list_namespaces(vec![], 10).expect("believed");
+    for scope in [Scope::Namespace, Scope::Cluster] {
+        store.list_policies(scope, vec![], 10).expect("believed");
+    }
+    store.take_changes();
+    store
+}
+
+fn names(store: &Store) -> Vec<String> {
+    store.knowledge().snapshot().nodes.keys().cloned().collect()
+}
+
+fn only(name: &str, said: &str) -> Changes {
+    Changes::Announcements([(name.to_owned(), Some(said.to_owned()))].into())
+}
+
+#[test]
+fn all_lists_make_it_whole() {
+    let mut store = Store::new(ME);
+    assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
+    assert!(store.knowledge().synced().is_none());
+    assert_eq!(store.list_mesh(vec![], 9), Ok(true), "that there is none is news");
+    assert!(store.knowledge().synced().is_none());
+    assert_eq!(store.list_pods(vec![], 9), Ok(true), "that there is none is news");
+    assert_eq!(store.list_namespaces(vec![], 9), Ok(true), "that there is none is news");
+    assert_eq!(store.list_policies(Scope::Namespace, vec![], 9), Ok(true), "that there is none is news");
+    assert!(store.knowledge().synced().is_none());
+    assert_eq!(store.list_policies(Scope::Cluster, vec![], 9), Ok(true), "that there is none is news");
+    assert!(store.knowledge().synced().is_some());
+    assert_eq!(store.take_changes(), Changes::Any);
+}
+
+#[test]
+fn only_a_list_that_is_believed_removes() {
+    let mut store = store();
+    for (listed, version, why) in [
+        (vec![node(ME, 3, "")], 9, Disbelief::Older { seen: 10, listed: 9 }),
+        (vec![node(ME, 3, "")], 0, Disbelief::Older { seen: 10, listed: 0 }),
+        (vec![], 11, Disbelief::LacksOwn(ME.to_owned())),
+        (vec![node("b", 4, "said")], 11, Disbelief::LacksOwn(ME.to_owned())),
+    ] {
+        assert_eq!(store.list_nodes(listed, version), Err(why));
+        assert_eq!(names(&store), ["b", ME]);
+    }
+    assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
+    assert_eq!(names(&store), [ME]);
+}
+
+/// The same list once more, a heartbeat, a bookmark.
+#[test]
+fn what_says_nothing_new_is_no_news() {
+    let mut store = store();
+    assert_eq!(store.list_nodes(vec![node(ME, 3, ""), node("b", 4, "said")], 12), Ok(false));
+    assert_eq!(store.node(node("b", 13, "said"), false), Ok(false));
+    store.nodes.bookmark(20);
+    assert_eq!(store.take_changes(), no_changes());
+    assert_eq!(store.nodes.newest(), 20);
+    store.nodes.bookmark(1);
+    assert_eq!(store.nodes.newest(), 20);
+}
+
+#[test]
+fn an_announcement_is_told_by_name_and_anything_else_as_a_whole() {
+    let mut store = store();
+    assert_eq!(store.node(node("b", 11, "other"), false), Ok(true));
+    assert_eq!(store.take_changes(), only("b", "other"));
+    let mut moved = node("b", 12, "other");
+    Arc::make_mut(&mut moved.value).internal_ips.push([192, 0, 2, 7].into());
+    assert_eq!(store.node(moved, false), Ok(true));
+    assert_eq!(store.take_changes(), Changes::Any);
+    assert_eq!(store.node(node("c", 13, ""), false), Ok(true));
+    assert_eq!(store.take_changes(), Changes::Any, "nobody knows it yet");
+    assert_eq!(store.node(node("c", 14, ""), true), Ok(true));
+    assert_eq!(store.take_changes(), Changes::Any);
+}
+
+/// Pods come and go; only one whose address is not its node's is news, until it is gone or the Node says so.
+#[test]
+fn a_pod_with_an_address_of_nobody_is_found() {
+    let pod = |version, address: &str| Read {
+        name: "n/p".to_owned(),
+        uid: "u".to_owned(),
+        version,
+        value: Pod { addresses: [address.parse().expect("address")].into(), ..Pod::default() },
+        problems: vec![],
+    };
+    let mut store = store();
+    let strangers =
+        |store: &Store| store.knowledge().snapshot().strangers.iter().cloned().collect::<Vec<_>>();
+    let mut own = node(ME, 11, "");
+    Arc::make_mut(&mut own.value).pod_cidrs.push("10.1.0.0/24".parse().expect("net"));
+    store.node(own.clone(), false).expect("followed");
+    store.take_changes();
+    assert_eq!(store.pod(pod(12, "10.1.0.7"), false), Ok(false));
+    assert_eq!(store.pod(pod(13, "10.9.0.7"), false), Ok(true));
+    assert_eq!(strangers(&store), ["Pod n/p has the address 10.9.0.7"]);
+    assert_eq!(store.take_changes(), Changes::Any);
+    assert_eq!(store.pod(pod(14, "10.9.0.7"), false), Ok(false), "told before");
+    own.version = 15;
+    Arc::make_mut(&mut own.value).pod_cidrs.push("10.9.0.0/24".parse().expect("net"));
+    assert_eq!(store.node(own, false), Ok(true));
+    assert!(strangers(&store).is_empty());
+    assert_eq!(store.pod(pod(16, "10.8.0.7"), false), Ok(true));
+    assert_eq!(store.pod(pod(17, "10.8.0.7"), true), Ok(true));
+    assert!(strangers(&store).is_empty());
+}
+
+/// A watch that repeats itself changes nothing; one that leaps back can't be followed.
+#[test]
+fn events_out_of_order_undo_nothing() {
+    let mut store = store();
+    store.node(node("b", 12, "new"), false).expect("followed");
+    for late in [node("b", 12, "new"), node("b", 11, "old")] {
+        assert_eq!(store.node(late, false), Ok(false));
+    }
+    assert_eq!(store.node(node("b", 11, "old"), true), Ok(false), "it was made again since");
+    assert_eq!(store.knowledge().snapshot().nodes["b"].announcement.as_deref(), Some("new"));
+    store.node(node("b", 13, "new"), true).expect("followed");
+    assert_eq!(store.node(node("b", 13, "new"), true), Ok(false), "told twice");
+    assert_eq!(store.node(node("b", 12, "new"), false), Err(OutOfOrder), "it would come back to life");
+    assert_eq!(store.node(node("c", 5, ""), false), Err(OutOfOrder));
+    assert_eq!(store.node(node("d", 0, ""), false), Err(OutOfOrder), "a version that is no number");
+    assert_eq!(names(&store), [ME]);
+}
+
+/// That pods come and go is news where something is asked for of somebody; what is wrong with a policy leaves its last good state.
+#[test]
+fn pods_are_news_where_something_is_asked_for() {
+    let pod = |version, app: &str| Read {
+        name: "n/p".to_owned(),
+        uid: "u".to_owned(),
+        version,
+        value: Pod {
+            node: ME.to_owned(),
+            namespace: "n".to_owned(),
+            labels: [("app".to_owned(), app.to_owned())].into(),
+            addresses: [[10, 1, 0, 7].into()].into(),
+        },
+        problems: vec![],
+    };
+    let policy = |version: &str, mode: &str| {
+        let metadata = json!({"name": "p", "namespace": "n", "resourceVersion": version});
+        let object = json!({"metadata": metadata, "spec": {"podSelector": {}, "mode": mode}});
+        serde_json::from_value::<PolicyObject>(object).expect("an object")
+    };
+    let mut store = store();
+    let mut own = node(ME, 11, "");
+    Arc::make_mut(&mut own.value).pod_cidrs.push("10.1.0.0/24".parse().expect("net"));
+    store.node(own, false).expect("followed");
+    store.take_changes();
+    assert_eq!(store.pod(pod(11, "web"), false), Ok(false));
+    assert!(store.knowledge().snapshot().workloads.pods.is_empty());
+
+    let first = policy("12", "require").of_namespace(None);
+    assert_eq!(store.policy(Scope::Namespace, first, false), Ok(true));
+    assert_eq!(store.take_changes(), Changes::Any);
+    let known = store.knowledge();
+    let snapshot = known.snapshot();
+    assert_eq!((snapshot.policies.iter().count(), snapshot.workloads.pods.len()), (1, 1));
+    assert_eq!(store.pod(pod(13, "ledger"), false), Ok(true));
+    assert_eq!(store.pod(pod(14, "ledger"), false), Ok(false), "a heartbeat");
+
+    let before = store.policies.get("n/p").and_then(|read| read.value.clone());
+    let wrong = policy("15", "prefer").of_namespace(before.as_ref());
+    // The same to who has seen it before; to who has not, what was kept on disk may be in force.
+    let mut anew = Store { policies: Objects::default(), ..self::store() };
+    anew.list_policies(Scope::Namespace, vec![policy("15", "prefer").of_namespace(None)], 15)
+        .expect("believed");
+    assert!(anew.knowledge().synced().is_none());
+    store.policy(Scope::Namespace, wrong, false).expect("followed");
+    assert!(store.knowledge().synced().is_some());
+    let told: Vec<String> = store.problems().map(ToString::to_string).collect();
+    assert!(
+        told.len() == 1 && told[0].contains("EncryptionPolicy n/p spec.mode: may only be require"),
+        "{told:?}"
+    );
+    assert_eq!(store.knowledge().snapshot().policies, known.snapshot().policies);
+
+    let gone = policy("16", "require").of_namespace(None);
+    assert_eq!(store.policy(Scope::Namespace, gone, true), Ok(true));
+    assert!(store.knowledge().snapshot().policies.is_empty());
+}
