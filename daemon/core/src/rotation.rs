@@ -155,6 +155,8 @@ pub struct Rotation {
     shorter: Option<Duration>,
     /// That list, and of which newest generation. A source tells of it later.
     list: Option<(Generation, NotFlipped)>,
+    /// What an earlier daemon said, which is said as long as not all nodes are known.
+    stands: Option<(Generation, NotFlipped)>,
     /// A key goes since nobody goes with it, and the next one is that which is wanted.
     leaps: bool,
 }
@@ -241,10 +243,15 @@ impl Rotation {
             |of: &Generation| if *of == newest { GenerationState::Active } else { GenerationState::Retiring };
         let generations = said.iter().map(|of| (*of, state(of))).collect();
         // A daemon that began anew and has not heard of all nodes may have been speaking to one of the others: what was said stands.
-        let list = if said.len() > 1 && self.list.is_none() && !view.complete {
+        let is_first = self.list.as_ref().is_none_or(|(of, _)| *of != newest);
+        let list = if said.len() > 1 && is_first && !view.complete {
             let own = view.own.filter(|own| own.newest() == newest);
-            own.map_or(NotFlipped::Many, |own| own.not_flipped.clone())
+            let told = || (newest, own.map_or(NotFlipped::Many, |own| own.not_flipped.clone()));
+            // Once and for all: what the source tells of it is what was said a moment ago.
+            let stands = self.stands.take().filter(|(of, _)| *of == newest).unwrap_or_else(told);
+            self.stands.insert(stands).1.clone()
         } else {
+            self.stands = None;
             self.at_times(newest, not_flipped(&said, view), view)
         };
         Some((generations, list))

@@ -348,10 +348,13 @@ fn who_does_not_know_all_says_what_was_said() {
     let partial = View { complete: false, whole: false, ..whole.clone() };
     let mut says = |view: &View<'_>| rotation.says(view).expect("a device stands").1;
     assert_eq!(says(&partial), names(&["third"]));
-    assert_eq!(says(&View { own: None, ..partial.clone() }), NotFlipped::Many);
+    let told = Heard::new(&[0, 1], &[0, 1], names(&["fourth"]));
+    let own = Some(Said { generations: &told.own, not_flipped: &told.list });
+    assert_eq!(says(&View { own, ..partial.clone() }), names(&["third"]), "what is told of is a moment old");
     assert_eq!(says(&View { whole: false, ..whole.clone() }), names(&["other"]), "now it knows them");
     assert!(rotation.may_use(None, false, "other", generation(0), None));
     let mut rotation = Rotation::default();
-    rotation.says(&partial);
+    let nothing = rotation.says(&View { own: None, ..partial.clone() }).expect("a device stands");
+    assert_eq!(nothing.1, NotFlipped::Many);
     assert!(rotation.may_use(None, false, "fourth", generation(0), Some(generation(0))));
 }
