@@ -369,7 +369,7 @@ fn config(snapshot: &Snapshot, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) 
             Some(FlowMode::Prefer | FlowMode::Exempt) => kubeveil_abi::Mode::Prefer,
             Some(FlowMode::Observe) => kubeveil_abi::Mode::Observe,
         } as u32,
-        unknown: asked::unknown(snapshot) as u32,
+        unknown: asked::unknown(&snapshot.policies) as u32,
         fwmark: FWMARK,
         ports: [u32::from(BASE_PORT), u32::from(BASE_PORT) + 1],
         mss_v4,
@@ -436,13 +436,13 @@ fn carrier_of<'c>(
 /// them pass without.
 fn carries(inputs: &Inputs<'_>, node: &str, health: Health) -> bool {
     let snapshot = inputs.knowledge.snapshot();
-    let prefers = snapshot.mode() == Some(FlowMode::Prefer);
+    // Asked last, and only of who is in question: it is a look at all policies, and there are thousands of peers.
+    let prefers = || snapshot.mode() == Some(FlowMode::Prefer);
     // What policies require of some may not pass, so all go by the tunnel that is proven.
-    let passes = prefers && asked::unknown(snapshot) == Asked::Mesh;
-    let may_pass = passes || inputs.adopting.open.contains(node);
-    let given_up = prefers && matches!(health, Health::Stale(_));
-    let is_misled = may_pass && !snapshot.strangers.is_empty();
-    health.is_proven() && !given_up && !is_misled
+    let passes = || prefers() && asked::unknown(&snapshot.policies) == Asked::Mesh;
+    let is_given_up = || matches!(health, Health::Stale(_)) && prefers();
+    let is_misled = || !snapshot.strangers.is_empty() && (inputs.adopting.open.contains(node) || passes());
+    health.is_proven() && !is_given_up() && !is_misled()
 }
 
 /// Peers that packets may go to in plain, until they are proven.

@@ -186,10 +186,9 @@ impl Policies {
         }
     }
 
-    /// What somebody of whom nothing is known is held to, in a mesh of mode `base`: the strictest that could be.
-    pub fn unknown(&self, base: FlowMode) -> FlowMode {
-        let asked = self.all.values().map(|policy| FlowMode::from(policy.mode));
-        asked.filter(|_| base != FlowMode::Observe).fold(base, FlowMode::max)
+    /// The most that any of them asks for: of somebody of whom nothing is known as much might be asked.
+    pub fn strictest(&self) -> Option<PolicyMode> {
+        self.all.values().map(|policy| policy.mode).max()
     }
 }
 

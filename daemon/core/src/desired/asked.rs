@@ -9,16 +9,22 @@ use kubeveil_api::policy::PolicyMode;
 use crate::{
     observed::Prefix,
     ownership::{Assignment, Class},
-    policy::{FlowMode, pods::Pod},
+    policy::{FlowMode, Policies, pods::Pod},
     problem::{Problem, ProblemKind},
     snapshot::Snapshot,
 };
 
 /// What is asked for of those whom nobody can tell from any other.
-pub(super) fn unknown(snapshot: &Snapshot) -> Asked {
-    let base = snapshot.mode().unwrap_or(FlowMode::Require);
-    let most = snapshot.policies.iter().map(|(_, policy)| policy.mode).max();
-    most.map_or(Asked::Mesh, |most| beyond(base, most.into()))
+pub(super) fn unknown(policies: &Policies) -> Asked {
+    of(policies.strictest())
+}
+
+/// Less than the mesh asks for counts as what the mesh asks for.
+const fn of(mode: Option<PolicyMode>) -> Asked {
+    match mode {
+        Some(PolicyMode::Require) => Asked::Require,
+        Some(PolicyMode::Prefer | PolicyMode::Exempt) | None => Asked::Mesh,
+    }
 }
 
 /// Writes it into `prefixes`. Of a pod of this node that nobody has told us of the most is asked for that is of anybody, and so it is of
@@ -29,7 +35,7 @@ pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut B
     if snapshot.policies.is_empty() {
         return;
     }
-    let unknown = unknown(snapshot);
+    let unknown = unknown(&snapshot.policies);
     for prefix in prefixes.values_mut() {
         if matches!(prefix.kind, PrefixKind::LocalPods | PrefixKind::UnownedPods) {
             prefix.asked = unknown;
@@ -41,7 +47,7 @@ pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut B
     // Nobody but the node on which a pod runs says what has an address of that node's.
     let has = |pod: &Pod, address: &IpAddr| owner(address).is_none_or(|(_, node)| pod.node == node);
     for (address, standing) in snapshot.workloads.asked(&snapshot.policies, base, has) {
-        let asked = standing.map_or(Asked::Mesh, |standing| beyond(base, standing.mode.into()));
+        let asked = of(standing.map(|standing| standing.mode));
         let own = IpNet::from(address);
         let net = owner(&address).map(|(net, _)| net);
         let holder = match net {
@@ -66,14 +72,6 @@ fn pods_of<'a>((node, owned): (&'a str, &'a [(IpNet, Class)])) -> impl Iterator<
     owned.iter().filter(|(_, class)| *class == Class::Pods).map(move |(net, _)| (*net, node))
 }
 
-/// Less than the mesh asks for counts as what the mesh asks for.
-fn beyond(base: FlowMode, mode: FlowMode) -> Asked {
-    match mode {
-        FlowMode::Require if base != FlowMode::Observe => Asked::Require,
-        _ => Asked::Mesh,
-    }
-}
-
 /// Policies that ask for less than is asked for of all.
 pub(super) fn problems(snapshot: &Snapshot) -> impl Iterator<Item = Problem> {
     let base = snapshot.mode().unwrap_or(FlowMode::Require);
@@ -87,6 +85,6 @@ pub(super) fn problems(snapshot: &Snapshot) -> impl Iterator<Item = Problem> {
             "{} asks for less than the mesh does, which is not in force yet: it counts as not being there",
             policy.mode
         ),
-        advice: "Its pods are held to spec.mode of the mesh. Remove it, or set it to require".to_owned(),
+        advice: "Other policies and the mesh decide on its pods. Remove it, or set it to require".to_owned(),
     })
 }
