@@ -59,7 +59,7 @@ pub fn count(index: u32, bytes: u32) {
 #[inline(never)]
 pub extern "C" fn held(ask: u32) -> u32 {
     // An array of one has it always.
-    config().map_or(u32::MAX, |config| kubeveil_verdict::held(Ask::unpack(ask), config).pack())
+    config().map_or(u32::MAX, |config| kubeveil_verdict::held(Ask(ask), config).0)
 }
 
 /// The maps, as the decision sees them.
@@ -78,7 +78,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn held(&self, ask: Ask, _: &Config) -> Held {
-        Held::unpack(held(ask.pack()))
+        Held(held(ask.0))
     }
 
     #[inline(always)]

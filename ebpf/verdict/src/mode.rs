@@ -22,13 +22,13 @@ pub struct Owner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct End(u8);
 
-/// What the two ends of a flow ask for.
+/// What the two ends of a flow ask for: a number, as a global function of the programs can take it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ask(u32);
+pub struct Ask(pub u32);
 
-/// The mode of a flow, as a number.
+/// The mode of a flow: a number, as a global function of the programs can return it; one that is none is the strictest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held(u32);
+pub struct Held(pub u32);
 
 impl Owner {
     /// What a value of the prefixes comes to now. A kind that this program does not know counts as a pod's that nobody
@@ -98,6 +98,9 @@ impl End {
     }
 }
 
+// Four bits hold an end ([`Owner::pack`]), and a mode is none of the two others.
+const _: () = assert!((FlowMode::Insist as u8) < End::MESH.0 && End::UNKNOWN.0 < 1 << 4);
+
 impl Ask {
     /// Nobody can tell who the ends are.
     pub(crate) const UNKNOWN: Self = Self::of(End::UNKNOWN, End::UNKNOWN);
@@ -108,18 +111,6 @@ impl Ask {
     pub(crate) const fn of(one: End, other: End) -> Self {
         Self(one.0 as u32 | (other.0 as u32) << 8)
     }
-
-    /// As a global function of the programs can take it.
-    #[inline(always)]
-    pub const fn pack(self) -> u32 {
-        self.0
-    }
-
-    /// What [`Ask::pack`] has packed.
-    #[inline(always)]
-    pub const fn unpack(word: u32) -> Self {
-        Self(word)
-    }
 }
 
 impl Held {
@@ -128,18 +119,6 @@ impl Held {
     #[expect(clippy::cast_possible_truncation, reason = "a byte in a word")]
     pub const fn mode(self) -> FlowMode {
         FlowMode::from_raw(self.0 as u8)
-    }
-
-    /// As a global function of the programs can return it.
-    #[inline(always)]
-    pub const fn pack(self) -> u32 {
-        self.0
-    }
-
-    /// What [`Held::pack`] has packed; what is none is the strictest.
-    #[inline(always)]
-    pub const fn unpack(word: u32) -> Self {
-        Self(word)
     }
 }
 

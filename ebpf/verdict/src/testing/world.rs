@@ -85,9 +85,7 @@ impl World {
     pub fn add(&mut self, address: Address, length: u32, kind: PrefixKind, peer: u32) {
         self.prefixes.push((address, length, PrefixValue::new(kind, peer)));
     }
-}
 
-impl World {
     /// From now on this is asked for of whoever has an address of that kind, `peer`'s if it is a peer's.
     pub fn ask(&mut self, kind: PrefixKind, peer: u32, asked: Asked, until: u32) {
         for (_, _, value) in &mut self.prefixes {
