@@ -58,12 +58,16 @@ pub struct PodIp {
     pub ip: IpAddr,
 }
 
+/// Does nobody have the addresses of such a pod but it? It may share its node's, and when it has ended its plugin gives them to the
+/// next one.
+pub fn has_its_own(host_network: bool, phase: &str) -> bool {
+    !host_network && !matches!(phase, "Succeeded" | "Failed")
+}
+
 impl Pod {
-    /// Addresses that nobody has but it: none where it shares its node's, and none when it has ended, since its plugin gives them to
-    /// the next one.
+    /// Addresses that nobody has but it.
     pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let has_ended = matches!(self.status.phase.as_str(), "Succeeded" | "Failed");
-        let is_alone = !self.spec.host_network && !has_ended;
+        let is_alone = has_its_own(self.spec.host_network, &self.status.phase);
         let first = self.status.pod_ip.filter(|_| self.status.pod_ips.is_empty());
         let all = self.status.pod_ips.iter().map(|entry| entry.ip).chain(first);
         all.filter(move |_| is_alone)

@@ -8,6 +8,7 @@ use kubeveil_api::{
     names,
     node::NodeAddress,
     object::{self, TypeMeta},
+    pod::has_its_own,
     policy::{ClusterEncryptionPolicy, EncryptionPolicy},
     problem::{Problem, ProblemKind, readable},
     selector::Labels,
@@ -200,10 +201,10 @@ impl NodeObject {
 }
 
 impl PodObject {
-    /// Addresses that it has for itself: not its node's, and not those of one that has ended, which another may have by now.
+    /// The pod, with addresses that it has for itself.
     pub(crate) fn read(mut self) -> Read<Pod> {
-        let has_ended = ["Succeeded", "Failed"].contains(&self.status.phase.as_str());
-        let ips = self.status.pod_ips.filter(|_| !self.spec.host_network && !has_ended);
+        let is_alone = has_its_own(self.spec.host_network, &self.status.phase);
+        let ips = self.status.pod_ips.filter(|_| is_alone);
         let pod = Pod {
             node: self.spec.node_name,
             namespace: self.metadata.namespace.clone(),

@@ -22,7 +22,7 @@ use crate::{
     publish::{self, Publication, Wanted},
     report::{self, Report},
     store::Store,
-    watch::{ClusterPolicies, Follower, Mesh, Namespaces, Nodes, Pods, Policies},
+    watch::{Follower, Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Pods, Policies},
 };
 
 /// What the tasks keep, and the node's thread reads.
@@ -36,9 +36,8 @@ pub(crate) struct State {
     pub(crate) pods: Option<Problem>,
     /// … namespaces …
     pub(crate) namespaces: Option<Problem>,
-    /// … and policies.
-    pub(crate) policies: Option<Problem>,
-    pub(crate) cluster_policies: Option<Problem>,
+    /// … and policies, by their scope.
+    pub(crate) policies: [Option<Problem>; 2],
     pub(crate) publication: Publication,
     pub(crate) report: Report,
 }
@@ -103,8 +102,7 @@ impl Kubernetes {
             mesh: None,
             pods: None,
             namespaces: None,
-            policies: None,
-            cluster_policies: None,
+            policies: [None, None],
             publication: Publication::default(),
             report: Report::default(),
         };
@@ -120,8 +118,8 @@ impl Kubernetes {
             runtime.spawn(follower().run::<Mesh>()),
             runtime.spawn(follower().run::<Pods>()),
             runtime.spawn(follower().run::<Namespaces>()),
-            runtime.spawn(follower().run::<Policies>()),
-            runtime.spawn(follower().run::<ClusterPolicies>()),
+            runtime.spawn(follower().run::<Policies<OfNamespace>>()),
+            runtime.spawn(follower().run::<Policies<OfCluster>>()),
             runtime.spawn(publish::run(shared.clone(), origin.clone(), pace)),
             runtime.spawn(report::run(shared.clone(), origin.clone(), pace)),
         ];
@@ -149,8 +147,7 @@ impl Source for Kubernetes {
                 .chain(&state.mesh)
                 .chain(&state.pods)
                 .chain(&state.namespaces)
-                .chain(&state.policies)
-                .chain(&state.cluster_policies)
+                .chain(state.policies.iter().flatten())
                 .chain(state.store.problems())
                 .cloned();
             SourceState { problems: problems.collect(), knowledge: state.store.knowledge(), look_again: None }

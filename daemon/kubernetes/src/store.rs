@@ -146,10 +146,9 @@ pub(crate) struct Store {
     pub(crate) pods: Objects<Pod>,
     /// Labels of namespaces.
     pub(crate) namespaces: Objects<Labels>,
-    /// Namespaces' policies, and the cluster's.
-    pub(crate) policies: Objects<Option<Named>>,
-    pub(crate) cluster_policies: Objects<Option<Named>>,
-    /// Those of them that are none of its node's.
+    /// Policies, by their [`Scope`].
+    pub(crate) policies: [Objects<Option<Named>>; 2],
+    /// Those of the pods that have an address that is none of their node's.
     strangers: BTreeSet<String>,
     /// Since somebody read it.
     changes: Changes,
@@ -163,8 +162,7 @@ impl Store {
             mesh: Objects::default(),
             pods: Objects::default(),
             namespaces: Objects::default(),
-            policies: Objects::default(),
-            cluster_policies: Objects::default(),
+            policies: Default::default(),
             strangers: BTreeSet::new(),
             changes: no_changes(),
         }
@@ -181,7 +179,7 @@ impl Store {
         let mut snapshot = Snapshot {
             nodes: nodes.collect(),
             strangers: self.strangers.clone(),
-            policies: self.policies().collect::<Vec<_>>().into(),
+            policies: self.policies().filter_map(|read| read.value.clone()).collect::<Vec<_>>().into(),
             workloads: self.workloads().into(),
             ..Snapshot::default()
         };
@@ -194,24 +192,28 @@ impl Store {
     }
 
     fn is_listed(&self) -> bool {
-        let policies = self.policies.listed && self.cluster_policies.listed && self.namespaces.listed;
-        self.nodes.listed && self.mesh.listed && self.pods.listed && policies && self.can_read_policies()
+        let policies = self.policies.iter().all(|policies| policies.listed) && self.can_read_policies();
+        self.nodes.listed && self.mesh.listed && self.pods.listed && self.namespaces.listed && policies
     }
 
     /// One that can't be read, and of which no good state was seen since the start, may be in force since before.
     fn can_read_policies(&self) -> bool {
-        let mut all = self.policies.by_name.values().chain(self.cluster_policies.by_name.values());
-        all.all(|read| read.value.is_some())
+        self.policies().all(|read| read.value.is_some())
     }
 
-    fn policies(&self) -> impl Iterator<Item = Named> {
-        let all = self.policies.by_name.values().chain(self.cluster_policies.by_name.values());
-        all.filter_map(|read| read.value.clone())
+    /// Those of both scopes.
+    fn policies(&self) -> impl Iterator<Item = &Read<Option<Named>>> {
+        self.policies.iter().flat_map(|policies| policies.by_name.values())
+    }
+
+    /// Is something asked for of anybody?
+    fn asks(&self) -> bool {
+        self.policies().any(|read| read.value.is_some())
     }
 
     /// Of nobody where nothing is asked for of anybody.
     fn workloads(&self) -> Workloads {
-        if self.policies().next().is_none() {
+        if !self.asks() {
             return Workloads::default();
         }
         let namespaces = self.namespaces.by_name.iter();
@@ -225,9 +227,8 @@ impl Store {
     /// What of it could not be read.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
         let nodes = self.nodes.by_name.values().flat_map(|read| &read.problems);
-        let policies = self.policies.by_name.values().chain(self.cluster_policies.by_name.values());
-        let others = self.mesh.by_name.values().flat_map(|read| &read.problems);
-        nodes.chain(others).chain(policies.flat_map(|read| &read.problems))
+        let mesh = self.mesh.by_name.values().flat_map(|read| &read.problems);
+        nodes.chain(mesh).chain(self.policies().flat_map(|read| &read.problems))
     }
 
     /// What has changed since this was last called.
@@ -260,7 +261,7 @@ impl Store {
 
     /// This node's pods as of a full list.
     pub(crate) fn list_pods(&mut self, listed: Vec<Read<Pod>>, version: u64) -> Result<bool, Disbelief> {
-        let asks = self.policies().next().is_some();
+        let asks = self.asks();
         let mut noted = Noted::new(&mut self.changes, !self.pods.listed);
         self.pods.replace(listed, version, None, |_, _, _| noted.any_if(asks))?;
         let is_news = noted.is_news;
@@ -269,7 +270,7 @@ impl Store {
 
     /// One of them. That they come and go is no news where nothing is asked for of anybody.
     pub(crate) fn pod(&mut self, read: Read<Pod>, is_deleted: bool) -> Result<bool, OutOfOrder> {
-        let asks = self.policies().next().is_some();
+        let asks = self.asks();
         let mut noted = Noted::new(&mut self.changes, false);
         self.pods.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;
         let is_news = noted.is_news;
@@ -282,7 +283,7 @@ impl Store {
         listed: Vec<Read<Labels>>,
         version: u64,
     ) -> Result<bool, Disbelief> {
-        let asks = self.policies().next().is_some();
+        let asks = self.asks();
         let mut noted = Noted::new(&mut self.changes, !self.namespaces.listed);
         self.namespaces.replace(listed, version, None, |_, _, _| noted.any_if(asks))?;
         Ok(noted.is_news)
@@ -290,17 +291,10 @@ impl Store {
 
     /// One of them.
     pub(crate) fn namespace(&mut self, read: Read<Labels>, is_deleted: bool) -> Result<bool, OutOfOrder> {
-        let asks = self.policies().next().is_some();
+        let asks = self.asks();
         let mut noted = Noted::new(&mut self.changes, false);
         self.namespaces.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;
         Ok(noted.is_news)
-    }
-
-    fn policies_of(&mut self, scope: Scope) -> (&mut Objects<Option<Named>>, &mut Changes) {
-        match scope {
-            Scope::Namespace => (&mut self.policies, &mut self.changes),
-            Scope::Cluster => (&mut self.cluster_policies, &mut self.changes),
-        }
     }
 
     /// Policies as of a full list.
@@ -310,8 +304,8 @@ impl Store {
         listed: Vec<Read<Option<Named>>>,
         version: u64,
     ) -> Result<bool, Disbelief> {
-        let (policies, changes) = self.policies_of(scope);
-        let mut noted = Noted::new(changes, !policies.listed);
+        let policies = &mut self.policies[scope as usize];
+        let mut noted = Noted::new(&mut self.changes, !policies.listed);
         policies.replace(listed, version, None, |_, _, _| noted.any())?;
         Ok(noted.is_news)
     }
@@ -323,9 +317,8 @@ impl Store {
         read: Read<Option<Named>>,
         is_deleted: bool,
     ) -> Result<bool, OutOfOrder> {
-        let (policies, changes) = self.policies_of(scope);
-        let mut noted = Noted::new(changes, false);
-        policies.event(read, is_deleted, |_, _, _| noted.any())?;
+        let mut noted = Noted::new(&mut self.changes, false);
+        self.policies[scope as usize].event(read, is_deleted, |_, _, _| noted.any())?;
         Ok(noted.is_news)
     }
 

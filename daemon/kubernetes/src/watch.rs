@@ -1,6 +1,6 @@
 //! One kind of object, listed and then watched, for ever.
 
-use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
+use std::{fmt::Debug, marker::PhantomData, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     connect::{Connection, Line, Origin, unbuilt},
-    object::{MeshObject, NamespaceObject, NodeObject, PodObject, PolicyObject, version},
+    object::{MeshObject, Named, NamespaceObject, NodeObject, PodObject, PolicyObject, Read, version},
     pace::{Pace, Waits},
     source::{Shared, State},
     store::{Disbelief, OutOfOrder, Scope, Store},
@@ -176,64 +176,80 @@ impl Watched for Namespaces {
     }
 }
 
-macro_rules! policies {
-    ($kind:ident, $scope:expr, $field:ident, $read:ident, $path:literal, $resource:literal) => {
-        pub(crate) enum $kind {}
+/// Policies of one scope.
+pub(crate) struct Policies<K>(PhantomData<fn() -> K>);
 
-        impl Watched for $kind {
-            type Object = PolicyObject;
-            const PATH: &str = $path;
-            const RESOURCE: &str = $resource;
-
-            fn fields(_: &str) -> Option<String> {
-                None
-            }
-
-            fn newest(store: &Store) -> u64 {
-                store.$field.newest()
-            }
-
-            fn list(store: &mut Store, listed: Vec<PolicyObject>, version: u64) -> Result<bool, Disbelief> {
-                let read = |policy: PolicyObject| {
-                    let before = store.$field.get(&policy.name()).and_then(|read| read.value.clone());
-                    policy.$read(before.as_ref())
-                };
-                let listed = listed.into_iter().map(read).collect();
-                store.list_policies($scope, listed, version)
-            }
-
-            fn event(store: &mut Store, object: PolicyObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
-                let before = store.$field.get(&object.name()).and_then(|read| read.value.clone());
-                store.policy($scope, object.$read(before.as_ref()), is_deleted)
-            }
-
-            fn bookmark(store: &mut Store, version: u64) {
-                store.$field.bookmark(version);
-            }
-
-            fn trouble(state: &mut State) -> &mut Option<Problem> {
-                &mut state.$field
-            }
-        }
-    };
+/// What tells the two scopes apart.
+pub(crate) trait PolicyKind: 'static {
+    const SCOPE: Scope;
+    const PATH: &str;
+    const RESOURCE: &str;
+    /// The policy, or `before` where it can't be read.
+    fn read(policy: PolicyObject, before: Option<&Named>) -> Read<Option<Named>>;
 }
 
-policies!(
-    Policies,
-    Scope::Namespace,
-    policies,
-    of_namespace,
-    "/apis/kubeveil.io/v1alpha1/encryptionpolicies",
-    "encryptionpolicies.kubeveil.io"
-);
-policies!(
-    ClusterPolicies,
-    Scope::Cluster,
-    cluster_policies,
-    of_cluster,
-    "/apis/kubeveil.io/v1alpha1/clusterencryptionpolicies",
-    "clusterencryptionpolicies.kubeveil.io"
-);
+pub(crate) enum OfNamespace {}
+
+impl PolicyKind for OfNamespace {
+    const SCOPE: Scope = Scope::Namespace;
+    const PATH: &str = "/apis/kubeveil.io/v1alpha1/encryptionpolicies";
+    const RESOURCE: &str = "encryptionpolicies.kubeveil.io";
+
+    fn read(policy: PolicyObject, before: Option<&Named>) -> Read<Option<Named>> {
+        policy.of_namespace(before)
+    }
+}
+
+pub(crate) enum OfCluster {}
+
+impl PolicyKind for OfCluster {
+    const SCOPE: Scope = Scope::Cluster;
+    const PATH: &str = "/apis/kubeveil.io/v1alpha1/clusterencryptionpolicies";
+    const RESOURCE: &str = "clusterencryptionpolicies.kubeveil.io";
+
+    fn read(policy: PolicyObject, before: Option<&Named>) -> Read<Option<Named>> {
+        policy.of_cluster(before)
+    }
+}
+
+impl<K: PolicyKind> Policies<K> {
+    fn read(store: &Store, policy: PolicyObject) -> Read<Option<Named>> {
+        let before = store.policies[K::SCOPE as usize].get(&policy.name());
+        K::read(policy, before.and_then(|read| read.value.as_ref()))
+    }
+}
+
+impl<K: PolicyKind> Watched for Policies<K> {
+    type Object = PolicyObject;
+    const PATH: &str = K::PATH;
+    const RESOURCE: &str = K::RESOURCE;
+
+    fn fields(_: &str) -> Option<String> {
+        None
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.policies[K::SCOPE as usize].newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<PolicyObject>, version: u64) -> Result<bool, Disbelief> {
+        let listed = listed.into_iter().map(|policy| Self::read(store, policy)).collect();
+        store.list_policies(K::SCOPE, listed, version)
+    }
+
+    fn event(store: &mut Store, object: PolicyObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let read = Self::read(store, object);
+        store.policy(K::SCOPE, read, is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.policies[K::SCOPE as usize].bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.policies[K::SCOPE as usize]
+    }
+}
 
 /// Keeps `K` in the store as the API server has it.
 pub(crate) struct Follower {

@@ -186,10 +186,11 @@ fn pods_are_news_where_something_is_asked_for() {
     assert_eq!(store.pod(pod(13, "ledger"), false), Ok(true));
     assert_eq!(store.pod(pod(14, "ledger"), false), Ok(false), "a heartbeat");
 
-    let before = store.policies.get("n/p").and_then(|read| read.value.clone());
+    let before = store.policies[0].get("n/p").and_then(|read| read.value.clone());
     let wrong = policy("15", "prefer").of_namespace(before.as_ref());
     // The same to who has seen it before; to who has not, what was kept on disk may be in force.
-    let mut anew = Store { policies: Objects::default(), ..self::store() };
+    let mut anew = Store { policies: Default::default(), ..self::store() };
+    anew.list_policies(Scope::Cluster, vec![], 15).expect("believed");
     anew.list_policies(Scope::Namespace, vec![policy("15", "prefer").of_namespace(None)], 15)
         .expect("believed");
     assert!(anew.knowledge().synced().is_none());
