@@ -237,7 +237,8 @@ fn kind_of(object: &Value) -> ApiResource {
         "Namespace" => ("", "v1", "namespaces"),
         "ServiceAccount" => ("", "v1", "serviceaccounts"),
         "EncryptionPolicy" => (names::GROUP, "v1alpha1", "encryptionpolicies"),
-        _ => (names::GROUP, "v1alpha1", "clusterencryptionpolicies"),
+        "ClusterEncryptionPolicy" => (names::GROUP, "v1alpha1", "clusterencryptionpolicies"),
+        kind => unreachable!("no test has such an object: {kind}"),
     };
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
