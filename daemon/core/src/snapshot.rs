@@ -203,9 +203,11 @@ impl Knowledge {
 
 #[cfg(test)]
 mod tests {
+    use kubeveil_api::{policy::PolicyMode, selector::LabelSelector};
     use kubeveil_keys::PublicKey;
 
     use super::*;
+    use crate::policy::{Namespaces, Policy, PolicyId};
 
     fn nodes(names: &[&str]) -> Snapshot {
         Snapshot {
@@ -220,6 +222,39 @@ mod tests {
         let now = Knowledge::Partial(nodes(&["c"])).or_before(&nodes(&["a", "b"]));
         assert_eq!(now.snapshot().nodes.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert!(now.synced().is_none());
+    }
+
+    /// Over a restart too: who began anew is held to what was asked for, and what he is told himself counts.
+    #[test]
+    fn policies_of_before_stand_until_all_is_told() {
+        let with = |policies: &[(&str, PolicyMode)]| {
+            let policy = |(name, mode): &(&str, PolicyMode)| {
+                let namespaces = Namespaces::Labelled(LabelSelector::default());
+                let id = PolicyId { namespace: None, name: (*name).to_owned() };
+                (id, Policy { namespaces, pods: LabelSelector::default(), mode: *mode, until: None })
+            };
+            Snapshot { policies: Policies::new(policies.iter().map(policy).collect()), ..nodes(&["me"]) }
+        };
+        let told = |snapshot: &Snapshot| -> Vec<(String, PolicyMode)> {
+            snapshot.policies.iter().map(|(id, policy)| (id.name.clone(), policy.mode)).collect()
+        };
+        let of = |name: &str, mode| (name.to_owned(), mode);
+        use PolicyMode::{Exempt, Prefer, Require};
+        let before = with(&[("kept", Require), ("changed", Exempt)]);
+        let json = serde_json::to_string(&before).expect("JSON");
+        let kept: Snapshot = serde_json::from_str(&json).expect("a snapshot");
+        assert_eq!(kept, before);
+        let now = with(&[("changed", Require), ("new", Prefer)]);
+        let partial = Knowledge::Partial(now.clone()).or_before(&kept);
+        assert_eq!(
+            told(partial.snapshot()),
+            [of("changed", Require), of("kept", Require), of("new", Prefer)]
+        );
+        assert!(told(Knowledge::Partial(nodes(&["me"])).or_before(&kept).snapshot()) == told(&kept));
+        let whole = Knowledge::Whole(now.clone().attest_whole()).or_before(&kept);
+        assert_eq!(told(whole.snapshot()), told(&now));
+        let none = Knowledge::Whole(nodes(&["me"]).attest_whole()).or_before(&kept);
+        assert_eq!(told(none.snapshot()), []);
     }
 
     #[test]

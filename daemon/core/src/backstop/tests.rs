@@ -160,6 +160,23 @@ fn rules_follow_the_maps() {
     assert_eq!(rules.mode, Mode::Require);
 }
 
+/// It knows no pod from another: what policies require of some it requires of all, but where the mesh has nothing steered.
+#[test]
+fn rules_are_as_strict_as_the_strictest_policy() {
+    for (mesh, unknown, expected) in [
+        (Mode::Require, Asked::Mesh, Mode::Require),
+        (Mode::Prefer, Asked::Mesh, Mode::Prefer),
+        (Mode::Observe, Asked::Mesh, Mode::Observe),
+        (Mode::Require, Asked::Require, Mode::Require),
+        (Mode::Prefer, Asked::Require, Mode::Require),
+        (Mode::Observe, Asked::Require, Mode::Observe),
+    ] {
+        let config = Config { mode: mesh as u32, unknown: unknown as u32, ..Config::default() };
+        let desired = Desired { config, ..Desired::default() };
+        assert_eq!(rules(&desired, &datapath(), &[]).mode, expected, "{mesh:?}, {unknown:?}");
+    }
+}
+
 #[test]
 fn a_node_that_does_not_know_its_own_pods_is_not_cut_off_from_them() {
     let mut desired = desired(Choice::Auto);
