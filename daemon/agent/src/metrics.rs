@@ -151,7 +151,7 @@ fn packets(registry: &mut Registry, view: &View) {
     let zeros = Reason::ALL.iter().filter(|r| r.verdict() == Verdict::Drop).flat_map(|reason| {
         directions(*reason).iter().map(|direction| (labels(direction.name(), reason.name()), 0))
     });
-    let done = view.counts.iter().filter(|c| !c.observed && c.reason.verdict() == Verdict::Drop);
+    let done = view.counts.iter().filter(|c| !c.observed() && c.reason.verdict() == Verdict::Drop);
     let done = done.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
     let wireguard = wireguard_drops(&view.totals).map(|d| (labels(d.direction.name(), &d.reason), d.packets));
     counter(

@@ -305,7 +305,7 @@ pub(crate) fn verdict(count: &Count) -> Verdict {
         kubeveil_abi::Verdict::Wrap => (Verdict::Wrap, Verdict::WouldWrap),
         kubeveil_abi::Verdict::Replace => (Verdict::Replace, Verdict::WouldReplace),
     };
-    if count.observed { would } else { done }
+    if count.observed() { would } else { done }
 }
 
 fn packets(counts: &[Count]) -> Vec<PacketCount> {
@@ -325,10 +325,27 @@ fn packets(counts: &[Count]) -> Vec<PacketCount> {
     out
 }
 
+/// Each direction and reason once, carried out or not, whatever the packets were held to.
+fn merged(counts: &[Count]) -> Vec<Count> {
+    let place = |count: &Count| (count.direction as u32, count.observed(), count.reason);
+    let mut out: Vec<Count> = Vec::new();
+    for count in counts {
+        match out.iter_mut().find(|sum| place(sum) == place(count)) {
+            Some(sum) => {
+                sum.packets += count.packets;
+                sum.bytes += count.bytes;
+            }
+            None => out.push(*count),
+        }
+    }
+    out.sort_by_key(place);
+    out
+}
+
 /// What passed in plain because of the mode, or of adoption.
 pub(crate) fn plain(counts: &[Count]) -> Vec<PlainCount> {
     let passed = |count: &&Count| {
-        let kept_from = count.observed && count.reason.verdict() != kubeveil_abi::Verdict::Pass;
+        let kept_from = count.observed() && count.reason.verdict() != kubeveil_abi::Verdict::Pass;
         kept_from || matches!(count.reason, Reason::Preferred | Reason::Bypassed | Reason::Adopting)
     };
     let one = |count: &Count| PlainCount {
@@ -338,17 +355,18 @@ pub(crate) fn plain(counts: &[Count]) -> Vec<PlainCount> {
         packets: count.packets,
         advice: count.reason.advice().to_owned(),
     };
-    counts.iter().filter(passed).map(one).collect()
+    merged(counts).iter().filter(passed).map(one).collect()
 }
 
 /// The datapath's drops, and those that WireGuard itself makes without a word.
 fn drops(counts: &[Count], totals: &Totals) -> Vec<DropCount> {
     let dropped = |count: &&Count| count.reason.verdict() == kubeveil_abi::Verdict::Drop;
+    let counts = merged(counts);
     let ours = counts.iter().filter(dropped).map(|count| DropCount {
         direction: direction(count.direction),
         reason: count.reason.name().to_owned(),
         packets: count.packets,
-        observed: count.observed,
+        observed: count.observed(),
         advice: count.reason.advice().to_owned(),
     });
     ours.chain(wireguard_drops(totals).into_iter().filter(|drop| drop.packets > 0)).collect()

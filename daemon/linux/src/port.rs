@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kubeveil_abi::{Direction, Reason};
+use kubeveil_abi::{Direction, FlowMode, Reason, is_observed};
 use kubeveil_core::{
     action::Action,
     backstop::Form,
@@ -12,19 +12,26 @@ use kubeveil_keys::{Generation, PrivateKey};
 
 use crate::KernelError;
 
-/// Packets and bytes of one direction and reason.
+/// Packets and bytes of one direction, mode and reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
     /// Which program counted.
     pub direction: Direction,
-    /// Not carried out, since the mode is observe or prefer.
-    pub observed: bool,
+    /// What the packets were held to.
+    pub mode: FlowMode,
     /// Why.
     pub reason: Reason,
     /// Packets.
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
+}
+
+impl Count {
+    /// The reason's verdict was not carried out, for the mode's sake.
+    pub const fn observed(&self) -> bool {
+        is_observed(self.mode, self.reason)
+    }
 }
 
 /// What [`Kernel::remove_everything`] took away.

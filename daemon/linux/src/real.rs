@@ -233,9 +233,8 @@ impl Kernel for RealKernel {
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
         let mut counts = self.bpf.as_ref().map_or(Ok(Vec::new()), |bpf| bpf.maps.counters())?;
         for more in self.backstops.counters() {
-            let is_same = |c: &&mut Count| {
-                (c.direction, c.observed, c.reason) == (more.direction, more.observed, more.reason)
-            };
+            let is_same =
+                |c: &&mut Count| (c.direction, c.mode, c.reason) == (more.direction, more.mode, more.reason);
             match counts.iter_mut().find(is_same) {
                 Some(count) => {
                     count.packets += more.packets;

@@ -39,6 +39,9 @@ pub enum FlowMode {
 }
 
 impl FlowMode {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Observe, Self::Exempt, Self::Prefer, Self::Require, Self::Insist];
+
     /// That of a stored number; what is unknown is the strictest.
     #[inline(always)]
     pub const fn from_raw(raw: u8) -> Self {
@@ -48,6 +51,16 @@ impl FlowMode {
             2 => Self::Prefer,
             3 => Self::Require,
             _ => Self::Insist,
+        }
+    }
+
+    /// The value of the metrics' label: whether policies require it or the mesh is all one to a packet that is dropped.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Exempt => "exempt",
+            Self::Prefer => "prefer",
+            Self::Require | Self::Insist => "require",
         }
     }
 

@@ -1,4 +1,4 @@
-use crate::Reason;
+use crate::{FlowMode, Reason, Verdict};
 
 /// Which program counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +43,56 @@ const _: () = assert!(size_of::<Counter>() == 16);
 
 /// Room for reasons of one direction; more than there are, so that a new reason moves no counter.
 pub(crate) const ROOM: u32 = 64;
-/// Entries of [`names::COUNTERS`](crate::names::COUNTERS): every direction, done and only observed.
-pub const COUNTERS: usize = Direction::ALL.len() * 2 * ROOM as usize;
+/// The modes are numbered from 0.
+const MODES: u32 = FlowMode::Insist as u32 + 1;
+/// Entries of [`names::COUNTERS`](crate::names::COUNTERS): every direction, and every mode that a packet can be held to.
+pub const COUNTERS: usize = Direction::ALL.len() * (MODES * ROOM) as usize;
 
-/// Where a packet is counted. `observed`: the verdict was not carried out, and the packet passed. In the
-/// mode observe that is every packet; in prefer it is one that require would have dropped, where
-/// [`Reason::Preferred`] does not say so by itself.
+/// Where a packet is counted that was held to `mode`.
 #[inline(always)]
-pub const fn counter_index(direction: Direction, observed: bool, reason: Reason) -> u32 {
-    (direction as u32 * 2 + observed as u32) * ROOM + reason as u32
+pub const fn counter_index(direction: Direction, mode: FlowMode, reason: Reason) -> u32 {
+    (direction as u32 * MODES + mode as u32) * ROOM + reason as u32
+}
+
+/// Was the verdict of what is counted there not carried out, so that the packet passed? In the mode observe that is every
+/// packet; in prefer, and of what is exempt, one that require would have dropped, where [`Reason::Preferred`] or
+/// [`Reason::Exempted`] does not say so by itself.
+///
+/// What came out of a tunnel is dropped all the same: it does not become plain again. So is what is too big for one: its
+/// sender will send it anew.
+#[inline(always)]
+pub const fn is_observed(mode: FlowMode, reason: Reason) -> bool {
+    match mode {
+        FlowMode::Require | FlowMode::Insist => false,
+        FlowMode::Observe => true,
+        FlowMode::Prefer | FlowMode::Exempt => {
+            matches!(reason.verdict(), Verdict::Drop)
+                && !matches!(reason, Reason::TunnelToPlain | Reason::TooBig)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_a_place_of_its_own() {
+        let mut taken = [false; COUNTERS];
+        for direction in Direction::ALL {
+            for mode in FlowMode::ALL {
+                for reason in Reason::ALL {
+                    let place = &mut taken[counter_index(direction, mode, *reason) as usize];
+                    assert!(!core::mem::replace(place, true), "{direction:?} {mode:?} {reason:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn modes_stand_in_the_order_of_their_numbers() {
+        for (number, mode) in (0..).zip(FlowMode::ALL) {
+            assert_eq!((mode as u8, FlowMode::from_raw(number)), (number, mode));
+        }
+    }
 }

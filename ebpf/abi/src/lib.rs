@@ -18,7 +18,7 @@ mod reason;
 
 pub use address::{Address, v4, v4_mapped_length};
 pub use config::{Config, ENVELOPE_PORTS, FlowMode, GENEVE, Mode};
-pub use counter::{COUNTERS, Counter, Direction, counter_index};
+pub use counter::{COUNTERS, Counter, Direction, counter_index, is_observed};
 pub use device::DeviceKind;
 pub use epoch::is_settled;
 pub use flow::{FlowKey, FlowValue};

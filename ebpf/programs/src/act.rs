@@ -2,7 +2,7 @@ use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes, bpf_skb_vlan_pop},
 };
-use kubeveil_abi::{Direction, Reason, Verdict, counter_index};
+use kubeveil_abi::{Direction, FlowMode, Reason, Verdict, counter_index};
 use kubeveil_verdict::{Decision, MssClamp};
 
 use crate::{answer, maps, skb::Skb};
@@ -22,10 +22,11 @@ pub fn carry_out(skb: &Skb, direction: Direction, decision: &Decision) -> i32 {
     let is_answered = matches!(verdict, Verdict::Drop) && decision.tell_mtu != 0;
     // A tag would go into the tunnel with the packet, and the far end knows none.
     if (is_tunnelled || is_answered) && !pop_tags(skb) {
-        maps::count(counter_index(direction, false, Reason::Unparsable), decision.length);
+        // Whatever it was held to, it does not pass.
+        maps::count(counter_index(direction, FlowMode::Require, Reason::Unparsable), decision.length);
         return TC_ACT_SHOT;
     }
-    maps::count(counter_index(direction, decision.observed, decision.reason), decision.length);
+    maps::count(counter_index(direction, decision.mode, decision.reason), decision.length);
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::Drop if is_answered => answer::too_big(skb, decision),

@@ -73,7 +73,7 @@ pub extern "C" fn backstop(context: *const Context) -> i32 {
     let Some(decision) = kubeveil_verdict::backstop(hop, &packet, &Uncached, config) else {
         return NF_ACCEPT;
     };
-    maps::count(counter_index(Direction::Backstop, decision.observed, decision.reason), decision.length);
+    maps::count(counter_index(Direction::Backstop, decision.mode, decision.reason), decision.length);
     match decision.verdict() {
         Verdict::Drop => NF_DROP,
         _ => NF_ACCEPT,

@@ -1,4 +1,4 @@
-use kubeveil_abi::{Config, FlowMode, Reason, Verdict};
+use kubeveil_abi::{Config, FlowMode, Reason, Verdict, is_observed};
 
 use crate::{
     Ask, Held, MssClamp, Tables,
@@ -10,9 +10,8 @@ use crate::{
 pub struct Decision {
     /// Why, and by [`Reason::verdict`] what.
     pub reason: Reason,
-    /// The mode does not carry the verdict out: the packet passes and is counted in the bank of
-    /// what was only observed.
-    pub observed: bool,
+    /// What the packet was held to.
+    pub mode: FlowMode,
     /// Device that a tunnelled packet goes into, or that the answer to one too big comes out of; else 0.
     pub ifindex: u32,
     /// What the sender of a packet too big is told, bytes; 0: nobody is told anything.
@@ -26,27 +25,23 @@ pub struct Decision {
 impl Decision {
     /// `reason` in a flow that is so strict.
     ///
-    /// `observe` carries nothing out. `prefer` never drops what would have travelled without us;
-    /// but what was encrypted on its way here does not become plain again, and a packet that is too big for
-    /// a tunnel is one that its sender will send anew. So does what is exempt.
+    /// `prefer` never drops what would have travelled without us; nor does what is exempt.
     #[inline(always)]
     pub(crate) fn new(held: Held, reason: Reason, length: u32) -> Self {
         let mode = held.mode();
-        let (reason, observed) = match mode {
-            FlowMode::Require | FlowMode::Insist => (reason, false),
-            FlowMode::Observe => (reason, true),
+        let reason = match mode {
+            FlowMode::Observe | FlowMode::Require | FlowMode::Insist => reason,
             FlowMode::Prefer | FlowMode::Exempt => match reason {
                 Reason::NoTunnel
                 | Reason::DeviceGone
                 | Reason::PlainFromPod
                 | Reason::PlainToPod
-                | Reason::UnguardedDevice => (plain(mode), false),
-                Reason::TunnelToPlain | Reason::TooBig => (reason, false),
-                _ => (reason, matches!(reason.verdict(), Verdict::Drop)),
+                | Reason::UnguardedDevice => plain(mode),
+                _ => reason,
             },
         };
         let clamp = MssClamp { offset: 0, checksum: 0, old: 0, new: 0 };
-        Self { reason, observed, ifindex: 0, tell_mtu: 0, clamp, length }
+        Self { reason, mode, ifindex: 0, tell_mtu: 0, clamp, length }
     }
 
     /// An IP packet; or what is decided, by every program alike, on what is none or can't be read.
@@ -65,10 +60,16 @@ impl Decision {
         Err(Self::new(tables.held(Ask::UNKNOWN, config), reason, bytes.length()))
     }
 
+    /// The mode does not carry the verdict out: the packet passes.
+    #[inline(always)]
+    pub const fn observed(&self) -> bool {
+        is_observed(self.mode, self.reason)
+    }
+
     /// What is really done.
     #[inline(always)]
     pub fn verdict(&self) -> Verdict {
-        if self.observed { Verdict::Pass } else { self.reason.verdict() }
+        if self.observed() { Verdict::Pass } else { self.reason.verdict() }
     }
 }
 

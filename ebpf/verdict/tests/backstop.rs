@@ -112,7 +112,7 @@ proptest! {
             (Mode::Prefer, Reason::UnguardedDevice) => (Reason::Preferred, false),
             (_, reason) => (reason, false),
         };
-        prop_assert_eq!((decision.reason, decision.observed), (reason, observed));
+        prop_assert_eq!((decision.reason, decision.observed()), (reason, observed));
         let drops = strict.verdict() == Verdict::Drop
             && (mode == Mode::Require || mode == Mode::Prefer && reason == Reason::TunnelToPlain);
         prop_assert_eq!(decision.verdict() == Verdict::Drop, drops);
@@ -124,7 +124,7 @@ proptest! {
         situation.build.extensions.clear();
         let twin = situation.clone().other_family();
         let [one, two] = [situation, twin].map(|s| decide(&s, NEW, &scene.world()));
-        prop_assert_eq!(one.map(|d| (d.reason, d.observed)), two.map(|d| (d.reason, d.observed)));
+        prop_assert_eq!(one.map(|d| (d.reason, d.mode)), two.map(|d| (d.reason, d.mode)));
     }
 
     /// A header that is cut off, or is none: nobody can say that the packet may pass.

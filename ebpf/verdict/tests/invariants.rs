@@ -341,7 +341,7 @@ proptest! {
         let scene = Scene { flows: both.collect(), ..scene.clone() };
         let twin = situation.clone().other_family();
         let (one, two) = (decide(program, &situation, &scene.world()), decide(program, &twin, &scene.world()));
-        prop_assert_eq!((one.reason, one.observed, one.ifindex), (two.reason, two.observed, two.ifindex));
+        prop_assert_eq!((one.reason, one.mode, one.ifindex), (two.reason, two.mode, two.ifindex));
     }
 
     #[test]
@@ -381,7 +381,7 @@ proptest! {
         let observe = Scene { mode: Mode::Observe, ..scene.clone() };
         let require = Scene { mode: Mode::Require, ..scene };
         let observed = decide(program, &situation, &observe.world());
-        prop_assert!(observed.observed);
+        prop_assert!(observed.observed());
         prop_assert_eq!(observed.verdict(), Verdict::Pass);
         prop_assert_eq!(observed.reason, decide(program, &situation, &require.world()).reason);
     }
@@ -400,7 +400,7 @@ proptest! {
                 prop_assert_eq!(is_tunnel(verdict), is_tunnel(strict.verdict()));
             }
         }
-        prop_assert_eq!(decision.observed, decision.verdict() != decision.reason.verdict());
+        prop_assert_eq!(decision.observed(), decision.verdict() != decision.reason.verdict());
     }
 
     /// Memory that nobody has written to yet is the strictest there is.

@@ -1,6 +1,6 @@
 //! What policies ask for of one end decides on the flow, in every state of the world.
 
-use kubeveil_abi::{Asked, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
+use kubeveil_abi::{Asked, FlowMode, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
 use kubeveil_verdict::{
     Decision, Hop, backstop, deliver, guard, steer,
     testing::{Place, Scene, Situation, Slice, World, envelope, scene, situation},
@@ -28,6 +28,11 @@ fn decide(program: usize, situation: &Situation, world: &World) -> Decision {
         1 => guard(&meta, &slice, world, &world.config),
         _ => deliver(&meta, &slice, world, &world.config),
     }
+}
+
+/// What becomes of the packet, by whatever it is counted.
+fn done(decision: Decision) -> (Verdict, Decision) {
+    (decision.verdict(), Decision { mode: FlowMode::Require, ..decision })
 }
 
 /// What is asked for of an address there, as the map has it.
@@ -124,7 +129,7 @@ proptest! {
         policies.config.unknown = Asked::Require as u32;
         ask(&mut policies, ends.0, asked[0], 0);
         ask(&mut policies, ends.1, asked[1], 0);
-        prop_assert_eq!(decide(program, &situation, &policies), decide(program, &situation, &require));
+        prop_assert_eq!(done(decide(program, &situation, &policies)), done(decide(program, &situation, &require)));
     }
 
     /// Who asks for nothing is held to what the mesh asks for, though others ask for more.
@@ -142,7 +147,7 @@ proptest! {
         policies.config.unknown = Asked::Require as u32;
         ask(&mut policies, ends.0, asked, 0);
         let (with, without) = (decide(program, &situation, &policies), decide(program, &situation, &plain));
-        prop_assert!(with == without || with.reason == Reason::Unparsable, "{:?}, {:?}", with, without);
+        prop_assert!(done(with) == done(without) || with.reason == Reason::Unparsable, "{:?}, {:?}", with, without);
     }
 
     /// An exemption lets pass what finds no tunnel; it ends by the clock, and where the other end asks for more it is none.
@@ -165,8 +170,8 @@ proptest! {
                 prop_assert_eq!((decision.reason, decision.verdict()), (Reason::Exempted, Verdict::Pass));
             }
             Reason::Adopting if other == Asked::Require => prop_assert_eq!(decision.verdict(), Verdict::Drop),
-            _ if !is_exempt => prop_assert_eq!(decision, strict),
-            _ => prop_assert!(decision.observed || decision.reason == strict.reason),
+            _ if !is_exempt => prop_assert_eq!(done(decision), done(strict)),
+            _ => prop_assert!(decision.observed() || decision.reason == strict.reason),
         }
     }
 
@@ -178,7 +183,35 @@ proptest! {
         ask(&mut world, Place::LocalPod, Asked::Require, 0);
         ask(&mut world, Place::RemotePod(0), Asked::Require, 0);
         let decision = decide(program, &situation, &world);
-        prop_assert!(decision.observed && decision.verdict() == Verdict::Pass);
+        prop_assert!(decision.observed() && decision.verdict() == Verdict::Pass);
+        prop_assert_eq!(decision.mode, FlowMode::Observe);
+    }
+
+    /// It is counted by the mode that its flow was held to; where nobody can tell the ends, by that of those whom nobody knows.
+    #[test]
+    fn a_packet_is_counted_by_what_it_was_held_to(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, program in 0_usize..2, mode in loose(),
+        asked in prop::sample::select(&[
+            [Asked::Mesh, Asked::Mesh], [Asked::Mesh, Asked::Exempt], [Asked::Exempt, Asked::Exempt],
+            [Asked::Exempt, Asked::Prefer], [Asked::Require, Asked::Exempt], [Asked::Mesh, Asked::Require],
+        ][..]),
+    ) {
+        let remote = Place::RemotePod(peer);
+        let ends = if program == 0 { (Place::LocalPod, remote) } else { (remote, Place::LocalPod) };
+        let situation = situation.between(ends.0, ends.1);
+        let mut world = Scene { mode, ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        ask(&mut world, ends.0, asked[0], 0);
+        ask(&mut world, ends.1, asked[1], 0);
+        let [one, other] = asked.map(|asked| match asked {
+            Asked::Mesh => mode.into(),
+            Asked::Exempt => FlowMode::Exempt,
+            Asked::Prefer => FlowMode::Prefer,
+            Asked::Require => FlowMode::Insist,
+        });
+        let decision = decide(program, &situation, &world);
+        let is_unknown = matches!(decision.reason, Reason::NonIp | Reason::Unparsable);
+        prop_assert_eq!(decision.mode, if is_unknown { FlowMode::Insist } else { one.max(other) });
     }
 
     /// By a device that nobody guards neither end sends in plain, or is sent to, that requires encryption.
@@ -203,5 +236,6 @@ proptest! {
         let decision = backstop(hop, &Slice::new(&bytes), &world, &world.config);
         let decision = decision.expect("it is for a remote pod");
         prop_assert_eq!(decision.verdict(), Verdict::Drop, "{:?}", decision);
+        prop_assert_eq!(decision.mode, FlowMode::Insist);
     }
 }

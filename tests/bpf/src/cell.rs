@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use kubeveil_abi::{ABI_VERSION, Config, DeviceKind, Direction, Mode, PrefixKind, Reason};
+use kubeveil_abi::{ABI_VERSION, Config, DeviceKind, Direction, FlowMode, Mode, PrefixKind, Reason};
 use kubeveil_core::{
     action::Action,
     backstop::Backstop,
@@ -191,15 +191,12 @@ impl Cell {
         self.run(Action::LoadPrograms)
     }
 
-    /// Packets counted by the backstop for a reason: dropped (or passed for what the reason says), and only observed.
-    pub fn counted(&mut self, reason: Reason) -> Result<[u64; 2]> {
+    /// Packets that the backstop has counted for a reason, held to a mode.
+    pub fn counted(&mut self, outcome: (FlowMode, Reason)) -> Result<u64> {
         let counts = self.kernel.counters()?;
-        Ok([false, true].map(|observed| {
-            let is_it = |c: &&kubeveil_linux::Count| {
-                (c.direction, c.reason, c.observed) == (Direction::Backstop, reason, observed)
-            };
-            counts.iter().filter(is_it).map(|c| c.packets).sum()
-        }))
+        let is_it =
+            |c: &&kubeveil_linux::Count| c.direction == Direction::Backstop && (c.mode, c.reason) == outcome;
+        Ok(counts.iter().filter(is_it).map(|c| c.packets).sum())
     }
 }
 

@@ -17,7 +17,7 @@ use aya::{
     programs::SchedClassifier,
 };
 use kubeveil_abi::{
-    COUNTERS, Counter, Direction, FlowKey, MAX_FLOWS, PrefixValue, Reason, counter_index, names,
+    COUNTERS, Counter, Direction, FlowKey, FlowMode, MAX_FLOWS, PrefixValue, Reason, counter_index, names,
 };
 use kubeveil_verdict::testing::{Situation, World};
 use rustix::time::{ClockId, clock_gettime};
@@ -277,16 +277,15 @@ impl Kernel {
         Ok(self.counters()?.get(&index).copied().unwrap_or_default())
     }
 
-    /// What of a direction was counted since this was asked last: whether only observed, and the reason.
-    pub fn moved(&mut self, direction: Direction) -> Result<Vec<(bool, Reason)>> {
+    /// What of a direction was counted since this was asked last: what it was held to, and the reason.
+    pub fn moved(&mut self, direction: Direction) -> Result<Vec<(FlowMode, Reason)>> {
         let mut moved = Vec::new();
-        for (observed, reason) in
-            [false, true].into_iter().flat_map(|o| Reason::ALL.iter().map(move |r| (o, *r)))
-        {
-            let index = counter_index(direction, observed, reason);
+        let all = FlowMode::ALL.into_iter().flat_map(|mode| Reason::ALL.iter().map(move |r| (mode, *r)));
+        for (mode, reason) in all {
+            let index = counter_index(direction, mode, reason);
             let now = self.read_counter(index)?;
             if self.counted.insert(index, now).unwrap_or_default() != now {
-                moved.push((observed, reason));
+                moved.push((mode, reason));
             }
         }
         Ok(moved)

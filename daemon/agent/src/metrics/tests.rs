@@ -1,6 +1,6 @@
 //! The exposition keeps its budget and its grammar.
 
-use kubeveil_abi::counter_index;
+use kubeveil_abi::{FlowMode, counter_index};
 use kubeveil_api::status::{
     BackstopStatus, KeyStatus, PeerStatus, STATUS_VERSION, SourceStatus, Status, Way,
 };
@@ -15,15 +15,19 @@ use crate::totals::Totals;
 /// Series that one node may have, however many peers it has: thousands of nodes are scraped.
 const BUDGET: usize = 150;
 
-/// Every counter that there can be: a drop is counted where a program can make it.
+/// Every counter that there can be: a drop is counted where a program can make it, and only `steer` and `replace` send into a tunnel.
 fn counts() -> Vec<Count> {
     let mut counts = Vec::new();
     for direction in Direction::ALL {
-        for observed in [false, true] {
-            let can_be = |r: &Reason| r.verdict() != Verdict::Drop || directions(*r).contains(&direction);
+        for mode in FlowMode::ALL {
+            let can_be = |r: &Reason| match r.verdict() {
+                Verdict::Pass => true,
+                Verdict::Drop => directions(*r).contains(&direction),
+                Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => direction == Direction::Egress,
+            };
             for reason in Reason::ALL.iter().copied().filter(can_be) {
-                let packets = u64::from(counter_index(direction, observed, reason)) + 1;
-                counts.push(Count { direction, observed, reason, packets, bytes: packets });
+                let packets = u64::from(counter_index(direction, mode, reason)) + 1;
+                counts.push(Count { direction, mode, reason, packets, bytes: packets });
             }
         }
     }

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kubeveil_abi::{Direction, Reason};
+use kubeveil_abi::Direction;
 use kubeveil_core::backstop::{Backstop, Form, Standing};
 
 use crate::{Count, KernelError, bpf::Pins};
@@ -145,9 +145,9 @@ impl Backstops {
         }
         let mut sum = self.before.clone();
         add(&mut sum, &self.last);
-        let count = |((reason, observed), (packets, bytes)): ((Reason, bool), (u64, u64))| Count {
+        let count = |((mode, reason), (packets, bytes)): (nft::Outcome, (u64, u64))| Count {
             direction: Direction::Backstop,
-            observed,
+            mode,
             reason,
             packets,
             bytes,
@@ -157,7 +157,7 @@ impl Backstops {
 
     /// A table made anew begins at nothing; what the one before had counted stays counted.
     fn keep(&mut self, now: nft::Counts) {
-        let fell = |(key, (packets, _)): (&(Reason, bool), &(u64, u64))| {
+        let fell = |(key, (packets, _)): (&nft::Outcome, &(u64, u64))| {
             now.get(key).is_none_or(|(left, _)| left < packets)
         };
         if self.last.iter().any(fell) {
@@ -200,13 +200,15 @@ fn is_final(error: &KernelError) -> bool {
 mod tests {
     use std::{io, path::Path};
 
+    use kubeveil_abi::{FlowMode, Reason};
+
     use super::*;
 
     #[test]
     fn what_was_counted_stays_counted_when_the_table_is_made_anew() {
         let mut backstops = Backstops::new(Pins::new(Path::new("/nonexistent")), "build");
-        let dropped =
-            |packets: u64| nft::Counts::from([((Reason::UnguardedDevice, false), (packets, packets * 60))]);
+        let outcome = (FlowMode::Require, Reason::UnguardedDevice);
+        let dropped = |packets: u64| nft::Counts::from([(outcome, (packets, packets * 60))]);
         for (now, sum) in [(5, 5), (8, 8), (0, 8), (2, 10), (1, 11)] {
             backstops.keep(dropped(now));
             let counted = backstops.counters();

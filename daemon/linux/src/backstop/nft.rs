@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! table inet kubeveil {
-//!     counter unguarded_device { … }  …                     one a reason; they outlive a change of the rules
+//!     counter require_unguarded_device { … }  …             one a mode and reason; they outlive a change of the rules
 //!     set guarded { type iface_index; … }                   set tunnels: those of them that are tunnels
 //!     set remote4 { type ipv4_addr; flags interval; … }     set remote6
 //!     chain backstop {
 //!         type filter hook postrouting priority 200; policy accept;
 //!         oif @guarded accept
-//!         ip daddr @remote4 iif @tunnels counter name tunnel_to_plain drop
-//!         ip daddr @remote4 counter name unguarded_device drop
+//!         ip daddr @remote4 iif @tunnels counter name require_tunnel_to_plain drop
+//!         ip daddr @remote4 counter name require_unguarded_device drop
 //!         …                                                 the same for IPv6
 //!     }
 //! }
@@ -25,7 +25,7 @@ use std::{
     net::IpAddr,
 };
 
-use kubeveil_abi::{Mode, Reason, Verdict};
+use kubeveil_abi::{FlowMode, Mode, Reason, Verdict, is_observed};
 use kubeveil_core::backstop::{Range, Rules};
 
 use self::expression::{count, equals, lookup, meta, network_header, verdict};
@@ -85,24 +85,25 @@ const SETS: [Set; 4] = [GUARDED, TUNNELS, REMOTE4, REMOTE6];
 /// `NFPROTO_*`, the set, and where the destination lies in the header.
 const FAMILIES: [(u8, Set, u32); 2] = [(2, REMOTE4, 16), (10, REMOTE6, 24)];
 
-/// Packets and bytes by reason, and whether the packets passed all the same.
-pub(super) type Counts = BTreeMap<(Reason, bool), (u64, u64)>;
+/// What packets were held to, and why they met their verdict.
+pub(super) type Outcome = (FlowMode, Reason);
+/// Packets and bytes.
+pub(super) type Counts = BTreeMap<Outcome, (u64, u64)>;
 
-/// What the mode makes of a reason: what is counted, whether it passed all the same. As the datapath's own
-/// decision has it (`ebpf/verdict/src/decision.rs`).
-pub const fn outcome(mode: Mode, reason: Reason) -> (Reason, bool) {
-    match (mode, reason) {
-        (Mode::Observe, _) => (reason, true),
-        (Mode::Prefer, Reason::UnguardedDevice) => (Reason::Preferred, false),
-        (Mode::Prefer | Mode::Require, _) => (reason, false),
-    }
+/// What the mode makes of a reason. As the datapath's own decision has it (`ebpf/verdict/src/decision.rs`).
+pub fn outcome(mode: Mode, reason: Reason) -> Outcome {
+    let counted = match (mode, reason) {
+        (Mode::Prefer, Reason::UnguardedDevice) => Reason::Preferred,
+        _ => reason,
+    };
+    (mode.into(), counted)
 }
 
 const REASONS: [Reason; 2] = [Reason::TunnelToPlain, Reason::UnguardedDevice];
 const MODES: [Mode; 3] = [Mode::Require, Mode::Prefer, Mode::Observe];
 
-/// Every pair of reason and passing that there can be.
-fn outcomes() -> BTreeSet<(Reason, bool)> {
+/// All that there can be.
+fn outcomes() -> BTreeSet<Outcome> {
     MODES.into_iter().flat_map(|mode| REASONS.map(|reason| outcome(mode, reason))).collect()
 }
 
@@ -110,8 +111,8 @@ fn text(name: &str) -> Vec<u8> {
     [name.as_bytes(), &[0]].concat()
 }
 
-fn counter_name((reason, observed): (Reason, bool)) -> String {
-    format!("{}{}", if observed { "observed_" } else { "" }, reason.name())
+fn counter_name((mode, reason): Outcome) -> String {
+    format!("{}_{}", mode.name(), reason.name())
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> KernelError {
@@ -279,8 +280,8 @@ fn make_rules(batch: &mut Batch, mode: Mode) {
     });
     for (family, set, offset) in &FAMILIES {
         for reason in REASONS {
-            let (counted, observed) = outcome(mode, reason);
-            let is_dropped = !observed && counted.verdict() == Verdict::Drop;
+            let outcome @ (held, counted) = outcome(mode, reason);
+            let is_dropped = !is_observed(held, counted) && counted.verdict() == Verdict::Drop;
             rule(&|r| {
                 meta(r, META_NFPROTO);
                 equals(r, &[*family]);
@@ -290,7 +291,7 @@ fn make_rules(batch: &mut Batch, mode: Mode) {
                     meta(r, META_IIF);
                     lookup(r, &TUNNELS);
                 }
-                count(r, &counter_name((counted, observed)));
+                count(r, &counter_name(outcome));
                 verdict(r, if is_dropped { DROP } else { ACCEPT });
             });
         }

@@ -16,8 +16,8 @@ use aya::{
 };
 use ipnet::IpNet;
 use kubeveil_abi::{
-    Address, Asked, Config, Counter, DeviceKind, Direction, FlowKey, FlowValue, MAX_SLOTS, PeerValue,
-    PrefixKind, PrefixValue, Reason, counter_index, is_settled, names, v4_mapped_length,
+    Address, Asked, Config, Counter, DeviceKind, Direction, FlowKey, FlowMode, FlowValue, MAX_SLOTS,
+    PeerValue, PrefixKind, PrefixValue, Reason, counter_index, is_settled, names, v4_mapped_length,
 };
 use kubeveil_core::observed::Prefix;
 
@@ -205,14 +205,14 @@ impl Maps {
     pub fn counters(&self) -> Result<Vec<Count>, KernelError> {
         let mut out = Vec::new();
         for direction in Direction::ALL {
-            for observed in [false, true] {
+            for mode in FlowMode::ALL {
                 for reason in Reason::ALL.iter().copied() {
-                    let index = counter_index(direction, observed, reason);
+                    let index = counter_index(direction, mode, reason);
                     let cpus = self.counters.get(&index, 0).map_err(failed("read", names::COUNTERS))?;
                     let packets = cpus.iter().map(|c| c.0.packets).sum();
                     let bytes = cpus.iter().map(|c| c.0.bytes).sum();
                     if packets != 0 {
-                        out.push(Count { direction, observed, reason, packets, bytes });
+                        out.push(Count { direction, mode, reason, packets, bytes });
                     }
                 }
             }

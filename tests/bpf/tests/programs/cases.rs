@@ -1,7 +1,7 @@
 //! What a single answer does not show: what is left in the maps.
 
 use anyhow::{Result, ensure};
-use kubeveil_abi::{BASE_PORT, Direction, FlowKey, Mode, PrefixKind, Reason, counter_index};
+use kubeveil_abi::{BASE_PORT, Direction, FlowKey, FlowMode, Mode, PrefixKind, Reason, counter_index};
 use kubeveil_verdict::testing::{Place, Scene, Situation, Transport, address, ip_of};
 
 use crate::kernel::{Kernel, NEXT, REDIRECT, SHOT, boot_seconds, words};
@@ -81,12 +81,13 @@ pub(crate) fn big_tcp_is_counted_whole() -> Result<()> {
         let mut frame = big.build.frame();
         frame[at..at + 2].fill(0);
         let ran = kernel.run_frame(Direction::Egress, &big, &frame, 4)?;
-        let counter = kernel.counter(counter_index(Direction::Egress, false, Reason::Tunnelled))?;
+        let counter =
+            kernel.counter(counter_index(Direction::Egress, FlowMode::Require, Reason::Tunnelled))?;
         ensure!(ran.action == REDIRECT && counter.packets == 1, "{counter:?}");
         ensure!(counter.bytes == u64::try_from(frame.len())?, "{} of {}", counter.bytes, frame.len());
         if !is_v6 {
             kernel.run_frame(Direction::Egress, &big, &frame, 0)?;
-            let index = counter_index(Direction::Egress, false, Reason::Unparsable);
+            let index = counter_index(Direction::Egress, FlowMode::Require, Reason::Unparsable);
             ensure!(kernel.counter(index)?.packets == 1, "one segment without a length passes");
         }
     }

@@ -60,7 +60,7 @@ fn compare(
         let decision = on_host(direction, situation, &world);
         let ran = kernel.run(direction, situation)?;
         ensure!(ran.action == action(&decision), "{} for {decision:?}, {situation:?}", ran.action);
-        let index = counter_index(direction, decision.observed, decision.reason);
+        let index = counter_index(direction, decision.mode, decision.reason);
         let counter = counted.entry(index).or_default();
         counter.packets += 1;
         counter.bytes += u64::from(decision.length);

@@ -1,7 +1,7 @@
 //! The matrix of conditions, in full, in this kernel: every kind of packet on every way in every mode.
 
 use anyhow::{Context, Result, bail, ensure};
-use kubeveil_abi::{Direction, Mode, PeerValue, Reason, Verdict, names};
+use kubeveil_abi::{Direction, Mode, PeerValue, Reason, Verdict, is_observed, names};
 use kubeveil_verdict::testing::{
     Scene,
     conditions::{Fate, Hook, Kind, Table, Tunnels, Way, conditions, fate},
@@ -61,11 +61,11 @@ fn found(kernel: &mut Kernel, way: &Way, kind: Kind, is_v6: bool) -> Result<Fate
     };
     kernel.run_program(program, &situation, &frame, segments, 1)?;
     let moved = kernel.moved(direction)?;
-    let [(observed, reason)] = moved[..] else {
+    let [(mode, reason)] = moved[..] else {
         bail!("counted as {moved:?}");
     };
     Ok(match reason.verdict() {
-        _ if observed => Fate::Alone,
+        _ if is_observed(mode, reason) => Fate::Alone,
         Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => Fate::Encrypted,
         Verdict::Drop => Fate::Dropped,
         Verdict::Pass if way.hook == Hook::Tunnel && reason == Reason::Delivered => Fate::Encrypted,

@@ -66,7 +66,7 @@ impl Case {
                 kernel.run(self.direction, &situation)?
             };
             let counters = kernel.counters()?;
-            let index = counter_index(self.direction, decision.observed, expected);
+            let index = counter_index(self.direction, decision.mode, expected);
             ensure!(
                 counters.len() == 1 && counters.get(&index).is_some_and(|c| c.packets == 1),
                 "counted {counters:?} instead of {index} (IPv6: {is_v6})"

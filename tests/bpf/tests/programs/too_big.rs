@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice, icmpv4};
-use kubeveil_abi::{Direction, Mode, Reason, counter_index};
+use kubeveil_abi::{Direction, FlowMode, Mode, Reason, counter_index};
 use kubeveil_verdict::testing::{Place, Scene, Situation, Transport};
 
 use crate::kernel::{Kernel, REDIRECT, SEGMENT};
@@ -93,7 +93,7 @@ pub(crate) fn segments_are_judged() -> Result<()> {
             world.config.mtu = mtu;
             let mut kernel = Kernel::with(&world)?;
             kernel.run_frame(Direction::Egress, &tcp, &tcp.build.frame(), 3)?;
-            let counted = kernel.counter(counter_index(Direction::Egress, false, reason))?;
+            let counted = kernel.counter(counter_index(Direction::Egress, FlowMode::Require, reason))?;
             ensure!(counted.packets == 1, "MTU {mtu} is not {reason:?}: {:?}", kernel.counters()?);
         }
     }

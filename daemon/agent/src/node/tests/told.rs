@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kubeveil_abi::{Direction, Reason};
+use kubeveil_abi::{Direction, FlowMode, Reason};
 use kubeveil_api::{
     mesh::Mode,
     status::{Status, Verdict, Way},
@@ -85,22 +85,25 @@ fn a_peer_without_a_tunnel_says_what_becomes_of_packets_and_why() {
 /// What a mode lets pass in plain is seen, by reason.
 #[test]
 fn what_passes_in_plain_is_told() {
-    let count =
-        |reason, observed| Count { direction: Direction::Egress, observed, reason, packets: 7, bytes: 70 };
+    use FlowMode::{Insist, Observe, Prefer, Require};
+    let count = |reason, mode| Count { direction: Direction::Egress, mode, reason, packets: 7, bytes: 70 };
     let counts = [
-        count(Reason::Preferred, false),
-        count(Reason::NoTunnel, true),
-        count(Reason::Tunnelled, true),
-        count(Reason::Other, true),
-        count(Reason::Tunnelled, false),
-        count(Reason::NoTunnel, false),
+        count(Reason::Adopting, Prefer),
+        count(Reason::Adopting, Require),
+        count(Reason::Preferred, Prefer),
+        count(Reason::NoTunnel, Observe),
+        count(Reason::Tunnelled, Observe),
+        count(Reason::Other, Observe),
+        count(Reason::Tunnelled, Require),
+        count(Reason::NoTunnel, Insist),
     ];
     let told: Vec<_> =
         crate::status::plain(&counts).into_iter().map(|p| (p.reason, p.verdict, p.packets)).collect();
     let expected = [
         ("plain_preferred".to_owned(), Verdict::Pass, 7),
-        ("no_tunnel".to_owned(), Verdict::WouldDrop, 7),
+        ("plain_adopting".to_owned(), Verdict::Pass, 14),
         ("tunnelled".to_owned(), Verdict::WouldTunnel, 7),
+        ("no_tunnel".to_owned(), Verdict::WouldDrop, 7),
     ];
     assert_eq!(told, expected);
 }

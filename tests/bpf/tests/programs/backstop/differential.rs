@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
     programs::SchedClassifier,
 };
-use kubeveil_abi::{COUNTERS, Direction, Mode, Reason, Verdict, counter_index, names};
+use kubeveil_abi::{COUNTERS, Direction, FlowMode, Mode, Reason, Verdict, counter_index, names};
 use kubeveil_core::{action::Action, backstop::Backstop, observed::Program};
 use kubeveil_verdict::{
     Hop, backstop,
@@ -93,7 +93,7 @@ fn compare(
         ensure!(action == u32::from(!is_dropped), "answered {action} for {decision:?}, {situation:?}");
         let mut expected = before.clone();
         if let Some(decision) = decision {
-            let index = counter_index(Direction::Backstop, decision.observed, decision.reason);
+            let index = counter_index(Direction::Backstop, decision.mode, decision.reason);
             *expected.entry(index).or_default() += 1;
         }
         ensure!(count(maps)? == expected, "counted otherwise for {decision:?}");
@@ -136,7 +136,7 @@ fn fill(maps: &std::path::Path, world: &World) -> Result<()> {
 /// Packets by counter.
 fn count(maps: &std::path::Path) -> Result<BTreeMap<u32, u64>> {
     let counters: PerCpuArray<_, [u64; 2]> = Map::PerCpuArray(open(maps, names::COUNTERS)?).try_into()?;
-    let start = counter_index(Direction::Backstop, false, Reason::Other);
+    let start = counter_index(Direction::Backstop, FlowMode::Observe, Reason::Other);
     let mut counts = BTreeMap::new();
     for index in start..u32::try_from(COUNTERS)? {
         let packets = counters.get(&index, 0)?.iter().map(|[packets, _]| packets).sum();
