@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, atomic::AtomicU64};
 
-use kubeveil_abi::{Direction, Reason, Verdict};
-use kubeveil_api::status::{BackstopForm, TunnelState};
+use kubeveil_abi::{Direction, FlowMode, Reason, Verdict};
+use kubeveil_api::status::{BackstopForm, PodsByMode, TunnelState};
 use kubeveil_core::problem::ProblemKind;
 use kubeveil_linux::Count;
 use prometheus_client::{
@@ -45,6 +45,8 @@ pub(crate) fn expose(
     rotation(&mut registry, view);
     peers(&mut registry, view);
     packets(&mut registry, view);
+    policies(&mut registry, view);
+    policy_packets(&mut registry, view);
     datapath(&mut registry, view);
     let help = "One way round: read, decide, act";
     registry.register("reconcile_duration_seconds", help, durations.0.clone());
@@ -186,6 +188,49 @@ fn directions(reason: Reason) -> &'static [Direction] {
         Reason::TunnelToPlain => &[Direction::Egress, Direction::Backstop],
         _ => &[Direction::Egress],
     }
+}
+
+fn policies(registry: &mut Registry, view: &View) {
+    let status = view.status.policies.as_ref();
+    let (count, namespaced) = status.map_or((0, 0), |status| (status.count, status.namespaced));
+    let scopes = [("namespace", namespaced), ("cluster", count.saturating_sub(namespaced))];
+    let scopes = scopes.map(|(scope, n)| (vec![("scope", scope.to_owned())], float(n as u64)));
+    gauge(registry, "policies", "Encryption policies, of a namespace or of the cluster", scopes);
+    if let Some(PodsByMode { observe, exempt, prefer, require }) = status.map(|status| status.pods) {
+        let pods = [
+            (FlowMode::Observe, observe),
+            (FlowMode::Exempt, exempt),
+            (FlowMode::Prefer, prefer),
+            (FlowMode::Require, require),
+        ];
+        let pods = pods.map(|(mode, n)| (vec![("mode", mode.name().to_owned())], float(n as u64)));
+        let help = "This node's own pods by the mode that they are held to, where there are policies";
+        gauge(registry, "policy_pods", help, pods);
+    }
+    let help = "Exemptions that are written and have not ended";
+    one_gauge(registry, "exemptions", help, float(status.map_or(0, |status| status.exemptions) as u64));
+    if let Some(ends) = status.and_then(|status| status.exemption_ends) {
+        let help = "When the first exemption ends; absent where none has an end";
+        one_gauge(registry, "exemption_expires_timestamp_seconds", help, float(ends));
+    }
+}
+
+/// Not of what a mesh that observes would do, which `packets` tells; nor of what came out of tunnels, of which nobody asks whose it was.
+fn policy_packets(registry: &mut Registry, view: &View) {
+    let is_held = |c: &&Count| {
+        let is_pods = !matches!(c.reason, Reason::Other | Reason::NonIp | Reason::Outer | Reason::Host);
+        is_pods && c.mode != FlowMode::Observe && c.direction != Direction::Tunnel
+    };
+    let labels = |count: &Count| {
+        vec![
+            ("mode", count.mode.name().to_owned()),
+            ("verdict", verdict(count).to_string()),
+            ("direction", count.direction.name().to_owned()),
+        ]
+    };
+    let values = view.counts.iter().filter(is_held).map(|c| (labels(c), c.packets));
+    let help = "Pods' packets by the mode that they were held to, the stricter of both ends'; those that are not zero";
+    counter(registry, "policy_packets", help, values);
 }
 
 fn datapath(registry: &mut Registry, view: &View) {

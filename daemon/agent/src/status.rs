@@ -1,20 +1,19 @@
 //! The status document, from the last way round and the last look at the kernel.
 
-use ipnet::IpNet;
-use kubeveil_abi::{Asked, DEVICE_NAMES, DeviceKind, PrefixKind, Reason};
+mod policies;
+
+use kubeveil_abi::{DEVICE_NAMES, DeviceKind, Reason};
 use kubeveil_api::{
-    mesh::Mode,
     schedule::Period,
     status::{
         BackstopForm, BackstopStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey, PacketCount,
-        PeerStatus, PlainCount, PolicyStatus, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict,
-        Way,
+        PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
     },
 };
 use kubeveil_core::{
     backstop::{Form, Standing},
     desired::Remote,
-    observed::{Prefix, Program},
+    observed::Program,
     policy::FlowMode,
     rotation::progress::Phase,
     tunnels::Health,
@@ -67,7 +66,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
         ready: waiting_for.is_empty(),
         waiting_for,
         mode: node.mesh().map(|mesh| mesh.mode),
-        policies: policies(node),
+        policies: policies::of(node, now),
         adoption: node.adoption(),
         source: SourceStatus { name: node.source.name(), synced: node.last.synced },
         key: key(node, now),
@@ -82,23 +81,6 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
         kernel_writes: node.writes,
         errors_met: node.errors.values().sum(),
     }
-}
-
-fn policies<K: Kernel>(node: &Node<K>) -> Option<PolicyStatus> {
-    let snapshot = node.snapshot();
-    let count = snapshot.policies.iter().count();
-    let others = match snapshot.mode().filter(|_| count > 0)? {
-        FlowMode::Observe => Mode::Observe,
-        FlowMode::Exempt | FlowMode::Prefer => Mode::Prefer,
-        FlowMode::Require => Mode::Require,
-    };
-    let is_required = |(net, prefix): &(&IpNet, &Prefix)| {
-        prefix.kind == PrefixKind::LocalPods
-            && prefix.asked == Asked::Require
-            && net.prefix_len() == net.max_prefix_len()
-    };
-    let required = node.last.desired.prefixes.iter().filter(is_required).count();
-    Some(PolicyStatus { count, others, required })
 }
 
 /// What stands between this node and readiness: that policy is enforced on all it knows.

@@ -66,10 +66,36 @@ pub struct Status {
 pub struct PolicyStatus {
     /// How many there are.
     pub count: usize,
+    /// How many of them are of one namespace; the others are the cluster's.
+    #[serde(default)]
+    pub namespaced: usize,
     /// What is asked for of whom none of them selects: more than the mesh's mode, where that only observes.
     pub others: Mode,
     /// Addresses of this node's pods of which encryption is required.
     pub required: usize,
+    /// This node's own pods.
+    #[serde(default)]
+    pub pods: PodsByMode,
+    /// Exemptions that are written and have not ended.
+    #[serde(default)]
+    pub exemptions: usize,
+    /// When the first of them ends, seconds since the epoch; `None` where none has an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exemption_ends: Option<u64>,
+}
+
+/// Pods by the mode that each is held to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodsByMode {
+    /// Nothing is steered.
+    pub observe: usize,
+    /// What has no tunnel passes: somebody has said why it may.
+    pub exempt: usize,
+    /// It passes, and is counted.
+    pub prefer: usize,
+    /// It is dropped.
+    pub require: usize,
 }
 
 /// How far `spec.adoption` has come on this node.

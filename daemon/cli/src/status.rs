@@ -69,7 +69,7 @@ fn head(status: &Status, out: &mut String) {
 }
 
 fn asked(policies: &PolicyStatus) -> String {
-    let PolicyStatus { count, others, required } = policies;
+    let PolicyStatus { count, others, required, .. } = policies;
     format!(
         "{count}; encryption is required of {required} addresses of this node's pods, and for all others the mode is {others}"
     )

@@ -31,6 +31,7 @@ use crate::{
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
 };
+pub use asked::held;
 pub use part::Part;
 use peers::Peers;
 

@@ -186,6 +186,12 @@ impl Policies {
         }
     }
 
+    /// When each exemption ends that has not at `now`; `None`: never.
+    pub fn exemptions(&self, now: Timestamp) -> impl Iterator<Item = Option<Timestamp>> {
+        let exempt = self.all.values().filter(|policy| policy.mode == PolicyMode::Exempt);
+        exempt.map(|policy| policy.until).filter(move |until| until.is_none_or(|until| now < until))
+    }
+
     /// The most that any of them asks for: of somebody of whom nothing is known as much might be asked.
     pub fn strictest(&self) -> Option<PolicyMode> {
         self.all.values().map(|policy| policy.mode).max()

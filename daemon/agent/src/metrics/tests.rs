@@ -1,8 +1,9 @@
 //! The exposition keeps its budget and its grammar.
 
-use kubeveil_abi::{FlowMode, counter_index};
+use kubeveil_abi::counter_index;
+use kubeveil_api::mesh::Mode;
 use kubeveil_api::status::{
-    BackstopStatus, KeyStatus, PeerStatus, STATUS_VERSION, SourceStatus, Status, Way,
+    BackstopStatus, KeyStatus, PeerStatus, PolicyStatus, STATUS_VERSION, SourceStatus, Status, Way,
 };
 use kubeveil_keys::{Generation, PublicKey};
 
@@ -32,6 +33,18 @@ fn counts() -> Vec<Count> {
         }
     }
     counts
+}
+
+fn policies_in_force() -> PolicyStatus {
+    PolicyStatus {
+        count: 5,
+        namespaced: 3,
+        others: Mode::Prefer,
+        required: 4,
+        pods: PodsByMode { observe: 0, exempt: 1, prefer: 20, require: 2 },
+        exemptions: 2,
+        exemption_ends: Some(1_800_000_000),
+    }
 }
 
 /// A busy node: 5,000 peers, and every counter that there can be has counted.
@@ -71,7 +84,7 @@ fn view() -> View {
             ready: true,
             waiting_for: vec![],
             mode: None,
-            policies: None,
+            policies: Some(policies_in_force()),
             adoption: None,
             source: SourceStatus { name: "test".to_owned(), synced: true },
             key: Some(KeyStatus {
@@ -163,8 +176,66 @@ fn values_are_those_of_the_view() {
         "kubeveil_datapath_attached{program=\"steer\",device_kind=\"underlay\"} 1.0",
         "kubeveil_datapath_attached{program=\"backstop\",device_kind=\"host\"} 1.0",
         "kubeveil_map_entries{map=\"prefixes\"} 20000.0",
+        "kubeveil_policies{scope=\"namespace\"} 3.0",
+        "kubeveil_policies{scope=\"cluster\"} 2.0",
+        "kubeveil_policy_pods{mode=\"prefer\"} 20.0",
+        "kubeveil_exemptions 2.0",
+        "kubeveil_exemption_expires_timestamp_seconds 1800000000.0",
     ] {
         assert!(samples(&text).any(|s| s == line), "no {line} in\n{text}");
+    }
+}
+
+fn counted(mode: FlowMode, reason: Reason, direction: Direction, packets: u64) -> Count {
+    Count { direction, mode, reason, packets, bytes: 60 }
+}
+
+/// By what they were held to, whoever asks for it; not what nobody asks about.
+#[test]
+fn pods_packets_are_told_by_the_mode_that_they_were_held_to() {
+    use Direction::{Backstop, Egress, Ingress, Tunnel};
+    let counts = vec![
+        counted(FlowMode::Require, Reason::NoTunnel, Egress, 3),
+        counted(FlowMode::Insist, Reason::NoTunnel, Egress, 4),
+        counted(FlowMode::Insist, Reason::DeviceGone, Egress, 1),
+        counted(FlowMode::Insist, Reason::Tunnelled, Egress, 50),
+        counted(FlowMode::Insist, Reason::PlainToPod, Ingress, 2),
+        counted(FlowMode::Prefer, Reason::NoOwner, Egress, 6),
+        counted(FlowMode::Exempt, Reason::Exempted, Backstop, 9),
+        counted(FlowMode::Observe, Reason::NoTunnel, Egress, 70),
+        counted(FlowMode::Insist, Reason::Delivered, Tunnel, 70),
+        counted(FlowMode::Require, Reason::Other, Egress, 70),
+        counted(FlowMode::Require, Reason::Outer, Ingress, 70),
+    ];
+    let text = expose(&View { counts, ..view() }, &Durations::new(), false).expect("exposition");
+    let name = "kubeveil_policy_packets_total";
+    let mut told: Vec<&str> = samples(&text).filter_map(|s| s.strip_prefix(name)).collect();
+    told.sort_unstable();
+    let expected = [
+        "{mode=\"exempt\",verdict=\"pass\",direction=\"backstop\"} 9",
+        "{mode=\"prefer\",verdict=\"would_drop\",direction=\"egress\"} 6",
+        "{mode=\"require\",verdict=\"drop\",direction=\"egress\"} 8",
+        "{mode=\"require\",verdict=\"drop\",direction=\"ingress\"} 2",
+        "{mode=\"require\",verdict=\"tunnel\",direction=\"egress\"} 50",
+    ];
+    assert_eq!(told, expected);
+}
+
+/// What can't be said is not there, rather than 0.
+#[test]
+fn what_is_not_asked_for_is_absent() {
+    let of = |policies| {
+        let status = Status { policies, ..view().status };
+        expose(&View { status, ..view() }, &Durations::new(), false).expect("exposition")
+    };
+    let endless = of(Some(PolicyStatus { exemption_ends: None, ..policies_in_force() }));
+    let without = of(None);
+    for text in [&endless, &without] {
+        assert!(!samples(text).any(|s| s.starts_with("kubeveil_exemption_expires")), "{text}");
+    }
+    assert!(!samples(&without).any(|s| s.starts_with("kubeveil_policy_pods")), "{without}");
+    for line in ["kubeveil_policies{scope=\"cluster\"} 0.0", "kubeveil_exemptions 0.0"] {
+        assert!(samples(&without).any(|s| s == line), "no {line} in\n{without}");
     }
 }
 

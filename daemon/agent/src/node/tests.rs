@@ -8,6 +8,7 @@ mod faults;
 mod hear;
 mod leave;
 mod panics;
+mod policies;
 mod predecessors;
 mod proof;
 mod removal;

@@ -4,7 +4,7 @@ use kubeveil_api::{
     mesh::Mode,
     problem::{Problem, ProblemKind},
     status::{
-        DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PlainCount, ProgramStatus,
+        DeviceStatus, Direction, DropCount, KeyStatus, PacketCount, PlainCount, PodsByMode, ProgramStatus,
         STATUS_VERSION, SourceStatus, TunnelState, Verdict, Way,
     },
 };
@@ -105,7 +105,15 @@ fn example() -> Status {
 /// In an observing mesh a policy changes what is said of all.
 #[test]
 fn policies_say_what_is_asked_of_others() {
-    let policies = Some(PolicyStatus { count: 2, others: Mode::Prefer, required: 14 });
+    let policies = Some(PolicyStatus {
+        count: 2,
+        namespaced: 1,
+        others: Mode::Prefer,
+        required: 14,
+        pods: PodsByMode { prefer: 3, require: 7, ..PodsByMode::default() },
+        exemptions: 0,
+        exemption_ends: None,
+    });
     let text = table(&Status { mode: Some(Mode::Observe), policies, ..example() });
     assert!(text.contains("Policies   2; encryption is required of 14 addresses of this node's pods, and for all others the mode is prefer\n"), "{text}");
     assert!(!text.contains("nothing, since the mode is observe"), "{text}");

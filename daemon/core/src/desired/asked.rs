@@ -68,6 +68,29 @@ pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut B
     }
 }
 
+/// What a pod with these addresses is held to where `prefixes` stand, in a mesh of mode `base`; `None` as long as it has none.
+pub fn held<'a>(
+    base: FlowMode,
+    prefixes: &BTreeMap<IpNet, Prefix>,
+    addresses: impl IntoIterator<Item = &'a IpAddr>,
+) -> Option<FlowMode> {
+    let mode = |asked: Asked| match (base, asked) {
+        (FlowMode::Observe, _) | (_, Asked::Mesh) => base,
+        (_, Asked::Exempt) => FlowMode::Exempt,
+        (_, Asked::Prefer) => FlowMode::Prefer,
+        (_, Asked::Require) => FlowMode::Require,
+    };
+    let asked = |address: &IpAddr| longest(prefixes, *address).map_or(Asked::Mesh, |prefix| prefix.asked);
+    addresses.into_iter().map(|address| mode(asked(address))).max()
+}
+
+/// What the longest prefix says that holds the address.
+fn longest(prefixes: &BTreeMap<IpNet, Prefix>, address: IpAddr) -> Option<Prefix> {
+    let own = IpNet::from(address);
+    let mut holders = (0..=own.max_prefix_len()).rev().filter_map(|length| IpNet::new(address, length).ok());
+    holders.find_map(|net| prefixes.get(&net.trunc())).copied()
+}
+
 fn pods_of<'a>((node, owned): (&'a str, &'a [(IpNet, Class)])) -> impl Iterator<Item = (IpNet, &'a str)> {
     owned.iter().filter(|(_, class)| *class == Class::Pods).map(move |(net, _)| (*net, node))
 }

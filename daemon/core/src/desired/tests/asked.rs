@@ -92,6 +92,31 @@ fn what_is_asked_for_stands_beside_the_address() {
     assert_eq!((mode, unknown), (kubeveil_abi::Mode::Prefer as u32, Asked::Require as u32));
 }
 
+/// A pod is held to the strictest that stands beside any of its addresses, one that nobody has told us of to what stands beside all.
+#[test]
+fn a_pod_is_held_to_what_stands_beside_its_addresses() {
+    use FlowMode::{Exempt, Observe, Prefer, Require};
+    let pods = [("shop", "me", "shop", "10.244.1.7"), ("ledger-6", "me", "payments", "fd00:244:1::8")];
+    let (mut desired, _) = of(of_payments(Mode::Prefer, &pods, PolicyMode::Require), &Owners::new());
+    let exempt = Prefix { asked: Asked::Exempt, ..Prefix::new(PrefixKind::LocalPods, 0) };
+    desired.prefixes.insert(net("10.244.1.20/32"), exempt);
+    for (base, addresses, mode) in [
+        (Prefer, &["10.244.1.7"][..], Some(Prefer)),
+        (Prefer, &["fd00:244:1::8"], Some(Require)),
+        (Prefer, &["10.244.1.7", "fd00:244:1::8"], Some(Require)),
+        (Prefer, &["10.244.1.99"], Some(Require)),
+        (Prefer, &["203.0.113.7"], Some(Prefer)),
+        (Prefer, &["10.244.1.20"], Some(Exempt)),
+        (Require, &["10.244.1.20"], Some(Exempt)),
+        (Require, &["10.244.1.7", "10.244.1.20"], Some(Require)),
+        (Observe, &["fd00:244:1::8"], Some(Observe)),
+        (Prefer, &[], None),
+    ] {
+        let addresses: Vec<_> = addresses.iter().map(|text| text.parse().expect("an address")).collect();
+        assert_eq!(held(base, &desired.prefixes, &addresses), mode, "{base:?} {addresses:?}");
+    }
+}
+
 /// What asks for no more than the mesh does leaves no trace in the map; what asks for less is told of.
 #[test]
 fn what_asks_for_less_is_told_of_and_counts_for_nothing() {

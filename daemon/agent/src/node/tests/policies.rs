@@ -1,0 +1,160 @@
+//! What policies come to on a node is told as it is.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use kubeveil_api::{
+    mesh::Mode,
+    policy::PolicyMode,
+    selector::{LabelSelector, Labels},
+    status::{PodsByMode, PolicyStatus},
+};
+use kubeveil_core::{
+    backstop::{Choice, Form},
+    policy::{
+        Namespaces, Policies, Policy, PolicyId,
+        pods::{Pod, Workloads},
+    },
+};
+use kubeveil_linux::Kernel;
+
+use super::bench::Bench;
+use crate::{
+    node::{Node, Now},
+    status::view,
+};
+
+fn told<K: Kernel>(node: &mut Node<K>, now: Now) -> Option<PolicyStatus> {
+    view(node, now).status.policies
+}
+
+/// A policy for all pods of a namespace; of the cluster if it is called so.
+fn policy(name: &str, of: &str, mode: PolicyMode, until: Option<i64>) -> (PolicyId, Policy) {
+    let namespace = (!name.starts_with("cluster")).then(|| of.to_owned());
+    let until = until.map(|seconds| Timestamp::from_second(seconds).expect("a time"));
+    let policy =
+        Policy { namespaces: Namespaces::One(of.to_owned()), pods: LabelSelector::default(), mode, until };
+    (PolicyId { namespace, name: name.to_owned() }, policy)
+}
+
+fn pod(name: &str, node: &str, namespace: &str, addresses: &[&str]) -> (String, Pod) {
+    let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+    let (node, namespace) = (node.to_owned(), namespace.to_owned());
+    (name.to_owned(), Pod { node, namespace, labels: Labels::new(), addresses })
+}
+
+/// Two nodes, in a mesh of this mode, with these policies and pods of three namespaces.
+fn bench(mode: Mode, policies: &[(PolicyId, Policy)]) -> Bench {
+    let bench = Bench::new(2);
+    let pods = BTreeMap::from([
+        pod("ledger", "node-1", "payments", &["10.244.1.8", "fd00:244:1::8"]),
+        pod("audit", "node-1", "payments", &["10.244.1.9"]),
+        pod("shop", "node-1", "shop", &["10.244.1.10", "fd00:244:1::10"]),
+        pod("not-yet", "node-1", "shop", &[]),
+        pod("unheard-of", "node-1", "others", &["10.244.1.11"]),
+        pod("theirs", "node-2", "payments", &["10.244.2.8"]),
+    ]);
+    let namespaces = ["payments", "shop"].map(|name| (name.to_owned(), Labels::new())).into();
+    bench.world.change(|said| {
+        said.snapshot.mesh.as_mut().expect("mesh").mode = mode;
+        said.snapshot.policies = Policies::new(policies.iter().cloned().collect());
+        said.snapshot.workloads = Arc::new(Workloads { namespaces, pods });
+    });
+    bench
+}
+
+/// Pods of this node alone, each once, with the strictest of its addresses; of whom nothing is known as strictly as anybody.
+#[test]
+fn what_policies_come_to_is_told() {
+    let required = policy("p", "payments", PolicyMode::Require, None);
+    let mut bench = bench(Mode::Observe, &[required, policy("cluster", "shop", PolicyMode::Prefer, None)]);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    let expected = PolicyStatus {
+        count: 2,
+        namespaced: 1,
+        others: Mode::Prefer,
+        required: 3,
+        pods: PodsByMode { prefer: 1, require: 3, ..PodsByMode::default() },
+        exemptions: 0,
+        exemption_ends: None,
+    };
+    assert_eq!(told(&mut node, bench.now()), Some(expected.clone()));
+    // Who began anew, and has not been told of pods, knows the policies.
+    bench.world.change(|said| {
+        said.whole = false;
+        said.snapshot.policies = Policies::default();
+        said.snapshot.workloads = Arc::default();
+    });
+    let mut again = bench.restart(node);
+    bench.settle(&mut again);
+    let now = told(&mut again, bench.now()).expect("policies");
+    assert_eq!((now.count, now.others, now.pods), (2, Mode::Prefer, PodsByMode::default()));
+}
+
+#[test]
+fn without_policies_nothing_is_told_of_them() {
+    let mut bench = bench(Mode::Require, &[]);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    assert_eq!(told(&mut node, bench.now()), None);
+}
+
+/// An exemption counts until it ends, whether or not it is in force; the next one to end is told.
+#[test]
+fn exemptions_are_counted_until_they_end() {
+    let exempt = |name: &str, until| policy(name, "shop", PolicyMode::Exempt, until);
+    let policies = [
+        exempt("cluster-a", Some(10_000)),
+        exempt("cluster-b", Some(20_000)),
+        exempt("cluster-c", None),
+        policy("cluster-d", "shop", PolicyMode::Require, None),
+    ];
+    let mut bench = bench(Mode::Require, &policies);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    for (at, count, ends) in
+        [(9_999, 3, Some(10_000)), (10_000, 2, Some(20_000)), (19_999, 2, Some(20_000)), (20_000, 1, None)]
+    {
+        let epoch = std::time::Duration::from_secs(at);
+        let status = told(&mut node, Now { epoch, ..bench.now() }).expect("policies");
+        assert_eq!((status.exemptions, status.exemption_ends), (count, ends), "at {at}");
+        assert_eq!(status.count, 4);
+    }
+}
+
+/// nftables knows no pod from another, so it goes by the strictest that is asked for, and not by what the mesh asks of all.
+#[test]
+fn the_table_of_an_observing_mesh_requires_what_a_policy_does() {
+    let required = policy("p", "payments", PolicyMode::Require, None);
+    let preferred = policy("p", "payments", PolicyMode::Prefer, None);
+    for (mesh, policies, mode) in [
+        (Mode::Observe, &[][..], kubeveil_abi::Mode::Observe),
+        (Mode::Observe, &[preferred], kubeveil_abi::Mode::Prefer),
+        (Mode::Observe, std::slice::from_ref(&required), kubeveil_abi::Mode::Require),
+        (Mode::Prefer, std::slice::from_ref(&required), kubeveil_abi::Mode::Require),
+    ] {
+        let mut bench = bench(mesh, policies);
+        let mut node = bench.start();
+        node.backstop = Choice::Only(Form::Nftables);
+        bench.settle(&mut node);
+        assert_eq!(bench.truth().backstop.nftables.expect("a table").mode, mode, "{mesh}, {policies:?}");
+    }
+}
+
+/// Where prefixes are known to be wrong, whoever may passes beside the tunnel. Whoever may not goes by it.
+#[test]
+fn a_pod_with_an_address_of_nobody_takes_no_tunnel_from_who_requires_one() {
+    let required = policy("p", "payments", PolicyMode::Require, None);
+    for (policies, tunnels) in [(&[][..], 0), (std::slice::from_ref(&required), 1)] {
+        let mut bench = bench(Mode::Prefer, policies);
+        let mut node = bench.start();
+        bench.settle(&mut node);
+        assert_eq!(bench.tunnelled(), 1, "{policies:?}");
+        bench.world.change(|said| {
+            said.snapshot.strangers.insert("Pod a/b has the address 10.9.0.1".to_owned());
+        });
+        bench.settle(&mut node);
+        assert_eq!(bench.tunnelled(), tunnels, "{policies:?}");
+    }
+}
