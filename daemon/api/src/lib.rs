@@ -14,6 +14,7 @@ pub mod node;
 pub mod object;
 pub mod pod;
 pub mod policy;
+pub mod policy_test;
 pub mod probe;
 pub mod problem;
 pub mod rotation;

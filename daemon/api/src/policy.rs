@@ -21,6 +21,30 @@ words! {
     }
 }
 
+words! {
+    /// What happens to a flow without a tunnel, from the loosest.
+    pub enum FlowMode {
+        /// Nothing is steered; what would be dropped is counted.
+        Observe = "observe",
+        /// It passes.
+        Exempt = "exempt",
+        /// It passes, and is counted.
+        Prefer = "prefer",
+        /// It is dropped.
+        Require = "require",
+    }
+}
+
+impl From<PolicyMode> for FlowMode {
+    fn from(mode: PolicyMode) -> Self {
+        match mode {
+            PolicyMode::Exempt => Self::Exempt,
+            PolicyMode::Prefer => Self::Prefer,
+            PolicyMode::Require => Self::Require,
+        }
+    }
+}
+
 /// `kubeveil.io/v1alpha1` EncryptionPolicy: of one namespace, whose people may only ask for more than the mesh does.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct EncryptionPolicy {

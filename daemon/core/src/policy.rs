@@ -4,8 +4,13 @@
 //! There are no priorities, so the order of policies can't matter; and since the strictest counts, one policy more that only tightens
 //! never opens anything. An exemption ends by the clock without anybody deciding anew: when it does is a part of the standing.
 
+pub mod census;
+pub mod diff;
+pub mod expect;
+pub mod explain;
 mod given;
 pub mod pods;
+pub mod ruling;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +30,7 @@ use kubeveil_api::{
 use serde::{Deserialize, Serialize};
 
 pub use given::Refusal;
+pub use kubeveil_api::policy::FlowMode;
 
 /// A policy's name; of a namespace if it is of one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -73,29 +79,6 @@ pub struct Standing {
     pub mode: PolicyMode,
     /// Until when; after that no policy selects the pod. `None`: for ever.
     pub until: Option<Timestamp>,
-}
-
-/// What happens to a flow without a tunnel, from the loosest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FlowMode {
-    /// Nothing is steered; what would be dropped is counted.
-    Observe,
-    /// It passes.
-    Exempt,
-    /// It passes, and is counted.
-    Prefer,
-    /// It is dropped.
-    Require,
-}
-
-impl From<PolicyMode> for FlowMode {
-    fn from(mode: PolicyMode) -> Self {
-        match mode {
-            PolicyMode::Exempt => Self::Exempt,
-            PolicyMode::Prefer => Self::Prefer,
-            PolicyMode::Require => Self::Require,
-        }
-    }
 }
 
 impl Standing {
@@ -241,6 +224,11 @@ pub fn end(base: FlowMode, standing: Option<Standing>, now: Timestamp) -> FlowMo
         Some(_) if base == FlowMode::Observe => base,
         Some(standing) => standing.mode.into(),
     }
+}
+
+/// What an end that asks for so much is held to: less than a mesh of mode `base` asks of all is not in force yet.
+pub fn in_force(base: FlowMode, asked: FlowMode) -> FlowMode {
+    base.max(asked)
 }
 
 /// What both of two pods are held to that have one address: the stricter; of two exemptions the one that ends first.

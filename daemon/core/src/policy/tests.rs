@@ -1,5 +1,7 @@
 //! Held to a naive evaluation, written apart: by pods, in which every policy is looked at for each end of each flow.
 
+mod explained;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},

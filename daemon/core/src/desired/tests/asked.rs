@@ -15,8 +15,9 @@ use crate::{
     observed::Datapath,
     plan::Endpoints,
     policy::{
-        Namespaces, Policies, Policy, PolicyId,
+        FlowMode, Namespaces, Policies, Policy, PolicyId,
         pods::{Pod, Workloads},
+        ruling::{Law, Subject},
     },
 };
 
@@ -138,6 +139,35 @@ fn what_asks_for_less_is_told_of_and_counts_for_nothing() {
         assert_eq!(about, told, "{mode} {asked}: {:?}", desired.problems);
         let unknown = if is_in_force { Asked::Require } else { Asked::Mesh };
         assert_eq!(desired.config.unknown, unknown as u32, "{mode} {asked}");
+    }
+}
+
+/// What a person is told of a pod is what stands beside its address.
+#[test]
+fn what_is_explained_is_what_is_written() {
+    let pods = [("shop", "me", "shop", "10.244.1.7"), ("ledger", "me", "payments", "10.244.1.8")];
+    for (mode, asked) in
+        Mode::ALL.iter().flat_map(|mode| PolicyMode::ALL.iter().map(move |asked| (*mode, *asked)))
+    {
+        let snapshot = of_payments(mode, &pods, asked);
+        let law = Law { mesh: mode, policies: snapshot.policies.clone() };
+        let (desired, _) = of(snapshot, &Owners::new());
+        for (namespace, address) in [("shop", "10.244.1.7/32"), ("payments", "10.244.1.8/32")] {
+            let none = Labels::new();
+            let subject = Subject { namespace, namespace_labels: &none, labels: &none };
+            let held = match asked_in(&desired, address) {
+                Some(Asked::Require) => FlowMode::Require,
+                _ => law.base(),
+            };
+            assert_eq!(
+                law.on_pod(subject, jiff::Timestamp::UNIX_EPOCH).mode,
+                held,
+                "{mode} {asked} {namespace}"
+            );
+        }
+        let unknown =
+            if desired.config.unknown == Asked::Require as u32 { FlowMode::Require } else { law.base() };
+        assert_eq!(law.on_unknown().mode, unknown, "{mode} {asked}");
     }
 }
 

@@ -1,0 +1,368 @@
+//! What becomes of packets between two ends, and why: as data.
+
+use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
+
+use jiff::Timestamp;
+use kubeveil_api::{mesh::Mode, policy::FlowMode};
+use serde::Serialize;
+
+use super::{
+    census::{Census, Holder, PodId, Resident},
+    ruling::{FlowRuling, Law, Rule, Ruling, Selecting, Subject},
+};
+use crate::ownership::Assignment;
+
+/// Whom somebody asks about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A pod.
+    Pod(PodId),
+    /// A node itself, and pods of its network.
+    Node(String),
+    /// Whoever has this address.
+    Address(IpAddr),
+}
+
+impl FromStr for Who {
+    type Err = String;
+
+    /// `NAMESPACE/NAME`, `node/NAME`, or an address.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        if let Some(name) = text.strip_prefix("node/").filter(|name| !name.is_empty() && !name.contains('/'))
+        {
+            return Ok(Self::Node(name.to_owned()));
+        }
+        if text.starts_with("svc/") {
+            return Err("Services are not looked up; name a pod behind it: a packet is judged after the Service has chosen one".to_owned());
+        }
+        text.parse()
+            .map(Self::Pod)
+            .map_err(|_| "must be NAMESPACE/POD, node/NAME or an IP address".to_owned())
+    }
+}
+
+/// Who an end is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Place {
+    /// A pod.
+    Pod {
+        /// Its name.
+        pod: PodId,
+        /// Where it runs; absent until that is decided.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
+        /// Its addresses.
+        addresses: BTreeSet<IpAddr>,
+    },
+    /// A pod of its node's network: for all that matters, the node.
+    HostPod {
+        /// Its name.
+        pod: PodId,
+        /// Where it runs.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
+    },
+    /// A node itself.
+    Node {
+        /// Its name.
+        node: String,
+    },
+    /// An address of a node's range of pods that no pod is known to have.
+    UnknownPod {
+        /// It.
+        address: IpAddr,
+        /// The node.
+        node: String,
+    },
+    /// An address of the mesh's ranges of pods that is of no node's.
+    UnownedPod {
+        /// It.
+        address: IpAddr,
+    },
+    /// An address of the mesh's ranges of nodes that no node is known to have.
+    NoNode {
+        /// It.
+        address: IpAddr,
+    },
+    /// An address outside of the mesh's ranges.
+    Outside {
+        /// It.
+        address: IpAddr,
+    },
+}
+
+impl Place {
+    /// The node that it is on, or is.
+    pub fn node(&self) -> Option<&str> {
+        match self {
+            Self::Pod { node, .. } | Self::HostPod { node, .. } => node.as_deref(),
+            Self::Node { node } | Self::UnknownPod { node, .. } => Some(node),
+            Self::UnownedPod { .. } | Self::NoNode { .. } | Self::Outside { .. } => None,
+        }
+    }
+
+    fn is_host(&self) -> bool {
+        matches!(self, Self::HostPod { .. } | Self::Node { .. })
+    }
+
+    fn is_outside(&self) -> bool {
+        matches!(self, Self::NoNode { .. } | Self::Outside { .. })
+    }
+}
+
+/// One of both ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct End {
+    /// Who.
+    #[serde(flatten)]
+    pub place: Place,
+    /// What it is held to by itself.
+    pub held: Ruling,
+}
+
+/// Which way packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Course {
+    /// Both ends are on one node: nothing crosses the wire.
+    Local,
+    /// From node to node: left alone.
+    Hosts,
+    /// To or from what is no part of the cluster: left alone.
+    Outside,
+    /// From one node to another, as pods' traffic.
+    Crosses,
+}
+
+/// What else one has to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Note {
+    /// These ask for less than the mesh does, which is not in force in this version.
+    NotInForce {
+        /// Which.
+        policies: Vec<String>,
+    },
+    /// The pair may still be open until its tunnel is proven, at most until then.
+    Adopting {
+        /// `spec.adoption.deadline`.
+        deadline: Timestamp,
+    },
+    /// Who does not have to encrypt does not know that the other end has to: it is the receiver that drops.
+    DroppedByReceiver,
+    /// The mesh asks all agents to clean up.
+    Uninstalled,
+    /// No policy holds a pod of its node's network.
+    HostNetwork {
+        /// Which.
+        pod: PodId,
+    },
+    /// It has ended, so its addresses are others'.
+    HasEnded {
+        /// Which.
+        pod: PodId,
+    },
+    /// Nobody knows yet where it runs, or by which address.
+    NotRunning {
+        /// Which.
+        pod: PodId,
+    },
+    /// Daemons don't take the word of a pod without its namespace.
+    NamespaceUnknown {
+        /// Which pod.
+        pod: PodId,
+    },
+    /// Other pods are said to have the address as well; the strictest counts.
+    AddressShared {
+        /// All of them.
+        pods: BTreeSet<PodId>,
+    },
+    /// There is no tunnel for an address that is of no node's ranges.
+    NoTunnel {
+        /// Such a one.
+        address: IpAddr,
+    },
+    /// Where masquerading hides the pod behind its node, packets are held to this.
+    Masqueraded {
+        /// The most that is asked of anybody.
+        mode: FlowMode,
+    },
+}
+
+/// What becomes of packets between two ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// Who sends.
+    pub from: End,
+    /// Who is sent to.
+    pub to: End,
+    /// Which way.
+    pub course: Course,
+    /// What they are held to; absent where they are left alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow: Option<FlowRuling>,
+    /// They could be on the wire in plain.
+    pub can_be_plain: bool,
+    /// What else one has to know.
+    pub notes: Vec<Note>,
+}
+
+/// What becomes of packets from `from` to `to` at `now`; or who of them does not exist, and who does.
+pub fn explain(census: &Census, from: &Who, to: &Who, now: Timestamp) -> Result<Explanation, String> {
+    let desk = Desk { census, law: census.law(), assignment: census.assignment(), now };
+    let mut notes = Vec::new();
+    let (from, to) = (desk.end(from, &mut notes)?, desk.end(to, &mut notes)?);
+    let course = course(&from.place, &to.place);
+    let flow = (course == Course::Crosses).then(|| desk.law.on_flow([&from.held, &to.held], now));
+    let can_be_plain = match &flow {
+        None => course != Course::Local,
+        Some(flow) => desk.can_be_plain(flow, [&from, &to], &mut notes),
+    };
+    Ok(Explanation { from, to, course, flow, can_be_plain, notes })
+}
+
+fn course(from: &Place, to: &Place) -> Course {
+    let same = from.node().zip(to.node()).is_some_and(|(one, other)| one == other);
+    if same {
+        Course::Local
+    } else if from.is_outside() || to.is_outside() {
+        Course::Outside
+    } else if from.is_host() && to.is_host() {
+        Course::Hosts
+    } else {
+        Course::Crosses
+    }
+}
+
+/// What an explanation is made of.
+struct Desk<'a> {
+    census: &'a Census,
+    law: Law,
+    assignment: Assignment,
+    now: Timestamp,
+}
+
+impl Desk<'_> {
+    fn end(&self, who: &Who, notes: &mut Vec<Note>) -> Result<End, String> {
+        match who {
+            Who::Pod(id) => {
+                let found = self.census.pods.get(id);
+                let resident =
+                    found.ok_or_else(|| format!("there is no pod {id}; {}", self.census.near(id)))?;
+                Ok(self.pod(id, resident, notes))
+            }
+            Who::Node(name) if self.census.nodes.contains_key(name) => {
+                Ok(End { place: Place::Node { node: name.clone() }, held: self.law.on_others() })
+            }
+            Who::Node(name) => Err(format!("there is no node {name}; {}", self.census.near_node())),
+            Who::Address(address) => Ok(self.address(*address, notes)),
+        }
+    }
+
+    fn pod(&self, id: &PodId, resident: &Resident, notes: &mut Vec<Note>) -> End {
+        let node = Some(resident.pod.node.clone()).filter(|node| !node.is_empty());
+        let pod = || id.clone();
+        if resident.has_ended {
+            notes.push(Note::HasEnded { pod: pod() });
+        } else if node.is_none() || (resident.pod.addresses.is_empty() && !resident.host_network) {
+            notes.push(Note::NotRunning { pod: pod() });
+        }
+        if resident.host_network {
+            notes.push(Note::HostNetwork { pod: pod() });
+            return End { place: Place::HostPod { pod: pod(), node }, held: self.law.on_others() };
+        }
+        let addresses = resident.pod.addresses.clone();
+        let no_tunnel =
+            addresses.iter().find(|address| self.census.holder(&self.assignment, address).1.is_none());
+        notes.extend(no_tunnel.map(|address| Note::NoTunnel { address: *address }));
+        let held = self.held(id, resident, notes);
+        End { place: Place::Pod { pod: pod(), node, addresses }, held }
+    }
+
+    fn held(&self, id: &PodId, resident: &Resident, notes: &mut Vec<Note>) -> Ruling {
+        let Some(namespace_labels) = self.census.namespaces.get(&id.namespace) else {
+            notes.push(Note::NamespaceUnknown { pod: id.clone() });
+            return self.law.on_unknown();
+        };
+        let subject = Subject { namespace: &id.namespace, namespace_labels, labels: &resident.pod.labels };
+        self.law.on_pod(subject, self.now)
+    }
+
+    fn address(&self, address: IpAddr, notes: &mut Vec<Note>) -> End {
+        let place = match self.census.holder(&self.assignment, &address).0 {
+            Holder::Pods(pods) => {
+                let all: Vec<End> =
+                    pods.iter().map(|id| self.pod(id, &self.census.pods[id], notes)).collect();
+                if pods.len() > 1 {
+                    notes.push(Note::AddressShared { pods });
+                }
+                let strictest = all.into_iter().max_by_key(|end| end.held.mode);
+                return strictest.unwrap_or_else(|| self.unknown(Place::UnownedPod { address }));
+            }
+            Holder::Node(node) => Place::Node { node },
+            Holder::OfNode(node) => return self.unknown(Place::UnknownPod { address, node }),
+            Holder::Unowned => {
+                notes.push(Note::NoTunnel { address });
+                return self.unknown(Place::UnownedPod { address });
+            }
+            Holder::NoNode => Place::NoNode { address },
+            Holder::Outside => Place::Outside { address },
+        };
+        End { place, held: self.law.on_others() }
+    }
+
+    fn unknown(&self, place: Place) -> End {
+        End { place, held: self.law.on_unknown() }
+    }
+
+    /// Whether packets could be on the wire in plain, with what has to be known of it.
+    fn can_be_plain(&self, flow: &FlowRuling, ends: [&End; 2], notes: &mut Vec<Note>) -> bool {
+        let policies = not_in_force(ends);
+        if !policies.is_empty() {
+            notes.push(Note::NotInForce { policies });
+        }
+        let masqueraded = self.law.on_unknown().mode;
+        if matches!(
+            (&ends[0].place, &ends[1].place),
+            (Place::Pod { .. }, Place::Node { .. } | Place::HostPod { .. })
+        ) && masqueraded > flow.mode
+        {
+            notes.push(Note::Masqueraded { mode: masqueraded });
+        }
+        if self.census.mesh.uninstall {
+            notes.push(Note::Uninstalled);
+        }
+        if flow.mode != FlowMode::Require || self.census.mesh.uninstall {
+            return true;
+        }
+        let is_open = self.census.mesh.adoption.filter(|adoption| {
+            // A pair that adoption leaves open is closed to whom a policy is about.
+            self.law.mesh == Mode::Require
+                && self.now < adoption.deadline
+                && flow.rules.iter().all(|rule| matches!(rule, Rule::Mesh { .. }))
+        });
+        notes.extend(is_open.map(|adoption| Note::Adopting { deadline: adoption.deadline }));
+        let is_told =
+            self.census.daemons_know_all || ends.iter().all(|end| end.held.mode == FlowMode::Require);
+        if !is_told {
+            notes.push(Note::DroppedByReceiver);
+        }
+        is_open.is_some() || !is_told
+    }
+}
+
+/// Policies that would decide on an end, if what they ask for were in force.
+fn not_in_force(ends: [&End; 2]) -> Vec<String> {
+    let loosened = ends.iter().filter(|end| end.held.asked < end.held.mode);
+    let is_it = |held: &Ruling, one: &Selecting| !one.ended && FlowMode::from(one.mode) == held.asked;
+    let names: BTreeSet<String> = loosened
+        .flat_map(|end| end.held.selected_by.iter().filter(|one| is_it(&end.held, one)))
+        .map(|one| format!("{}: {}", one.policy, one.mode))
+        .collect();
+    names.into_iter().collect()
+}

@@ -1,0 +1,320 @@
+//! What is said of flows is what holds, and what would change is told.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use kubeveil_api::{mesh::Adoption, policy_test};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::*;
+use crate::{
+    policy::{
+        census::{Census, PodId, Resident},
+        diff::{Class, diff},
+        expect,
+        explain::{Course, Explanation, Note, Who, explain},
+        in_force,
+        ruling::{Law, Rule, Subject},
+    },
+    testing::{mesh, node},
+};
+
+fn id(text: &str) -> PodId {
+    text.parse().expect("a pod's name")
+}
+
+fn law((_, policies, _, _, mesh): &Case) -> Law {
+    Law { mesh: *mesh, policies: named(policies) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// It is what the daemons decide, and the rule that is named asks for just that.
+    #[test]
+    fn what_is_explained_is_what_is_decided(case in case(), now in 0..5_i64) {
+        let (law, now) = (law(&case), second(now));
+        let held = [&case.2, &case.3].map(|pod| {
+            let namespace_labels = of_namespace(&case.0, pod);
+            law.on_pod(Subject { namespace: &pod.namespace, namespace_labels, labels: &pod.labels }, now)
+        });
+        let found = law.on_flow([&held[0], &held[1]], now);
+        let asked = by_standing(&case, now);
+        prop_assert_eq!(found.asked, asked);
+        prop_assert_eq!(found.mode, in_force(law.base(), asked));
+        prop_assert!(!found.rules.is_empty());
+        for rule in &found.rules {
+            let mode = match rule {
+                Rule::Policy { policy, mode } => {
+                    let selecting = held.iter().flat_map(|end| &end.selected_by);
+                    prop_assert!(selecting.into_iter().any(|one| one.policy == *policy && !one.ended));
+                    FlowMode::from(*mode)
+                }
+                Rule::Strictest { mode } | Rule::Mesh { acts_as: mode, .. } => *mode,
+            };
+            prop_assert_eq!(mode, found.mode);
+        }
+    }
+
+    /// Held to every flow there is between two pods, and between a pod and a node.
+    #[test]
+    fn a_difference_is_told_exactly_where_there_is_one(
+        namespaces in vec(labels(), 3),
+        laws in (vec(policy(), 0..4), vec(policy(), 0..4), select(Mode::ALL), select(Mode::ALL)),
+        pods in vec(pod(), 0..5),
+        is_same in any::<bool>(),
+        now in 0..5_i64,
+    ) {
+        let (before, mut after, mesh_before, mesh_after) = laws;
+        if is_same {
+            after.clone_from(&before);
+        }
+        let now = second(now);
+        let before = Law { mesh: mesh_before, policies: named(&before) };
+        let after = Law { mesh: if is_same { mesh_before } else { mesh_after }, policies: named(&after) };
+        let mode = |law: &Law, ends: [Option<&Pod>; 2]| {
+            let standing = |pod: &Pod| {
+                let of = law.policies.of_namespace(&pod.namespace, of_namespace(&namespaces, pod));
+                of.standing(&pod.labels)
+            };
+            in_force(law.base(), flow(law.base(), ends.map(|pod| pod.and_then(standing)), now))
+        };
+        let mut changed = BTreeSet::new();
+        for (at, one) in pods.iter().enumerate() {
+            for other in pods[at + 1..].iter().map(Some).chain([None]) {
+                let (was, is) = (mode(&before, [Some(one), other]), mode(&after, [Some(one), other]));
+                if was != is {
+                    changed.insert((was, is));
+                }
+            }
+        }
+        let resident = |pod: &Pod| Resident { pod: pod.clone(), ..Resident::default() };
+        let pods = pods.iter().enumerate();
+        let census = Census {
+            pods: pods.map(|(n, pod)| (id(&format!("{}/{n}", pod.namespace)), resident(pod))).collect(),
+            namespaces: NAMESPACES.iter().map(|name| (*name).to_owned()).zip(namespaces.iter().cloned()).collect(),
+            ..census(Mode::Require, &[], &[])
+        };
+        let told = diff(&census, &before, &after, now);
+        let modes: BTreeSet<_> = told.changes.iter().map(|change| (change.before.mode, change.after.mode)).collect();
+        prop_assert_eq!(modes, changed);
+    }
+}
+
+/// Two nodes, pods of payments and shop on each, and these policies.
+fn census(mode: Mode, policies: &[(&str, PolicyMode)], more: &[(&str, &str, &str)]) -> Census {
+    let pods = [
+        ("payments/ledger", "a", "10.244.1.8"),
+        ("shop/web", "a", "10.244.1.7"),
+        ("payments/ledger-2", "b", "10.244.2.8"),
+        ("shop/web-2", "b", "10.244.2.7"),
+    ];
+    let pod = |(name, node, address): &(&str, &str, &str)| {
+        let (name, addresses) = (id(name), address.parse().into_iter().collect());
+        let pod = Pod {
+            node: (*node).to_owned(),
+            namespace: name.namespace.clone(),
+            labels: Labels::new(),
+            addresses,
+        };
+        let host_network = address.is_empty();
+        (name, Resident { pod, host_network, has_ended: false })
+    };
+    let policy = |(namespace, mode): &(&str, PolicyMode)| {
+        let namespaces = Namespaces::One((*namespace).to_owned());
+        let policy = Policy { namespaces, pods: LabelSelector::default(), mode: *mode, until: None };
+        (PolicyId { namespace: None, name: format!("{namespace}-{mode}") }, policy)
+    };
+    let mut mesh = mesh();
+    mesh.mode = mode;
+    Census {
+        mesh,
+        policies: Policies::new(policies.iter().map(policy).collect()),
+        namespaces: ["payments", "shop"].map(|name| (name.to_owned(), Labels::new())).into(),
+        pods: pods.iter().chain(more).map(pod).collect(),
+        nodes: [("a".to_owned(), Arc::new(node(1))), ("b".to_owned(), Arc::new(node(2)))].into(),
+        daemons_know_all: true,
+    }
+}
+
+fn who(text: &str) -> Who {
+    text.parse().expect("somebody")
+}
+
+fn explained(census: &Census, from: &str, to: &str) -> Explanation {
+    explain(census, &who(from), &who(to), second(0)).expect("both exist")
+}
+
+#[test]
+fn who_is_who_and_what_becomes_of_it() {
+    let require = [("payments", PolicyMode::Require)];
+    let census = census(Mode::Observe, &require, &[("shop/host", "b", "")]);
+    use Course::{Crosses, Hosts, Local, Outside};
+    for (from, to, course, mode, can_be_plain) in [
+        ("shop/web", "shop/web-2", Crosses, Some(FlowMode::Prefer), true),
+        ("shop/web", "payments/ledger-2", Crosses, Some(FlowMode::Require), false),
+        ("payments/ledger", "shop/web-2", Crosses, Some(FlowMode::Require), false),
+        ("payments/ledger", "shop/web", Local, None, false),
+        ("payments/ledger", "10.244.2.7", Crosses, Some(FlowMode::Require), false),
+        // By either family, and whoever has it.
+        ("shop/web", "10.244.2.99", Crosses, Some(FlowMode::Require), false),
+        ("shop/web", "fd00:244:2::99", Crosses, Some(FlowMode::Require), false),
+        ("shop/web", "10.244.9.9", Crosses, Some(FlowMode::Require), false),
+        ("shop/web", "2001:db8::2", Crosses, Some(FlowMode::Prefer), true),
+        ("shop/web", "node/a", Local, None, false),
+        ("node/a", "payments/ledger-2", Crosses, Some(FlowMode::Require), false),
+        ("node/a", "192.0.2.2", Hosts, None, true),
+        ("node/a", "shop/host", Hosts, None, true),
+        ("payments/ledger", "198.51.100.1", Outside, None, true),
+        ("payments/ledger", "192.0.2.77", Outside, None, true),
+    ] {
+        let found = explained(&census, from, to);
+        let modes = found.flow.as_ref().map(|flow| flow.mode);
+        assert_eq!(
+            (found.course, modes, found.can_be_plain),
+            (course, mode, can_be_plain),
+            "{from} {to}: {found:#?}"
+        );
+    }
+    let unowned = explained(&census, "shop/web", "10.244.9.9");
+    assert!(unowned.notes.iter().any(|note| matches!(note, Note::NoTunnel { .. })), "{unowned:#?}");
+    let to_node = explained(&census, "shop/web", "node/b");
+    let hidden = Note::Masqueraded { mode: FlowMode::Require };
+    assert!(to_node.notes.contains(&hidden), "{to_node:#?}");
+}
+
+#[test]
+fn what_is_not_in_force_is_told() {
+    for (mode, asked, held) in [
+        (Mode::Require, PolicyMode::Exempt, FlowMode::Require),
+        (Mode::Require, PolicyMode::Prefer, FlowMode::Require),
+        (Mode::Prefer, PolicyMode::Exempt, FlowMode::Prefer),
+    ] {
+        // Both ends, or the other one is as strict as the mesh anyway.
+        let census = census(mode, &[("payments", asked), ("shop", asked)], &[]);
+        let found = explained(&census, "payments/ledger", "shop/web-2");
+        let flow = found.flow.expect("it crosses");
+        assert_eq!((flow.mode, flow.asked), (held, FlowMode::from(asked)));
+        assert!(matches!(&flow.rules[..], [Rule::Mesh { .. }]), "{flow:?}");
+        let policies =
+            ["payments", "shop"].map(|name| format!("ClusterEncryptionPolicy {name}-{asked}: {asked}"));
+        assert!(found.notes.contains(&Note::NotInForce { policies: policies.into() }), "{:?}", found.notes);
+    }
+}
+
+/// On Kubernetes the sender does not know that the receiver requires encryption; and a pair may be open yet by adoption, but not to
+/// whom a policy is about.
+#[test]
+fn what_may_be_on_the_wire_before_it_is_dropped_counts_as_plain() {
+    let mut census = census(Mode::Prefer, &[("payments", PolicyMode::Require)], &[]);
+    census.daemons_know_all = false;
+    for (from, to, can_be_plain) in [
+        ("shop/web", "payments/ledger-2", true),
+        ("payments/ledger", "shop/web-2", true),
+        ("payments/ledger", "payments/ledger-2", false),
+    ] {
+        let found = explained(&census, from, to);
+        assert_eq!(found.can_be_plain, can_be_plain, "{from} {to}");
+        assert_eq!(found.notes.contains(&Note::DroppedByReceiver), can_be_plain, "{from} {to}");
+    }
+    census.mesh.mode = Mode::Require;
+    census.mesh.adoption = Some(Adoption { deadline: second(10) });
+    assert!(explained(&census, "shop/web", "shop/web-2").can_be_plain);
+    assert!(!explained(&census, "shop/web", "payments/ledger-2").can_be_plain);
+    census.mesh.adoption = Some(Adoption { deadline: second(0) });
+    assert!(!explained(&census, "shop/web", "shop/web-2").can_be_plain);
+    census.mesh.uninstall = true;
+    assert!(explained(&census, "shop/web", "shop/web-2").can_be_plain);
+}
+
+#[test]
+fn who_does_not_exist_is_told_with_who_does() {
+    let census = census(Mode::Observe, &[], &[]);
+    let told = |from: &str| explain(&census, &who(from), &who("shop/web"), second(0)).expect_err("nobody");
+    assert_eq!(told("shop/ledger"), "there is no pod shop/ledger; there is payments/ledger");
+    assert_eq!(
+        told("payments/ledger-9"),
+        "there is no pod payments/ledger-9; there is payments/ledger, payments/ledger-2"
+    );
+    assert_eq!(told("shop/x"), "there is no pod shop/x; in that namespace there is shop/web, shop/web-2");
+    assert_eq!(told("y/x"), "there is no pod y/x; pods are known in payments, shop");
+    assert_eq!(told("node/c"), "there is no node c; there is a, b");
+    for text in ["web", "a/b/c", "node/", "svc/shop/web", "10.0.0.0/8"] {
+        assert!(text.parse::<Who>().is_err(), "{text}");
+    }
+}
+
+/// One of several pods that are said to have one address is not enough; and whoever runs elsewhere does not have it.
+#[test]
+fn of_an_address_the_strictest_of_its_pods_counts() {
+    let more = [("shop/twin", "b", "10.244.2.8"), ("payments/liar", "a", "10.244.2.7")];
+    let census = census(Mode::Observe, &[("payments", PolicyMode::Require)], &more);
+    let twin = explained(&census, "shop/web", "10.244.2.8");
+    assert_eq!(twin.flow.expect("it crosses").mode, FlowMode::Require);
+    let pods = ["payments/ledger-2", "shop/twin"].map(id).into();
+    assert!(twin.notes.contains(&Note::AddressShared { pods }), "{:?}", twin.notes);
+    let lied = explained(&census, "shop/web", "10.244.2.7");
+    assert_eq!(lied.flow.expect("it crosses").mode, FlowMode::Prefer);
+}
+
+#[test]
+fn a_difference_speaks_of_classes() {
+    let none = census(Mode::Observe, &[], &[]);
+    let some = census(Mode::Observe, &[("payments", PolicyMode::Require)], &[]);
+    let told = diff(&none, &none.law(), &some.law(), second(0));
+    let names = |at: usize| -> Vec<String> {
+        let classes = told.groups[at].classes.iter();
+        let name = |class: &Class| match class {
+            Class::Nodes => "nodes".to_owned(),
+            Class::Pods { namespace, count, .. } => format!("{namespace} {count}"),
+        };
+        classes.map(name).collect()
+    };
+    let changes: Vec<_> = told
+        .changes
+        .iter()
+        .map(|change| (change.between.map(names), change.before.mode, change.after.mode))
+        .collect();
+    let (payments, others) = (vec!["payments 2".to_owned()], vec!["shop 2".to_owned(), "nodes".to_owned()]);
+    let from = FlowMode::Observe;
+    assert_eq!(
+        changes,
+        [
+            ([others.clone(), others.clone()], from, FlowMode::Prefer),
+            ([others, payments.clone()], from, FlowMode::Require),
+            ([payments.clone(), payments], from, FlowMode::Require),
+        ]
+    );
+    // Back again, what loosens most stands first.
+    let back = diff(&none, &some.law(), &none.law(), second(0));
+    assert!(back.changes.iter().all(|change| change.after.mode == FlowMode::Observe));
+}
+
+/// Nobody knows what a policy selects that asks for labels of a namespace that nobody has told of.
+#[test]
+fn an_expectation_without_its_namespace_is_refused() {
+    let mut census = census(Mode::Observe, &[], &[]);
+    let selector = |text: &str| text.parse::<LabelSelector>().expect("a selector");
+    let policy = |namespaces: &str| {
+        let policy = Policy {
+            namespaces: Namespaces::Labelled(selector(namespaces)),
+            pods: LabelSelector::default(),
+            mode: PolicyMode::Require,
+            until: None,
+        };
+        Policies::new([(PolicyId { namespace: None, name: "p".to_owned() }, policy)].into())
+    };
+    let subject = |namespace: &str| policy_test::Subject {
+        namespace: Some(namespace.to_owned()),
+        ..policy_test::Subject::default()
+    };
+    let found = |census: &Census| {
+        let (known, unknown) = (subject("shop"), subject("elsewhere"));
+        expect::found(census, &census.law(), [&known, &unknown], second(0)).map(|found| found.mode)
+    };
+    assert_eq!(found(&census), Ok(FlowMode::Observe));
+    census.policies = policy("kubernetes.io/metadata.name=elsewhere");
+    assert_eq!(found(&census), Ok(FlowMode::Require), "an API server names each by a label");
+    census.policies = policy("team=a");
+    let (field, why) = found(&census).expect_err("nobody knows");
+    assert!(field == "to.namespace" && why.contains("labels of elsewhere are not known"), "{field}: {why}");
+}
