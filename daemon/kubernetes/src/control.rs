@@ -1,6 +1,6 @@
 //! The API server as a person's command sees it, by that person's own credentials.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use kube::core::{
@@ -10,6 +10,7 @@ use kube::core::{
 use kubeveil_api::{mesh::EncryptionMesh, names, problem::Problem};
 use kubeveil_core::{
     control::{Control, Refusal, Sight},
+    policy::{Policies, census::Census},
     snapshot::NodeFacts,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -18,15 +19,15 @@ use tokio::runtime::Handle;
 
 use crate::{
     connect::{Line, Origin},
-    object::Metadata,
+    object::{Metadata, NamespaceObject, NodeObject, PodObject, PolicyObject, refused},
     pace::Pace,
     trouble::{Deed, Failure},
 };
 
 /// Field manager of what a person changes by the command.
 const MANAGER: &str = "kubeveil";
-/// Nodes a page of a list, of which little more than the annotations comes.
-const PAGE: u32 = 1000;
+/// Objects a page of a list.
+const PAGE: u32 = 500;
 /// The API server's answer to a change of what is not any more as it was.
 const CONFLICT: u16 = 409;
 
@@ -43,12 +44,13 @@ struct Versioned {
     metadata: Metadata,
 }
 
-/// A list of objects of which only the metadata was asked for.
+/// A page of a list.
 #[derive(Deserialize)]
-struct Page {
+#[serde(bound = "T: DeserializeOwned")]
+struct Page<T> {
     metadata: PageMetadata,
     /// `null` where there is none.
-    items: Option<Vec<Versioned>>,
+    items: Option<Vec<T>>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +86,7 @@ impl KubernetesControl {
         let request = match how {
             How::Get => request.get(names::MESH, &Default::default()),
             How::List(params) => request.list_metadata(params),
+            How::ListWhole(params) => request.list(params),
             How::Create(body) => request.create(&PostParams::default(), body),
             How::Patch(patch) => {
                 let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
@@ -102,28 +105,68 @@ impl KubernetesControl {
         serde_json::from_str(text).map_err(|e| self.line.problem(&Failure::Answer(e), deed, Timestamp::now()))
     }
 
-    fn nodes(&mut self) -> Result<BTreeMap<String, std::sync::Arc<NodeFacts>>, Problem> {
-        const LIST: Deed = Deed { verb: "list", resource: "nodes" };
+    /// All objects of a collection, page by page; `is_whole`: with more than their metadata.
+    fn list<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        resource: &'static str,
+        is_whole: bool,
+    ) -> Result<Vec<T>, Problem> {
+        let deed = Deed { verb: "list", resource };
         let mut params = ListParams::default().limit(PAGE);
-        let mut nodes = BTreeMap::new();
+        let mut all = Vec::new();
         loop {
-            let text = self
-                .ask(Request::new("/api/v1/nodes"), LIST, How::List(&params))
-                .map_err(|refused| refused.problem)?;
-            let page: Page = self.read(&text, LIST)?;
-            nodes.extend(page.items.into_iter().flatten().map(|node| {
-                let announcement = node.metadata.announcement();
-                let (uid, labels) = (node.metadata.uid, node.metadata.labels.unwrap_or_default());
-                let facts = NodeFacts { uid, announcement, labels, ..NodeFacts::default() };
-                (node.metadata.name, facts.into())
-            }));
+            let how = if is_whole { How::ListWhole(&params) } else { How::List(&params) };
+            let text = self.ask(Request::new(path), deed, how).map_err(|refused| refused.problem)?;
+            let page: Page<T> = self.read(&text, deed)?;
+            all.extend(page.items.into_iter().flatten());
             if page.metadata.r#continue.is_empty() {
-                return Ok(nodes);
+                return Ok(all);
             }
             params = ListParams::default().limit(PAGE).continue_token(&page.metadata.r#continue);
         }
     }
+
+    /// What nodes announce, and little else.
+    fn nodes(&mut self) -> Result<BTreeMap<String, Arc<NodeFacts>>, Problem> {
+        let nodes: Vec<Versioned> = self.list(NODES, "nodes", false)?;
+        let facts = nodes.into_iter().map(|node| {
+            let announcement = node.metadata.announcement();
+            let (uid, labels) = (node.metadata.uid, node.metadata.labels.unwrap_or_default());
+            let facts = NodeFacts { uid, announcement, labels, ..NodeFacts::default() };
+            (node.metadata.name, facts.into())
+        });
+        Ok(facts.collect())
+    }
+
+    fn mesh(&mut self) -> Result<(EncryptionMesh, String), Problem> {
+        const GET: Deed = Deed { verb: "get", resource: MESHES };
+        let text = self.ask(meshes(), GET, How::Get).map_err(|refused| refused.problem)?;
+        let Versioned { metadata } = self.read(&text, GET)?;
+        Ok((self.read(&text, GET)?, metadata.resource_version))
+    }
+
+    /// Both kinds; one that can't be read is told.
+    fn policies(&mut self) -> Result<Policies, Problem> {
+        let of_namespaces: Vec<PolicyObject> = self.list(POLICIES, "encryptionpolicies.kubeveil.io", true)?;
+        let of_cluster: Vec<PolicyObject> =
+            self.list(CLUSTER_POLICIES, "clusterencryptionpolicies.kubeveil.io", true)?;
+        let read = of_namespaces.into_iter().map(|policy| policy.of_namespace(None));
+        let read = read.chain(of_cluster.into_iter().map(|policy| policy.of_cluster(None)));
+        let mut policies = BTreeMap::new();
+        for policy in read {
+            if let Some(problem) = policy.problems.into_iter().next() {
+                return Err(problem);
+            }
+            policies.extend(policy.value);
+        }
+        Ok(Policies::new(policies))
+    }
 }
+
+const NODES: &str = "/api/v1/nodes";
+const POLICIES: &str = "/apis/kubeveil.io/v1alpha1/encryptionpolicies";
+const CLUSTER_POLICIES: &str = "/apis/kubeveil.io/v1alpha1/clusterencryptionpolicies";
 
 /// What came of it instead.
 struct Refused {
@@ -136,6 +179,7 @@ struct Refused {
 enum How<'a> {
     Get,
     List(&'a ListParams),
+    ListWhole(&'a ListParams),
     Create(Vec<u8>),
     Patch(&'a Value),
 }
@@ -152,11 +196,31 @@ impl Control for KubernetesControl {
     }
 
     fn look(&mut self) -> Result<Sight, Problem> {
-        const GET: Deed = Deed { verb: "get", resource: MESHES };
-        let text = self.ask(meshes(), GET, How::Get).map_err(|refused| refused.problem)?;
-        let Versioned { metadata } = self.read(&text, GET)?;
-        let mesh: EncryptionMesh = self.read(&text, GET)?;
-        Ok(Sight { mesh, version: metadata.resource_version, nodes: self.nodes()? })
+        let (mesh, version) = self.mesh()?;
+        Ok(Sight { mesh, version, nodes: self.nodes()? })
+    }
+
+    fn census(&mut self) -> Result<Census, Problem> {
+        let (mesh, _) = self.mesh()?;
+        let mesh = mesh
+            .spec
+            .in_force(mesh.status.as_ref())
+            .map_err(|(field, why)| refused(&format!("EncryptionMesh {}", names::MESH), &field, &why))?;
+        let policies = self.policies()?;
+        let namespaces: Vec<NamespaceObject> = self.list("/api/v1/namespaces", "namespaces", true)?;
+        let pods: Vec<PodObject> = self.list("/api/v1/pods", "pods", true)?;
+        let nodes: Vec<NodeObject> = self.list(NODES, "nodes", true)?;
+        let namespaces = namespaces.into_iter().map(NamespaceObject::read);
+        let nodes = nodes.into_iter().map(|node| node.read(""));
+        Ok(Census {
+            mesh: mesh.spec,
+            policies,
+            namespaces: namespaces.map(|read| (read.name, read.value)).collect(),
+            pods: pods.into_iter().map(PodObject::resident).collect(),
+            nodes: nodes.map(|read| (read.name, read.value)).collect(),
+            // An agent watches the pods of its own node.
+            daemons_know_all: false,
+        })
     }
 
     fn who(&mut self) -> Result<String, Problem> {

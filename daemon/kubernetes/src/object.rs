@@ -14,7 +14,11 @@ use kubeveil_api::{
     selector::Labels,
 };
 use kubeveil_core::{
-    policy::{Policy, PolicyId, Refusal, pods::Pod},
+    policy::{
+        Policy, PolicyId, Refusal,
+        census::{PodId, Resident},
+        pods::Pod,
+    },
     snapshot::NodeFacts,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -215,6 +219,16 @@ impl PodObject {
     }
 }
 
+impl PodObject {
+    /// The pod by its name, with what a person has to know of it.
+    pub(crate) fn resident(self) -> (PodId, Resident) {
+        let (host_network, has_ended) = (self.spec.host_network, !has_its_own(false, &self.status.phase));
+        let name = self.metadata.name.clone();
+        let pod = self.read().value;
+        (PodId { namespace: pod.namespace.clone(), name }, Resident { pod, host_network, has_ended })
+    }
+}
+
 impl NamespaceObject {
     pub(crate) fn read(mut self) -> Read<Labels> {
         let labels = self.metadata.labels.take().unwrap_or_default();
@@ -274,7 +288,7 @@ fn owned((field, why): Refusal) -> (String, String) {
     (field.to_owned(), why.to_owned())
 }
 
-fn refused(object: &str, field: &str, why: &str) -> Problem {
+pub(crate) fn refused(object: &str, field: &str, why: &str) -> Problem {
     Problem {
         kind: ProblemKind::Manifest,
         object: object.to_owned(),

@@ -10,6 +10,7 @@ use std::{
 use kubeveil_api::{mesh::EncryptionMesh, names, problem::readable};
 use kubeveil_core::{
     control::{Control, Refusal, Sight},
+    policy::census::Census,
     problem::{Problem, ProblemKind},
 };
 use serde::Deserialize as _;
@@ -45,6 +46,25 @@ impl Control for FolderControl {
         let (_, version, mesh) = mesh_of(&self.path, &contents)?;
         let state = self.index.update(Ok(contents), self.opened.elapsed());
         Ok(Sight { mesh, version, nodes: state.knowledge.snapshot().nodes.clone() })
+    }
+
+    fn census(&mut self) -> Result<Census, Problem> {
+        let state = self.index.update(Ok(folder::contents(&self.path)?), self.opened.elapsed());
+        if state.knowledge.synced().is_none()
+            && let Some(problem) = state.problems.into_iter().next()
+        {
+            return Err(problem);
+        }
+        let snapshot = state.knowledge.snapshot();
+        let mesh = snapshot.mesh.clone().ok_or_else(|| missing(&self.path))?;
+        Ok(Census {
+            mesh,
+            policies: snapshot.policies.clone(),
+            namespaces: snapshot.workloads.namespaces.clone(),
+            pods: self.index.residents(),
+            nodes: snapshot.nodes.clone(),
+            daemons_know_all: true,
+        })
     }
 
     fn who(&mut self) -> Result<String, Problem> {

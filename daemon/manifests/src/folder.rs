@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Largest file that is read: 5,000 Nodes as `kubectl` prints them are some 50 MB.
-const MAX_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_BYTES: u64 = 256 << 20;
 /// The same of an announcement, which other nodes write: a Node with one annotation of at most 8 KiB. It also bounds
 /// the time that a hostile one takes to be read.
 const MAX_ANNOUNCEMENT_BYTES: u64 = 64 << 10;
@@ -97,7 +97,7 @@ pub(crate) fn contents(path: &Path) -> Result<BTreeMap<String, Content>, Problem
 }
 
 /// A pipe would keep us waiting for ever, and nobody's manifest is that large.
-fn read(path: &Path, most: u64) -> io::Result<String> {
+pub(crate) fn read(path: &Path, most: u64) -> io::Result<String> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
         return Err(io::Error::other("is no regular file"));

@@ -11,6 +11,7 @@ use kubeveil_api::{names, selector::Labels};
 use kubeveil_core::{
     policy::{
         Policies, Policy, PolicyId,
+        census::{PodId, Resident},
         pods::{Pod, Workloads},
     },
     problem::Problem,
@@ -172,6 +173,16 @@ impl Index {
         Some((node.to_owned(), json.clone()))
     }
 
+    /// Pods by name, as of the last reading.
+    pub(crate) fn residents(&self) -> BTreeMap<PodId, Resident> {
+        let objects = self.files.values().filter_map(|file| file.good.as_ref()).flatten();
+        let pods = objects.filter_map(|object| match object {
+            Object::Pod(pod) => Some(Resident::read(pod)),
+            _ => None,
+        });
+        pods.collect()
+    }
+
     fn merge(&self, problems: &mut Vec<Problem>, minor: &mut Vec<Problem>) -> Snapshot {
         let mut snapshot = Snapshot::default();
         let mut workloads = Workloads::default();
@@ -205,6 +216,7 @@ impl Index {
                         let labels = namespace.metadata.labels.clone();
                         workloads.namespaces.insert(namespace.metadata.name.clone(), labels);
                     }
+                    Object::Test(_) => {}
                     Object::Pod(pod) => drop(workloads.pods.insert(uid_of(pod), Pod::from(&**pod))),
                     Object::Policy(id, policy) => {
                         if policies.insert(id.clone(), (**policy).clone()).is_some() {

@@ -6,6 +6,7 @@ use kubeveil_api::{
     node::Node,
     object::TypeMeta,
     pod::{Namespace, Pod},
+    policy_test::PolicyTest,
     problem::readable,
 };
 use kubeveil_core::{
@@ -23,6 +24,8 @@ pub(crate) enum Object {
     Namespace(Box<Namespace>),
     Pod(Box<Pod>),
     Policy(PolicyId, Box<Policy>),
+    /// What people expect, which is nothing to a daemon.
+    Test(Box<PolicyTest>),
 }
 
 const ADVICE: &str = "Correct the file; its last good state stands until then";
@@ -50,6 +53,7 @@ pub(crate) fn parse(file: &str, text: &str) -> Result<Vec<Object>, Problem> {
     let mut objects = Vec::new();
     let mut documents = 0;
     for document in serde_norway::Deserializer::from_str(text) {
+        let file = &numbered(file, documents + 1);
         let value =
             Value::deserialize(document).map_err(|e| problem(file, "", "", format!("is not YAML: {e}")))?;
         if !value.is_null() {
@@ -64,13 +68,22 @@ pub(crate) fn parse(file: &str, text: &str) -> Result<Vec<Object>, Problem> {
     Ok(objects)
 }
 
+/// With the place of the document, where it is not the first.
+fn numbered(file: &str, document: usize) -> String {
+    if document < 2 { file.to_owned() } else { format!("{file} (document {document})") }
+}
+
 fn object(file: &str, value: Value, objects: &mut Vec<Object>) -> Result<(), Problem> {
     let types: TypeMeta = typed(file, "", value.clone())?;
     let name =
         value.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or("without a name");
     let label = readable(&format!("{} {name}", types.kind));
     match (types.api_version.as_str(), types.kind.as_str()) {
-        ("v1", "List" | "NodeList" | "PodList" | "NamespaceList") => {
+        ("v1", "List" | "NodeList" | "PodList" | "NamespaceList")
+        | (
+            names::API_VERSION,
+            "EncryptionMeshList" | "EncryptionPolicyList" | "ClusterEncryptionPolicyList",
+        ) => {
             let items = value.get("items").and_then(Value::as_sequence).cloned();
             let items = items.ok_or_else(|| problem(file, &types.kind, "items", "is missing or no list"))?;
             items.into_iter().try_for_each(|item| object(file, item, objects))
@@ -102,6 +115,10 @@ fn object(file: &str, value: Value, objects: &mut Vec<Object>) -> Result<(), Pro
         (names::API_VERSION, "ClusterEncryptionPolicy") => {
             let policy = Policy::of_cluster(typed(file, &label, value)?);
             objects.push(named(policy).map_err(|(field, why)| problem(file, &label, field, why))?);
+            Ok(())
+        }
+        (names::API_VERSION, "PolicyTest") => {
+            objects.push(Object::Test(Box::new(typed(file, &label, value)?)));
             Ok(())
         }
         (version, kind) if version.split('/').next() == Some(names::GROUP) => {
