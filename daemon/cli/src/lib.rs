@@ -4,6 +4,8 @@
 
 mod ask;
 mod check;
+mod explain;
+mod policy;
 mod ranges;
 mod rotate;
 mod server;
@@ -29,12 +31,17 @@ enum Command {
     /// Whether a cluster is fit for kubeveil (--pre), and whether what is installed does its work: each finding with a command that
     /// mends it.
     Check(check::Options),
+    /// What becomes of packets from one pod to another, and why: policies, mode, tunnel. Exit code 1: they could be in plain; 2: somebody
+    /// of both does not exist.
+    Explain(explain::Options),
+    /// What policies come to before a cluster has them: held to what is expected (test), or to those that there are (diff).
+    Policy(policy::Policy),
     /// Ranges that pods and nodes may have addresses of, and what agents refuse since it lies outside; `approve` takes one more in.
     Ranges(ranges::Options),
     /// How this node is: mode, key, peers, programs, drops and their reasons, what is wrong and what to do.
     Status {
         /// The daemon's socket; only root may open it.
-        #[arg(long, default_value = "/run/kubeveil/kubeveild.sock", env = "KUBEVEIL_SOCKET")]
+        #[arg(long, default_value = SOCKET, env = "KUBEVEIL_SOCKET")]
         socket: PathBuf,
         /// A table for people or JSON for programs.
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -44,6 +51,9 @@ enum Command {
     /// rotation goes on; 4: not done within the deadline, and it goes on.
     Rotate(rotate::Rotate),
 }
+
+/// Where a daemon answers.
+const SOCKET: &str = "/run/kubeveil/kubeveild.sock";
 
 /// The value of `-o`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,6 +80,8 @@ pub fn main() -> ExitCode {
             show(output, || check::table(&report), &report);
             check::exit_code(&report)
         }),
+        Command::Explain(options) => explain::run(&options),
+        Command::Policy(arguments) => policy::run(&arguments),
         Command::Rotate(arguments) => rotate::run(&arguments),
         Command::Ranges(options) => ranges::ranges(&options).map(|document| {
             show(options.output, || ranges::table(&document), &document);

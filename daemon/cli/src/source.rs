@@ -2,10 +2,11 @@
 
 use std::{env, path::PathBuf, str::FromStr};
 
-use kubeveil_core::control::Control;
+use kubeveil_api::problem::Problem;
+use kubeveil_core::{control::Control, policy::census::Census};
 use kubeveil_kubernetes::{KubernetesControl, Origin, Pace};
 use kubeveil_manifests::FolderControl;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle};
 
 /// The value of `--source`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,13 @@ impl SourceArg {
                 Box::new(KubernetesControl::new(origin, Pace::default(), runtime))
             }
         }
+    }
+
+    /// All that decides on flows between pods.
+    pub(crate) fn census(&self) -> anyhow::Result<Result<Census, Problem>> {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let mut control = self.open(runtime.handle());
+        Ok(control.census())
     }
 }
 

@@ -230,4 +230,4 @@ fn bytes(n: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -30,7 +30,7 @@ fn peer(node: &str, state: TunnelState, handshake: Option<u64>) -> PeerStatus {
     }
 }
 
-fn example() -> Status {
+pub(crate) fn example() -> Status {
     Status {
         schema_version: STATUS_VERSION,
         node: "node-1".to_owned(),

@@ -1,0 +1,81 @@
+use kubeveil_api::mesh::Mode;
+use kubeveil_manifests::gather;
+
+use super::*;
+use crate::status::tests::example;
+
+const MANIFESTS: &str = "apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Namespace, metadata: {name: n}}
+- {apiVersion: v1, kind: Pod, metadata: {name: one, namespace: n}, spec: {nodeName: node-1}}
+- {apiVersion: v1, kind: Pod, metadata: {name: two, namespace: n}, spec: {nodeName: node-2}}
+- {apiVersion: v1, kind: Pod, metadata: {name: three, namespace: n, labels: {app: ledger}}, spec: {nodeName: node-3}}
+- apiVersion: kubeveil.io/v1alpha1
+  kind: EncryptionPolicy
+  metadata: {name: p, namespace: n}
+  spec: {podSelector: {matchLabels: {app: ledger}}, mode: require}
+";
+
+fn explained(from: &str, to: &str, daemons_know_all: bool) -> Explanation {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("all.yaml");
+    std::fs::write(&file, MANIFESTS).expect("written");
+    let gathered = gather(&[file]).expect("read");
+    let mut census = gathered.census(Some(Mode::Prefer)).expect("a mesh's mode");
+    census.daemons_know_all = daemons_know_all;
+    let who = |name: &str| format!("n/{name}").parse().expect("a pod");
+    explain(&census, &who(from), &who(to), Timestamp::UNIX_EPOCH).expect("both exist")
+}
+
+/// The daemon of node-1, without a tunnel to node-3.
+fn status() -> Status {
+    let mut status = example();
+    status.mode = Some(Mode::Prefer);
+    status.peers[1].way = Way::Plain;
+    status
+}
+
+fn way(explanation: &Explanation, status: Status) -> Option<Way> {
+    let nodes = [&explanation.from, &explanation.to].map(|end| end.place.node().expect("a node"));
+    match carried(nodes[0], nodes[1], explanation, Ok(status)) {
+        Carried::Known { way, .. } => Some(way),
+        Carried::NotKnown { .. } => None,
+    }
+}
+
+/// Who has to be encrypted does not go in plain as others of the node do, unless nothing stands there to stop it, or its node does not
+/// know of it.
+#[test]
+fn the_daemon_says_how_packets_go_now() {
+    let required = explained("one", "three", true);
+    assert_eq!(way(&explained("one", "two", true), status()), Some(Way::Tunnel));
+    assert_eq!(way(&explained("two", "one", true), status()), Some(Way::Tunnel));
+    assert_eq!(way(&required, status()), Some(Way::Dropped));
+    assert_eq!(way(&explained("one", "three", false), status()), Some(Way::Plain));
+    let mut open = status();
+    open.programs.clear();
+    assert_eq!(way(&required, open), Some(Way::Plain));
+    let mut loose = required;
+    loose.flow.as_mut().expect("it crosses").mode = FlowMode::Prefer;
+    assert_eq!(way(&loose, status()), Some(Way::Plain));
+}
+
+#[test]
+fn where_no_daemon_of_an_end_answers_nothing_is_guessed() {
+    let explanation = explained("two", "three", true);
+    let told = |status| match carried("node-2", "node-3", &explanation, status) {
+        Carried::NotKnown { ask_on, why } => (ask_on, why),
+        known @ Carried::Known { .. } => panic!("{known:?}"),
+    };
+    let both = vec!["node-2".to_owned(), "node-3".to_owned()];
+    assert_eq!(told(Ok(status())), (both.clone(), "the daemon here is that of node-1".to_owned()));
+    assert_eq!(told(Err("only root may ask".to_owned())), (both, "only root may ask".to_owned()));
+}
+
+#[test]
+fn a_person_reads_it() {
+    let explanation = explained("one", "three", false);
+    let now = Some(carried("node-1", "node-3", &explanation, Ok(status())));
+    insta::assert_snapshot!("explain_table", table(&Document { schema_version: 1, explanation, now }));
+}
