@@ -10,7 +10,8 @@ use kube::{
     core::{ApiResource, DynamicObject, GroupVersionKind},
 };
 use kubeveil_api::names;
-use kubeveil_kubernetes::{Kubernetes, Origin, Pace};
+use kubeveil_core::control::Control;
+use kubeveil_kubernetes::{Kubernetes, KubernetesControl, Origin, Pace};
 use serde_json::{Value, json};
 
 use crate::{
@@ -218,6 +219,11 @@ impl World for InApiServer<'_> {
 
     fn announced(&self, name: &str) -> Result<Option<String>> {
         Ok(annotation(&self.node(name)?))
+    }
+
+    fn control(&self) -> Result<Box<dyn Control>> {
+        let origin = Origin::Kubeconfig(self.server.kubeconfig(Who::Admin)?);
+        Ok(Box::new(KubernetesControl::new(origin, pace(), self.server.runtime.handle())))
     }
 
     fn open(&self, own: &str) -> Result<Watching> {

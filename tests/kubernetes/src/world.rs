@@ -10,8 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use kubeveil_api::names;
-use kubeveil_core::source::{Source, SourceState};
-use kubeveil_manifests::Folder;
+use kubeveil_core::{
+    control::Control,
+    source::{Source, SourceState},
+};
+use kubeveil_manifests::{Folder, FolderControl};
 use serde_json::{Value, json};
 
 /// Within which what was done is seen: far more than any source needs, so that only what never comes fails.
@@ -35,6 +38,8 @@ pub trait World {
     fn delete_object(&mut self, object: &Value) -> Result<()>;
     /// What others see that it announces.
     fn announced(&self, name: &str) -> Result<Option<String>>;
+    /// As a person's command sees it.
+    fn control(&self) -> Result<Box<dyn Control>>;
     /// A daemon on `own` looks at it.
     fn open(&self, own: &str) -> Result<Watching>;
 }
@@ -175,6 +180,10 @@ impl World for InFolder {
             return Ok(None);
         }
         Ok(annotation(&serde_norway::from_str(&fs::read_to_string(file)?)?))
+    }
+
+    fn control(&self) -> Result<Box<dyn Control>> {
+        Ok(Box::new(FolderControl::new(&self.dir, "alice".to_owned())))
     }
 
     fn open(&self, _: &str) -> Result<Watching> {

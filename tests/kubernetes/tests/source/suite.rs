@@ -2,9 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use kubeveil_api::{names, policy::PolicyMode};
 use kubeveil_core::{
-    policy::FlowMode,
+    policy::{
+        FlowMode, Policies,
+        diff::diff,
+        explain::{Course, Who, explain},
+    },
     snapshot::NodeFacts,
     source::{Changes, SourceState},
 };
@@ -27,6 +32,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("the_own_announcement_is_published_and_healed", the_own_announcement_is_published_and_healed),
     ("a_mesh_that_is_deleted_is_gone_and_comes_back", a_mesh_that_is_deleted_is_gone_and_comes_back),
     ("what_is_asked_of_pods_follows_their_labels", what_is_asked_of_pods_follows_their_labels),
+    ("a_person_is_told_what_decides", a_person_is_told_what_decides),
 ];
 
 pub(crate) fn mesh() -> Value {
@@ -245,4 +251,59 @@ fn what_is_asked_of_pods_follows_their_labels(world: &mut dyn World) {
     becomes(world, "one of two policies", require, &|world| world.delete_object(&clusters).unwrap());
     world.delete_object(&own).unwrap();
     watching.until("no policy", |state| state.knowledge.snapshot().policies.is_empty());
+}
+
+/// Pods by name with all that is asked about them, both kinds of policies, the mesh, nodes.
+fn a_person_is_told_what_decides(world: &mut dyn World) {
+    settle(world, 2);
+    let mut observing = mesh();
+    observing["mode"] = json!("observe");
+    world.put_mesh(&observing).unwrap();
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PAYMENTS, "labels": {"tier": "one"}}});
+    let pod = |name: &str, node: &str, app: &str, ip: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": PAYMENTS, "labels": {"app": app}},
+            "spec": {
+                "nodeName": node, "hostNetwork": app == "proxy", "containers": [{"name": "c", "image": "i"}],
+                "automountServiceAccountToken": false,
+            },
+            "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]},
+        })
+    };
+    let own = json!({
+        "apiVersion": names::API_VERSION, "kind": "EncryptionPolicy",
+        "metadata": {"name": "cardholder-data", "namespace": PAYMENTS},
+        "spec": {"podSelector": {"matchLabels": {"app": "ledger"}}, "mode": "require"},
+    });
+    let clusters = json!({
+        "apiVersion": names::API_VERSION, "kind": "ClusterEncryptionPolicy", "metadata": {"name": "tiers"},
+        "spec": {"namespaceSelector": {"matchLabels": {"tier": "one"}}, "podSelector": {}, "mode": "prefer"},
+    });
+    let pods = [
+        pod("ledger", "node-1", "ledger", "10.244.1.7"),
+        pod("web", "node-2", "web", "10.244.2.7"),
+        pod("proxy", "node-2", "proxy", "192.0.2.2"),
+    ];
+    for object in [&namespace].into_iter().chain(&pods).chain([&own, &clusters]) {
+        world.put_object(object).unwrap();
+    }
+    let census = world.control().unwrap().census().unwrap();
+    let asked = |from: &str, to: &str| {
+        let (from, to): (Who, Who) = (from.parse().unwrap(), to.parse().unwrap());
+        let told = explain(&census, &from, &to, Timestamp::UNIX_EPOCH).unwrap();
+        let rules =
+            told.flow.iter().flat_map(|flow| &flow.rules).map(ToString::to_string).collect::<Vec<_>>();
+        (told.course, rules.join(", "))
+    };
+    let require = "EncryptionPolicy payments/cardholder-data: require".to_owned();
+    let prefer = "ClusterEncryptionPolicy tiers: prefer".to_owned();
+    assert_eq!(asked("payments/ledger", "payments/web"), (Course::Crosses, require.clone()));
+    assert_eq!(asked("10.244.2.7", "10.244.1.7"), (Course::Crosses, require));
+    assert_eq!(asked("payments/web", "node/node-1"), (Course::Crosses, prefer));
+    assert_eq!(asked("payments/proxy", "192.0.2.1"), (Course::Hosts, String::new()));
+    let mut after = census.law();
+    after.policies = Policies::default();
+    let changes = diff(&census, &census.law(), &after, Timestamp::UNIX_EPOCH).changes;
+    assert!(changes.iter().any(|change| change.before.mode == FlowMode::Require), "{changes:?}");
 }
