@@ -5,6 +5,7 @@
 mod daemon;
 mod datapath;
 mod look;
+mod policies;
 mod programs;
 mod raw;
 mod row;
@@ -43,6 +44,8 @@ enum Part {
     Datapath,
     /// The programs under BPF_PROG_TEST_RUN
     Programs,
+    /// What policies cost, a packet and a decision
+    Policies,
     /// What is looked at twice a second
     Look,
     /// From nothing to 5,000 peers, one change, no change
@@ -87,6 +90,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let rows = match arguments.part {
         Part::Datapath => datapath::measure(rounds)?,
         Part::Programs => programs::measure(rounds)?,
+        Part::Policies => policies::measure(rounds)?,
         Part::Look => look::measure(rounds)?,
         Part::Reconcile => with_wireguard("reconcile", || reconcile::measure(rounds))?,
         Part::Memory => with_wireguard("memory", || memory::measure(rounds))?,

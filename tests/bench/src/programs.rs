@@ -59,7 +59,7 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
         .collect())
 }
 
-fn nanoseconds(time: Duration) -> f64 {
+pub(crate) fn nanoseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e9
 }
 
@@ -88,7 +88,7 @@ impl Cost {
 }
 
 /// The addresses of node `n`: a pod's and its own.
-fn node(n: u16, is_v6: bool) -> (IpAddr, IpAddr) {
+pub(crate) fn node(n: u16, is_v6: bool) -> (IpAddr, IpAddr) {
     let [high, low] = n.to_be_bytes();
     if is_v6 {
         let pod = Ipv6Addr::new(0xfd00, 0x244, 0, n, 0, 0, 0, 0x10);
@@ -100,7 +100,7 @@ fn node(n: u16, is_v6: bool) -> (IpAddr, IpAddr) {
 }
 
 /// A dual-stack cluster beside the ordinary scene.
-fn cluster(nodes: u16) -> World {
+pub(crate) fn cluster(nodes: u16) -> World {
     let mut world = Scene::calm(Mode::Require).world();
     for n in 0..nodes {
         let peer = u32::from(n) + u32::from(Scene::PEERS);
@@ -115,7 +115,7 @@ fn cluster(nodes: u16) -> World {
     world
 }
 
-fn situations(nodes: u16) -> Vec<(&'static str, Direction, Situation)> {
+pub(crate) fn situations(nodes: u16) -> Vec<(&'static str, Direction, Situation)> {
     let mut all = Vec::new();
     for is_v6 in [false, true] {
         let mut add = |what: [&'static str; 2], direction, from: IpAddr, to: IpAddr, ingress| {

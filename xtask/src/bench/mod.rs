@@ -26,7 +26,7 @@ const LIMIT: u64 = 3600;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Only parts whose name contains this: datapath, programs, look, rotation, reconcile, memory, latency, traffic
+    /// Only parts whose name contains this: datapath, programs, policies, look, rotation, reconcile, memory, latency, traffic
     filter: Option<String>,
     /// How often each thing is measured
     #[arg(long)]
@@ -55,9 +55,10 @@ enum Place {
     WireGuard,
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part { name: "datapath", place: Place::Here, rounds: 9 },
     Part { name: "programs", place: Place::Here, rounds: 9 },
+    Part { name: "policies", place: Place::Here, rounds: 9 },
     Part { name: "look", place: Place::Here, rounds: 9 },
     Part { name: "rotation", place: Place::Here, rounds: 3 },
     Part { name: "reconcile", place: Place::WireGuard, rounds: 3 },
