@@ -36,8 +36,15 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
         peers: u32::try_from(remotes.len()).unwrap_or(u32::MAX),
         encrypted,
         not_encrypted,
+        policies: policies(node),
         conditions: conditions((waiting, &status::waiting_for(node)), &node.last.problems, now),
     }
+}
+
+/// Which ones the kernel goes by; of those that are not all known, or not carried out, nobody can say.
+fn policies<K: Kernel>(node: &Node<K>) -> Option<String> {
+    let is_so = node.last.settled && node.last.synced;
+    is_so.then(|| node.snapshot().policies.digest()).flatten()
 }
 
 /// Of a node that kubeveil has left, or is about to.

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::{
     mesh::{MeshSpec, MeshStatus},
     names,
-    policy::{ClusterEncryptionPolicySpec, EncryptionPolicySpec},
+    pod_slice::SlicedPod,
+    policy::{ClusterEncryptionPolicySpec, EncryptionPolicySpec, PolicyStatus},
     veil_node::VeilNodeStatus,
 };
 
@@ -27,7 +28,7 @@ pub fn files() -> Result<Vec<(String, String)>, serde_norway::Error> {
             format!("# Made by `cargo xtask codegen`.\n{}", serde_norway::to_string(definition)?),
         ))
     };
-    [mesh(), veil_node(), policy(), cluster_policy()].iter().map(text).collect()
+    [mesh(), veil_node(), policy(), cluster_policy(), pod_slice()].iter().map(text).collect()
 }
 
 fn mesh() -> Value {
@@ -83,7 +84,7 @@ fn policy() -> Value {
         "type": "object",
         "description": "What the people of a namespace ask for of its pods: more than the mesh does.",
         "required": ["spec"],
-        "properties": {"spec": schema::<EncryptionPolicySpec>()},
+        "properties": {"spec": schema::<EncryptionPolicySpec>(), "status": schema::<PolicyStatus>()},
     });
     definition(
         ["EncryptionPolicy", "encryptionpolicy", "encryptionpolicies"],
@@ -98,14 +99,33 @@ fn cluster_policy() -> Value {
         "type": "object",
         "description": "What is asked for of pods of the cluster, by the labels of their namespaces and their own.",
         "required": ["spec"],
-        "properties": {"spec": schema::<ClusterEncryptionPolicySpec>()},
+        "properties": {"spec": schema::<ClusterEncryptionPolicySpec>(), "status": schema::<PolicyStatus>()},
     });
     let names = ["ClusterEncryptionPolicy", "clusterencryptionpolicy", "clusterencryptionpolicies"];
     definition(names, "Cluster", schema, of_policies())
 }
 
 fn of_policies() -> Value {
-    json!([column("Mode", "string", ".spec.mode"), column("Age", "date", ".metadata.creationTimestamp")])
+    json!([
+        column("Mode", "string", ".spec.mode"),
+        column("Pods", "integer", ".status.pods"),
+        column("In force", "string", &condition("InForce", "status")),
+        column("Age", "date", ".metadata.creationTimestamp"),
+    ])
+}
+
+fn pod_slice() -> Value {
+    let schema = json!({
+        "type": "object",
+        "description": "Pods of the node of its name of which something else is asked for than of all; written by the controller.",
+        "properties": {"pods": schema::<Vec<SlicedPod>>()},
+    });
+    let columns = json!([column("Age", "date", ".metadata.creationTimestamp")]);
+    let mut slice = definition(["VeilPodSlice", "veilpodslice", "veilpodslices"], "Cluster", schema, columns);
+    // Nothing for people, who ask `kubectl get veil`.
+    slice["spec"]["names"].as_object_mut().and_then(|names| names.remove("categories"));
+    slice["spec"]["versions"][0].as_object_mut().and_then(|version| version.remove("subresources"));
+    slice
 }
 
 /// Where a field of a condition is.

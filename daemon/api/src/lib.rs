@@ -13,6 +13,7 @@ pub mod names;
 pub mod node;
 pub mod object;
 pub mod pod;
+pub mod pod_slice;
 pub mod policy;
 pub mod policy_test;
 pub mod probe;

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    condition::Condition,
     object::{Metadata, TypeMeta},
     selector::LabelSelector,
     words::words,
@@ -101,4 +102,24 @@ pub struct ClusterEncryptionPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub until: Option<Timestamp>,
+}
+
+/// `status` of either, written by the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PolicyStatus {
+    /// The `metadata.generation` that the rest is about.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// Pods that it selects, those that share their node's addresses not among them.
+    #[serde(default)]
+    pub pods: u32,
+    /// InForce says since when all nodes hold pods to it, Selecting whether it selects any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))
+    )]
+    pub conditions: Vec<Condition>,
 }

@@ -34,7 +34,13 @@ use crate::{
 /// Objects an answer.
 const PAGE: u32 = 500;
 /// Definitions that this version goes by.
-const DEFINITIONS: [&str; 2] = ["encryptionmeshes.kubeveil.io", "veilnodes.kubeveil.io"];
+const DEFINITIONS: [&str; 5] = [
+    "encryptionmeshes.kubeveil.io",
+    "veilnodes.kubeveil.io",
+    "encryptionpolicies.kubeveil.io",
+    "clusterencryptionpolicies.kubeveil.io",
+    "veilpodslices.kubeveil.io",
+];
 /// What the chart calls the agents.
 const AGENT: &str = "kubeveil-agent";
 

@@ -1,5 +1,9 @@
 //! What the controller writes.
 
+mod policies;
+
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -15,6 +19,7 @@ use kubeveil_api::{
     condition::{Condition, ROTATING},
     mesh::MeshStatus,
     names,
+    policy::PolicyStatus,
     problem::readable,
     rotation::RotationRecord,
 };
@@ -24,6 +29,8 @@ use kubeveil_kubernetes::ours;
 use serde_json::json;
 
 use crate::{
+    census::Census,
+    policies::Sets,
     schedule,
     seen::{Node, Seen},
     status::status,
@@ -44,6 +51,10 @@ pub(crate) struct Writer {
     announced: Announced,
     /// As whom the API server knows us.
     who: Option<String>,
+    /// Policies that there were together.
+    sets: Sets,
+    /// What was said of policies last, by their UIDs.
+    said: BTreeMap<String, PolicyStatus>,
 }
 
 impl Writer {
@@ -54,11 +65,23 @@ impl Writer {
             written: None,
             announced: Announced::default(),
             who: None,
+            sets: Sets::default(),
+            said: BTreeMap::new(),
         }
     }
 
-    pub(crate) async fn write(&mut self, seen: &Seen, now: Timestamp) -> Result<()> {
+    /// `census` is `None` until all of it was seen once.
+    pub(crate) async fn write(&mut self, seen: &Seen, census: Option<&Census>, now: Timestamp) -> Result<()> {
         let leaves = seen.mesh.as_ref().is_some_and(|mesh| mesh.object.spec.uninstall);
+        // What nodes go by comes first; that it fails is no reason not to tell how the mesh is.
+        let told = match census {
+            Some(census) => self.write_policies(seen, census, now).await,
+            None => Ok(()),
+        };
+        self.write_mesh(seen, leaves, now).await.and(told)
+    }
+
+    async fn write_mesh(&mut self, seen: &Seen, leaves: bool, now: Timestamp) -> Result<()> {
         // Whoever takes kubeveil away takes them away.
         for (name, node) in seen.nodes.iter().filter(|_| !leaves) {
             if !seen.veil_nodes.contains_key(name) {

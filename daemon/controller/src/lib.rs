@@ -1,12 +1,16 @@
 //! The controller: does for the cluster what needs one writer. It makes the `VeilNode`s, tells in the mesh's status how far the
-//! cluster has got, begins rotations that are scheduled, and finds the ranges of pods and nodes where people name none. Nothing that
-//! encrypts waits for it.
+//! cluster has got, begins rotations that are scheduled, finds the ranges of pods and nodes where people name none, and tells all nodes of
+//! whose pods more is asked than of all. Nothing that encrypts waits for it.
 //!
-//! `watch` keeps what there is, `seen` is that at one moment, `status`, `schedule` and `ranges` decide (pure), `act` writes. What a chart's hooks
+//! `watch` keeps what there is, `census` who pods are, `seen` is that at one moment, `status`, `schedule`, `ranges` and `policies` decide
+//! (pure), `act` writes. What a chart's hooks
 //! do stands beside it, in [`hook`].
 
 mod act;
+mod census;
 pub mod hook;
+mod kept;
+mod policies;
 mod ranges;
 mod schedule;
 mod seen;
@@ -119,9 +123,10 @@ async fn stand(options: &Options) -> Result<()> {
 async fn lead(client: kube::Client, options: &Options) -> Result<()> {
     let stirred = Arc::new(Notify::new());
     let mut watches = Watches::begin(&client, options, stirred.clone()).await?;
+    let mut census = census::Watches::begin(&client, stirred.clone());
     let mut writer = Writer::new(client, &options.identity);
     loop {
-        let again = match writer.write(&watches.seen(), Timestamp::now()).await {
+        let again = match writer.write(&watches.seen(), census.seen().as_ref(), Timestamp::now()).await {
             Ok(()) => RESYNC,
             Err(e) => {
                 tracing::warn!("{e:#}");
@@ -131,7 +136,7 @@ async fn lead(client: kube::Client, options: &Options) -> Result<()> {
         // Which of both it was does not matter.
         drop(tokio::time::timeout(again, stirred.notified()).await);
         tokio::time::sleep(BURST).await;
-        if watches.has_ended() {
+        if watches.has_ended() || census.has_ended() {
             bail!("a watch has ended");
         }
     }

@@ -28,6 +28,7 @@ use kubeveil_api::{
     selector::{LabelSelector, Labels},
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 pub use given::Refusal;
 pub use kubeveil_api::policy::FlowMode;
@@ -98,6 +99,11 @@ impl Standing {
 impl Policy {
     fn standing(&self) -> Standing {
         Standing { mode: self.mode, until: self.until.filter(|_| self.mode == PolicyMode::Exempt) }
+    }
+
+    /// What asks for less than is asked for of all is not in force yet: it counts as not being there.
+    pub fn is_in_force(&self, base: FlowMode) -> bool {
+        self.mode != PolicyMode::Exempt && FlowMode::from(self.mode) >= base
     }
 
     fn is_of(&self, namespace: &str, labels: &Labels) -> bool {
@@ -175,6 +181,15 @@ impl Policies {
         exempt.map(|policy| policy.until).filter(move |until| until.is_none_or(|until| now < until))
     }
 
+    /// Which they are, in few words: those who name the same digest have the same policies. `None` where there is none.
+    pub fn digest(&self) -> Option<String> {
+        // 64 bits: nobody gains by two sets that have the same.
+        const BYTES: usize = 8;
+        let text = serde_json::to_vec(self).ok().filter(|_| !self.is_empty())?;
+        let bytes = Sha256::digest(&text);
+        Some(bytes[..BYTES].iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// The most that any of them asks for: of somebody of whom nothing is known as much might be asked.
     pub fn strictest(&self) -> Option<PolicyMode> {
         self.all.values().map(|policy| policy.mode).max()
@@ -237,10 +252,16 @@ pub fn both(base: FlowMode, one: Option<Standing>, other: Option<Standing>) -> O
     match mode(one).cmp(&mode(other)) {
         Ordering::Greater => one,
         Ordering::Less => other,
-        Ordering::Equal => one.zip(other).map(|(one, other)| Standing {
-            mode: one.mode,
-            until: one.until.into_iter().chain(other.until).min(),
-        }),
+        Ordering::Equal => one.zip(other).map(|(one, other)| stricter(one, other)),
+    }
+}
+
+/// The same of two that are told of.
+fn stricter(one: Standing, other: Standing) -> Standing {
+    match one.mode.cmp(&other.mode) {
+        Ordering::Greater => one,
+        Ordering::Less => other,
+        Ordering::Equal => Standing { until: one.until.into_iter().chain(other.until).min(), ..one },
     }
 }
 

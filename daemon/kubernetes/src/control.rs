@@ -151,10 +151,8 @@ impl KubernetesControl {
         let of_namespaces: Vec<PolicyObject> = self.list(POLICIES, "encryptionpolicies.kubeveil.io", true)?;
         let of_cluster: Vec<PolicyObject> =
             self.list(CLUSTER_POLICIES, "clusterencryptionpolicies.kubeveil.io", true)?;
-        let read = of_namespaces.into_iter().map(|policy| policy.of_namespace(None));
-        let read = read.chain(of_cluster.into_iter().map(|policy| policy.of_cluster(None)));
         let mut policies = BTreeMap::new();
-        for policy in read {
+        for policy in of_namespaces.into_iter().chain(of_cluster).map(|policy| policy.read(None)) {
             if let Some(problem) = policy.problems.into_iter().next() {
                 return Err(problem);
             }

@@ -18,5 +18,6 @@ mod watch;
 
 pub use connect::{Origin, ours};
 pub use control::KubernetesControl;
+pub use object::{Named, read_policy};
 pub use pace::Pace;
 pub use source::Kubernetes;

@@ -9,15 +9,16 @@ use kubeveil_api::{
     node::NodeAddress,
     object::{self, TypeMeta},
     pod::has_its_own,
+    pod_slice::SlicedPod,
     policy::{ClusterEncryptionPolicy, EncryptionPolicy},
     problem::{Problem, ProblemKind, readable},
     selector::Labels,
 };
 use kubeveil_core::{
     policy::{
-        Policy, PolicyId, Refusal,
+        Policy, PolicyId,
         census::{PodId, Resident},
-        pods::Pod,
+        pods::{Exceptions, Pod, exceptions},
     },
     snapshot::NodeFacts,
 };
@@ -140,8 +141,20 @@ pub(crate) struct PolicyObject {
     spec: serde_json::Value,
 }
 
+/// A `VeilPodSlice`. Its pods are read last, as a mesh's `spec` is.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct SliceObject {
+    metadata: Metadata,
+    #[serde(default)]
+    pods: Option<serde_json::Value>,
+}
+
+/// Kinds of policies.
+const NAMESPACES: &str = "EncryptionPolicy";
+const CLUSTERS: &str = "ClusterEncryptionPolicy";
+
 /// A policy with its name.
-pub(crate) type Named = (PolicyId, Policy);
+pub type Named = (PolicyId, Policy);
 
 /// An object as it is kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -236,43 +249,31 @@ impl NamespaceObject {
     }
 }
 
+/// A policy of an API server's, or the field that is wrong, and why; `namespace` is empty where it is the cluster's.
+pub fn read_policy(namespace: &str, name: &str, spec: serde_json::Value) -> Result<Named, (String, String)> {
+    let types = |kind: &str| TypeMeta { api_version: names::API_VERSION.to_owned(), kind: kind.to_owned() };
+    let of = Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty());
+    let metadata = object::Metadata { name: name.to_owned(), namespace: of, ..object::Metadata::default() };
+    let read = match namespace {
+        "" => Policy::of_cluster(ClusterEncryptionPolicy {
+            types: types(CLUSTERS),
+            metadata,
+            spec: part("spec", spec)?,
+        }),
+        _ => Policy::of_namespace(EncryptionPolicy {
+            types: types(NAMESPACES),
+            metadata,
+            spec: part("spec", spec)?,
+        }),
+    };
+    read.map_err(|(field, why)| (field.to_owned(), why.to_owned()))
+}
+
 impl PolicyObject {
-    /// A namespace's policy, or `before`, its last good state, where it can't be read.
-    pub(crate) fn of_namespace(self, before: Option<&Named>) -> Read<Option<Named>> {
-        let (types, metadata) = self.identity("EncryptionPolicy");
-        let read = part("spec", self.spec.clone())
-            .map(|spec| EncryptionPolicy { types, metadata, spec })
-            .and_then(|policy| Policy::of_namespace(policy).map_err(owned));
-        self.with(read, before, "EncryptionPolicy")
-    }
-
-    /// The same of the cluster's.
-    pub(crate) fn of_cluster(self, before: Option<&Named>) -> Read<Option<Named>> {
-        let (types, metadata) = self.identity("ClusterEncryptionPolicy");
-        let read = part("spec", self.spec.clone())
-            .map(|spec| ClusterEncryptionPolicy { types, metadata, spec })
-            .and_then(|policy| Policy::of_cluster(policy).map_err(owned));
-        self.with(read, before, "ClusterEncryptionPolicy")
-    }
-
-    /// As it is kept.
-    pub(crate) fn name(&self) -> String {
-        self.metadata.clone().within_namespace().name
-    }
-
-    fn identity(&self, kind: &str) -> (TypeMeta, object::Metadata) {
-        let namespace = Some(self.metadata.namespace.clone()).filter(|namespace| !namespace.is_empty());
-        let name = self.metadata.name.clone();
-        let types = TypeMeta { api_version: names::API_VERSION.to_owned(), kind: kind.to_owned() };
-        (types, object::Metadata { name, namespace, ..object::Metadata::default() })
-    }
-
-    fn with(
-        self,
-        read: Result<Named, (String, String)>,
-        before: Option<&Named>,
-        kind: &str,
-    ) -> Read<Option<Named>> {
+    /// The policy, or `before`, its last good state, where it can't be read.
+    pub(crate) fn read(self, before: Option<&Named>) -> Read<Option<Named>> {
+        let kind = if self.metadata.namespace.is_empty() { CLUSTERS } else { NAMESPACES };
+        let read = read_policy(&self.metadata.namespace, &self.metadata.name, self.spec);
         let metadata = self.metadata.within_namespace();
         let (policy, problem) = match read {
             Ok(policy) => (Some(policy), None),
@@ -282,10 +283,11 @@ impl PolicyObject {
         };
         Read::of(metadata, policy, problem.into_iter().collect())
     }
-}
 
-fn owned((field, why): Refusal) -> (String, String) {
-    (field.to_owned(), why.to_owned())
+    /// As it is kept.
+    pub(crate) fn name(&self) -> String {
+        self.metadata.clone().within_namespace().name
+    }
 }
 
 pub(crate) fn refused(object: &str, field: &str, why: &str) -> Problem {
@@ -295,6 +297,26 @@ pub(crate) fn refused(object: &str, field: &str, why: &str) -> Problem {
         field: readable(field),
         message: readable(why),
         advice: "Correct it; its last good state stands until then".to_owned(),
+    }
+}
+
+impl SliceObject {
+    /// That of its node.
+    pub(crate) fn name(&self) -> &str {
+        &self.metadata.name
+    }
+
+    /// What is asked for of the node's pods, or `before`, its last good state, where it can't be read.
+    pub(crate) fn read(self, before: Option<Arc<Exceptions>>) -> Read<Arc<Exceptions>> {
+        let pods: Result<Vec<SlicedPod>, _> =
+            self.pods.map_or_else(|| Ok(Vec::new()), |pods| part("pods", pods));
+        match pods {
+            Ok(pods) => Read::of(self.metadata, Arc::new(exceptions(&pods)), Vec::new()),
+            Err((field, why)) => {
+                let problem = refused(&format!("VeilPodSlice {}", self.metadata.name), &field, &why);
+                Read::of(self.metadata, before.unwrap_or_default(), vec![problem])
+            }
+        }
     }
 }
 
@@ -321,7 +343,11 @@ fn in_force(spec: serde_json::Value, status: Option<serde_json::Value>) -> Resul
 fn part<T: DeserializeOwned>(name: &str, value: serde_json::Value) -> Result<T, (String, String)> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let path = e.path().to_string();
-        let field = if path == "." { name.to_owned() } else { format!("{name}.{path}") };
+        let field = match path.as_str() {
+            "." => name.to_owned(),
+            path if path.starts_with('[') => format!("{name}{path}"),
+            path => format!("{name}.{path}"),
+        };
         (field, e.into_inner().to_string())
     })
 }

@@ -22,7 +22,7 @@ use crate::{
     publish::{self, Publication, Wanted},
     report::{self, Report},
     store::Store,
-    watch::{Follower, Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Pods, Policies},
+    watch::{Follower, Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Pods, Policies, Slices},
 };
 
 /// What the tasks keep, and the node's thread reads.
@@ -36,6 +36,8 @@ pub(crate) struct State {
     pub(crate) pods: Option<Problem>,
     /// … namespaces …
     pub(crate) namespaces: Option<Problem>,
+    /// … what is asked for of others' …
+    pub(crate) slices: Option<Problem>,
     /// … and policies, by their scope.
     pub(crate) policies: [Option<Problem>; 2],
     pub(crate) publication: Publication,
@@ -102,6 +104,7 @@ impl Kubernetes {
             mesh: None,
             pods: None,
             namespaces: None,
+            slices: None,
             policies: [None, None],
             publication: Publication::default(),
             report: Report::default(),
@@ -118,6 +121,7 @@ impl Kubernetes {
             runtime.spawn(follower().run::<Mesh>()),
             runtime.spawn(follower().run::<Pods>()),
             runtime.spawn(follower().run::<Namespaces>()),
+            runtime.spawn(follower().run::<Slices>()),
             runtime.spawn(follower().run::<Policies<OfNamespace>>()),
             runtime.spawn(follower().run::<Policies<OfCluster>>()),
             runtime.spawn(publish::run(shared.clone(), origin.clone(), pace)),
@@ -147,6 +151,7 @@ impl Source for Kubernetes {
                 .chain(&state.mesh)
                 .chain(&state.pods)
                 .chain(&state.namespaces)
+                .chain(&state.slices)
                 .chain(state.policies.iter().flatten())
                 .chain(state.store.problems())
                 .cloned();

@@ -11,7 +11,7 @@ use std::{
 
 use kubeveil_api::{mesh::InForce, names, problem::Problem, selector::Labels};
 use kubeveil_core::{
-    policy::pods::{Pod, Workloads},
+    policy::pods::{Exceptions, Pod, Workloads},
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::Changes,
 };
@@ -135,7 +135,7 @@ pub(crate) enum Scope {
     Cluster,
 }
 
-/// Nodes, the mesh, policies, and this node's own pods.
+/// Nodes, the mesh, policies, this node's own pods, and what is asked for of others'.
 #[derive(Debug)]
 pub(crate) struct Store {
     /// The Node that this daemon runs on.
@@ -148,6 +148,8 @@ pub(crate) struct Store {
     pub(crate) namespaces: Objects<Labels>,
     /// Policies, by their [`Scope`].
     pub(crate) policies: [Objects<Option<Named>>; 2],
+    /// What is asked for of pods of other nodes, by the node.
+    pub(crate) slices: Objects<Arc<Exceptions>>,
     /// Those of the pods that have an address that is none of their node's.
     strangers: BTreeSet<String>,
     /// Since somebody read it.
@@ -163,6 +165,7 @@ impl Store {
             pods: Objects::default(),
             namespaces: Objects::default(),
             policies: Default::default(),
+            slices: Objects::default(),
             strangers: BTreeSet::new(),
             changes: no_changes(),
         }
@@ -193,7 +196,8 @@ impl Store {
 
     fn is_listed(&self) -> bool {
         let policies = self.policies.iter().all(|policies| policies.listed) && self.can_read_policies();
-        self.nodes.listed && self.mesh.listed && self.pods.listed && self.namespaces.listed && policies
+        let pods = self.pods.listed && self.namespaces.listed && self.slices.listed;
+        self.nodes.listed && self.mesh.listed && pods && policies
     }
 
     /// One that can't be read, and of which no good state was seen since the start, may be in force since before.
@@ -218,9 +222,12 @@ impl Store {
         }
         let namespaces = self.namespaces.by_name.iter();
         let pods = self.pods.by_name.values();
+        // Of our own pods we know better.
+        let slices = self.slices.by_name.iter().filter(|(node, _)| **node != self.own);
         Workloads {
             namespaces: namespaces.map(|(name, read)| (name.clone(), read.value.clone())).collect(),
             pods: pods.map(|read| (read.uid.clone(), read.value.clone())).collect(),
+            elsewhere: slices.map(|(node, read)| (node.clone(), Arc::clone(&read.value))).collect(),
         }
     }
 
@@ -228,7 +235,8 @@ impl Store {
     pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
         let nodes = self.nodes.by_name.values().flat_map(|read| &read.problems);
         let mesh = self.mesh.by_name.values().flat_map(|read| &read.problems);
-        nodes.chain(mesh).chain(self.policies().flat_map(|read| &read.problems))
+        let slices = self.slices.by_name.values().flat_map(|read| &read.problems);
+        nodes.chain(mesh).chain(slices).chain(self.policies().flat_map(|read| &read.problems))
     }
 
     /// What has changed since this was last called.
@@ -319,6 +327,30 @@ impl Store {
     ) -> Result<bool, OutOfOrder> {
         let mut noted = Noted::new(&mut self.changes, false);
         self.policies[scope as usize].event(read, is_deleted, |_, _, _| noted.any())?;
+        Ok(noted.is_news)
+    }
+
+    /// What is asked for of other nodes' pods, as of a full list.
+    pub(crate) fn list_slices(
+        &mut self,
+        listed: Vec<Read<Arc<Exceptions>>>,
+        version: u64,
+    ) -> Result<bool, Disbelief> {
+        let asks = self.asks();
+        let mut noted = Noted::new(&mut self.changes, !self.slices.listed);
+        self.slices.replace(listed, version, None, |_, _, _| noted.any_if(asks))?;
+        Ok(noted.is_news)
+    }
+
+    /// Of those of one node.
+    pub(crate) fn slice(
+        &mut self,
+        read: Read<Arc<Exceptions>>,
+        is_deleted: bool,
+    ) -> Result<bool, OutOfOrder> {
+        let asks = self.asks() && read.name != self.own;
+        let mut noted = Noted::new(&mut self.changes, false);
+        self.slices.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;
         Ok(noted.is_news)
     }
 

@@ -58,7 +58,7 @@ impl<'a> InApiServer<'a> {
                 server.runtime.block_on(api.delete(&name, &DeleteParams::default()))?;
             }
         }
-        for kind in ["Pod", "EncryptionPolicy", "ClusterEncryptionPolicy"] {
+        for kind in ["Pod", "EncryptionPolicy", "ClusterEncryptionPolicy", "VeilPodSlice"] {
             let api = world.api(&kind_of(&json!({"kind": kind})));
             let listed = server.runtime.block_on(api.list(&ListParams::default()))?;
             // To other pods the tokens are bound by which tests speak.
@@ -244,6 +244,7 @@ fn kind_of(object: &Value) -> ApiResource {
         "ServiceAccount" => ("", "v1", "serviceaccounts"),
         "EncryptionPolicy" => (names::GROUP, "v1alpha1", "encryptionpolicies"),
         "ClusterEncryptionPolicy" => (names::GROUP, "v1alpha1", "clusterencryptionpolicies"),
+        "VeilPodSlice" => (names::GROUP, "v1alpha1", "veilpodslices"),
         kind => unreachable!("no test has such an object: {kind}"),
     };
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)

@@ -81,14 +81,15 @@ pub struct Left(
 
 type VeilNode = Object<Option<Value>, VeilNodeStatus>;
 
-/// Tells every node to clean up, and waits until all have, at most so long; the `VeilNode`s go with them. Names the nodes
+/// Tells every node to clean up, and waits until all have, at most so long; the `VeilNode`s and `VeilPodSlice`s go with them. Names the nodes
 /// that have not.
 pub async fn uninstall(origin: &Origin, patience: Duration) -> Result<Result<(), Left>> {
     let client = client(origin).await?;
     let kind = ours("EncryptionMesh", "encryptionmeshes");
     let meshes: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     let kind = ours("VeilNode", "veilnodes");
-    let nodes: Api<VeilNode> = Api::all_with(client, &kind);
+    let nodes: Api<VeilNode> = Api::all_with(client.clone(), &kind);
+    let slices: Api<DynamicObject> = Api::all_with(client, &ours("VeilPodSlice", "veilpodslices"));
     if meshes.get_opt(names::MESH).await?.is_none() {
         tracing::info!("there is no EncryptionMesh {}: nothing to uninstall", names::MESH);
         return Ok(Ok(()));
@@ -105,6 +106,8 @@ pub async fn uninstall(origin: &Origin, patience: Duration) -> Result<Result<(),
         if left.is_empty() {
             let gone = nodes.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
             gone.context("delete the VeilNodes")?;
+            let gone = slices.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
+            gone.context("delete the VeilPodSlices")?;
             tracing::info!("nothing of kubeveil is left on {} nodes", listed.items.len());
             return Ok(Ok(()));
         }

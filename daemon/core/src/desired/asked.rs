@@ -1,6 +1,10 @@
 //! What policies ask for, of whoever has an address.
 
-use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use kubeveil_abi::{Asked, PrefixKind};
@@ -9,7 +13,7 @@ use kubeveil_api::policy::PolicyMode;
 use crate::{
     observed::Prefix,
     ownership::{Assignment, Class},
-    policy::{FlowMode, Policies, pods::Pod},
+    policy::{FlowMode, Policies},
     problem::{Problem, ProblemKind},
     snapshot::Snapshot,
 };
@@ -28,8 +32,8 @@ const fn of(mode: Option<PolicyMode>) -> Asked {
 }
 
 /// Writes it into `prefixes`. Of a pod of this node that nobody has told us of the most is asked for that is of anybody, and so it is of
-/// an address of the pods' ranges that no node owns; of a pod of another node what is asked of all, since that node knows better, and
-/// refuses what comes in plain.
+/// an address of the pods' ranges that no node owns; of a pod of another node of which nothing else was said what is asked of all, since
+/// that node knows better, and refuses what comes in plain.
 pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut BTreeMap<IpNet, Prefix>) {
     let Some(base) = snapshot.mode() else { return };
     if snapshot.policies.is_empty() {
@@ -41,12 +45,16 @@ pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut B
             prefix.asked = unknown;
         }
     }
-    let mut pods: Vec<(IpNet, &str)> = assignment.nodes().flat_map(pods_of).collect();
-    pods.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
-    let owner = |address: &IpAddr| pods.iter().find(|(net, _)| net.contains(address)).copied();
-    // Nobody but the node on which a pod runs says what has an address of that node's.
-    let has = |pod: &Pod, address: &IpAddr| owner(address).is_none_or(|(_, node)| pod.node == node);
-    for (address, standing) in snapshot.workloads.asked(&snapshot.policies, base, has) {
+    let owners: BTreeMap<IpNet, &str> = assignment.nodes().flat_map(pods_of).collect();
+    // The longest first.
+    let lengths: BTreeSet<_> = owners.keys().map(|net| Reverse(net.prefix_len())).collect();
+    let owner = |address: &IpAddr| {
+        let around = |length: &Reverse<u8>| IpNet::new(*address, length.0).ok().map(|net| net.trunc());
+        let mut nets = lengths.iter().filter_map(around);
+        nets.find_map(|net| Some((net, *owners.get(&net)?)))
+    };
+    let owner_of = |address: &IpAddr| owner(address).map(|(_, node)| node);
+    for (address, standing) in snapshot.workloads.asked(&snapshot.policies, base, owner_of) {
         let asked = of(standing.map(|standing| standing.mode));
         let own = IpNet::from(address);
         let net = owner(&address).map(|(net, _)| net);
@@ -98,8 +106,7 @@ fn pods_of<'a>((node, owned): (&'a str, &'a [(IpNet, Class)])) -> impl Iterator<
 /// Policies that ask for less than is asked for of all.
 pub(super) fn problems(snapshot: &Snapshot) -> impl Iterator<Item = Problem> {
     let base = snapshot.mode().unwrap_or(FlowMode::Require);
-    let loosens = move |mode: PolicyMode| FlowMode::from(mode) < base || mode == PolicyMode::Exempt;
-    let loose = snapshot.policies.iter().filter(move |(_, policy)| loosens(policy.mode));
+    let loose = snapshot.policies.iter().filter(move |(_, policy)| !policy.is_in_force(base));
     loose.map(|(id, policy)| Problem {
         kind: ProblemKind::Manifest,
         object: id.to_string(),

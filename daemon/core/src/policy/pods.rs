@@ -4,11 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use kubeveil_api::{pod, policy::PolicyMode, selector::Labels};
+use kubeveil_api::{pod, pod_slice::SlicedPod, policy::PolicyMode, selector::Labels};
 
-use super::{FlowMode, OfNamespace, Policies, Standing, both};
+use super::{FlowMode, OfNamespace, Policies, Standing, both, stricter};
 
 /// A pod that has addresses of its own: none that shares its node's, and none that has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +36,22 @@ impl From<&pod::Pod> for Pod {
     }
 }
 
+/// What is asked for of some addresses.
+pub type Exceptions = BTreeMap<IpAddr, Standing>;
+
+/// What a slice of pods says; of an address that two of them have, the stricter.
+pub fn exceptions(pods: &[SlicedPod]) -> Exceptions {
+    let mut exceptions = Exceptions::new();
+    for pod in pods {
+        let standing = Standing { mode: pod.mode, until: pod.until };
+        for address in &pod.addresses {
+            let named = exceptions.entry(*address).or_insert(standing);
+            *named = stricter(*named, standing);
+        }
+    }
+    exceptions
+}
+
 /// Pods by their UID, and the labels of namespaces, as a source tells of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workloads {
@@ -42,16 +59,19 @@ pub struct Workloads {
     pub namespaces: BTreeMap<String, Labels>,
     /// Pods by UID.
     pub pods: BTreeMap<String, Pod>,
+    /// Of nodes whose pods are not told of one by one: the addresses of which something else is asked for than of all.
+    pub elsewhere: BTreeMap<String, Arc<Exceptions>>,
 }
 
 impl Workloads {
-    /// What `policies` ask for of each address that a pod of a known namespace has, in a mesh of mode `base`; of those addresses that it
-    /// `has` indeed.
-    pub fn asked(
+    /// What `policies` ask for of each address that a pod of a known namespace has, in a mesh of mode `base`, and what is said of those
+    /// elsewhere. Nobody but its `owner`, the node of whose prefixes it is, says what has an address; one that is nobody's may be any
+    /// pod's that we were told of by name.
+    pub fn asked<'a>(
         &self,
         policies: &Policies,
         base: FlowMode,
-        has: impl Fn(&Pod, &IpAddr) -> bool,
+        owner: impl Fn(&IpAddr) -> Option<&'a str>,
     ) -> BTreeMap<IpAddr, Option<Standing>> {
         let mut pods = Pods::default();
         pods.set_policies(policies.clone());
@@ -59,11 +79,21 @@ impl Workloads {
             pods.set_namespace(name, Some(labels.clone()));
         }
         for (uid, pod) in &self.pods {
-            let addresses = pod.addresses.iter().filter(|address| has(pod, address)).copied().collect();
+            let has = |address: &&IpAddr| owner(address).is_none_or(|owner| owner == pod.node);
+            let addresses = pod.addresses.iter().filter(has).copied().collect();
             pods.set_pod(uid, Some(Pod { addresses, ..pod.clone() }));
         }
-        let addresses = pods.holders.keys();
-        addresses.filter_map(|address| Some((*address, pods.of_address(base, address)?))).collect()
+        let mut asked: BTreeMap<_, _> =
+            pods.holders.keys().filter_map(|at| Some((*at, pods.of_address(base, at)?))).collect();
+        for (node, exceptions) in &self.elsewhere {
+            let has = |address: &IpAddr| owner(address) == Some(node);
+            for (address, standing) in exceptions.iter().filter(|(address, _)| has(address)) {
+                // Whoever is told of by name as well is held to the stricter.
+                let named = asked.entry(*address).or_insert(Some(*standing));
+                *named = both(base, *named, Some(*standing));
+            }
+        }
+        asked
     }
 }
 

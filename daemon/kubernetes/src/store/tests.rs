@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::object::PolicyObject;
+use crate::object::{PolicyObject, SliceObject};
 
 const ME: &str = "me";
 
@@ -25,6 +25,7 @@ fn store() -> Store {
     store.list_mesh(vec![], 10).expect("believed");
     store.list_pods(vec![], 10).expect("believed");
     store.list_namespaces(vec![], 10).expect("believed");
+    store.list_slices(vec![], 10).expect("believed");
     for scope in [Scope::Namespace, Scope::Cluster] {
         store.list_policies(scope, vec![], 10).expect("believed");
     }
@@ -52,6 +53,8 @@ fn all_lists_make_it_whole() {
     assert_eq!(store.list_policies(Scope::Namespace, vec![], 9), Ok(true), "that there is none is news");
     assert!(store.knowledge().synced().is_none());
     assert_eq!(store.list_policies(Scope::Cluster, vec![], 9), Ok(true), "that there is none is news");
+    assert!(store.knowledge().synced().is_none());
+    assert_eq!(store.list_slices(vec![], 9), Ok(true), "that there is none is news");
     assert!(store.knowledge().synced().is_some());
     assert_eq!(store.take_changes(), Changes::Any);
 }
@@ -177,7 +180,7 @@ fn pods_are_news_where_something_is_asked_for() {
     assert_eq!(store.pod(pod(11, "web"), false), Ok(false));
     assert!(store.knowledge().snapshot().workloads.pods.is_empty());
 
-    let first = policy("12", "require").of_namespace(None);
+    let first = policy("12", "require").read(None);
     assert_eq!(store.policy(Scope::Namespace, first, false), Ok(true));
     assert_eq!(store.take_changes(), Changes::Any);
     let known = store.knowledge();
@@ -187,12 +190,11 @@ fn pods_are_news_where_something_is_asked_for() {
     assert_eq!(store.pod(pod(14, "ledger"), false), Ok(false), "a heartbeat");
 
     let before = store.policies[0].get("n/p").and_then(|read| read.value.clone());
-    let wrong = policy("15", "prefer").of_namespace(before.as_ref());
+    let wrong = policy("15", "prefer").read(before.as_ref());
     // The same to who has seen it before; to who has not, what was kept on disk may be in force.
     let mut anew = Store { policies: Default::default(), ..self::store() };
     anew.list_policies(Scope::Cluster, vec![], 15).expect("believed");
-    anew.list_policies(Scope::Namespace, vec![policy("15", "prefer").of_namespace(None)], 15)
-        .expect("believed");
+    anew.list_policies(Scope::Namespace, vec![policy("15", "prefer").read(None)], 15).expect("believed");
     assert!(anew.knowledge().synced().is_none());
     store.policy(Scope::Namespace, wrong, false).expect("followed");
     assert!(store.knowledge().synced().is_some());
@@ -203,7 +205,60 @@ fn pods_are_news_where_something_is_asked_for() {
     );
     assert_eq!(store.knowledge().snapshot().policies, known.snapshot().policies);
 
-    let gone = policy("16", "require").of_namespace(None);
+    let gone = policy("16", "require").read(None);
     assert_eq!(store.policy(Scope::Namespace, gone, true), Ok(true));
     assert!(store.knowledge().snapshot().policies.is_empty());
+}
+
+/// Of other nodes' pods, where a policy is there, and of no own pod, of which we know better; without a first list nobody knows of whom
+/// nothing is asked.
+#[test]
+fn what_is_asked_elsewhere_is_news_where_it_counts() {
+    let slice = |node: &str, version: u32, pods: serde_json::Value| {
+        let metadata = json!({"name": node, "resourceVersion": version.to_string()});
+        serde_json::from_value::<SliceObject>(json!({"metadata": metadata, "pods": pods})).expect("an object")
+    };
+    let ledger =
+        json!([{"namespace": "n", "name": "p", "addresses": ["10.2.0.7", "fd00:2::7"], "mode": "require"}]);
+    let mut store = store();
+    store.slices = Default::default();
+    assert!(store.knowledge().synced().is_none(), "they were never listed");
+    store.list_slices(vec![], 10).expect("believed");
+    assert!(store.knowledge().synced().is_some());
+    store.take_changes();
+    let elsewhere = |store: &Store| {
+        let elsewhere = store.knowledge().snapshot().workloads.elsewhere.clone();
+        elsewhere.into_iter().map(|(node, of)| (node, of.len())).collect::<Vec<_>>()
+    };
+    let b = || vec![("b".to_owned(), 2)];
+
+    assert_eq!(
+        store.slice(slice("b", 11, ledger.clone()).read(None), false),
+        Ok(false),
+        "there is no policy"
+    );
+    assert_eq!(elsewhere(&store), []);
+    let policy = json!({
+        "metadata": {"name": "p", "namespace": "n", "resourceVersion": "12"},
+        "spec": {"podSelector": {}, "mode": "require"},
+    });
+    let policy = serde_json::from_value::<PolicyObject>(policy).expect("an object").read(None);
+    assert_eq!(store.policy(Scope::Namespace, policy, false), Ok(true));
+    assert_eq!(elsewhere(&store), b());
+    assert_eq!(store.slice(slice(ME, 13, ledger.clone()).read(None), false), Ok(false));
+    assert_eq!(elsewhere(&store), b(), "of our own");
+    assert_eq!(store.slice(slice("b", 14, ledger).read(None), false), Ok(false), "the same");
+
+    let before = store.slices.get("b").map(|read| Arc::clone(&read.value));
+    let wrong = json!([{"namespace": "n", "name": "p", "addresses": ["10.2.0.7"], "mode": "insist"}]);
+    assert_eq!(store.slice(slice("b", 15, wrong).read(before), false), Ok(false));
+    assert_eq!(elsewhere(&store), b(), "its last good state");
+    let told: Vec<String> = store.problems().map(ToString::to_string).collect();
+    assert!(
+        told.len() == 1 && told[0].starts_with("VeilPodSlice b pods[0].mode: unknown variant"),
+        "{told:?}"
+    );
+    let gone = slice("b", 16, json!(null)).read(None);
+    assert_eq!(store.slice(gone, true), Ok(true));
+    assert_eq!(elsewhere(&store), []);
 }

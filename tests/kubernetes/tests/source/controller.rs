@@ -10,21 +10,23 @@ use kube::{
 };
 use kubeveil_api::{
     condition::Condition,
+    policy::PolicyMode,
     status::Way,
     veil_node::{Unencrypted, VeilNodeStatus},
 };
 use kubeveil_controller::{Options, control};
+use kubeveil_core::{policy::FlowMode, source::SourceState};
 use kubeveil_kubernetes::Origin;
 use kubeveil_tests_kubernetes::{
     ask::{Request, ask},
-    cluster::{InApiServer, mesh_kind, node_kind, veil_node_kind},
+    cluster::{InApiServer, PAYMENTS, mesh_kind, node_kind, veil_node_kind},
     server::{Server, Who},
     world::{World, until},
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::suite::put;
+use crate::{rights::attack::get, suite::put};
 
 const NAMESPACE: &str = "kubeveil";
 
@@ -230,4 +232,115 @@ pub(crate) fn it_begins_what_is_scheduled(server: &mut Server) {
     // One goes on, so no other begins.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!((&mesh()["spec"]["keyGeneration"], next()), (&json!(1), None));
+}
+
+/// Of which pods more is asked than of all: the other nodes hear of those and of no other; and people how a policy is.
+pub(crate) fn it_tells_other_nodes_of_exceptions(server: &mut Server) {
+    crate::rights::with_policies(server);
+    let mut world = InApiServer::new(server).unwrap();
+    let mut spec = crate::suite::mesh();
+    spec["mode"] = json!("observe");
+    world.put_mesh(&spec).unwrap();
+    (1..=2).for_each(|n| put(&mut world, n));
+    namespace(server);
+    let _controller = controller(server);
+    let pod = |name: &str, app: &str, n: u8, host: bool| {
+        let ips = [format!("10.244.2.{n}"), format!("fd00:244:0:2::{n}")];
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": PAYMENTS, "labels": {"app": app}},
+            "spec": {
+                "nodeName": "node-2", "hostNetwork": host, "containers": [{"name": "c", "image": "i"}],
+                "automountServiceAccountToken": false,
+            },
+            "status": {"phase": "Running", "podIP": ips[0], "podIPs": [{"ip": ips[0]}, {"ip": ips[1]}]},
+        })
+    };
+    let policy = json!({
+        "apiVersion": "kubeveil.io/v1alpha1", "kind": "EncryptionPolicy",
+        "metadata": {"name": "cardholder-data", "namespace": PAYMENTS},
+        "spec": {"podSelector": {"matchLabels": {"app": "ledger"}}, "mode": "require"},
+    });
+    let space =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PAYMENTS, "labels": {}}});
+    world.put_object(&space).unwrap();
+    world.put_object(&pod("ledger", "ledger", 7, false)).unwrap();
+    world.put_object(&pod("web", "web", 8, false)).unwrap();
+    let mut watching = crate::suite::opened(&world, &["node-1", "node-2"]);
+    let slices = || {
+        let listed = ask(
+            server,
+            &server.client(Who::Admin).unwrap(),
+            &get("/apis/kubeveil.io/v1alpha1/veilpodslices"),
+        );
+        let items = listed.unwrap()["items"].as_array().unwrap().clone();
+        items
+            .into_iter()
+            .map(|slice| (slice["metadata"]["name"].clone(), slice["pods"].clone()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(slices(), [], "without a policy nobody is an exception");
+
+    world.put_object(&policy).unwrap();
+    let asked = |state: &SourceState| {
+        let snapshot = state.knowledge.snapshot();
+        let all = snapshot.workloads.asked(&snapshot.policies, FlowMode::Prefer, |_| Some("node-2"));
+        all.into_iter().map(|(at, standing)| (at.to_string(), standing.map(|s| s.mode))).collect::<Vec<_>>()
+    };
+    let of = |n: u8| {
+        [format!("10.244.2.{n}"), format!("fd00:244:0:2::{n}")].map(|at| (at, Some(PolicyMode::Require)))
+    };
+    watching.until("the other node's agent hears of it", |state| asked(state) == of(7));
+    let [(node, pods)] = &slices()[..] else { panic!("{:?}", slices()) };
+    assert_eq!(node, "node-2");
+    assert_eq!(
+        pods,
+        &json!([{"namespace": PAYMENTS, "name": "ledger", "addresses": ["10.244.2.7", "fd00:244:0:2::7"], "mode": "require"}])
+    );
+
+    // How it is, for people. It is in force when all agents say that they go by it.
+    let stands = || {
+        let path =
+            format!("/apis/kubeveil.io/v1alpha1/namespaces/{PAYMENTS}/encryptionpolicies/cardholder-data");
+        ask(server, &server.client(Who::Admin).unwrap(), &get(&path)).unwrap()
+    };
+    until("it is said how many it selects", || stands()["status"]["pods"] == 1);
+    let [holds, why] = condition(&stands(), "InForce").map(str::to_owned);
+    assert_eq!(
+        (holds.as_str(), why.as_str()),
+        ("False", "2 nodes don't hold pods to it yet: node-1; node-2")
+    );
+    let digest = watching.read().knowledge.snapshot().policies.digest();
+    for node in ["node-1", "node-2"] {
+        let said = VeilNodeStatus { policies: digest.clone(), ..says(1, &[]) };
+        let status = serde_json::to_value(said).unwrap();
+        until("its VeilNode is there", || world.put_status(&veil_node_kind(), node, &status).is_ok());
+    }
+    until("all nodes hold", || condition(&stands(), "InForce")[0] == "True");
+    assert_eq!(condition(&stands(), "Selecting")[0], "True");
+
+    let mut both = [of(7), of(8)].concat();
+    both.sort_by_key(|(at, _)| at.parse::<std::net::IpAddr>().unwrap());
+    // A label, a pod on its node's network, a slice that somebody takes away, and the end.
+    world.put_object(&pod("web", "ledger", 8, false)).unwrap();
+    watching.until("another label", |state| asked(state) == both);
+    world.delete_object(&pod("web", "", 8, false)).unwrap();
+    watching.until("it is gone", |state| asked(state) == of(7));
+    let slice =
+        json!({"apiVersion": "kubeveil.io/v1alpha1", "kind": "VeilPodSlice", "metadata": {"name": "node-2"}});
+    world.delete_object(&slice).unwrap();
+    until("it is written again", || slices().len() == 1);
+    world.put_object(&pod("host", "ledger", 9, true)).unwrap();
+    until("it is told of", || stands()["status"]["pods"] == 2);
+    until("with what can't be asked of it", || {
+        condition(&stands(), "Selecting")[1].contains("share their node's addresses")
+    });
+    assert_eq!(slices()[0].1.as_array().unwrap().len(), 1, "nobody is told of a node's own address");
+    let mut other = policy.clone();
+    other["spec"]["podSelector"]["matchLabels"]["app"] = json!("nobody");
+    world.put_object(&other).unwrap();
+    until("it selects nobody", || condition(&stands(), "Selecting")[0] == "False");
+    until("no exception is left", || slices().is_empty());
+    assert_eq!(condition(&stands(), "InForce")[0], "False", "what the nodes hold pods to is another policy");
+    watching.until("nothing is asked", |state| asked(state).is_empty());
 }

@@ -10,6 +10,7 @@ mod definitions;
 mod mischief;
 mod rights;
 mod rotation;
+mod selectors;
 mod suite;
 mod told;
 mod troubles;
@@ -73,7 +74,9 @@ fn main() -> ExitCode {
             controller::it_tells_how_far_the_cluster_has_got,
         ),
         ("controller::it_begins_what_is_scheduled", controller::it_begins_what_is_scheduled),
+        ("controller::it_tells_other_nodes_of_exceptions", controller::it_tells_other_nodes_of_exceptions),
         ("controller::a_rotation_is_told_of", told::a_rotation_is_told_of),
+        ("selectors::they_select_what_the_api_servers_do", selectors::they_select_what_the_api_servers_do),
         ("definitions::every_rule_refuses", definitions::every_rule_refuses),
         ("definitions::both_refuse_the_same", definitions::both_refuse_the_same),
         ("troubles::a_missing_right_is_named", troubles::a_missing_right_is_named),

@@ -1,6 +1,6 @@
 //! What a stolen credential can do: real tokens, the chart's own rights and admission policies, a real API server.
 
-mod attack;
+pub(crate) mod attack;
 mod hooks;
 mod mistakes;
 mod nodes;
@@ -125,6 +125,13 @@ impl<'a> Stage<'a> {
                 json!({"apiVersion": "kubeveil.io/v1alpha1", "kind": "VeilNode", "metadata": {"name": name}});
             self.makes(&ours("veilnodes"), &made);
         }
+        let slice = json!({"apiVersion": "kubeveil.io/v1alpha1", "kind": "VeilPodSlice", "metadata": {"name": "node-1"}});
+        self.makes(&ours("veilpodslices"), &slice);
+        let policy = json!({
+            "apiVersion": "kubeveil.io/v1alpha1", "kind": "ClusterEncryptionPolicy", "metadata": {"name": "all"},
+            "spec": {"namespaceSelector": {}, "podSelector": {}, "mode": "require"},
+        });
+        self.makes(&ours("clusterencryptionpolicies"), &policy);
         for name in ["kubeadm-config", "another"] {
             self.makes("/api/v1/namespaces/kube-system/configmaps", &json!({"metadata": {"name": name}}));
         }
@@ -166,7 +173,8 @@ impl<'a> Stage<'a> {
     /// What is in the cluster that an attack of ours would change, but for what counts on with each write.
     fn nodes_and_ours(&self) -> Vec<Value> {
         let mut all = Vec::new();
-        for path in ["/api/v1/nodes".to_owned(), ours("veilnodes"), ours("encryptionmeshes")] {
+        let kinds = ["veilnodes", "encryptionmeshes", "clusterencryptionpolicies", "veilpodslices"];
+        for path in ["/api/v1/nodes".to_owned()].into_iter().chain(kinds.map(ours)) {
             let mut list = self.does(&Request::new(Method::GET, &path, ""));
             for object in list["items"].as_array_mut().unwrap() {
                 for counted in ["managedFields", "resourceVersion", "generation"] {

@@ -15,8 +15,8 @@ use crate::{
     observed::Datapath,
     plan::Endpoints,
     policy::{
-        FlowMode, Namespaces, Policies, Policy, PolicyId,
-        pods::{Pod, Workloads},
+        FlowMode, Namespaces, Policies, Policy, PolicyId, Standing,
+        pods::{Exceptions, Pod, Workloads},
         ruling::{Law, Subject},
     },
 };
@@ -40,9 +40,47 @@ fn of_payments(mode: Mode, pods: &[(&str, &str, &str, &str)], mode_asked: Policy
         ((*name).to_owned(), Pod { node, namespace, addresses, ..Pod::default() })
     };
     let namespaces = ["shop", "payments"].map(|name| (name.to_owned(), Labels::new()));
-    snapshot.workloads =
-        Arc::new(Workloads { namespaces: namespaces.into(), pods: pods.iter().map(pod).collect() });
+    snapshot.workloads = Arc::new(Workloads {
+        namespaces: namespaces.into(),
+        pods: pods.iter().map(pod).collect(),
+        elsewhere: BTreeMap::new(),
+    });
     snapshot
+}
+
+/// What is said of another node's addresses counts where they are that node's, and nowhere else.
+#[test]
+fn of_other_nodes_only_the_exceptions_are_told() {
+    let mut snapshot =
+        of_payments(Mode::Prefer, &[("shop", "me", "shop", "10.244.1.7")], PolicyMode::Require);
+    let standing = |mode| Standing { mode, until: None };
+    let told = [
+        ("10.244.2.8", PolicyMode::Require),
+        ("fd00:244:2::8", PolicyMode::Require),
+        ("10.244.2.9", PolicyMode::Exempt),
+        ("10.244.1.7", PolicyMode::Require),
+        ("10.244.1.10", PolicyMode::Require),
+        ("10.244.77.1", PolicyMode::Require),
+        ("192.0.2.1", PolicyMode::Require),
+        ("192.0.2.2", PolicyMode::Require),
+        ("198.51.100.1", PolicyMode::Require),
+    ];
+    let told: Exceptions = told.map(|(at, mode)| (at.parse().expect("an address"), standing(mode))).into();
+    Arc::make_mut(&mut snapshot.workloads).elsewhere = [("b".to_owned(), Arc::new(told))].into();
+    let (desired, _) = of(snapshot, &Owners::new());
+    for (at, asked) in [
+        ("10.244.2.8/32", Some(Asked::Require)),
+        ("fd00:244:2::8/128", Some(Asked::Require)),
+        ("10.244.2.9/32", None),
+        ("10.244.1.7/32", Some(Asked::Mesh)),
+        ("10.244.1.10/32", None),
+        ("10.244.77.1/32", None),
+        ("192.0.2.1/32", Some(Asked::Mesh)),
+        ("192.0.2.2/32", Some(Asked::Mesh)),
+        ("198.51.100.1/32", None),
+    ] {
+        assert_eq!(asked_in(&desired, at), asked, "{at}");
+    }
 }
 
 fn asked_in(desired: &Desired, text: &str) -> Option<Asked> {

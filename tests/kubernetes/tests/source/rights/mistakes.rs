@@ -15,7 +15,7 @@ use super::{
 use crate::OnServer;
 
 const AGENT: &str = "an agent writes an announcement and the status of its VeilNode, and nothing else";
-pub(crate) const CONTROLLER: &str = "the controller writes no Node, and of the mesh nothing but its status and, where spec.rotation.every is set, the next generation";
+pub(crate) const CONTROLLER: &str = "the controller writes no Node, no policy, and of the mesh nothing but its status and, where spec.rotation.every is set, the next generation";
 /// What replaces a Node as a whole takes the taints off that the API server gave it.
 const SPEC: &str = "an agent writes nothing into a Node's spec";
 
@@ -38,11 +38,16 @@ pub(crate) const ALL: &[(&str, OnServer)] = &[
         cases.push((delete(&ours("veilnodes")), AGENT));
         let lie = r#"{"status":{"observedGeneration":9}}"#;
         cases.push((merge(&ours("encryptionmeshes/default/status"), lie), AGENT));
+        cases.extend(on_policies(AGENT));
+        let slice =
+            r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"VeilPodSlice","metadata":{"name":"node-2"}}"#;
+        cases.push((post(&ours("veilpodslices"), slice), AGENT));
         with_every_right(server, 0, &cases);
     }),
     ("rights::mistake::a_controller_with_every_right", |server| {
         let mut cases = on_nodes(CONTROLLER);
         cases.extend(on_mesh(CONTROLLER));
+        cases.extend(on_policies(CONTROLLER));
         cases.push((merge(OWN, &super::announcement(8)), CONTROLLER));
         cases.push((merge(OTHER, r#"{"metadata":{"labels":{"pool":"b"}}}"#), CONTROLLER));
         with_every_right(server, 2, &cases);
@@ -75,6 +80,17 @@ fn on_mesh(message: &'static str) -> Cases {
     ]
     .map(|request| (request, message))
     .into()
+}
+
+fn on_policies(message: &'static str) -> Cases {
+    let exempts = r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"ClusterEncryptionPolicy","metadata":{"name":"free"},
+        "spec":{"namespaceSelector":{},"podSelector":{},"mode":"exempt","reason":"none"}}"#;
+    let requires = r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"EncryptionPolicy","metadata":{"name":"all","namespace":"default"},
+        "spec":{"podSelector":{},"mode":"require"}}"#;
+    let of_default = "/apis/kubeveil.io/v1alpha1/namespaces/default/encryptionpolicies";
+    [post(&ours("clusterencryptionpolicies"), exempts), post(of_default, requires)]
+        .map(|request| (request, message))
+        .into()
 }
 
 fn with_every_right(server: &mut Server, thief: usize, cases: &[(Request, &'static str)]) {

@@ -303,13 +303,13 @@ pub(crate) const ALL: &[Attack] = &[
         name: "reads_pods",
         what: "reads all Pods, with what their specs hold",
         request: || get("/api/v1/pods"),
-        outcomes: [Can, NoRight, NoRight, NoRight, NoRight],
+        outcomes: [Can, NoRight, Can, NoRight, NoRight],
     },
     Attack {
         name: "reads_policies",
         what: "reads all policies, and the labels of all Namespaces",
         request: || get("/api/v1/namespaces"),
-        outcomes: [Can, NoRight, NoRight, NoRight, NoRight],
+        outcomes: [Can, NoRight, Can, NoRight, NoRight],
     },
     Attack {
         name: "exempts_pods",
@@ -326,6 +326,34 @@ pub(crate) const ALL: &[Attack] = &[
         what: "takes the cluster's policies away",
         request: || delete(&ours("clusterencryptionpolicies")),
         outcomes: NOBODY,
+    },
+    Attack {
+        name: "asks_more_of_pods",
+        what: "has packets to another node's pods held to require (a VeilPodSlice)",
+        request: || {
+            let slice = r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"VeilPodSlice","metadata":{"name":"node-2"},
+                "pods":[{"namespace":"default","name":"p","addresses":["10.244.2.7"],"mode":"require"}]}"#;
+            post(&ours("veilpodslices"), slice)
+        },
+        outcomes: [NoRight, NoRight, Can, NoRight, NoRight],
+    },
+    Attack {
+        name: "withholds_what_is_asked",
+        what: "keeps from senders of which pods more is asked (deletes a VeilPodSlice)",
+        request: || delete(&ours("veilpodslices/node-1")),
+        outcomes: [NoRight, NoRight, Can, NoRight, NoRight],
+    },
+    Attack {
+        name: "deletes_all_slices",
+        what: "deletes all VeilPodSlices",
+        request: || delete(&ours("veilpodslices")),
+        outcomes: [NoRight, NoRight, NoRight, NoRight, Can],
+    },
+    Attack {
+        name: "status_of_a_policy",
+        what: "lies in a policy's status (nothing is decided by it)",
+        request: || merge(&ours("clusterencryptionpolicies/all/status"), r#"{"status":{"pods":9}}"#),
+        outcomes: [NoRight, NoRight, Can, NoRight, NoRight],
     },
     Attack {
         name: "reads_our_pods",

@@ -1,0 +1,219 @@
+//! Who pods are, and what policies ask for of them: kept by watches that are begun with the first policy, so a cluster without any costs
+//! nothing.
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    core::{ApiResource, DynamicObject, GroupVersionKind, Object},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use kubeveil_api::{
+    pod::{PodIp, has_its_own},
+    pod_slice::SlicedPod,
+    policy::PolicyStatus,
+    selector::Labels,
+};
+use kubeveil_core::policy::{Policy, PolicyId, pods::Pod};
+use kubeveil_kubernetes::{ours, read_policy};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokio::{sync::Notify, task::JoinSet};
+
+use crate::kept::Kept;
+
+/// Parts that are read later, each for itself: one object that can't be read must not stop the others.
+type Loose = Object<Option<Value>, Value>;
+type PodObject = Object<PodSpec, PodStatus>;
+
+/// As `kubectl` has them.
+pub(crate) const KINDS: [[&str; 2]; 2] =
+    [["EncryptionPolicy", "encryptionpolicies"], ["ClusterEncryptionPolicy", "clusterencryptionpolicies"]];
+
+/// `spec` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    #[serde(default)]
+    node_name: String,
+    #[serde(default)]
+    host_network: bool,
+}
+
+/// `status` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+struct PodStatus {
+    #[serde(default)]
+    phase: String,
+    #[serde(default, rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+}
+
+/// A pod that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SeenPod {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// Without addresses where it shares its node's.
+    pub(crate) pod: Pod,
+    pub(crate) shares_nodes_address: bool,
+}
+
+/// A policy as it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SeenPolicy {
+    pub(crate) id: PolicyId,
+    pub(crate) uid: String,
+    /// `metadata.generation`.
+    pub(crate) generation: i64,
+    /// Or the field that is wrong, and why.
+    pub(crate) policy: Result<Policy, String>,
+    pub(crate) status: PolicyStatus,
+}
+
+/// All of it at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Census {
+    pub(crate) policies: Vec<SeenPolicy>,
+    /// Labels by name.
+    pub(crate) namespaces: BTreeMap<String, Labels>,
+    pub(crate) pods: BTreeMap<String, Arc<SeenPod>>,
+    /// What the slices say, by node; `None` where one can't be read.
+    pub(crate) slices: BTreeMap<String, Option<Vec<SlicedPod>>>,
+}
+
+/// Watches, as long as it lives.
+pub(crate) struct Watches {
+    client: Client,
+    stirred: Arc<Notify>,
+    tasks: JoinSet<()>,
+    policies: [Kept<SeenPolicy>; 2],
+    slices: Kept<Option<Vec<SlicedPod>>>,
+    /// Begun with the first policy.
+    workloads: Option<(Kept<Arc<SeenPod>>, Kept<Labels>)>,
+}
+
+impl Watches {
+    pub(crate) fn begin(client: &Client, stirred: Arc<Notify>) -> Self {
+        let mut watches = Self {
+            client: client.clone(),
+            stirred,
+            tasks: JoinSet::new(),
+            policies: Default::default(),
+            slices: Kept::default(),
+            workloads: None,
+        };
+        for (at, [kind, plural]) in KINDS.into_iter().enumerate() {
+            let resource = ours(kind, plural);
+            let kept = watches.policies[at].clone();
+            watches.start::<Loose, _>(&resource, kept, |object| (full_name(&object), Some(policy(&object))));
+        }
+        let resource = ours("VeilPodSlice", "veilpodslices");
+        let kept = watches.slices.clone();
+        watches.start::<DynamicObject, _>(&resource, kept, |mut slice| {
+            let pods = slice.data.get_mut("pods").map(Value::take);
+            let pods = pods.map_or_else(|| Some(Vec::new()), |pods| serde_json::from_value(pods).ok());
+            (slice.name_any(), Some(pods))
+        });
+        watches
+    }
+
+    /// They go on for ever, so one that does not is broken.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.tasks.try_join_next().is_some()
+    }
+
+    /// As of now; `None` until everything has been seen once. Without a policy nobody is asked who pods are.
+    pub(crate) fn seen(&mut self) -> Option<Census> {
+        let [of_namespaces, of_cluster] = [self.policies[0].all()?, self.policies[1].all()?];
+        let policies: Vec<_> = of_namespaces.into_values().chain(of_cluster.into_values()).collect();
+        let slices = self.slices.all()?;
+        if policies.is_empty() {
+            return Some(Census { slices, ..Census::default() });
+        }
+        let (pods, namespaces) = self.workloads();
+        Some(Census { policies, slices, pods: pods.all()?, namespaces: namespaces.all()? })
+    }
+
+    fn workloads(&mut self) -> (Kept<Arc<SeenPod>>, Kept<Labels>) {
+        if let Some(begun) = &self.workloads {
+            return begun.clone();
+        }
+        let begun = (Kept::default(), Kept::default());
+        let core =
+            |kind, plural| ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", kind), plural);
+        self.start::<PodObject, _>(&core("Pod", "pods"), begun.0.clone(), |pod| {
+            (full_name(&pod), seen_pod(&pod).map(Arc::new))
+        });
+        self.start::<Loose, _>(&core("Namespace", "namespaces"), begun.1.clone(), |space| {
+            (space.name_any(), Some(space.labels().clone()))
+        });
+        self.workloads.insert(begun).clone()
+    }
+
+    fn start<K, T>(
+        &mut self,
+        kind: &ApiResource,
+        kept: Kept<T>,
+        read: impl Fn(K) -> (String, Option<T>) + Send + 'static,
+    ) where
+        K: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        T: Clone + Send + 'static,
+    {
+        let api: Api<K> = Api::all_with(self.client.clone(), kind);
+        let stirred = self.stirred.clone();
+        let what = kind.plural.clone();
+        let events = watcher(api, watcher::Config::default())
+            .default_backoff()
+            .inspect_err(move |e| tracing::warn!("watch {what}: {e}"));
+        self.tasks.spawn(events.for_each(move |event| {
+            if let Ok(event) = event {
+                kept.take(event, &read);
+                stirred.notify_one();
+            }
+            std::future::ready(())
+        }));
+    }
+}
+
+/// Under which no other of its kind is kept.
+fn full_name<K: Resource>(object: &K) -> String {
+    format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
+}
+
+fn policy(object: &Loose) -> SeenPolicy {
+    let (namespace, name) = (object.namespace(), object.name_any());
+    let spec = object.spec.clone().unwrap_or_default();
+    let read = read_policy(namespace.as_deref().unwrap_or_default(), &name, spec);
+    let status = object.status.clone().and_then(|status| serde_json::from_value(status).ok());
+    SeenPolicy {
+        id: PolicyId { namespace, name },
+        uid: object.uid().unwrap_or_default(),
+        generation: object.metadata.generation.unwrap_or_default(),
+        policy: read.map(|(_, policy)| policy).map_err(|(field, why)| format!("{field} {why}")),
+        status: status.unwrap_or_default(),
+    }
+}
+
+/// What is kept of a pod; nothing of one that has ended, or runs nowhere yet.
+fn seen_pod(object: &PodObject) -> Option<SeenPod> {
+    let status = object.status.clone().unwrap_or_default();
+    let ended = !has_its_own(false, &status.phase);
+    if ended || object.spec.node_name.is_empty() {
+        return None;
+    }
+    let addresses = status.pod_ips.into_iter().flatten().map(|entry| entry.ip);
+    let namespace = object.namespace().unwrap_or_default();
+    Some(SeenPod {
+        name: object.name_any(),
+        namespace: namespace.clone(),
+        shares_nodes_address: object.spec.host_network,
+        pod: Pod {
+            node: object.spec.node_name.clone(),
+            namespace,
+            labels: object.labels().clone(),
+            addresses: addresses.filter(|_| !object.spec.host_network).collect(),
+        },
+    })
+}

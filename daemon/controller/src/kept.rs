@@ -1,0 +1,96 @@
+//! What a watch told of objects, each made small as it comes: of 100,000 pods little may be kept.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use kube::runtime::watcher::Event;
+
+/// What is known of the objects of one kind, by their names.
+#[derive(Debug)]
+pub(crate) struct Kept<T>(Arc<Mutex<State<T>>>);
+
+#[derive(Debug)]
+struct State<T> {
+    known: BTreeMap<String, T>,
+    /// A list that is on its way.
+    listing: BTreeMap<String, T>,
+    is_listed: bool,
+}
+
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        let state = State { known: BTreeMap::new(), listing: BTreeMap::new(), is_listed: false };
+        Self(Arc::new(Mutex::new(state)))
+    }
+}
+
+impl<T: Clone> Kept<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An object of which `read` gives the name and what is to be kept, if anything.
+    pub(crate) fn take<K>(&self, event: Event<K>, read: impl FnOnce(K) -> (String, Option<T>)) {
+        let mut state = self.lock();
+        let (is_listing, (name, kept)) = match event {
+            Event::Init => return state.listing.clear(),
+            Event::InitDone => {
+                (state.known, state.is_listed) = (std::mem::take(&mut state.listing), true);
+                return;
+            }
+            Event::InitApply(object) => (true, read(object)),
+            Event::Apply(object) => (false, read(object)),
+            Event::Delete(object) => (false, (read(object).0, None)),
+        };
+        let place = if is_listing { &mut state.listing } else { &mut state.known };
+        match kept {
+            Some(kept) => place.insert(name, kept),
+            None => place.remove(&name),
+        };
+    }
+
+    /// All of them; `None` until they were listed once.
+    pub(crate) fn all(&self) -> Option<BTreeMap<String, T>> {
+        let state = self.lock();
+        state.is_listed.then(|| state.known.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_takes_the_place_of_what_was_known_when_it_is_whole() {
+        let kept = Kept::default();
+        let take =
+            |event: Event<(&str, Option<u8>)>| kept.take(event, |(name, kept)| (name.to_owned(), kept));
+        let names = || {
+            kept.all().map(|all| all.into_iter().map(|(name, n)| format!("{name}{n}")).collect::<Vec<_>>())
+        };
+        take(Event::Init);
+        take(Event::InitApply(("a", Some(1))));
+        assert_eq!(names(), None);
+        take(Event::InitDone);
+        take(Event::Apply(("b", Some(1))));
+        take(Event::Apply(("c", None)));
+        assert_eq!(names().unwrap_or_default(), ["a1", "b1"]);
+        take(Event::Init);
+        take(Event::InitApply(("a", Some(2))));
+        assert_eq!(names().unwrap_or_default(), ["a1", "b1"], "half a list says nothing");
+        take(Event::InitDone);
+        assert_eq!(names().unwrap_or_default(), ["a2"]);
+        // What is of no interest any more is as if it were gone.
+        take(Event::Apply(("a", None)));
+        take(Event::Delete(("never", Some(1))));
+        assert_eq!(names().unwrap_or_default(), [] as [&str; 0]);
+    }
+}

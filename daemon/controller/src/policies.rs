@@ -1,0 +1,196 @@
+//! What the other nodes are told of pods, and the policies' own status, from who pods are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use kubeveil_api::{
+    condition::{Condition, find, keep_transitions},
+    mesh::Mode,
+    pod_slice::SlicedPod,
+    policy::PolicyStatus,
+    problem::few_statements,
+};
+use kubeveil_core::policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId};
+
+use crate::{
+    census::{Census, SeenPod, SeenPolicy},
+    seen::Seen,
+};
+
+/// All nodes hold pods to it.
+const IN_FORCE: &str = "InForce";
+/// It selects pods.
+const SELECTING: &str = "Selecting";
+/// Most names in a message.
+const MOST_NAMED: usize = 5;
+/// Sets of policies that are remembered: an agent that is farther behind has not heard of the last one.
+const MOST_SETS: usize = 64;
+
+/// Those that can be read.
+pub(crate) fn readable(census: &Census) -> Policies {
+    let read = census.policies.iter().filter_map(|seen| Some((seen.id.clone(), seen.policy.clone().ok()?)));
+    Policies::new(read.collect())
+}
+
+/// Pods, and what selects them.
+pub(crate) struct Selected {
+    /// The pods of each node of which more is asked for than of all.
+    pub(crate) slices: BTreeMap<String, Vec<SlicedPod>>,
+    /// How many each policy selects, and how many of them share their node's addresses.
+    counts: BTreeMap<PolicyId, [u32; 2]>,
+}
+
+impl Selected {
+    pub(crate) fn of(census: &Census, policies: &Policies, mesh: Mode) -> Self {
+        let base = policies.base(mesh);
+        let of_namespaces: BTreeMap<&str, OfNamespace> = census
+            .namespaces
+            .iter()
+            .map(|(name, labels)| (name.as_str(), policies.of_namespace(name, labels)))
+            .collect();
+        let mut selected = Self { slices: BTreeMap::new(), counts: BTreeMap::new() };
+        for pod in census.pods.values() {
+            if let Some(of_namespace) = of_namespaces.get(pod.namespace.as_str()) {
+                selected.add(pod, of_namespace, base);
+            }
+        }
+        selected
+    }
+
+    fn add(&mut self, seen: &SeenPod, policies: &OfNamespace, base: FlowMode) {
+        let SeenPod { namespace, name, pod, shares_nodes_address } = seen;
+        for (id, _) in policies.selecting(&pod.labels) {
+            let [all, sharing] = self.counts.entry(id.clone()).or_default();
+            (*all, *sharing) = (*all + 1, *sharing + u32::from(*shares_nodes_address));
+        }
+        let standing = policies.standing(&pod.labels).filter(|standing| FlowMode::from(standing.mode) > base);
+        let Some(standing) = standing.filter(|_| !pod.addresses.is_empty()) else { return };
+        let sliced = SlicedPod {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            addresses: pod.addresses.iter().copied().collect(),
+            mode: standing.mode,
+            until: standing.until,
+        };
+        self.slices.entry(pod.node.clone()).or_default().push(sliced);
+    }
+}
+
+/// Which policies there were together, so that an agent that names a digest can be taken at its word for each of them.
+#[derive(Debug, Default)]
+pub(crate) struct Sets {
+    last: Option<String>,
+    /// Numbers of sets, by their digest: the later, the greater.
+    numbers: BTreeMap<String, u64>,
+    /// The first set that each was in, as it is now.
+    since: BTreeMap<PolicyId, (Policy, u64)>,
+}
+
+impl Sets {
+    /// These are in force from now on.
+    pub(crate) fn see(&mut self, policies: &Policies) {
+        let digest = policies.digest().unwrap_or_default();
+        if self.last.as_ref() == Some(&digest) {
+            return;
+        }
+        // One that was there before counts anew: others were in between.
+        let number = self.numbers.values().max().map_or(0, |last| last + 1);
+        self.numbers.insert(digest.clone(), number);
+        self.numbers.retain(|_, old| *old + MOST_SETS as u64 > number);
+        self.last = Some(digest);
+        let before = std::mem::take(&mut self.since);
+        for (id, policy) in policies.iter() {
+            let first = before.get(id).filter(|(was, _)| was == policy).map_or(number, |(_, first)| *first);
+            self.since.insert(id.clone(), (policy.clone(), first));
+        }
+    }
+
+    /// Does who names `digest` hold pods to this one, as it is now? `None`: nobody can tell.
+    fn holds(&self, id: &PolicyId, digest: &str) -> Option<bool> {
+        Some(self.numbers.get(digest)? >= &self.since.get(id)?.1)
+    }
+}
+
+/// The status of each policy that has to be told anew.
+pub(crate) fn statuses<'a>(
+    census: &'a Census,
+    selected: &Selected,
+    sets: &Sets,
+    seen: &Seen,
+    now: Timestamp,
+) -> Vec<(&'a SeenPolicy, PolicyStatus)> {
+    let mode = seen.mesh.as_ref().map_or(Mode::Require, |mesh| mesh.object.spec.mode);
+    let base = readable(census).base(mode);
+    let told = |policy: &'a SeenPolicy| {
+        let status = status(policy, selected, base, &behind(policy, sets, seen), now);
+        (policy, status)
+    };
+    census.policies.iter().map(told).filter(|(policy, status)| policy.status != *status).collect()
+}
+
+/// Nodes that don't hold pods to it, as far as they say.
+fn behind<'a>(policy: &SeenPolicy, sets: &Sets, seen: &'a Seen) -> BTreeSet<&'a str> {
+    let was_in_force = policy.status.observed_generation == policy.generation
+        && find(&policy.status.conditions, IN_FORCE).is_some_and(Condition::holds);
+    let holds = |node: &&String| {
+        let said = seen.veil_nodes.get(*node).and_then(Option::as_ref);
+        let digest = said.and_then(|said| said.policies.as_deref());
+        digest.is_some_and(|digest| sets.holds(&policy.id, digest).unwrap_or(was_in_force))
+    };
+    seen.nodes.keys().filter(|node| !holds(node)).map(String::as_str).collect()
+}
+
+fn status(
+    seen: &SeenPolicy,
+    selected: &Selected,
+    base: FlowMode,
+    behind: &BTreeSet<&str>,
+    now: Timestamp,
+) -> PolicyStatus {
+    let [pods, sharing] = selected.counts.get(&seen.id).copied().unwrap_or_default();
+    let in_force =
+        |holds: bool, reason: &str, message: String| Condition::new(IN_FORCE, holds, reason, message, now);
+    let first = match &seen.policy {
+        Err(why) => in_force(false, "Unreadable", format!("{why}; its last good state, if there was one, stands")),
+        Ok(policy) if !policy.is_in_force(base) => in_force(
+            false,
+            "AsksForLess",
+            "it asks for less than is asked for of all, which is not in force yet: it counts as not being there"
+                .to_owned(),
+        ),
+        Ok(_) if behind.is_empty() => in_force(true, "AllNodesHold", "all nodes hold pods to it".to_owned()),
+        Ok(_) => {
+            let named = few_statements(behind.iter(), MOST_NAMED);
+            in_force(false, "NodesBehind", format!("{} nodes don't hold pods to it yet: {named}", behind.len()))
+        }
+    };
+    let selecting =
+        |holds: bool, reason: &str, message: String| Condition::new(SELECTING, holds, reason, message, now);
+    let second = match (pods, sharing) {
+        (0, _) => selecting(
+            false,
+            "NoPods",
+            "it selects no pod that there is: compare its selectors with labels of pods and namespaces"
+                .to_owned(),
+        ),
+        (_, 0) => selecting(true, "PodsSelected", "it selects pods".to_owned()),
+        (all, sharing) if all == sharing => selecting(
+            false,
+            "OnlyHostNetwork",
+            "all pods that it selects share their node's addresses, of which no policy asks anything"
+                .to_owned(),
+        ),
+        _ => selecting(
+            true,
+            "SomeHostNetwork",
+            "some pods that it selects share their node's addresses, of which no policy asks anything"
+                .to_owned(),
+        ),
+    };
+    let mut conditions = vec![first, second];
+    keep_transitions(&mut conditions, &seen.status.conditions);
+    PolicyStatus { observed_generation: seen.generation, pods, conditions }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+use kubeveil_api::{policy::PolicyMode, selector::LabelSelector, veil_node::VeilNodeStatus};
+use kubeveil_core::policy::{Namespaces, pods::Pod};
+use serde_json::json;
+
+use super::*;
+use crate::seen::{Mesh, Node};
+
+fn id(name: &str) -> PolicyId {
+    PolicyId { namespace: Some("payments".to_owned()), name: name.to_owned() }
+}
+
+/// For pods of payments with this label.
+fn policy(app: &str, mode: PolicyMode) -> Policy {
+    let pods: LabelSelector = format!("app={app}").parse().expect("a selector");
+    Policy { namespaces: Namespaces::One("payments".to_owned()), pods, mode, until: None }
+}
+
+fn seen_policy(name: &str, policy: Policy) -> SeenPolicy {
+    let status = PolicyStatus::default();
+    SeenPolicy { id: id(name), uid: name.to_owned(), generation: 1, policy: Ok(policy), status }
+}
+
+fn pod(name: &str, node: &str, app: &str, address: &str) -> (String, SeenPod) {
+    let labels = [("app".to_owned(), app.to_owned())].into();
+    let addresses: BTreeSet<_> = address.parse().into_iter().collect();
+    let shares_nodes_address = addresses.is_empty();
+    let pod = Pod { node: node.to_owned(), namespace: "payments".to_owned(), labels, addresses };
+    (
+        name.to_owned(),
+        SeenPod { namespace: "payments".to_owned(), name: name.to_owned(), pod, shares_nodes_address },
+    )
+}
+
+fn census(policies: Vec<SeenPolicy>, pods: impl IntoIterator<Item = (String, SeenPod)>) -> Census {
+    let namespaces = [("payments".to_owned(), Default::default())].into();
+    let pods = pods.into_iter().map(|(name, pod)| (name, pod.into())).collect();
+    Census { policies, namespaces, pods, slices: BTreeMap::new() }
+}
+
+/// Two nodes, whose agents say that they hold pods to the policies of this digest.
+fn cluster(mode: &str, digests: [Option<String>; 2]) -> Seen {
+    let mesh = json!({
+        "apiVersion": "kubeveil.io/v1alpha1", "kind": "EncryptionMesh", "metadata": {"name": "default"},
+        "spec": {"mode": mode, "podCIDRs": ["10.0.0.0/8"], "nodeCIDRs": ["192.0.2.0/24"]},
+    });
+    let object = serde_json::from_value(mesh).expect("a mesh");
+    let mut seen =
+        Seen { mesh: Some(Mesh { object, generation: 1, version: String::new() }), ..Seen::default() };
+    for (name, policies) in ["a", "b"].into_iter().zip(digests) {
+        seen.nodes.insert(name.to_owned(), Node::default());
+        seen.veil_nodes
+            .insert(name.to_owned(), Some(VeilNodeStatus { policies, ..VeilNodeStatus::default() }));
+    }
+    seen
+}
+
+fn told(census: &Census, sets: &Sets, seen: &Seen) -> BTreeMap<String, PolicyStatus> {
+    let mode = seen.mesh.as_ref().expect("a mesh").object.spec.mode;
+    let selected = Selected::of(census, &readable(census), mode);
+    let all = statuses(census, &selected, sets, seen, Timestamp::UNIX_EPOCH);
+    all.into_iter().map(|(policy, status)| (policy.id.name.clone(), status)).collect()
+}
+
+fn reason<'a>(status: &'a PolicyStatus, kind: &str) -> (bool, &'a str) {
+    let condition = find(&status.conditions, kind).expect("a condition");
+    (condition.holds(), condition.reason.as_str())
+}
+
+/// Of an exception the others are told, of what is as all are nobody is, whatever the mesh's mode.
+#[test]
+fn only_of_whom_more_is_asked_others_are_told() {
+    let pods = [
+        pod("ledger-1", "a", "ledger", "10.0.1.7"),
+        pod("ledger-2", "b", "ledger", "10.0.2.7"),
+        pod("web", "a", "web", "10.0.1.8"),
+        pod("on-the-host", "a", "ledger", ""),
+    ];
+    for (mode, asked, told) in [
+        (Mode::Observe, PolicyMode::Require, 2),
+        (Mode::Prefer, PolicyMode::Require, 2),
+        (Mode::Require, PolicyMode::Require, 0),
+        (Mode::Require, PolicyMode::Exempt, 0),
+        (Mode::Prefer, PolicyMode::Exempt, 0),
+        (Mode::Observe, PolicyMode::Prefer, 0),
+    ] {
+        let census = census(vec![seen_policy("p", policy("ledger", asked))], pods.clone());
+        let selected = Selected::of(&census, &readable(&census), mode);
+        assert_eq!(selected.slices.len(), told, "{mode} {asked}");
+        assert_eq!(selected.counts[&id("p")], [3, 1]);
+        for (node, pods) in &selected.slices {
+            let [pod] = &pods[..] else { panic!("{pods:?}") };
+            assert_eq!(
+                (pod.mode, pod.name.as_str()),
+                (asked, if node == "a" { "ledger-1" } else { "ledger-2" })
+            );
+        }
+    }
+}
+
+/// Of a pod whose namespace is not known nothing can be said.
+#[test]
+fn without_its_namespace_a_pod_is_not_told_of() {
+    let policies = vec![seen_policy("p", policy("ledger", PolicyMode::Require))];
+    let mut census = census(policies, [pod("ledger", "a", "ledger", "10.0.1.7")]);
+    census.namespaces.clear();
+    assert!(Selected::of(&census, &readable(&census), Mode::Prefer).slices.is_empty());
+}
+
+/// When all nodes have said so, of what it is now; and others that come and go change nothing of that.
+#[test]
+fn a_policy_is_in_force_when_all_nodes_hold_it() {
+    let mut sets = Sets::default();
+    let one = seen_policy("one", policy("ledger", PolicyMode::Require));
+    let two = seen_policy("two", policy("web", PolicyMode::Require));
+    let alone = census(vec![one.clone()], []);
+    let both = census(vec![one.clone(), two.clone()], []);
+    let [first, second] = [&alone, &both].map(|census| readable(census).digest());
+    let mut look = |census: &Census, digests: [&Option<String>; 2]| {
+        sets.see(&readable(census));
+        let told = told(census, &sets, &cluster("prefer", digests.map(Clone::clone)));
+        told.into_iter().map(|(name, status)| (name, reason(&status, IN_FORCE).0)).collect::<Vec<_>>()
+    };
+    let says = |one, two: Option<bool>| {
+        let two = two.map(|holds| ("two".to_owned(), holds));
+        [("one".to_owned(), one)].into_iter().chain(two).collect::<Vec<_>>()
+    };
+    assert_eq!(look(&alone, [&None, &first]), says(false, None));
+    assert_eq!(look(&alone, [&first, &first]), says(true, None));
+    // Another comes: the first holds all the same, on nodes of either set.
+    assert_eq!(look(&both, [&first, &second]), says(true, Some(false)));
+    assert_eq!(look(&both, [&second, &second]), says(true, Some(true)));
+    // It goes, and comes again: who has not heard of its end is behind with nothing, who has not heard of its return is.
+    assert_eq!(look(&alone, [&second, &second]), says(true, None));
+    assert_eq!(look(&both, [&first, &first]), says(true, Some(false)));
+    // It is another now.
+    let mut other = both.clone();
+    other.policies[0].policy = Ok(policy("other", PolicyMode::Require));
+    let third = readable(&other).digest();
+    assert_eq!(look(&other, [&second, &third]), says(false, Some(true)));
+    assert_eq!(look(&other, [&third, &third]), says(true, Some(true)));
+}
+
+/// A controller that begins anew does not take back what the last one saw, and takes nobody's word for what it can't know.
+#[test]
+fn what_was_in_force_stays_so_under_another_controller() {
+    let mut one = seen_policy("one", policy("ledger", PolicyMode::Require));
+    let digest = readable(&census(vec![one.clone()], [])).digest();
+    let look = |one: &SeenPolicy, digests: [Option<String>; 2]| {
+        let census = census(vec![one.clone()], []);
+        let mut sets = Sets::default();
+        sets.see(&readable(&census));
+        told(&census, &sets, &cluster("prefer", digests)).remove("one")
+    };
+    let unknown = Some("0123456789abcdef".to_owned());
+    let first = look(&one, [digest.clone(), digest.clone()]).expect("news");
+    assert_eq!(reason(&first, IN_FORCE), (true, "AllNodesHold"));
+    let behind = look(&one, [digest.clone(), unknown.clone()]).expect("news");
+    assert_eq!(reason(&behind, IN_FORCE), (false, "NodesBehind"));
+    one.status = first;
+    assert_eq!(look(&one, [digest.clone(), unknown.clone()]), None, "nothing new");
+    assert!(look(&one, [digest.clone(), None]).is_some(), "an agent that says nothing holds nothing");
+    one.generation = 2;
+    let again = look(&one, [digest, unknown]).expect("news");
+    assert_eq!(reason(&again, IN_FORCE), (false, "NodesBehind"));
+}
+
+#[test]
+fn why_a_policy_does_nothing_is_told() {
+    let less = seen_policy("less", policy("ledger", PolicyMode::Prefer));
+    let mut unreadable = seen_policy("unreadable", policy("ledger", PolicyMode::Require));
+    unreadable.policy = Err("spec.mode unknown variant".to_owned());
+    let nobody = seen_policy("nobody", policy("nobody", PolicyMode::Require));
+    let host = seen_policy("host", policy("host", PolicyMode::Require));
+    let pods = [pod("ledger", "a", "ledger", "10.0.1.7"), pod("host", "a", "host", "")];
+    let census = census(vec![less, unreadable, nobody, host], pods);
+    let mut sets = Sets::default();
+    sets.see(&readable(&census));
+    let digest = readable(&census).digest();
+    let told = told(&census, &sets, &cluster("require", [digest.clone(), digest]));
+    for (name, in_force, selecting, pods) in [
+        ("less", (false, "AsksForLess"), (true, "PodsSelected"), 1),
+        ("unreadable", (false, "Unreadable"), (false, "NoPods"), 0),
+        ("nobody", (true, "AllNodesHold"), (false, "NoPods"), 0),
+        ("host", (true, "AllNodesHold"), (false, "OnlyHostNetwork"), 1),
+    ] {
+        let status = &told[name];
+        assert_eq!(
+            (reason(status, IN_FORCE), reason(status, SELECTING), status.pods),
+            (in_force, selecting, pods),
+            "{name}"
+        );
+    }
+}

@@ -1,0 +1,269 @@
+//! What is followed, and where in the store it is kept.
+
+use std::{fmt::Debug, marker::PhantomData, sync::Arc};
+
+use kubeveil_api::names;
+use kubeveil_core::{policy::pods::Exceptions, problem::Problem};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    object::{MeshObject, Named, NamespaceObject, NodeObject, PodObject, PolicyObject, Read, SliceObject},
+    source::State,
+    store::{Disbelief, OutOfOrder, Scope, Store},
+};
+
+/// A kind of object, and its place in the store.
+pub(crate) trait Watched: Send + 'static {
+    type Object: DeserializeOwned + Clone + Debug + Send;
+    /// Of its collection.
+    const PATH: &str;
+    /// As RBAC has it.
+    const RESOURCE: &str;
+    /// Which of them, for the daemon on `own`.
+    fn fields(own: &str) -> Option<String>;
+
+    fn newest(store: &Store) -> u64;
+    /// Whether it is news.
+    fn list(store: &mut Store, listed: Vec<Self::Object>, version: u64) -> Result<bool, Disbelief>;
+    fn event(store: &mut Store, object: Self::Object, is_deleted: bool) -> Result<bool, OutOfOrder>;
+    fn bookmark(store: &mut Store, version: u64);
+    fn trouble(state: &mut State) -> &mut Option<Problem>;
+}
+
+pub(crate) enum Nodes {}
+
+impl Watched for Nodes {
+    type Object = NodeObject;
+    const PATH: &str = "/api/v1/nodes";
+    const RESOURCE: &str = "nodes";
+
+    fn fields(_: &str) -> Option<String> {
+        None
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.nodes.newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<NodeObject>, version: u64) -> Result<bool, Disbelief> {
+        let listed = listed.into_iter().map(|node| node.read(store.own())).collect();
+        store.list_nodes(listed, version)
+    }
+
+    fn event(store: &mut Store, object: NodeObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let read = object.read(store.own());
+        store.node(read, is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.nodes.bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.nodes
+    }
+}
+
+pub(crate) enum Mesh {}
+
+impl Watched for Mesh {
+    type Object = MeshObject;
+    const PATH: &str = "/apis/kubeveil.io/v1alpha1/encryptionmeshes";
+    const RESOURCE: &str = "encryptionmeshes.kubeveil.io";
+
+    fn fields(_: &str) -> Option<String> {
+        Some(format!("metadata.name={}", names::MESH))
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.mesh.newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<MeshObject>, version: u64) -> Result<bool, Disbelief> {
+        let before = store.mesh.get(names::MESH).and_then(|read| read.value.clone());
+        store.list_mesh(listed.into_iter().map(|mesh| mesh.read(before.as_ref())).collect(), version)
+    }
+
+    fn event(store: &mut Store, object: MeshObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let read = object.read(store.mesh.get(names::MESH).and_then(|read| read.value.as_ref()));
+        store.mesh(read, is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.mesh.bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.mesh
+    }
+}
+
+pub(crate) enum Pods {}
+
+impl Watched for Pods {
+    type Object = PodObject;
+    const PATH: &str = "/api/v1/pods";
+    const RESOURCE: &str = "pods";
+
+    fn fields(own: &str) -> Option<String> {
+        Some(format!("spec.nodeName={own}"))
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.pods.newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<PodObject>, version: u64) -> Result<bool, Disbelief> {
+        store.list_pods(listed.into_iter().map(PodObject::read).collect(), version)
+    }
+
+    fn event(store: &mut Store, object: PodObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        store.pod(object.read(), is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.pods.bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.pods
+    }
+}
+
+pub(crate) enum Namespaces {}
+
+impl Watched for Namespaces {
+    type Object = NamespaceObject;
+    const PATH: &str = "/api/v1/namespaces";
+    const RESOURCE: &str = "namespaces";
+
+    fn fields(_: &str) -> Option<String> {
+        None
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.namespaces.newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<NamespaceObject>, version: u64) -> Result<bool, Disbelief> {
+        store.list_namespaces(listed.into_iter().map(NamespaceObject::read).collect(), version)
+    }
+
+    fn event(store: &mut Store, object: NamespaceObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        store.namespace(object.read(), is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.namespaces.bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.namespaces
+    }
+}
+
+pub(crate) enum Slices {}
+
+impl Slices {
+    fn read(store: &Store, slice: SliceObject) -> Read<Arc<Exceptions>> {
+        let before = store.slices.get(slice.name()).map(|read| Arc::clone(&read.value));
+        slice.read(before)
+    }
+}
+
+impl Watched for Slices {
+    type Object = SliceObject;
+    const PATH: &str = "/apis/kubeveil.io/v1alpha1/veilpodslices";
+    const RESOURCE: &str = "veilpodslices.kubeveil.io";
+
+    fn fields(_: &str) -> Option<String> {
+        None
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.slices.newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<SliceObject>, version: u64) -> Result<bool, Disbelief> {
+        let listed = listed.into_iter().map(|slice| Self::read(store, slice)).collect();
+        store.list_slices(listed, version)
+    }
+
+    fn event(store: &mut Store, object: SliceObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let read = Self::read(store, object);
+        store.slice(read, is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.slices.bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.slices
+    }
+}
+
+/// Policies of one scope.
+pub(crate) struct Policies<K>(PhantomData<fn() -> K>);
+
+/// What tells the two scopes apart.
+pub(crate) trait PolicyKind: 'static {
+    const SCOPE: Scope;
+    const PATH: &str;
+    const RESOURCE: &str;
+}
+
+pub(crate) enum OfNamespace {}
+
+impl PolicyKind for OfNamespace {
+    const SCOPE: Scope = Scope::Namespace;
+    const PATH: &str = "/apis/kubeveil.io/v1alpha1/encryptionpolicies";
+    const RESOURCE: &str = "encryptionpolicies.kubeveil.io";
+}
+
+pub(crate) enum OfCluster {}
+
+impl PolicyKind for OfCluster {
+    const SCOPE: Scope = Scope::Cluster;
+    const PATH: &str = "/apis/kubeveil.io/v1alpha1/clusterencryptionpolicies";
+    const RESOURCE: &str = "clusterencryptionpolicies.kubeveil.io";
+}
+
+impl<K: PolicyKind> Policies<K> {
+    fn read(store: &Store, policy: PolicyObject) -> Read<Option<Named>> {
+        let before = store.policies[K::SCOPE as usize].get(&policy.name());
+        policy.read(before.and_then(|read| read.value.as_ref()))
+    }
+}
+
+impl<K: PolicyKind> Watched for Policies<K> {
+    type Object = PolicyObject;
+    const PATH: &str = K::PATH;
+    const RESOURCE: &str = K::RESOURCE;
+
+    fn fields(_: &str) -> Option<String> {
+        None
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.policies[K::SCOPE as usize].newest()
+    }
+
+    fn list(store: &mut Store, listed: Vec<PolicyObject>, version: u64) -> Result<bool, Disbelief> {
+        let listed = listed.into_iter().map(|policy| Self::read(store, policy)).collect();
+        store.list_policies(K::SCOPE, listed, version)
+    }
+
+    fn event(store: &mut Store, object: PolicyObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        let read = Self::read(store, object);
+        store.policy(K::SCOPE, read, is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.policies[K::SCOPE as usize].bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.policies[K::SCOPE as usize]
+    }
+}
