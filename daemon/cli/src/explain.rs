@@ -230,7 +230,7 @@ fn words(note: &Note) -> String {
         Note::Adopting { deadline } => format!(
             "spec.adoption leaves a pair of nodes open until its tunnel is proven, at most until {deadline:.0}; `kubeveil status` on either node names open pairs"
         ),
-        Note::DroppedByReceiver => "a node knows the pods of its own only: what the end that need not encrypt sends without a tunnel is dropped by the receiver, but was on the wire".to_owned(),
+        Note::DroppedByReceiver => "the controller has not told other nodes yet of whom encryption is required here (VeilPodSlice): what the other end sends without a tunnel is dropped by the receiver, but was on the wire".to_owned(),
         Note::Uninstalled => "spec.uninstall of the mesh asks all agents to clean up, and pod traffic travels in plain from then on".to_owned(),
         Note::HostNetwork { pod } => format!("{pod} has no address of its own, so no policy holds it"),
         Note::HasEnded { pod } => format!("{pod} has ended: its addresses may be another pod's by now"),

@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     connect::{Line, Origin},
-    object::{Metadata, NamespaceObject, NodeObject, PodObject, PolicyObject, refused},
+    object::{Metadata, NamespaceObject, NodeObject, PodObject, PolicyObject, SliceObject, refused},
     pace::Pace,
     trouble::{Deed, Failure},
 };
@@ -163,6 +163,7 @@ impl KubernetesControl {
 }
 
 const NODES: &str = "/api/v1/nodes";
+const SLICES: &str = "/apis/kubeveil.io/v1alpha1/veilpodslices";
 const POLICIES: &str = "/apis/kubeveil.io/v1alpha1/encryptionpolicies";
 const CLUSTER_POLICIES: &str = "/apis/kubeveil.io/v1alpha1/clusterencryptionpolicies";
 
@@ -208,6 +209,10 @@ impl Control for KubernetesControl {
         let namespaces: Vec<NamespaceObject> = self.list("/api/v1/namespaces", "namespaces", true)?;
         let pods: Vec<PodObject> = self.list("/api/v1/pods", "pods", true)?;
         let nodes: Vec<NodeObject> = self.list(NODES, "nodes", true)?;
+        let slices: Vec<SliceObject> = self.list(SLICES, "veilpodslices.kubeveil.io", true)?;
+        let told =
+            slices.into_iter().flat_map(|slice| slice.read(None).value.keys().copied().collect::<Vec<_>>());
+        let told = told.collect();
         let namespaces = namespaces.into_iter().map(NamespaceObject::read);
         let nodes = nodes.into_iter().map(|node| node.read(""));
         Ok(Census {
@@ -216,8 +221,8 @@ impl Control for KubernetesControl {
             namespaces: namespaces.map(|read| (read.name, read.value)).collect(),
             pods: pods.into_iter().map(PodObject::resident).collect(),
             nodes: nodes.map(|read| (read.name, read.value)).collect(),
-            // An agent watches the pods of its own node.
-            daemons_know_all: false,
+            // An agent watches the pods of its own node, and of others hears by slices.
+            told: Some(told),
         })
     }
 

@@ -63,7 +63,7 @@ impl Control for FolderControl {
             namespaces: snapshot.workloads.namespaces.clone(),
             pods: self.index.residents(),
             nodes: snapshot.nodes.clone(),
-            daemons_know_all: true,
+            told: None,
         })
     }
 

@@ -169,7 +169,7 @@ impl Gathered {
             namespaces: self.namespaces.clone(),
             pods: self.pods.clone(),
             nodes: self.nodes.clone(),
-            daemons_know_all: true,
+            told: None,
         })
     }
 }

@@ -17,13 +17,13 @@ items:
   spec: {podSelector: {matchLabels: {app: ledger}}, mode: require}
 ";
 
-fn explained(from: &str, to: &str, daemons_know_all: bool) -> Explanation {
+fn explained(from: &str, to: &str, knows_all: bool) -> Explanation {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("all.yaml");
     std::fs::write(&file, MANIFESTS).expect("written");
     let gathered = gather(&[file]).expect("read");
     let mut census = gathered.census(Some(Mode::Prefer)).expect("a mesh's mode");
-    census.daemons_know_all = daemons_know_all;
+    census.told = (!knows_all).then(Default::default);
     let who = |name: &str| format!("n/{name}").parse().expect("a pod");
     explain(&census, &who(from), &who(to), Timestamp::UNIX_EPOCH).expect("both exist")
 }

@@ -94,8 +94,8 @@ pub struct Census {
     pub pods: BTreeMap<PodId, Resident>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, Arc<NodeFacts>>,
-    /// Each daemon knows all pods by the same source; else those of its own node only.
-    pub daemons_know_all: bool,
+    /// Addresses of other nodes' pods of which a daemon is told that more is asked of them; `None`: it knows all pods.
+    pub told: Option<BTreeSet<IpAddr>>,
 }
 
 /// Whose an address is.

@@ -347,12 +347,22 @@ impl Desk<'_> {
                 && flow.rules.iter().all(|rule| matches!(rule, Rule::Mesh { .. }))
         });
         notes.extend(is_open.map(|adoption| Note::Adopting { deadline: adoption.deadline }));
-        let is_told =
-            self.census.daemons_know_all || ends.iter().all(|end| end.held.mode == FlowMode::Require);
+        let is_told = ends.iter().all(|end| end.held.mode == FlowMode::Require)
+            || ends.iter().filter(|end| end.held.mode == FlowMode::Require).all(|end| self.is_told_of(end));
         if !is_told {
             notes.push(Note::DroppedByReceiver);
         }
         is_open.is_some() || !is_told
+    }
+
+    /// Does the other end's daemon know what is asked of this one?
+    fn is_told_of(&self, end: &End) -> bool {
+        match (&self.census.told, &end.place) {
+            (Some(told), Place::Pod { addresses, .. }) => {
+                !addresses.is_empty() && addresses.iter().all(|address| told.contains(address))
+            }
+            _ => true,
+        }
     }
 }
 

@@ -132,7 +132,7 @@ fn census(mode: Mode, policies: &[(&str, PolicyMode)], more: &[(&str, &str, &str
         namespaces: ["payments", "shop"].map(|name| (name.to_owned(), Labels::new())).into(),
         pods: pods.iter().chain(more).map(pod).collect(),
         nodes: [("a".to_owned(), Arc::new(node(1))), ("b".to_owned(), Arc::new(node(2)))].into(),
-        daemons_know_all: true,
+        told: None,
     }
 }
 
@@ -201,12 +201,12 @@ fn what_is_not_in_force_is_told() {
     }
 }
 
-/// On Kubernetes the sender does not know that the receiver requires encryption; and a pair may be open yet by adoption, but not to
-/// whom a policy is about.
+/// On Kubernetes the sender may not have been told yet that the receiver requires encryption; and a pair may be open yet by adoption, but
+/// not to whom a policy is about.
 #[test]
 fn what_may_be_on_the_wire_before_it_is_dropped_counts_as_plain() {
     let mut census = census(Mode::Prefer, &[("payments", PolicyMode::Require)], &[]);
-    census.daemons_know_all = false;
+    census.told = Some(BTreeSet::new());
     for (from, to, can_be_plain) in [
         ("shop/web", "payments/ledger-2", true),
         ("payments/ledger", "shop/web-2", true),
@@ -216,6 +216,9 @@ fn what_may_be_on_the_wire_before_it_is_dropped_counts_as_plain() {
         assert_eq!(found.can_be_plain, can_be_plain, "{from} {to}");
         assert_eq!(found.notes.contains(&Note::DroppedByReceiver), can_be_plain, "{from} {to}");
     }
+    census.told = Some(["10.244.2.8".parse().expect("an address")].into());
+    assert!(!explained(&census, "shop/web", "payments/ledger-2").can_be_plain);
+    assert!(explained(&census, "shop/web-2", "payments/ledger").can_be_plain, "of another nobody was told");
     census.mesh.mode = Mode::Require;
     census.mesh.adoption = Some(Adoption { deadline: second(10) });
     assert!(explained(&census, "shop/web", "shop/web-2").can_be_plain);
