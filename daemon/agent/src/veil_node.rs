@@ -41,9 +41,9 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
     }
 }
 
-/// Which ones the kernel goes by; of those that are not all known, or not carried out, nobody can say.
+/// Which ones the kernel goes by; of those that are not all known, or not carried out and enforced, nobody can say.
 fn policies<K: Kernel>(node: &Node<K>) -> Option<String> {
-    let is_so = node.last.settled && node.last.synced;
+    let is_so = node.last.synced && status::waiting_for(node).is_empty();
     is_so.then(|| node.snapshot().policies.digest()).flatten()
 }
 

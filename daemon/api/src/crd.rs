@@ -16,6 +16,8 @@ use crate::{
 const MOST_RANGES: u32 = 64;
 /// Characters of the longest prefix: an IPv6 address with an embedded IPv4 one (RFC 4291, 45) and `/128`.
 const LONGEST_RANGE: u32 = 49;
+/// Most pods of a slice: far more than a node runs.
+const MOST_PODS: u32 = 4096;
 /// Most entries of `spec.revokedKeys`.
 const MOST_KEYS: u32 = 4096;
 
@@ -115,10 +117,12 @@ fn of_policies() -> Value {
 }
 
 fn pod_slice() -> Value {
+    let mut pods = schema::<Vec<SlicedPod>>();
+    pods["maxItems"] = json!(MOST_PODS);
     let schema = json!({
         "type": "object",
         "description": "Pods of the node of its name of which something else is asked for than of all; written by the controller.",
-        "properties": {"pods": schema::<Vec<SlicedPod>>()},
+        "properties": {"pods": pods},
     });
     let columns = json!([column("Age", "date", ".metadata.creationTimestamp")]);
     let mut slice = definition(["VeilPodSlice", "veilpodslice", "veilpodslices"], "Cluster", schema, columns);

@@ -34,7 +34,7 @@ pub struct SlicedPod {
     /// Its name.
     pub name: String,
     /// Its addresses.
-    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>", extend("maxItems" = 16)))]
     pub addresses: Vec<IpAddr>,
     /// What happens to its flows without a proven tunnel.
     pub mode: PolicyMode,

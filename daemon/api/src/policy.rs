@@ -112,7 +112,7 @@ pub struct PolicyStatus {
     /// The `metadata.generation` that the rest is about.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Pods that it selects, those that share their node's addresses not among them.
+    /// Pods that it selects.
     #[serde(default)]
     pub pods: u32,
     /// InForce says since when all nodes hold pods to it, Selecting whether it selects any.

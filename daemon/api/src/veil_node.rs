@@ -50,7 +50,7 @@ pub struct VeilNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(extend("maxItems" = MOST_NAMED)))]
     pub not_encrypted: Vec<Unencrypted>,
-    /// Which policies are carried out, as a digest of all of them; absent until they are known and carried out.
+    /// Which policies were carried out last, as a digest of all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policies: Option<String>,
     /// Ready says whether enforcement stands and everything that is known has been carried out.

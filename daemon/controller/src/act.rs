@@ -19,7 +19,6 @@ use kubeveil_api::{
     condition::{Condition, ROTATING},
     mesh::MeshStatus,
     names,
-    policy::PolicyStatus,
     problem::readable,
     rotation::RotationRecord,
 };
@@ -53,8 +52,10 @@ pub(crate) struct Writer {
     who: Option<String>,
     /// Policies that there were together.
     sets: Sets,
-    /// What was said of policies last, by their UIDs.
-    said: BTreeMap<String, PolicyStatus>,
+    /// What was said of policies, by their UIDs …
+    said: BTreeMap<String, policies::Said>,
+    /// … and when.
+    counted: BTreeMap<String, Timestamp>,
 }
 
 impl Writer {
@@ -67,6 +68,7 @@ impl Writer {
             who: None,
             sets: Sets::default(),
             said: BTreeMap::new(),
+            counted: BTreeMap::new(),
         }
     }
 

@@ -9,12 +9,7 @@ use kube::{
     core::{ApiResource, DynamicObject, GroupVersionKind, Object},
     runtime::{WatchStreamExt as _, watcher},
 };
-use kubeveil_api::{
-    pod::{PodIp, has_its_own},
-    pod_slice::SlicedPod,
-    policy::PolicyStatus,
-    selector::Labels,
-};
+use kubeveil_api::{pod::has_its_own, pod_slice::SlicedPod, policy::PolicyStatus, selector::Labels};
 use kubeveil_core::policy::{Policy, PolicyId, pods::Pod};
 use kubeveil_kubernetes::{ours, read_policy};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -50,6 +45,13 @@ struct PodStatus {
     pod_ips: Option<Vec<PodIp>>,
 }
 
+/// A text: one pod whose address nobody can read must not stop the others.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct PodIp {
+    #[serde(default)]
+    ip: String,
+}
+
 /// A pod that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SeenPod {
@@ -69,7 +71,25 @@ pub(crate) struct SeenPolicy {
     pub(crate) generation: i64,
     /// Or the field that is wrong, and why.
     pub(crate) policy: Result<Policy, String>,
+    /// As it was when it could be read last, where it can't.
+    pub(crate) last_good: Option<Policy>,
     pub(crate) status: PolicyStatus,
+}
+
+impl SeenPolicy {
+    /// As the agents have it.
+    pub(crate) fn good(&self) -> Option<&Policy> {
+        self.policy.as_ref().ok().or(self.last_good.as_ref())
+    }
+}
+
+/// A slice as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SeenSlice {
+    /// `None` where it can't be read.
+    pub(crate) pods: Option<Vec<SlicedPod>>,
+    /// UID of the Node with which it goes.
+    pub(crate) owner: Option<String>,
 }
 
 /// All of it at one moment.
@@ -79,8 +99,8 @@ pub(crate) struct Census {
     /// Labels by name.
     pub(crate) namespaces: BTreeMap<String, Labels>,
     pub(crate) pods: BTreeMap<String, Arc<SeenPod>>,
-    /// What the slices say, by node; `None` where one can't be read.
-    pub(crate) slices: BTreeMap<String, Option<Vec<SlicedPod>>>,
+    /// By node.
+    pub(crate) slices: BTreeMap<String, SeenSlice>,
 }
 
 /// Watches, as long as it lives.
@@ -89,7 +109,7 @@ pub(crate) struct Watches {
     stirred: Arc<Notify>,
     tasks: JoinSet<()>,
     policies: [Kept<SeenPolicy>; 2],
-    slices: Kept<Option<Vec<SlicedPod>>>,
+    slices: Kept<SeenSlice>,
     /// Begun with the first policy.
     workloads: Option<(Kept<Arc<SeenPod>>, Kept<Labels>)>,
 }
@@ -107,15 +127,12 @@ impl Watches {
         for (at, [kind, plural]) in KINDS.into_iter().enumerate() {
             let resource = ours(kind, plural);
             let kept = watches.policies[at].clone();
-            watches.start::<Loose, _>(&resource, kept, |object| (full_name(&object), Some(policy(&object))));
+            watches
+                .start(&resource, kept, full_name::<Loose>, |object, before| Some(policy(&object, before)));
         }
         let resource = ours("VeilPodSlice", "veilpodslices");
         let kept = watches.slices.clone();
-        watches.start::<DynamicObject, _>(&resource, kept, |mut slice| {
-            let pods = slice.data.get_mut("pods").map(Value::take);
-            let pods = pods.map_or_else(|| Some(Vec::new()), |pods| serde_json::from_value(pods).ok());
-            (slice.name_any(), Some(pods))
-        });
+        watches.start(&resource, kept, DynamicObject::name_any, |slice, _| Some(seen_slice(slice)));
         watches
     }
 
@@ -143,11 +160,11 @@ impl Watches {
         let begun = (Kept::default(), Kept::default());
         let core =
             |kind, plural| ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", kind), plural);
-        self.start::<PodObject, _>(&core("Pod", "pods"), begun.0.clone(), |pod| {
-            (full_name(&pod), seen_pod(&pod).map(Arc::new))
+        self.start(&core("Pod", "pods"), begun.0.clone(), full_name::<PodObject>, |pod, _| {
+            seen_pod(&pod).map(Arc::new)
         });
-        self.start::<Loose, _>(&core("Namespace", "namespaces"), begun.1.clone(), |space| {
-            (space.name_any(), Some(space.labels().clone()))
+        self.start(&core("Namespace", "namespaces"), begun.1.clone(), Loose::name_any, |space, _| {
+            Some(space.labels().clone())
         });
         self.workloads.insert(begun).clone()
     }
@@ -156,7 +173,8 @@ impl Watches {
         &mut self,
         kind: &ApiResource,
         kept: Kept<T>,
-        read: impl Fn(K) -> (String, Option<T>) + Send + 'static,
+        name: impl Fn(&K) -> String + Send + 'static,
+        read: impl Fn(K, Option<&T>) -> Option<T> + Send + 'static,
     ) where
         K: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
         T: Clone + Send + 'static,
@@ -169,7 +187,7 @@ impl Watches {
             .inspect_err(move |e| tracing::warn!("watch {what}: {e}"));
         self.tasks.spawn(events.for_each(move |event| {
             if let Ok(event) = event {
-                kept.take(event, &read);
+                kept.take(event, &name, &read);
                 stirred.notify_one();
             }
             std::future::ready(())
@@ -182,7 +200,13 @@ fn full_name<K: Resource>(object: &K) -> String {
     format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
 }
 
-fn policy(object: &Loose) -> SeenPolicy {
+fn seen_slice(mut slice: DynamicObject) -> SeenSlice {
+    let pods = slice.data.get_mut("pods").map(Value::take);
+    let pods = pods.map_or_else(|| Some(Vec::new()), |pods| serde_json::from_value(pods).ok());
+    SeenSlice { pods, owner: slice.owner_references().first().map(|owner| owner.uid.clone()) }
+}
+
+fn policy(object: &Loose, before: Option<&SeenPolicy>) -> SeenPolicy {
     let (namespace, name) = (object.namespace(), object.name_any());
     let spec = object.spec.clone().unwrap_or_default();
     let read = read_policy(namespace.as_deref().unwrap_or_default(), &name, spec);
@@ -191,6 +215,7 @@ fn policy(object: &Loose) -> SeenPolicy {
         id: PolicyId { namespace, name },
         uid: object.uid().unwrap_or_default(),
         generation: object.metadata.generation.unwrap_or_default(),
+        last_good: before.filter(|_| read.is_err()).and_then(|before| before.good().cloned()),
         policy: read.map(|(_, policy)| policy).map_err(|(field, why)| format!("{field} {why}")),
         status: status.unwrap_or_default(),
     }
@@ -203,7 +228,7 @@ fn seen_pod(object: &PodObject) -> Option<SeenPod> {
     if ended || object.spec.node_name.is_empty() {
         return None;
     }
-    let addresses = status.pod_ips.into_iter().flatten().map(|entry| entry.ip);
+    let addresses = status.pod_ips.into_iter().flatten().filter_map(|entry| entry.ip.parse().ok());
     let namespace = object.namespace().unwrap_or_default();
     Some(SeenPod {
         name: object.name_any(),

@@ -37,19 +37,30 @@ impl<T: Clone> Kept<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An object of which `read` gives the name and what is to be kept, if anything.
-    pub(crate) fn take<K>(&self, event: Event<K>, read: impl FnOnce(K) -> (String, Option<T>)) {
-        let mut state = self.lock();
-        let (is_listing, (name, kept)) = match event {
+    /// Takes in what happened: of an object that is there `read` gives what is to be kept, if anything, and is told what was.
+    pub(crate) fn take<K>(
+        &self,
+        event: Event<K>,
+        name: impl FnOnce(&K) -> String,
+        read: impl FnOnce(K, Option<&T>) -> Option<T>,
+    ) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let (is_listing, object) = match event {
             Event::Init => return state.listing.clear(),
             Event::InitDone => {
                 (state.known, state.is_listed) = (std::mem::take(&mut state.listing), true);
                 return;
             }
-            Event::InitApply(object) => (true, read(object)),
-            Event::Apply(object) => (false, read(object)),
-            Event::Delete(object) => (false, (read(object).0, None)),
+            Event::InitApply(object) => (true, object),
+            Event::Apply(object) => (false, object),
+            Event::Delete(object) => {
+                state.known.remove(&name(&object));
+                return;
+            }
         };
+        let name = name(&object);
+        let kept = read(object, state.known.get(&name));
         let place = if is_listing { &mut state.listing } else { &mut state.known };
         match kept {
             Some(kept) => place.insert(name, kept),
@@ -71,8 +82,9 @@ mod tests {
     #[test]
     fn a_list_takes_the_place_of_what_was_known_when_it_is_whole() {
         let kept = Kept::default();
-        let take =
-            |event: Event<(&str, Option<u8>)>| kept.take(event, |(name, kept)| (name.to_owned(), kept));
+        let take = |event: Event<(&str, Option<u8>)>| {
+            kept.take(event, |(name, _)| (*name).to_owned(), |(_, kept), _| kept);
+        };
         let names = || {
             kept.all().map(|all| all.into_iter().map(|(name, n)| format!("{name}{n}")).collect::<Vec<_>>())
         };

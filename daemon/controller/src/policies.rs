@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use kubeveil_api::{
-    condition::{Condition, find, keep_transitions},
+    condition::{Condition, READY, find, keep_transitions},
     mesh::Mode,
     pod_slice::SlicedPod,
-    policy::PolicyStatus,
+    policy::{PolicyMode, PolicyStatus},
     problem::few_statements,
 };
 use kubeveil_core::policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId};
@@ -26,23 +26,22 @@ const MOST_NAMED: usize = 5;
 /// Sets of policies that are remembered: an agent that is farther behind has not heard of the last one.
 const MOST_SETS: usize = 64;
 
-/// Those that can be read.
+/// Those that can be read, or could be once.
 pub(crate) fn readable(census: &Census) -> Policies {
-    let read = census.policies.iter().filter_map(|seen| Some((seen.id.clone(), seen.policy.clone().ok()?)));
+    let read = census.policies.iter().filter_map(|seen| Some((seen.id.clone(), seen.good()?.clone())));
     Policies::new(read.collect())
 }
 
 /// Pods, and what selects them.
 pub(crate) struct Selected {
-    /// The pods of each node of which more is asked for than of all.
+    /// The pods of each node of which encryption is required.
     pub(crate) slices: BTreeMap<String, Vec<SlicedPod>>,
     /// How many each policy selects, and how many of them share their node's addresses.
     counts: BTreeMap<PolicyId, [u32; 2]>,
 }
 
 impl Selected {
-    pub(crate) fn of(census: &Census, policies: &Policies, mesh: Mode) -> Self {
-        let base = policies.base(mesh);
+    pub(crate) fn of(census: &Census, policies: &Policies) -> Self {
         let of_namespaces: BTreeMap<&str, OfNamespace> = census
             .namespaces
             .iter()
@@ -51,19 +50,20 @@ impl Selected {
         let mut selected = Self { slices: BTreeMap::new(), counts: BTreeMap::new() };
         for pod in census.pods.values() {
             if let Some(of_namespace) = of_namespaces.get(pod.namespace.as_str()) {
-                selected.add(pod, of_namespace, base);
+                selected.add(pod, of_namespace);
             }
         }
         selected
     }
 
-    fn add(&mut self, seen: &SeenPod, policies: &OfNamespace, base: FlowMode) {
+    fn add(&mut self, seen: &SeenPod, policies: &OfNamespace) {
         let SeenPod { namespace, name, pod, shares_nodes_address } = seen;
         for (id, _) in policies.selecting(&pod.labels) {
             let [all, sharing] = self.counts.entry(id.clone()).or_default();
             (*all, *sharing) = (*all + 1, *sharing + u32::from(*shares_nodes_address));
         }
-        let standing = policies.standing(&pod.labels).filter(|standing| FlowMode::from(standing.mode) > base);
+        // Though the mesh requires it of all: pairs that adoption leaves open are closed to whom a policy is about.
+        let standing = policies.standing(&pod.labels).filter(|standing| standing.mode == PolicyMode::Require);
         let Some(standing) = standing.filter(|_| !pod.addresses.is_empty()) else { return };
         let sliced = SlicedPod {
             namespace: namespace.clone(),
@@ -111,18 +111,20 @@ impl Sets {
     }
 }
 
-/// The status of each policy that has to be told anew.
+/// The status of each policy that has to be told anew; `are_told`: all slices stand as they should.
 pub(crate) fn statuses<'a>(
     census: &'a Census,
     selected: &Selected,
     sets: &Sets,
     seen: &Seen,
+    are_told: bool,
     now: Timestamp,
 ) -> Vec<(&'a SeenPolicy, PolicyStatus)> {
     let mode = seen.mesh.as_ref().map_or(Mode::Require, |mesh| mesh.object.spec.mode);
     let base = readable(census).base(mode);
     let told = |policy: &'a SeenPolicy| {
-        let status = status(policy, selected, base, &behind(policy, sets, seen), now);
+        let behind = are_told.then(|| behind(policy, sets, seen));
+        let status = status(policy, selected, base, behind.as_ref(), now);
         (policy, status)
     };
     census.policies.iter().map(told).filter(|(policy, status)| policy.status != *status).collect()
@@ -133,7 +135,11 @@ fn behind<'a>(policy: &SeenPolicy, sets: &Sets, seen: &'a Seen) -> BTreeSet<&'a 
     let was_in_force = policy.status.observed_generation == policy.generation
         && find(&policy.status.conditions, IN_FORCE).is_some_and(Condition::holds);
     let holds = |node: &&String| {
-        let said = seen.veil_nodes.get(*node).and_then(Option::as_ref);
+        // What an agent said last counts no more where it is gone, or does not enforce.
+        let said = seen.veil_nodes.get(*node).and_then(Option::as_ref).filter(|said| {
+            let is_ready = find(&said.conditions, READY).is_some_and(Condition::holds);
+            is_ready && seen.agents.get(*node).copied().unwrap_or_default()
+        });
         let digest = said.and_then(|said| said.policies.as_deref());
         digest.is_some_and(|digest| sets.holds(&policy.id, digest).unwrap_or(was_in_force))
     };
@@ -144,7 +150,7 @@ fn status(
     seen: &SeenPolicy,
     selected: &Selected,
     base: FlowMode,
-    behind: &BTreeSet<&str>,
+    behind: Option<&BTreeSet<&str>>,
     now: Timestamp,
 ) -> PolicyStatus {
     let [pods, sharing] = selected.counts.get(&seen.id).copied().unwrap_or_default();
@@ -158,11 +164,22 @@ fn status(
             "it asks for less than is asked for of all, which is not in force yet: it counts as not being there"
                 .to_owned(),
         ),
-        Ok(_) if behind.is_empty() => in_force(true, "AllNodesHold", "all nodes hold pods to it".to_owned()),
-        Ok(_) => {
-            let named = few_statements(behind.iter(), MOST_NAMED);
-            in_force(false, "NodesBehind", format!("{} nodes don't hold pods to it yet: {named}", behind.len()))
-        }
+        Ok(_) => match behind {
+            None => in_force(
+                false,
+                "SendersNotTold",
+                "the VeilPodSlices, which tell nodes of each other's pods, can't be written: see the controller's log"
+                    .to_owned(),
+            ),
+            Some(nodes) if nodes.is_empty() => {
+                in_force(true, "AllNodesHold", "all nodes hold pods to it".to_owned())
+            }
+            Some(nodes) => {
+                let named = few_statements(nodes.iter(), MOST_NAMED);
+                let message = format!("{} nodes don't hold pods to it yet: {named}", nodes.len());
+                in_force(false, "NodesBehind", message)
+            }
+        },
     };
     let selecting =
         |holds: bool, reason: &str, message: String| Condition::new(SELECTING, holds, reason, message, now);

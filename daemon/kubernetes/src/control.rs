@@ -209,9 +209,13 @@ impl Control for KubernetesControl {
         let namespaces: Vec<NamespaceObject> = self.list("/api/v1/namespaces", "namespaces", true)?;
         let pods: Vec<PodObject> = self.list("/api/v1/pods", "pods", true)?;
         let nodes: Vec<NodeObject> = self.list(NODES, "nodes", true)?;
-        let slices: Vec<SliceObject> = self.list(SLICES, "veilpodslices.kubeveil.io", true)?;
-        let told =
-            slices.into_iter().flat_map(|slice| slice.read(None).value.keys().copied().collect::<Vec<_>>());
+        // Who may not read them is not told who was told.
+        let slices: Vec<SliceObject> =
+            self.list(SLICES, "veilpodslices.kubeveil.io", true).unwrap_or_default();
+        let told = slices.into_iter().flat_map(|slice| {
+            let asked = Arc::unwrap_or_clone(slice.read().value).into_iter();
+            asked.filter(|(_, standing)| standing.mode == PolicyMode::Require).map(|(address, _)| address)
+        });
         let told = told.collect();
         let namespaces = namespaces.into_iter().map(NamespaceObject::read);
         let nodes = nodes.into_iter().map(|node| node.read(""));

@@ -10,7 +10,7 @@ use kubeveil_api::{
     object::{self, TypeMeta},
     pod::has_its_own,
     pod_slice::SlicedPod,
-    policy::{ClusterEncryptionPolicy, EncryptionPolicy},
+    policy::{ClusterEncryptionPolicy, EncryptionPolicy, PolicyMode},
     problem::{Problem, ProblemKind, readable},
     selector::Labels,
 };
@@ -146,7 +146,7 @@ pub(crate) struct PolicyObject {
 pub(crate) struct SliceObject {
     metadata: Metadata,
     #[serde(default)]
-    pods: Option<serde_json::Value>,
+    pods: Option<Vec<serde_json::Value>>,
 }
 
 /// Kinds of policies.
@@ -301,22 +301,34 @@ pub(crate) fn refused(object: &str, field: &str, why: &str) -> Problem {
 }
 
 impl SliceObject {
-    /// That of its node.
-    pub(crate) fn name(&self) -> &str {
-        &self.metadata.name
-    }
-
-    /// What is asked for of the node's pods, or `before`, its last good state, where it can't be read.
-    pub(crate) fn read(self, before: Option<Arc<Exceptions>>) -> Read<Arc<Exceptions>> {
-        let pods: Result<Vec<SlicedPod>, _> =
-            self.pods.map_or_else(|| Ok(Vec::new()), |pods| part("pods", pods));
-        match pods {
-            Ok(pods) => Read::of(self.metadata, Arc::new(exceptions(&pods)), Vec::new()),
-            Err((field, why)) => {
-                let problem = refused(&format!("VeilPodSlice {}", self.metadata.name), &field, &why);
-                Read::of(self.metadata, before.unwrap_or_default(), vec![problem])
+    /// What is asked for of the node's pods. Of a pod of which it can't be read encryption is required, as far as its addresses can be.
+    pub(crate) fn read(self) -> Read<Arc<Exceptions>> {
+        let mut problems = Vec::new();
+        let mut pods = Vec::new();
+        for (at, given) in self.pods.into_iter().flatten().enumerate() {
+            let addresses = given["addresses"].as_array().map_or(&[][..], Vec::as_slice);
+            let addresses = addresses.iter().filter_map(|address| address.as_str()?.parse().ok()).collect();
+            match part(&format!("pods[{at}]"), given) {
+                Ok(pod) => pods.push(pod),
+                Err((field, why)) => {
+                    problems.push(Problem {
+                        advice:
+                            "Encryption is required of it. The controller writes this: is it of this version?"
+                                .to_owned(),
+                        ..refused(&format!("VeilPodSlice {}", self.metadata.name), &field, &why)
+                    });
+                    let (namespace, name) = (String::new(), String::new());
+                    pods.push(SlicedPod {
+                        namespace,
+                        name,
+                        addresses,
+                        mode: PolicyMode::Require,
+                        until: None,
+                    });
+                }
             }
         }
+        Read::of(self.metadata, Arc::new(exceptions(&pods)), problems)
     }
 }
 

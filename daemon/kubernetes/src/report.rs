@@ -95,6 +95,8 @@ async fn write(line: &mut Line, node: &str, wanted: &VeilNodeStatus) -> Result<(
     let before = stands.status.unwrap_or_default();
     let mut status = wanted.clone();
     keep_transitions(&mut status.conditions, &before.conditions);
+    // A daemon that began anew does not know yet what an earlier one has carried out, which stands.
+    status.policies = status.policies.or_else(|| before.policies.clone());
     if status == before {
         return Ok(());
     }

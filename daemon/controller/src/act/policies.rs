@@ -1,7 +1,10 @@
 //! Slices of pods, and what is said of policies.
 
+use std::future::ready;
+
 use anyhow::{Context as _, Result};
-use jiff::Timestamp;
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
@@ -14,13 +17,19 @@ use serde_json::json;
 
 use super::{MANAGER, Writer};
 use crate::{
-    census::{Census, KINDS},
+    census::{Census, KINDS, SeenPolicy},
     policies::{Selected, readable, statuses},
     seen::{Node, Seen},
 };
 
 /// The API server's answer to who asks for what is gone.
 const GONE: u16 = 404;
+/// Slices that are written at one time.
+const AT_ONCE: usize = 16;
+/// Within which a write comes back by the watch.
+const ON_ITS_WAY: SignedDuration = SignedDuration::from_secs(30);
+/// Between two writes of a policy's status that tell of no turn.
+const COUNTED_EVERY: SignedDuration = SignedDuration::from_secs(60);
 
 impl Writer {
     pub(super) async fn write_policies(
@@ -32,40 +41,62 @@ impl Writer {
         let Some(mesh) = &seen.mesh else { return Ok(()) };
         let policies = readable(census);
         self.sets.see(&policies);
-        let mut selected = Selected::of(census, &policies, mesh.object.spec.mode);
+        let mut selected = Selected::of(census, &policies);
         if mesh.object.spec.uninstall {
             selected.slices.clear();
         }
-        let done = self.write_slices(seen, census, &selected).await;
-        for (policy, status) in statuses(census, &selected, &self.sets, seen, now) {
-            if self.said.get(&policy.uid).is_some_and(|said| is_same(said, &status)) {
+        let mut done = self.write_slices(seen, census, &selected).await;
+        // What the watch has shown is not on its way any more.
+        let stands = |uid: &String, said: &Said| {
+            let policy = census.policies.iter().find(|policy| policy.uid == *uid);
+            policy.is_some_and(|policy| !is_same(&policy.status, &said.status))
+        };
+        self.said.retain(|uid, said| stands(uid, said));
+        for (policy, status) in statuses(census, &selected, &self.sets, seen, done.is_ok(), now) {
+            if self.said.get(&policy.uid).is_some_and(|said| said.is_on_its_way(&status, now))
+                || !is_due(policy, &status, self.counted.get(&policy.uid), now)
+            {
                 continue;
             }
-            self.write_policy_status(&policy.id, &status).await?;
-            self.said.insert(policy.uid.clone(), status);
+            match self.write_policy_status(&policy.id, &status).await {
+                Ok(()) => {
+                    self.counted.insert(policy.uid.clone(), now);
+                    self.said.insert(policy.uid.clone(), Said { status, at: now });
+                }
+                // The others are told all the same.
+                Err(e) => done = done.and(Err(e)),
+            }
         }
         let is_there = |uid: &String| census.policies.iter().any(|policy| policy.uid == *uid);
-        self.said.retain(|uid, _| is_there(uid));
+        self.counted.retain(|uid, _| is_there(uid));
         done
     }
 
     /// One that can't be written is no reason to leave the others as they are.
     async fn write_slices(&self, seen: &Seen, census: &Census, selected: &Selected) -> Result<()> {
-        let mut done = Ok(());
-        for (name, pods) in &selected.slices {
-            let Some(node) = seen.nodes.get(name) else { continue };
-            if census.slices.get(name).is_none_or(|stands| stands.as_ref() != Some(pods)) {
-                done = done.and(self.write_slice(name, node, pods).await);
-            }
+        let stands = |name: &String, node: &Node, pods: &Vec<SlicedPod>| {
+            let slice = census.slices.get(name);
+            slice.is_some_and(|slice| {
+                slice.pods.as_ref() == Some(pods) && slice.owner.as_ref() == Some(&node.uid)
+            })
+        };
+        let wanted =
+            selected.slices.iter().filter_map(|(name, pods)| Some((name, seen.nodes.get(name)?, pods)));
+        let writes = wanted
+            .filter(|(name, node, pods)| !stands(name, node, pods))
+            .map(|(name, node, pods)| self.write_slice(name, node, pods).boxed());
+        let gone = census.slices.keys().filter(|name| !selected.slices.contains_key(*name));
+        let deletes = gone.map(|name| self.delete_slice(name).boxed());
+        let all = stream::iter(writes.chain(deletes)).buffer_unordered(AT_ONCE);
+        all.fold(Ok(()), |done, one| ready(done.and(one))).await
+    }
+
+    async fn delete_slice(&self, name: &str) -> Result<()> {
+        match self.slices().delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(refused)) if refused.code == GONE => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("delete VeilPodSlice {name}")),
         }
-        for name in census.slices.keys().filter(|name| !selected.slices.contains_key(*name)) {
-            match self.slices().delete(name, &DeleteParams::default()).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(refused)) if refused.code == GONE => {}
-                Err(e) => done = done.and(Err(e).with_context(|| format!("delete VeilPodSlice {name}"))),
-            }
-        }
-        done
     }
 
     fn slices(&self) -> Api<DynamicObject> {
@@ -109,6 +140,29 @@ impl Writer {
             Err(e) => Err(e).with_context(|| format!("write the status of {id}")),
         }
     }
+}
+
+/// What was written, and has not come back by the watch.
+#[derive(Clone, Debug)]
+pub(super) struct Said {
+    status: PolicyStatus,
+    at: Timestamp,
+}
+
+impl Said {
+    fn is_on_its_way(&self, status: &PolicyStatus, now: Timestamp) -> bool {
+        is_same(&self.status, status) && now.duration_since(self.at) < ON_ITS_WAY
+    }
+}
+
+/// What turns is told at once; what only counts otherwise, or names other nodes, now and then: each write goes to every agent.
+fn is_due(policy: &SeenPolicy, status: &PolicyStatus, counted: Option<&Timestamp>, now: Timestamp) -> bool {
+    let turns = |status: &PolicyStatus| {
+        let turns = status.conditions.iter().map(|c| (c.kind.clone(), c.status, c.reason.clone()));
+        (status.observed_generation, turns.collect::<Vec<_>>())
+    };
+    turns(&policy.status) != turns(status)
+        || counted.is_none_or(|last| now.duration_since(*last) >= COUNTED_EVERY)
 }
 
 /// But for the moments of transitions.

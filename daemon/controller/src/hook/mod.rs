@@ -36,9 +36,12 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Within which the API server serves what it was given.
 const SERVED: Duration = Duration::from_secs(30);
 /// As `cargo xtask codegen` makes them.
-const DEFINITIONS: [&str; 2] = [
+const DEFINITIONS: [&str; 5] = [
     include_str!("../../../../deploy/crds/encryptionmeshes.kubeveil.io.yaml"),
     include_str!("../../../../deploy/crds/veilnodes.kubeveil.io.yaml"),
+    include_str!("../../../../deploy/crds/encryptionpolicies.kubeveil.io.yaml"),
+    include_str!("../../../../deploy/crds/clusterencryptionpolicies.kubeveil.io.yaml"),
+    include_str!("../../../../deploy/crds/veilpodslices.kubeveil.io.yaml"),
 ];
 
 /// Applies the definitions that this version goes by: helm installs them once and never again.
@@ -106,8 +109,11 @@ pub async fn uninstall(origin: &Origin, patience: Duration) -> Result<Result<(),
         if left.is_empty() {
             let gone = nodes.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
             gone.context("delete the VeilNodes")?;
-            let gone = slices.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
-            gone.context("delete the VeilPodSlices")?;
+            match slices.delete_collection(&DeleteParams::default(), &ListParams::default()).await {
+                // Of a cluster that has no such definition.
+                Err(kube::Error::Api(refused)) if refused.code == 404 => {}
+                gone => drop(gone.context("delete the VeilPodSlices")?),
+            }
             tracing::info!("nothing of kubeveil is left on {} nodes", listed.items.len());
             return Ok(Ok(()));
         }
@@ -142,6 +148,18 @@ fn what_is_left(node: &VeilNode) -> Option<String> {
 mod tests {
     use super::*;
     use jiff::Timestamp;
+
+    /// What the chart installs first is what is applied later.
+    #[test]
+    fn every_definition_is_applied() {
+        let made = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/helm/kubeveil/crds");
+        let files = std::fs::read_dir(made).expect("a folder").map(|entry| entry.expect("a file").path());
+        let mut made: Vec<String> = files.map(|file| std::fs::read_to_string(file).expect("read")).collect();
+        made.sort();
+        let mut applied = DEFINITIONS.to_vec();
+        applied.sort_unstable();
+        assert_eq!(applied, made);
+    }
 
     #[test]
     fn who_is_left_is_named_with_why() {

@@ -17,7 +17,14 @@ fn policy(app: &str, mode: PolicyMode) -> Policy {
 
 fn seen_policy(name: &str, policy: Policy) -> SeenPolicy {
     let status = PolicyStatus::default();
-    SeenPolicy { id: id(name), uid: name.to_owned(), generation: 1, policy: Ok(policy), status }
+    SeenPolicy {
+        id: id(name),
+        uid: name.to_owned(),
+        generation: 1,
+        policy: Ok(policy),
+        last_good: None,
+        status,
+    }
 }
 
 fn pod(name: &str, node: &str, app: &str, address: &str) -> (String, SeenPod) {
@@ -48,16 +55,19 @@ fn cluster(mode: &str, digests: [Option<String>; 2]) -> Seen {
         Seen { mesh: Some(Mesh { object, generation: 1, version: String::new() }), ..Seen::default() };
     for (name, policies) in ["a", "b"].into_iter().zip(digests) {
         seen.nodes.insert(name.to_owned(), Node::default());
-        seen.veil_nodes
-            .insert(name.to_owned(), Some(VeilNodeStatus { policies, ..VeilNodeStatus::default() }));
+        seen.agents.insert(name.to_owned(), true);
+        let conditions = vec![Condition::new(READY, true, "Enforcing", String::new(), Timestamp::UNIX_EPOCH)];
+        seen.veil_nodes.insert(
+            name.to_owned(),
+            Some(VeilNodeStatus { policies, conditions, ..VeilNodeStatus::default() }),
+        );
     }
     seen
 }
 
 fn told(census: &Census, sets: &Sets, seen: &Seen) -> BTreeMap<String, PolicyStatus> {
-    let mode = seen.mesh.as_ref().expect("a mesh").object.spec.mode;
-    let selected = Selected::of(census, &readable(census), mode);
-    let all = statuses(census, &selected, sets, seen, Timestamp::UNIX_EPOCH);
+    let selected = Selected::of(census, &readable(census));
+    let all = statuses(census, &selected, sets, seen, true, Timestamp::UNIX_EPOCH);
     all.into_iter().map(|(policy, status)| (policy.id.name.clone(), status)).collect()
 }
 
@@ -66,26 +76,19 @@ fn reason<'a>(status: &'a PolicyStatus, kind: &str) -> (bool, &'a str) {
     (condition.holds(), condition.reason.as_str())
 }
 
-/// Of an exception the others are told, of what is as all are nobody is, whatever the mesh's mode.
+/// The others are told of whom encryption is required, and of nobody else.
 #[test]
-fn only_of_whom_more_is_asked_others_are_told() {
+fn only_of_whom_encryption_is_required_others_are_told() {
     let pods = [
         pod("ledger-1", "a", "ledger", "10.0.1.7"),
         pod("ledger-2", "b", "ledger", "10.0.2.7"),
         pod("web", "a", "web", "10.0.1.8"),
         pod("on-the-host", "a", "ledger", ""),
     ];
-    for (mode, asked, told) in [
-        (Mode::Observe, PolicyMode::Require, 2),
-        (Mode::Prefer, PolicyMode::Require, 2),
-        (Mode::Require, PolicyMode::Require, 0),
-        (Mode::Require, PolicyMode::Exempt, 0),
-        (Mode::Prefer, PolicyMode::Exempt, 0),
-        (Mode::Observe, PolicyMode::Prefer, 0),
-    ] {
+    for (asked, told) in [(PolicyMode::Require, 2), (PolicyMode::Prefer, 0), (PolicyMode::Exempt, 0)] {
         let census = census(vec![seen_policy("p", policy("ledger", asked))], pods.clone());
-        let selected = Selected::of(&census, &readable(&census), mode);
-        assert_eq!(selected.slices.len(), told, "{mode} {asked}");
+        let selected = Selected::of(&census, &readable(&census));
+        assert_eq!(selected.slices.len(), told, "{asked}");
         assert_eq!(selected.counts[&id("p")], [3, 1]);
         for (node, pods) in &selected.slices {
             let [pod] = &pods[..] else { panic!("{pods:?}") };
@@ -103,7 +106,7 @@ fn without_its_namespace_a_pod_is_not_told_of() {
     let policies = vec![seen_policy("p", policy("ledger", PolicyMode::Require))];
     let mut census = census(policies, [pod("ledger", "a", "ledger", "10.0.1.7")]);
     census.namespaces.clear();
-    assert!(Selected::of(&census, &readable(&census), Mode::Prefer).slices.is_empty());
+    assert!(Selected::of(&census, &readable(&census)).slices.is_empty());
 }
 
 /// When all nodes have said so, of what it is now; and others that come and go change nothing of that.
@@ -162,6 +165,42 @@ fn what_was_in_force_stays_so_under_another_controller() {
     one.generation = 2;
     let again = look(&one, [digest, unknown]).expect("news");
     assert_eq!(reason(&again, IN_FORCE), (false, "NodesBehind"));
+}
+
+/// What an agent said counts as long as it lives and enforces; and senders have to be told.
+#[test]
+fn who_does_not_enforce_holds_nothing() {
+    let census = census(vec![seen_policy("one", policy("ledger", PolicyMode::Require))], []);
+    let mut sets = Sets::default();
+    sets.see(&readable(&census));
+    let digest = readable(&census).digest();
+    let good = cluster("prefer", [digest.clone(), digest]);
+    let look = |seen: &Seen| reason(&told(&census, &sets, seen)["one"], IN_FORCE).0;
+    assert!(look(&good));
+    let mut gone = good.clone();
+    gone.agents.remove("b");
+    let mut failing = good.clone();
+    failing.agents.insert("b".to_owned(), false);
+    let mut waiting = good.clone();
+    let said = waiting.veil_nodes.get_mut("b").and_then(Option::as_mut).expect("said");
+    said.conditions[0] = Condition::new(READY, false, "Waiting", String::new(), Timestamp::UNIX_EPOCH);
+    assert_eq!([gone, failing, waiting].map(|seen| look(&seen)), [false; 3]);
+    let selected = Selected::of(&census, &readable(&census));
+    let untold = statuses(&census, &selected, &sets, &good, false, Timestamp::UNIX_EPOCH);
+    assert_eq!(reason(&untold[0].1, IN_FORCE), (false, "SendersNotTold"));
+}
+
+/// One that can't be read any more holds as it did: the agents keep its last good state, and so do senders.
+#[test]
+fn an_unreadable_policy_holds_as_it_did() {
+    let mut one = seen_policy("one", policy("ledger", PolicyMode::Require));
+    let pods = || [pod("ledger", "a", "ledger", "10.0.1.7")];
+    let before = readable(&census(vec![one.clone()], []));
+    one.last_good = one.policy.clone().ok();
+    one.policy = Err("spec.until no time".to_owned());
+    let census = census(vec![one], pods());
+    assert_eq!(readable(&census), before);
+    assert_eq!(Selected::of(&census, &readable(&census)).slices.len(), 1);
 }
 
 #[test]

@@ -7,16 +7,21 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kubeveil_abi::{Asked, PrefixKind};
+use kubeveil_abi::{Asked, MAX_PREFIXES, PrefixKind};
 use kubeveil_api::policy::PolicyMode;
 
 use crate::{
     observed::Prefix,
     ownership::{Assignment, Class},
-    policy::{FlowMode, Policies},
+    policy::{FlowMode, Policies, Standing},
     problem::{Problem, ProblemKind},
     snapshot::Snapshot,
 };
+
+/// Addresses that have an entry of their own because more is asked of them than of all. With more of them in the cluster, other nodes'
+/// pods are held to it by their node's whole range: the map has room for those of 5,000 nodes beside ([`MAX_PREFIXES`]).
+const MOST_EXCEPTIONS: usize = 16_384;
+const _: () = assert!(MOST_EXCEPTIONS + 5_000 * 4 < MAX_PREFIXES as usize / 3 * 2);
 
 /// What is asked for of those whom nobody can tell from any other.
 pub(super) fn unknown(policies: &Policies) -> Asked {
@@ -54,7 +59,12 @@ pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut B
         nets.find_map(|net| Some((net, *owners.get(&net)?)))
     };
     let owner_of = |address: &IpAddr| owner(address).map(|(_, node)| node);
-    for (address, standing) in snapshot.workloads.asked(&snapshot.policies, base, owner_of) {
+    let asked_of = snapshot.workloads.asked(&snapshot.policies, base, owner_of);
+    let is_exception = |(_, standing): &(&IpAddr, &Option<Standing>)| {
+        of(standing.map(|standing| standing.mode)) != Asked::Mesh
+    };
+    let is_too_much = asked_of.iter().filter(is_exception).count() > MOST_EXCEPTIONS;
+    for (address, standing) in asked_of {
         let asked = of(standing.map(|standing| standing.mode));
         let own = IpNet::from(address);
         let net = owner(&address).map(|(net, _)| net);
@@ -64,6 +74,11 @@ pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut B
             None => Some(Prefix::new(PrefixKind::UnownedPods, 0)),
         };
         let Some(holder) = holder else { continue };
+        if is_too_much && holder.kind == PrefixKind::RemotePods {
+            let range = net.filter(|_| asked != Asked::Mesh).and_then(|net| prefixes.get_mut(&net));
+            range.into_iter().for_each(|range| range.asked = asked);
+            continue;
+        }
         // A node's own address is no pod's, whatever a pod says.
         let is_pods = prefixes.get(&own).is_none_or(|_| Some(own) == net);
         // Said of pods of this node even where it goes without saying: what was said before has to give way, and nothing is removed on

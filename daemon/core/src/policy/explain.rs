@@ -340,19 +340,25 @@ impl Desk<'_> {
         if flow.mode != FlowMode::Require || self.census.mesh.uninstall {
             return true;
         }
-        let is_open = self.census.mesh.adoption.filter(|adoption| {
-            // A pair that adoption leaves open is closed to whom a policy is about.
-            self.law.mesh == Mode::Require
-                && self.now < adoption.deadline
-                && flow.rules.iter().all(|rule| matches!(rule, Rule::Mesh { .. }))
-        });
-        notes.extend(is_open.map(|adoption| Note::Adopting { deadline: adoption.deadline }));
-        let is_told = ends.iter().all(|end| end.held.mode == FlowMode::Require)
-            || ends.iter().filter(|end| end.held.mode == FlowMode::Require).all(|end| self.is_told_of(end));
-        if !is_told {
-            notes.push(Note::DroppedByReceiver);
+        let is_by_policy = |end: &End| end.held.rules.iter().any(|rule| !matches!(rule, Rule::Mesh { .. }));
+        let adopting = self.census.mesh.adoption.filter(|adoption| self.now < adoption.deadline);
+        if self.law.mesh == Mode::Require && adopting.is_none() {
+            return false;
         }
-        is_open.is_some() || !is_told
+        // A pair that adoption leaves open is closed to whom a policy is about.
+        let requiring: Vec<&End> =
+            ends.into_iter().filter(|end| end.held.mode == FlowMode::Require && is_by_policy(end)).collect();
+        match (&requiring[..], adopting) {
+            ([], Some(adoption)) => {
+                notes.push(Note::Adopting { deadline: adoption.deadline });
+                true
+            }
+            ([end], _) if !self.is_told_of(end) => {
+                notes.push(Note::DroppedByReceiver);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Does the other end's daemon know what is asked of this one?
@@ -361,6 +367,8 @@ impl Desk<'_> {
             (Some(told), Place::Pod { addresses, .. }) => {
                 !addresses.is_empty() && addresses.iter().all(|address| told.contains(address))
             }
+            // Its own node holds it to the strictest; others hold its node's range to what is asked of all.
+            (_, Place::UnknownPod { .. }) => false,
             _ => true,
         }
     }

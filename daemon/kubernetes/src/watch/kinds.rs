@@ -164,13 +164,6 @@ impl Watched for Namespaces {
 
 pub(crate) enum Slices {}
 
-impl Slices {
-    fn read(store: &Store, slice: SliceObject) -> Read<Arc<Exceptions>> {
-        let before = store.slices.get(slice.name()).map(|read| Arc::clone(&read.value));
-        slice.read(before)
-    }
-}
-
 impl Watched for Slices {
     type Object = SliceObject;
     const PATH: &str = "/apis/kubeveil.io/v1alpha1/veilpodslices";
@@ -185,13 +178,12 @@ impl Watched for Slices {
     }
 
     fn list(store: &mut Store, listed: Vec<SliceObject>, version: u64) -> Result<bool, Disbelief> {
-        let listed = listed.into_iter().map(|slice| Self::read(store, slice)).collect();
+        let listed = listed.into_iter().map(SliceObject::read).collect();
         store.list_slices(listed, version)
     }
 
     fn event(store: &mut Store, object: SliceObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
-        let read = Self::read(store, object);
-        store.slice(read, is_deleted)
+        store.slice(object.read(), is_deleted)
     }
 
     fn bookmark(store: &mut Store, version: u64) {

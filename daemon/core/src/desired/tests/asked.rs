@@ -156,6 +156,37 @@ fn a_pod_is_held_to_what_stands_beside_its_addresses() {
     }
 }
 
+/// More exceptions than the map has room for: the ranges of their nodes stand for them, and no other node's.
+#[test]
+fn too_many_exceptions_are_held_to_by_their_nodes_ranges() {
+    let mut snapshot = of_payments(
+        Mode::Prefer,
+        &[("shop", "me", "shop", "10.244.1.7"), ("ledger", "me", "payments", "10.244.1.8")],
+        PolicyMode::Require,
+    );
+    let require = Standing { mode: PolicyMode::Require, until: None };
+    let all = |count: u32| -> Exceptions {
+        let base = u128::from_be_bytes(std::net::Ipv6Addr::new(0xfd00, 0x244, 2, 0, 0, 0, 0, 0).octets());
+        (1..=count).map(|n| (std::net::Ipv6Addr::from(base + u128::from(n)).into(), require)).collect()
+    };
+    for (count, entry, range) in
+        [(16_000, Some(Asked::Require), Some(Asked::Mesh)), (17_000, None, Some(Asked::Require))]
+    {
+        let elsewhere = [("b".to_owned(), Arc::new(all(count)))].into();
+        Arc::make_mut(&mut snapshot.workloads).elsewhere = elsewhere;
+        let (desired, _) = of(snapshot.clone(), &Owners::new());
+        for (at, asked) in [
+            ("fd00:244:2::7/128", entry),
+            ("fd00:244:2::/64", range),
+            ("10.244.2.0/24", Some(Asked::Mesh)),
+            ("10.244.1.7/32", Some(Asked::Mesh)),
+            ("10.244.1.8/32", Some(Asked::Require)),
+        ] {
+            assert_eq!(asked_in(&desired, at), asked, "{count}: {at}");
+        }
+    }
+}
+
 /// What asks for no more than the mesh does leaves no trace in the map; what asks for less is told of.
 #[test]
 fn what_asks_for_less_is_told_of_and_counts_for_nothing() {

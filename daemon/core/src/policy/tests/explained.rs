@@ -156,8 +156,8 @@ fn who_is_who_and_what_becomes_of_it() {
         ("payments/ledger", "shop/web", Local, None, false),
         ("payments/ledger", "10.244.2.7", Crosses, Some(FlowMode::Require), false),
         // By either family, and whoever has it.
-        ("shop/web", "10.244.2.99", Crosses, Some(FlowMode::Require), false),
-        ("shop/web", "fd00:244:2::99", Crosses, Some(FlowMode::Require), false),
+        ("shop/web", "10.244.2.99", Crosses, Some(FlowMode::Require), true),
+        ("shop/web", "fd00:244:2::99", Crosses, Some(FlowMode::Require), true),
         ("shop/web", "10.244.9.9", Crosses, Some(FlowMode::Require), false),
         ("shop/web", "2001:db8::2", Crosses, Some(FlowMode::Prefer), true),
         ("shop/web", "node/a", Local, None, false),
@@ -220,8 +220,10 @@ fn what_may_be_on_the_wire_before_it_is_dropped_counts_as_plain() {
     assert!(!explained(&census, "shop/web", "payments/ledger-2").can_be_plain);
     assert!(explained(&census, "shop/web-2", "payments/ledger").can_be_plain, "of another nobody was told");
     census.mesh.mode = Mode::Require;
+    assert!(!explained(&census, "shop/web-2", "payments/ledger").can_be_plain, "the mesh requires it of all");
     census.mesh.adoption = Some(Adoption { deadline: second(10) });
     assert!(explained(&census, "shop/web", "shop/web-2").can_be_plain);
+    assert!(explained(&census, "shop/web-2", "payments/ledger").can_be_plain, "its node knows of no policy");
     assert!(!explained(&census, "shop/web", "payments/ledger-2").can_be_plain);
     census.mesh.adoption = Some(Adoption { deadline: second(0) });
     assert!(!explained(&census, "shop/web", "shop/web-2").can_be_plain);
