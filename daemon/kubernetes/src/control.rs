@@ -7,7 +7,7 @@ use kube::core::{
     Request,
     params::{ListParams, Patch, PatchParams, PostParams},
 };
-use kubeveil_api::{mesh::EncryptionMesh, names, problem::Problem};
+use kubeveil_api::{mesh::EncryptionMesh, names, policy::PolicyMode, problem::Problem};
 use kubeveil_core::{
     control::{Control, Refusal, Sight},
     policy::{Policies, census::Census},

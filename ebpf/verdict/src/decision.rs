@@ -12,6 +12,8 @@ pub struct Decision {
     pub reason: Reason,
     /// What the packet was held to.
     pub mode: FlowMode,
+    /// Decided at once: the verifier walks further where the mode is asked about again later.
+    observed: bool,
     /// Device that a tunnelled packet goes into, or that the answer to one too big comes out of; else 0.
     pub ifindex: u32,
     /// What the sender of a packet too big is told, bytes; 0: nobody is told anything.
@@ -41,7 +43,8 @@ impl Decision {
             },
         };
         let clamp = MssClamp { offset: 0, checksum: 0, old: 0, new: 0 };
-        Self { reason, mode, ifindex: 0, tell_mtu: 0, clamp, length }
+        let observed = is_observed(mode, reason);
+        Self { reason, mode, observed, ifindex: 0, tell_mtu: 0, clamp, length }
     }
 
     /// An IP packet; or what is decided, by every program alike, on what is none or can't be read.
@@ -63,7 +66,7 @@ impl Decision {
     /// The mode does not carry the verdict out: the packet passes.
     #[inline(always)]
     pub const fn observed(&self) -> bool {
-        is_observed(self.mode, self.reason)
+        self.observed
     }
 
     /// What is really done.

@@ -30,9 +30,10 @@ fn decide(program: usize, situation: &Situation, world: &World) -> Decision {
     }
 }
 
-/// What becomes of the packet, by whatever it is counted.
-fn done(decision: Decision) -> (Verdict, Decision) {
-    (decision.verdict(), Decision { mode: FlowMode::Require, ..decision })
+/// What becomes of the packet, whatever it was held to.
+fn done(decision: Decision) -> impl PartialEq + std::fmt::Debug {
+    let Decision { reason, ifindex, tell_mtu, clamp, length, .. } = decision;
+    (decision.verdict(), reason, ifindex, tell_mtu, clamp, length)
 }
 
 /// What is asked for of an address there, as the map has it.

@@ -21,7 +21,7 @@ use crate::{
 /// Addresses that have an entry of their own because more is asked of them than of all. With more of them in the cluster, other nodes'
 /// pods are held to it by their node's whole range: the map has room for those of 5,000 nodes beside ([`MAX_PREFIXES`]).
 const MOST_EXCEPTIONS: usize = 16_384;
-const _: () = assert!(MOST_EXCEPTIONS + 5_000 * 4 < MAX_PREFIXES as usize / 3 * 2);
+const _: () = assert!(MOST_EXCEPTIONS + 5_000 * 4 < MAX_PREFIXES / 3 * 2);
 
 /// What is asked for of those whom nobody can tell from any other.
 pub(super) fn unknown(policies: &Policies) -> Asked {
