@@ -313,7 +313,7 @@ impl SliceObject {
                 Err((field, why)) => {
                     problems.push(Problem {
                         advice:
-                            "Encryption is required of it. The controller writes this: is it of this version?"
+                            "Encryption is required of it; the controller that wrote it may be of another version"
                                 .to_owned(),
                         ..refused(&format!("VeilPodSlice {}", self.metadata.name), &field, &why)
                     });

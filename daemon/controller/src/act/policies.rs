@@ -1,9 +1,7 @@
 //! Slices of pods, and what is said of policies.
 
-use std::future::ready;
-
 use anyhow::{Context as _, Result};
-use futures_util::{FutureExt as _, StreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api,
@@ -74,21 +72,25 @@ impl Writer {
 
     /// One that can't be written is no reason to leave the others as they are.
     async fn write_slices(&self, seen: &Seen, census: &Census, selected: &Selected) -> Result<()> {
-        let stands = |name: &String, node: &Node, pods: &Vec<SlicedPod>| {
-            let slice = census.slices.get(name);
-            slice.is_some_and(|slice| {
-                slice.pods.as_ref() == Some(pods) && slice.owner.as_ref() == Some(&node.uid)
-            })
-        };
-        let wanted =
-            selected.slices.iter().filter_map(|(name, pods)| Some((name, seen.nodes.get(name)?, pods)));
-        let writes = wanted
-            .filter(|(name, node, pods)| !stands(name, node, pods))
-            .map(|(name, node, pods)| self.write_slice(name, node, pods).boxed());
-        let gone = census.slices.keys().filter(|name| !selected.slices.contains_key(*name));
-        let deletes = gone.map(|name| self.delete_slice(name).boxed());
-        let all = stream::iter(writes.chain(deletes)).buffer_unordered(AT_ONCE);
-        all.fold(Ok(()), |done, one| ready(done.and(one))).await
+        let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        for (name, pods) in &selected.slices {
+            let Some(node) = seen.nodes.get(name) else { continue };
+            let stands = census.slices.get(name);
+            if stands.is_none_or(|stands| {
+                stands.pods.as_ref() != Some(pods) || stands.owner.as_ref() != Some(&node.uid)
+            }) {
+                writes.push(self.write_slice(name, node, pods).boxed());
+            }
+        }
+        for name in census.slices.keys().filter(|name| !selected.slices.contains_key(*name)) {
+            writes.push(self.delete_slice(name).boxed());
+        }
+        let mut done = Ok(());
+        let mut ended = stream::iter(writes).buffer_unordered(AT_ONCE);
+        while let Some(one) = ended.next().await {
+            done = done.and(one);
+        }
+        done
     }
 
     async fn delete_slice(&self, name: &str) -> Result<()> {

@@ -251,7 +251,7 @@ fn what_is_asked_elsewhere_is_news_where_it_counts() {
     assert_eq!(elsewhere(&store), vec![("b".to_owned(), 1)]);
     let told: Vec<String> = store.problems().map(ToString::to_string).collect();
     assert!(
-        told.len() == 1 && told[0].starts_with("VeilPodSlice b pods[0].mode: unknown variant"),
+        told.len() == 1 && told[0].starts_with("VeilPodSlice b pods[0].addresses[1]: invalid IP address"),
         "{told:?}"
     );
     let gone = slice("b", 16, json!(null)).read();

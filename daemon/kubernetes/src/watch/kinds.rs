@@ -1,9 +1,9 @@
 //! What is followed, and where in the store it is kept.
 
-use std::{fmt::Debug, marker::PhantomData, sync::Arc};
+use std::{fmt::Debug, marker::PhantomData};
 
 use kubeveil_api::names;
-use kubeveil_core::{policy::pods::Exceptions, problem::Problem};
+use kubeveil_core::problem::Problem;
 use serde::de::DeserializeOwned;
 
 use crate::{

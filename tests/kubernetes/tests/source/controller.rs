@@ -315,6 +315,7 @@ pub(crate) fn it_tells_other_nodes_of_exceptions(server: &mut Server) {
         let said = VeilNodeStatus { policies: digest.clone(), ..says(1, &[]) };
         let status = serde_json::to_value(said).unwrap();
         until("its VeilNode is there", || world.put_status(&veil_node_kind(), node, &status).is_ok());
+        agent(server, node, true);
     }
     until("all nodes hold", || condition(&stands(), "InForce")[0] == "True");
     assert_eq!(condition(&stands(), "Selecting")[0], "True");
