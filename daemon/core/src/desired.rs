@@ -167,7 +167,8 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
-    asked::ask(inputs.knowledge.snapshot(), inputs.assignment, &mut out.prefixes);
+    let stands = prefixes_in_map(inputs.observed);
+    asked::ask(inputs.knowledge.snapshot(), inputs.assignment, stands, &mut out.prefixes);
     out.problems.extend(asked::problems(inputs.knowledge.snapshot()));
     out.problems.extend(underlay::absent(&inputs.observed.links, inputs.underlay));
     let underlay = underlay_of(inputs, mesh);

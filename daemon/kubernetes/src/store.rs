@@ -228,6 +228,7 @@ impl Store {
             namespaces: namespaces.map(|(name, read)| (name.clone(), read.value.clone())).collect(),
             pods: pods.map(|read| (read.uid.clone(), read.value.clone())).collect(),
             elsewhere: slices.map(|(node, read)| (node.clone(), Arc::clone(&read.value))).collect(),
+            knows_elsewhere: self.slices.listed,
         }
     }
 

@@ -185,7 +185,7 @@ impl Index {
 
     fn merge(&self, problems: &mut Vec<Problem>, minor: &mut Vec<Problem>) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        let mut workloads = Workloads::default();
+        let mut workloads = Workloads { knows_elsewhere: true, ..Workloads::default() };
         let mut policies = BTreeMap::new();
         let (announced, plain): (Vec<_>, Vec<_>) =
             self.files.iter().partition(|(name, _)| is_announcement(name));

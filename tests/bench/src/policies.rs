@@ -192,6 +192,7 @@ fn world() -> (Policies, Workloads) {
         namespaces: (0..NAMESPACES).map(|n| (format!("namespace-{n}"), Labels::new())).collect(),
         pods: (0..LOCAL).map(pod).collect(),
         elsewhere: [("others".to_owned(), Arc::new(exceptions))].into(),
+        knows_elsewhere: true,
     };
     (Policies::new((0..POLICIES).map(policy).collect()), workloads)
 }

@@ -173,3 +173,51 @@ fn is_same(one: &PolicyStatus, other: &PolicyStatus) -> bool {
     keep_transitions(&mut copy.conditions, &other.conditions);
     copy == *other
 }
+
+#[cfg(test)]
+mod tests {
+    use kubeveil_api::condition::Condition;
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("a time")
+    }
+
+    fn status(pods: u32, holds: bool, words: &str) -> PolicyStatus {
+        let condition = Condition::new("InForce", holds, "R", words.to_owned(), at(0));
+        PolicyStatus { observed_generation: 1, pods, conditions: vec![condition] }
+    }
+
+    fn policy(status: PolicyStatus) -> SeenPolicy {
+        let id = PolicyId { namespace: None, name: "p".to_owned() };
+        let policy = Err("no matter".to_owned());
+        SeenPolicy { id, uid: "u".to_owned(), generation: 1, policy, last_good: None, status }
+    }
+
+    /// Each write goes to every agent, which watches policies.
+    #[test]
+    fn what_only_counts_otherwise_is_told_once_a_minute() {
+        let policy = policy(status(7, true, "a"));
+        let last = Some(at(100));
+        for (now, pods, holds, words, is_told) in [
+            (101, 7, false, "a", true),
+            (101, 8, true, "a", false),
+            (159, 7, true, "b", false),
+            (160, 8, true, "b", true),
+        ] {
+            let told = is_due(&policy, &status(pods, holds, words), last.as_ref(), at(now));
+            assert_eq!(told, is_told, "{now} {pods} {holds} {words}");
+        }
+        assert!(is_due(&policy, &status(8, true, "a"), None, at(101)), "the first of this controller");
+    }
+
+    /// What was written is not written again before it has had time to come back; what was overwritten by somebody else is.
+    #[test]
+    fn what_is_on_its_way_is_not_written_twice() {
+        let said = Said { status: status(7, true, "a"), at: at(100) };
+        assert!(said.is_on_its_way(&status(7, true, "a"), at(129)));
+        assert!(!said.is_on_its_way(&status(7, true, "a"), at(130)));
+        assert!(!said.is_on_its_way(&status(8, true, "a"), at(101)));
+    }
+}

@@ -38,17 +38,28 @@ const fn of(mode: Option<PolicyMode>) -> Asked {
 
 /// Writes it into `prefixes`. Of a pod of this node that nobody has told us of the most is asked for that is of anybody, and so it is of
 /// an address of the pods' ranges that no node owns; of a pod of another node of which nothing else was said what is asked of all, since
-/// that node knows better, and refuses what comes in plain.
-pub(super) fn ask(snapshot: &Snapshot, assignment: &Assignment, prefixes: &mut BTreeMap<IpNet, Prefix>) {
+/// that node knows better, and refuses what comes in plain. Until it was told of whom something else is said, what `stands` in the map of
+/// other nodes' pods stays, and of a prefix that is not there yet the most is asked: a node that begins anew opens nothing by that it
+/// has not heard yet.
+pub(super) fn ask(
+    snapshot: &Snapshot,
+    assignment: &Assignment,
+    stands: &BTreeMap<IpNet, Prefix>,
+    prefixes: &mut BTreeMap<IpNet, Prefix>,
+) {
     let Some(base) = snapshot.mode() else { return };
     if snapshot.policies.is_empty() {
         return;
     }
     let unknown = unknown(&snapshot.policies);
-    for prefix in prefixes.values_mut() {
-        if matches!(prefix.kind, PrefixKind::LocalPods | PrefixKind::UnownedPods) {
-            prefix.asked = unknown;
-        }
+    for (net, prefix) in prefixes.iter_mut() {
+        prefix.asked = match prefix.kind {
+            PrefixKind::LocalPods | PrefixKind::UnownedPods => unknown,
+            PrefixKind::RemotePods if !snapshot.workloads.knows_elsewhere => {
+                stands.get(net).map_or(unknown, |stands| stands.asked)
+            }
+            _ => prefix.asked,
+        };
     }
     let owners: BTreeMap<IpNet, &str> = assignment.nodes().flat_map(pods_of).collect();
     // The longest first.

@@ -17,6 +17,11 @@ fn whole(nodes: &[(&str, NodeFacts)], recorded: &Owners) -> (Desired, Owners) {
 
 /// The same, of all that is known.
 fn of(snapshot: Snapshot, recorded: &Owners) -> (Desired, Owners) {
+    over(snapshot, recorded, &Observed::default())
+}
+
+/// The same, over a kernel that holds something.
+fn over(snapshot: Snapshot, recorded: &Owners, observed: &Observed) -> (Desired, Owners) {
     let knowledge = Knowledge::Whole(snapshot.attest_whole());
     let assignment = assign(&knowledge, &mesh(), recorded);
     let desired = desired(&Inputs {
@@ -27,7 +32,7 @@ fn of(snapshot: Snapshot, recorded: &Owners) -> (Desired, Owners) {
         announced: &Announced::default(),
         rotation: &Rotation::default(),
         tunnels: &Tunnels::default(),
-        observed: &Observed::default(),
+        observed,
         underlay: &[],
         backstop: backstop::Choice::Auto,
         build: "build",

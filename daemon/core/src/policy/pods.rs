@@ -61,6 +61,9 @@ pub struct Workloads {
     pub pods: BTreeMap<String, Pod>,
     /// Of nodes whose pods are not told of one by one: the addresses of which something else is asked for than of all.
     pub elsewhere: BTreeMap<String, Arc<Exceptions>>,
+    /// All nodes' pods were told of by now, one by one or by their exceptions. As long as they were not, of other nodes' pods too
+    /// nobody knows what is asked.
+    pub knows_elsewhere: bool,
 }
 
 impl Workloads {

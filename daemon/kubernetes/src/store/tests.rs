@@ -241,6 +241,11 @@ fn what_is_asked_elsewhere_is_news_where_it_counts() {
     let policy = serde_json::from_value::<PolicyObject>(policy).expect("an object").read(None);
     assert_eq!(store.policy(Scope::Namespace, policy, false), Ok(true));
     assert_eq!(elsewhere(&store), b());
+    assert!(store.knowledge().snapshot().workloads.knows_elsewhere);
+    let mut unheard = Store { slices: Default::default(), ..self::store() };
+    let again = store.policies[0].get("n/p").cloned().expect("a policy");
+    unheard.policy(Scope::Namespace, again, false).expect("followed");
+    assert!(!unheard.knowledge().snapshot().workloads.knows_elsewhere);
     assert_eq!(store.slice(slice(ME, 13, ledger.clone()).read(), false), Ok(false));
     assert_eq!(elsewhere(&store), b(), "of our own");
     assert_eq!(store.slice(slice("b", 14, ledger).read(), false), Ok(false), "the same");

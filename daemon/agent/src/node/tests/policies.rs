@@ -58,7 +58,8 @@ fn bench(mode: Mode, policies: &[(PolicyId, Policy)]) -> Bench {
     bench.world.change(|said| {
         said.snapshot.mesh.as_mut().expect("mesh").mode = mode;
         said.snapshot.policies = Policies::new(policies.iter().cloned().collect());
-        said.snapshot.workloads = Arc::new(Workloads { namespaces, pods, ..Workloads::default() });
+        said.snapshot.workloads =
+            Arc::new(Workloads { namespaces, pods, knows_elsewhere: true, ..Workloads::default() });
     });
     bench
 }

@@ -44,6 +44,7 @@ fn of_payments(mode: Mode, pods: &[(&str, &str, &str, &str)], mode_asked: Policy
         namespaces: namespaces.into(),
         pods: pods.iter().map(pod).collect(),
         elsewhere: BTreeMap::new(),
+        knows_elsewhere: true,
     });
     snapshot
 }
@@ -154,6 +155,28 @@ fn a_pod_is_held_to_what_stands_beside_its_addresses() {
         let addresses: Vec<_> = addresses.iter().map(|text| text.parse().expect("an address")).collect();
         assert_eq!(held(base, &desired.prefixes, &addresses), mode, "{base:?} {addresses:?}");
     }
+}
+
+/// Until it was told of other nodes' pods: a range that is new is closed, one that stands stays as it is.
+#[test]
+fn before_other_nodes_pods_are_told_of_nothing_opens() {
+    let mut snapshot =
+        of_payments(Mode::Prefer, &[("shop", "me", "shop", "10.244.1.7")], PolicyMode::Require);
+    Arc::make_mut(&mut snapshot.workloads).knows_elsewhere = false;
+    let stands = Prefix::new(PrefixKind::RemotePods, 1);
+    let datapath = Datapath { prefixes: [(net("10.244.2.0/24"), stands)].into(), ..Datapath::default() };
+    let observed = Observed { datapath: Some(datapath), ..Observed::default() };
+    let desired = over(snapshot.clone(), &Owners::new(), &observed).0;
+    assert_eq!(asked_in(&desired, "10.244.2.0/24"), Some(Asked::Mesh));
+    assert_eq!(asked_in(&desired, "fd00:244:2::/64"), Some(Asked::Require));
+    Arc::make_mut(&mut snapshot.workloads).knows_elsewhere = true;
+    let desired = over(snapshot.clone(), &Owners::new(), &observed).0;
+    assert_eq!(asked_in(&desired, "fd00:244:2::/64"), Some(Asked::Mesh));
+    // Where no policy asks for anything there is nothing to be told.
+    snapshot.policies = Policies::default();
+    Arc::make_mut(&mut snapshot.workloads).knows_elsewhere = false;
+    let desired = over(snapshot, &Owners::new(), &observed).0;
+    assert_eq!(asked_in(&desired, "fd00:244:2::/64"), Some(Asked::Mesh));
 }
 
 /// More exceptions than the map has room for: the ranges of their nodes stand for them, and no other node's.
