@@ -110,6 +110,8 @@ pub struct Node<K> {
     pub(crate) rotations: Rotations,
     retry: Duration,
     looked: Duration,
+    /// Since when devices of pods are looked for.
+    looking_since: Option<Duration>,
     /// A look found that what holds packets back is not as the last way round saw it.
     touched: bool,
     undone: Undone,
@@ -171,6 +173,7 @@ impl<K: Kernel> Node<K> {
             rotations: Rotations::default(),
             retry: RETRY,
             looked: Duration::ZERO,
+            looking_since: None,
             touched: false,
             undone: Undone::default(),
             quiet: Quiet::default(),
@@ -263,7 +266,7 @@ impl<K: Kernel> Node<K> {
         problems.append(&mut assignment.problems);
         (self.knowledge, self.assignment) = (knowledge, assignment);
         self.conclude(outcome, problems, now);
-        let wait = [Some(self.wait()), read.look_again, self.pairs.next_look(now), rotates_in];
+        let wait = [Some(self.wait(now)), read.look_again, self.pairs.next_look(now), rotates_in];
         self.due = now.monotonic + wait.into_iter().flatten().min().unwrap_or(RESYNC);
         self.await_answers(now);
         self.until_next(now)
@@ -333,6 +336,7 @@ impl<K: Kernel> Node<K> {
             adopting: &self.pairs.adopting,
             resting,
             now: now.monotonic,
+            epoch: now.epoch,
         }
     }
 
@@ -346,6 +350,7 @@ impl<K: Kernel> Node<K> {
         outcome: &mut Outcome,
     ) -> Result<usize, Vec<KernelError>> {
         outcome.observed = self.observe(now).map_err(|e| vec![e])?;
+        self.look_for_pods(knowledge, &mut outcome.observed, now);
         if is_first && self.last.settled {
             self.notice(&outcome.observed, knowledge, now);
         }
@@ -450,10 +455,10 @@ impl<K: Kernel> Node<K> {
         }
     }
 
-    fn wait(&mut self) -> Duration {
+    fn wait(&mut self, now: Now) -> Duration {
         if self.last.settled {
             self.retry = RETRY;
-            return RESYNC;
+            return self.resync(now);
         }
         let wait = self.retry;
         self.retry = (self.retry * 2).min(RETRY_MAX);

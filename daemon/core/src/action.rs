@@ -1,10 +1,14 @@
 //! What is to be done to the kernel, as data: it can be printed, counted, refused on purpose in a
 //! test, and holds no secret (a private key is named by its public half).
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
-use kubeveil_abi::{Config, DeviceKind, PeerValue};
+use kubeveil_abi::{Config, DeviceKind, Origin, PeerValue};
 use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
@@ -27,6 +31,10 @@ pub enum Action {
     PutPrefix(IpNet, Prefix),
     /// Take a prefix out.
     RemovePrefix(IpNet),
+    /// Tell the programs by which device a pod of this node speaks, and that this device is there.
+    PutOrigin(IpAddr, Origin),
+    /// Nobody has this address any more.
+    RemoveOrigin(IpAddr),
     /// Tell the programs what a device is.
     PutDevice(u32, DeviceKind),
     /// Forget a device.
@@ -110,9 +118,13 @@ impl fmt::Display for Action {
             Self::DropPredecessors => write!(f, "drop what another version left"),
             Self::SetConfig(config) => write!(f, "set the configuration {config:?}"),
             Self::PutPrefix(prefix, value) => {
-                write!(f, "put prefix {prefix} {:?} peer {}", value.kind, value.peer)
+                write!(f, "put prefix {prefix} {:?} peer {} {:?}", value.kind, value.peer, value.asked)
             }
             Self::RemovePrefix(prefix) => write!(f, "remove prefix {prefix}"),
+            Self::PutOrigin(address, origin) => {
+                write!(f, "put {address} behind device {} by device {}", origin.device, origin.via)
+            }
+            Self::RemoveOrigin(address) => write!(f, "remove {address} from those behind devices"),
             Self::PutDevice(index, kind) => write!(f, "put device {index} {kind:?}"),
             Self::RemoveDevice(index) => write!(f, "remove device {index}"),
             Self::Attach((program, index)) => write!(f, "attach {} to device {index}", program.name()),

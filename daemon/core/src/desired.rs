@@ -6,13 +6,13 @@ mod peers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use ipnet::IpNet;
 use kubeveil_abi::{
-    Asked, BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, PeerState,
+    Asked, BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, Origin, PeerState,
     PeerValue, PrefixKind,
 };
 use kubeveil_api::mesh::MeshSpec;
@@ -23,6 +23,7 @@ use crate::{
     announced::{Announced, Heard},
     backstop, index, mtu,
     observed::{Hook, Observed, Prefix, Program},
+    origin,
     ownership::{Assignment, Class},
     policy::FlowMode,
     problem::{Problem, ProblemKind},
@@ -72,8 +73,10 @@ pub struct Inputs<'a> {
     pub adopting: &'a Adopting,
     /// Peer indices that were given back a moment ago.
     pub resting: &'a BTreeSet<u32>,
-    /// Monotonic.
+    /// Since boot, as the programs count.
     pub now: Duration,
+    /// Wall clock, since 1970.
+    pub epoch: Duration,
 }
 
 /// The state to reach.
@@ -87,6 +90,8 @@ pub struct Desired {
     pub prefixes: BTreeMap<IpNet, Prefix>,
     /// Devices by ifindex.
     pub devices: BTreeMap<u32, DeviceKind>,
+    /// The devices of this node's pods, by their addresses.
+    pub origins: BTreeMap<IpAddr, Origin>,
     /// Where programs are attached.
     pub hooks: BTreeSet<Hook>,
     /// Which form of the backstop stands.
@@ -167,9 +172,10 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
+    out.origins = origin::origins(inputs.node, inputs.knowledge, inputs.observed);
     let stands = prefixes_in_map(inputs.observed);
-    asked::ask(inputs.knowledge.snapshot(), inputs.assignment, stands, &mut out.prefixes);
-    out.problems.extend(asked::problems(inputs.knowledge.snapshot()));
+    let unknown = asked::ask(inputs, &out.origins, stands, &mut out.prefixes);
+    out.problems.extend(asked::problems(inputs, unknown, &out.prefixes, &out.origins));
     out.problems.extend(underlay::absent(&inputs.observed.links, inputs.underlay));
     let underlay = underlay_of(inputs, mesh);
     let underlay_mtu = mtu_of(&underlay, inputs.observed);

@@ -15,6 +15,7 @@ pub mod endpoint;
 pub mod index;
 pub mod mtu;
 pub mod observed;
+pub mod origin;
 pub mod ownership;
 pub mod plan;
 pub mod policy;

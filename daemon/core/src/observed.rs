@@ -5,12 +5,12 @@ mod expected;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use ipnet::IpNet;
-use kubeveil_abi::{Asked, Config, DeviceKind, MAX_SLOTS, PeerValue, PrefixKind};
+use kubeveil_abi::{Asked, Config, DeviceKind, MAX_SLOTS, Origin, PeerValue, PrefixKind};
 use kubeveil_keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,20 @@ pub struct Observed {
     pub backstop: Standing,
     /// Chains of somebody else's firewall that take only what comes in by the device that its answer leaves by.
     pub route_checks: BTreeSet<String>,
+    /// Who is behind which port of a bridge; looked at only where that is asked for.
+    pub neighbours: Neighbours,
+}
+
+/// A link-layer address, as of Ethernet.
+pub type HardwareAddress = [u8; 6];
+
+/// Who is behind which port of a bridge.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Neighbours {
+    /// Link-layer addresses, by the ifindex of the device that an address is reached by, and the address.
+    pub hardware: BTreeMap<(u32, IpAddr), HardwareAddress>,
+    /// ifindex of ports, by that of their bridge, and the link-layer address that was seen to speak by it.
+    pub ports: BTreeMap<(u32, HardwareAddress), u32>,
 }
 
 impl Observed {
@@ -156,12 +170,14 @@ pub struct Prefix {
     pub peer: u32,
     /// What policies ask for of whoever has an address of it.
     pub asked: Asked,
+    /// When that ends, seconds since boot; 0: never.
+    pub until: u32,
 }
 
 impl Prefix {
     /// Addresses that no policy is about.
     pub const fn new(kind: PrefixKind, peer: u32) -> Self {
-        Self { kind, peer, asked: Asked::Mesh }
+        Self { kind, peer, asked: Asked::Mesh, until: 0 }
     }
 }
 
@@ -180,6 +196,10 @@ pub struct Datapath {
     pub slots: [u32; MAX_SLOTS],
     /// Devices by ifindex.
     pub devices: BTreeMap<u32, DeviceKind>,
+    /// The devices of this node's pods, by their addresses.
+    pub origins: BTreeMap<IpAddr, Origin>,
+    /// Those of them that the programs were told of, and that are there.
+    pub alive: BTreeSet<u32>,
     /// Where ours is attached: what runs before it, in that order.
     pub attached: BTreeMap<Hook, Vec<Ahead>>,
     /// Pins that somebody removed. What they held goes on as long as the daemon lives, and no longer.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use kubeveil_abi::{DEVICE_NAMES, DeviceKind, FWMARK, PeerState, PeerValue, PrefixKind};
+use kubeveil_abi::{Asked, DEVICE_NAMES, DeviceKind, FWMARK, PeerState, PeerValue, PrefixKind};
 use kubeveil_keys::PublicKey;
 
 use crate::{
@@ -108,7 +108,14 @@ fn succeed(desired: &Desired, datapath: &Datapath, observed: &Observed, actions:
 }
 
 const fn fills_maps(action: &Action) -> bool {
-    matches!(action, Action::SetConfig(_) | Action::PutPrefix(..) | Action::SetSlot(..) | Action::SetPeer(..))
+    matches!(
+        action,
+        Action::SetConfig(_)
+            | Action::PutPrefix(..)
+            | Action::PutOrigin(..)
+            | Action::SetSlot(..)
+            | Action::SetPeer(..)
+    )
 }
 
 /// Whether ours stands everywhere where another ABI's version does.
@@ -181,11 +188,16 @@ fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     let (ranges, mut owned): (Vec<_>, Vec<_>) = desired.prefixes.iter().partition(|(_, want)| is_range(want));
     // Then the longest: nobody is held to what is asked for of those whom we don't know before it is said who he is.
     owned.sort_by_key(|(prefix, _)| Reverse(prefix.prefix_len()));
-    for (prefix, want) in ranges.into_iter().chain(owned) {
-        if datapath.prefixes.get(prefix) != Some(want) {
-            actions.push(Action::PutPrefix(*prefix, *want));
-        }
-    }
+    let all = ranges.into_iter().chain(owned);
+    let (loose, strict): (Vec<_>, Vec<_>) = all
+        .filter(|(prefix, want)| datapath.prefixes.get(prefix) != Some(want))
+        .map(|(prefix, want)| Action::PutPrefix(*prefix, *want))
+        .partition(is_loosening);
+    // What was said of who had an address is taken back before another device may speak for it, and what loosens is said of who is
+    // known to have it.
+    actions.extend(strict);
+    origins(desired, datapath, actions);
+    actions.extend(loose);
     // What may pass in plain as yet is not cut off by what follows.
     open_in_plain(desired, datapath, actions);
     // After the prefixes: a mode that is stricter than the last one must know all it is about.
@@ -195,6 +207,15 @@ fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     // A tunnel encrypts whatever stands at it; and steer should know one before anything comes out of it.
     let tunnels = desired.devices.iter().filter(|(_, kind)| **kind == DeviceKind::Tunnel);
     put_devices(tunnels, datapath, actions);
+}
+
+const fn is_loosening(action: &Action) -> bool {
+    matches!(action, Action::PutPrefix(_, prefix) if matches!(prefix.asked, Asked::Exempt | Asked::Prefer))
+}
+
+fn origins(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
+    let new = desired.origins.iter().filter(|(address, want)| datapath.origins.get(address) != Some(want));
+    actions.extend(new.map(|(address, want)| Action::PutOrigin(*address, *want)));
 }
 
 fn open_in_plain(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
@@ -395,6 +416,9 @@ fn remove(
             actions.push(Action::RemovePrefix(*prefix));
         }
     }
+    // After what was said of the address: without a device that would hold for whoever has it now.
+    let gone = datapath.origins.keys().filter(|address| !desired.origins.contains_key(*address));
+    actions.extend(gone.map(|address| Action::RemoveOrigin(*address)));
     retired(desired, datapath, observed, actions);
     let is_guarded = |index: u32| datapath.attached.keys().any(|hook| hook.1 == index);
     // One that exists, and that we never said to be guarded, would be open to the backstop.

@@ -8,7 +8,8 @@
 //! Of the backstop: it outlives the daemon; the program is in force as soon as it is raised, and nftables tells the
 //! rules that it was given until somebody flushes it, which is told.
 //! And of the datapath, held to by the lab's scenarios: maps and attachments outlive the daemon; a program does nothing
-//! any more when its device is gone, but what pins it stays; a link keeps the program of the build that attached it.
+//! any more when its device is gone, but what pins it stays; a link keeps the program of the build that attached it; that a pod's device is
+//! there stands in the maps until it is gone, and a device that is not there can't be put into them.
 //!
 //! What it can't prove: that packets are steered, dropped or encrypted; timing; what the verifier says;
 //! anything about two CPUs.
@@ -18,7 +19,7 @@ mod tamper;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -26,7 +27,7 @@ use ipnet::IpNet;
 use kubeveil_core::{
     action::Action,
     backstop::{Backstop, Form, Standing},
-    observed::{Datapath, Hook, Link, Observed, TunnelDevice},
+    observed::{Datapath, Hook, Link, Neighbours, Observed, TunnelDevice},
 };
 use kubeveil_keys::PublicKey;
 
@@ -48,6 +49,7 @@ pub struct FakeKernel {
     backstop: Standing,
     /// Forms of the backstop that this kernel does not take.
     refuses: BTreeMap<Form, String>,
+    neighbours: Neighbours,
     open: bool,
     build: String,
     last_index: u32,
@@ -84,6 +86,17 @@ impl FakeKernel {
         let Some(index) = self.index(name) else { return };
         self.links.remove(&index);
         self.tunnels.remove(name);
+        if let Some(pinned) = &mut self.pinned {
+            pinned.alive.remove(&index);
+        }
+    }
+
+    /// Somebody with this address was heard behind a port of a bridge.
+    pub fn hear(&mut self, address: IpAddr, bridge: u32, port: u32) {
+        let [a, b, c, d] = port.to_be_bytes();
+        let hardware = [2, 0, a, b, c, d];
+        self.neighbours.hardware.insert((bridge, address), hardware);
+        self.neighbours.ports.insert((bridge, hardware), port);
     }
 
     /// The next daemon brings other programs.
@@ -300,6 +313,13 @@ impl FakeKernel {
             Action::SetConfig(config) => self.datapath()?.config = *config,
             Action::PutPrefix(net, prefix) => drop(self.datapath()?.prefixes.insert(*net, *prefix)),
             Action::RemovePrefix(net) => drop(self.datapath()?.prefixes.remove(net)),
+            Action::PutOrigin(address, origin) => {
+                self.link(origin.device)?;
+                let datapath = self.datapath()?;
+                datapath.alive.insert(origin.device);
+                datapath.origins.insert(*address, *origin);
+            }
+            Action::RemoveOrigin(address) => drop(self.datapath()?.origins.remove(address)),
             Action::PutDevice(index, kind) => drop(self.datapath()?.devices.insert(*index, *kind)),
             Action::RemoveDevice(index) => drop(self.datapath()?.devices.remove(index)),
             Action::Attach(hook) => {

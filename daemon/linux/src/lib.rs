@@ -14,6 +14,7 @@ pub mod fake;
 pub mod harden;
 pub mod link;
 mod memory;
+mod neighbours;
 pub mod port;
 pub mod preflight;
 mod real;

@@ -26,8 +26,8 @@ use crate::{KernelError, error::CREATE_WIREGUARD};
 /// A connection to the kernel's routing socket. Its calls block and must not be made on an async thread.
 #[derive(Debug)]
 pub struct Links {
-    handle: Handle,
-    runtime: runtime::Handle,
+    pub(crate) handle: Handle,
+    pub(crate) runtime: runtime::Handle,
 }
 
 impl Links {
@@ -375,7 +375,7 @@ fn address(message: &AddressMessage) -> Option<IpNet> {
 }
 
 /// The error number that the kernel answered with.
-fn io_error(error: rtnetlink::Error) -> std::io::Error {
+pub(crate) fn io_error(error: rtnetlink::Error) -> std::io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => std::io::Error::other(other),

@@ -6,7 +6,7 @@ use kubeveil_abi::{Direction, FlowMode, Reason, is_observed};
 use kubeveil_core::{
     action::Action,
     backstop::Form,
-    observed::{Observed, TunnelDevice},
+    observed::{Neighbours, Observed, TunnelDevice},
 };
 use kubeveil_keys::{Generation, PrivateKey};
 
@@ -61,6 +61,9 @@ pub trait Kernel: Send {
         let _ = last;
         Ok(self.observe()?.tunnels)
     }
+
+    /// Who is behind which port of a bridge. Asked for only as long as a pod is looked for.
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError>;
 
     /// Is that still so of which nobody tells when it is changed: what holds packets back, and the sysctls of tunnels? This
     /// is asked often, and costs less than a look at everything.

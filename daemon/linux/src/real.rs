@@ -6,7 +6,7 @@ use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_core::{
     action::Action,
     backstop::{Form, Standing},
-    observed::{Datapath, Link, Observed, TunnelDevice},
+    observed::{Datapath, Link, Neighbours, Observed, TunnelDevice},
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -124,11 +124,16 @@ impl Kernel for RealKernel {
         }
         let (datapath, backstop) = self.enforcement(&links)?;
         self.seen.clone_from(&links);
-        Ok(Observed { links, tunnels, datapath, backstop, route_checks: route_checks() })
+        let route_checks = route_checks();
+        Ok(Observed { links, tunnels, datapath, backstop, route_checks, ..Observed::default() })
     }
 
     fn tunnels(&mut self, last: &Observed) -> Result<BTreeMap<String, TunnelDevice>, KernelError> {
         tunnels(&last.links)
+    }
+
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError> {
+        self.links.neighbours()
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {
@@ -158,6 +163,8 @@ impl Kernel for RealKernel {
             Action::SetConfig(config) => self.bpf()?.maps.set_config(*config),
             Action::PutPrefix(net, prefix) => self.bpf()?.maps.put_prefix(*net, *prefix),
             Action::RemovePrefix(net) => self.bpf()?.maps.remove_prefix(*net),
+            Action::PutOrigin(address, origin) => self.bpf()?.maps.put_origin(*address, *origin),
+            Action::RemoveOrigin(address) => self.bpf()?.maps.remove_origin(*address),
             Action::PutDevice(index, kind) => self.bpf()?.maps.put_device(*index, *kind),
             Action::RemoveDevice(index) => self.bpf()?.maps.remove_device(*index),
             Action::Attach(hook) => {

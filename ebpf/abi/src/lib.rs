@@ -12,6 +12,7 @@ mod device;
 mod epoch;
 mod flow;
 pub mod names;
+mod origin;
 mod peer;
 mod prefix;
 mod reason;
@@ -22,6 +23,7 @@ pub use counter::{COUNTERS, Counter, Direction, counter_index, is_observed};
 pub use device::DeviceKind;
 pub use epoch::is_settled;
 pub use flow::{FlowKey, FlowValue};
+pub use origin::Origin;
 pub use peer::{PeerState, PeerValue};
 pub use prefix::{Asked, PrefixKind, PrefixValue};
 pub use reason::{Reason, Verdict};
@@ -37,6 +39,9 @@ pub const MAX_PEERS: usize = 16_384;
 pub const MAX_SLOTS: usize = 16;
 /// Devices that [`names::DEVICES`] can hold.
 pub const MAX_DEVICES: usize = 1_024;
+/// Addresses of this node's pods that [`names::ORIGINS`] can hold, and devices that [`names::ALIVE`] can: a node has 110 pods unless somebody says
+/// otherwise (Kubernetes, `maxPods` of the kubelet's configuration).
+pub const MAX_ORIGINS: usize = 4_096;
 /// Flows from pods behind a remote node's own address that [`names::FLOWS`] can hold.
 pub const MAX_FLOWS: usize = 65_536;
 

@@ -12,12 +12,18 @@ pub const SLOTS: &str = "SLOTS";
 pub const DEVICES: &str = "DEVICES";
 /// Hash: [`FlowKey`](crate::FlowKey) -> [`FlowValue`](crate::FlowValue).
 pub const FLOWS: &str = "FLOWS";
+/// Hash: address of a pod of this node -> [`Origin`](crate::Origin). Whoever changes it moves [`EPOCH`].
+pub const ORIGINS: &str = "ORIGINS";
+/// Devmap by hash: ifindex -> itself, as long as that device lives: the kernel takes an entry out with its device (kernel
+/// `kernel/bpf/devmap.c`, `dev_map_notification`), whether the daemon is running or not.
+pub const ALIVE: &str = "ALIVE";
 /// Per-CPU array of [`Counter`](crate::Counter), see [`counter_index`](crate::counter_index).
 pub const COUNTERS: &str = "COUNTERS";
-/// Array of one word: which state of [`PREFIXES`] this is, see [`is_settled`](crate::is_settled).
+/// Array of one word: which state of [`PREFIXES`] and [`ORIGINS`] this is, see [`is_settled`](crate::is_settled).
 pub const EPOCH: &str = "EPOCH";
 /// Every map, in the order in which they are opened.
-pub const MAPS: [&str; 8] = [CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, FLOWS, COUNTERS, EPOCH];
+pub const MAPS: [&str; 10] =
+    [CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, ORIGINS, ALIVE, FLOWS, COUNTERS, EPOCH];
 
 /// Egress of underlay devices.
 pub const STEER: &str = "steer";

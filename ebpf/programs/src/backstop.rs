@@ -12,7 +12,8 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use kubeveil_abi::{
-    Address, DeviceKind, Direction, FlowKey, FlowValue, PeerValue, PrefixValue, Verdict, counter_index,
+    Address, DeviceKind, Direction, FlowKey, FlowValue, Origin, PeerValue, PrefixValue, Verdict,
+    counter_index,
 };
 use kubeveil_verdict::{Bytes, Hop, Tables};
 
@@ -154,6 +155,16 @@ impl Tables for Uncached {
     #[inline(always)]
     fn device(&self, ifindex: u32) -> Option<DeviceKind> {
         Maps.device(ifindex)
+    }
+
+    #[inline(always)]
+    fn origin(&self, address: &Address) -> Option<Origin> {
+        Maps.origin(address)
+    }
+
+    #[inline(always)]
+    fn is_alive(&self, device: u32) -> bool {
+        Maps.is_alive(device)
     }
 
     #[inline(always)]

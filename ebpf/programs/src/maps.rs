@@ -1,12 +1,12 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, DevMapHash, HashMap, PerCpuArray},
     helpers::bpf_ktime_get_boot_ns,
     macros::btf_map,
 };
 use kubeveil_abi::{
     Address, COUNTERS as COUNTERS_LEN, Config, Counter, DeviceKind, FlowKey, FlowValue, MAX_DEVICES,
-    MAX_FLOWS, MAX_PEERS, MAX_SLOTS, PeerValue, PrefixValue,
+    MAX_FLOWS, MAX_ORIGINS, MAX_PEERS, MAX_SLOTS, Origin, PeerValue, PrefixValue,
 };
 use kubeveil_verdict::{Ask, Held, Owner, Tables};
 
@@ -26,6 +26,9 @@ static SLOTS: Array<u32, MAX_SLOTS> = Array::new();
 
 #[btf_map]
 static DEVICES: HashMap<u32, u32, MAX_DEVICES> = HashMap::new();
+
+#[btf_map]
+static ALIVE: DevMapHash<MAX_ORIGINS> = DevMapHash::new();
 
 /// Preallocated: an insertion fails when the table is full, never because an allocation in the midst of
 /// a burst did. An element freed while a program looks at it may by then be another flow's; all that is
@@ -68,7 +71,7 @@ pub struct Maps;
 impl Tables for Maps {
     #[inline(always)]
     fn prefix(&self, address: &Address) -> Option<PrefixValue> {
-        prefixes::find(address)
+        prefixes::ask(address)
     }
 
     #[inline(always)]
@@ -100,6 +103,16 @@ impl Tables for Maps {
         // SAFETY: copied at once.
         let raw = unsafe { DEVICES.get(ifindex) }.copied()?;
         DeviceKind::from_raw(raw)
+    }
+
+    #[inline(always)]
+    fn origin(&self, address: &Address) -> Option<Origin> {
+        prefixes::find_origin(address)
+    }
+
+    #[inline(always)]
+    fn is_alive(&self, device: u32) -> bool {
+        ALIVE.get_ifindex(device).is_some()
     }
 
     #[inline(always)]

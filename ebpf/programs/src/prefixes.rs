@@ -5,19 +5,25 @@
 //! (`kubeveil_abi::is_settled`).
 
 use aya_ebpf::{
-    btf_maps::{Array, LpmTrie, PerCpuArray, lpm_trie::Key},
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     macros::btf_map,
 };
-use kubeveil_abi::{Address, MAX_PREFIXES, PrefixValue, is_settled};
+use kubeveil_abi::{Address, MAX_ORIGINS, MAX_PREFIXES, Origin, PrefixValue, is_settled};
 use kubeveil_verdict::Owner;
 
 use crate::maps::Maps;
 
-/// Answers that are kept on each CPU: 2^11 of 32 bytes, which its second cache holds.
+/// Answers that are kept on each CPU: 2^11 of 48 bytes, which its second cache holds.
 const RECENT_BITS: u32 = 11;
 
 #[btf_map]
 static PREFIXES: LpmTrie<Address, PrefixValue, MAX_PREFIXES> = LpmTrie::new();
+
+/// Few, so allocated as they come. The memory of one that is taken out while a program looks at it may be another's then: for that
+/// moment a pod that is gone counts as one that is there.
+#[btf_map]
+static ORIGINS: HashMap<Address, Origin, MAX_ORIGINS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
 static EPOCH: Array<u32, 1> = Array::new();
@@ -26,16 +32,28 @@ static EPOCH: Array<u32, 1> = Array::new();
 #[btf_map]
 static RECENT: PerCpuArray<Recent, { 1 << RECENT_BITS }> = PerCpuArray::new();
 
-/// An answer of the trie. Addresses without an owner are not kept: traffic with the internet would
+/// Whose an address is, and by which device it speaks if it is a pod of this node.
+type Found = (PrefixValue, Option<Origin>);
+
+/// An answer of both maps. Addresses without an owner are not kept: traffic with the internet would
 /// push the cluster's out, and the trie is quick to say no.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Recent {
     address: Address,
     value: PrefixValue,
+    /// All zero: none.
+    origin: Origin,
     /// In force only while `EPOCH` is the same.
     epoch: u32,
     reserved: u32,
+}
+
+impl Recent {
+    #[inline(always)]
+    const fn found(&self) -> Found {
+        (self.value, if self.origin.device == 0 { None } else { Some(self.origin) })
+    }
 }
 
 /// Who has the address.
@@ -51,12 +69,12 @@ pub fn owner_of(address: &Address) -> Option<Owner> {
 #[inline(never)]
 pub extern "C" fn find_owner(upper: u64, lower: u64) -> u64 {
     let address = [(upper >> 32) as u32, upper as u32, (lower >> 32) as u32, lower as u32];
-    Owner::pack(find(&address).map(|value| Owner::of(value, &Maps)))
+    Owner::pack(find(&address).map(|(value, origin)| Owner::of(value, origin, &Maps)))
 }
 
-/// The longest prefix that holds the address.
+/// The longest prefix that holds the address, and its device.
 #[inline(always)]
-pub fn find(address: &Address) -> Option<PrefixValue> {
+fn find(address: &Address) -> Option<Found> {
     // Read before the trie is: what is kept is then at least as new as the epoch that it is kept under.
     let epoch = match EPOCH.get_ptr(0) {
         // SAFETY: an aligned word of the map. One load, since the daemon stores to it meanwhile.
@@ -64,21 +82,37 @@ pub fn find(address: &Address) -> Option<PrefixValue> {
         None => 0,
     };
     if !is_settled(epoch) {
-        return ask(address);
+        return ask_both(address);
     }
     let Some(recent) = RECENT.get_ptr_mut(place(address)) else {
-        return ask(address);
+        return ask_both(address);
     };
     // SAFETY: this CPU's own memory, and tc programs don't interrupt each other (they run with
     // softirqs off).
     let recent = unsafe { &mut *recent };
     // Word by word: the comparison of arrays is a call of a byte-wise memcmp.
     if recent.epoch == epoch && (0..4).all(|i| recent.address[i] == address[i]) {
-        return Some(recent.value);
+        return Some(recent.found());
     }
-    let value = ask(address)?;
-    *recent = Recent { address: *address, value, epoch, reserved: 0 };
-    Some(value)
+    let (value, origin) = ask_both(address)?;
+    // Whether it lives is asked for every packet.
+    let origin = origin.unwrap_or(Origin { device: 0, via: 0, pod: [0; 2] });
+    *recent = Recent { address: *address, value, origin, epoch, reserved: 0 };
+    Some(recent.found())
+}
+
+/// In this order: the daemon says who has an address now, and then by which device.
+#[inline(always)]
+fn ask_both(address: &Address) -> Option<Found> {
+    let origin = find_origin(address);
+    Some((ask(address)?, origin))
+}
+
+/// The device of a pod of this node.
+#[inline(always)]
+pub fn find_origin(address: &Address) -> Option<Origin> {
+    // SAFETY: copied at once; see `ORIGINS` for one that is taken out meanwhile.
+    unsafe { ORIGINS.get(address) }.copied()
 }
 
 /// The same without what is kept: for whoever runs where softirqs may interrupt it.

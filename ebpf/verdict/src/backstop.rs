@@ -60,7 +60,7 @@ fn ends(bytes: &impl Bytes) -> Option<[Address; 2]> {
 fn source_end(hop: Hop, source: &Address, tables: &impl Tables) -> End {
     match tables.owner(source) {
         None | Some(Owner { kind: PrefixKind::LocalNode, .. }) if hop.ingress_ifindex != 0 => End::UNKNOWN,
-        source => End::at(source),
+        source => source.map_or(End::MESH, |owner| owner.end_by(hop.ingress_ifindex)),
     }
 }
 

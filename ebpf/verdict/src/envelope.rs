@@ -109,6 +109,9 @@ impl Ends {
     }
 }
 
+/// What [`Owner::pack`] makes of all but the device.
+const OWNER: u64 = (1 << Owner::BITS) - 1;
+
 impl Content {
     /// In one word, as a global function of the programs can return it.
     #[inline(always)]
@@ -117,10 +120,11 @@ impl Content {
             Self::None => 0,
             Self::NonIp => 1,
             Self::Unreadable => 2,
+            // Which device what is inside came in by the kernel has forgotten.
             Self::Ip(ends) | Self::Nested(ends) => {
                 (if matches!(self, Self::Ip(_)) { 3 } else { 4 })
-                    | Owner::pack(ends.source) << 8
-                    | Owner::pack(ends.destination) << 32
+                    | (Owner::pack(ends.source) & OWNER) << 8
+                    | (Owner::pack(ends.destination) & OWNER) << 32
             }
         }
     }
@@ -128,7 +132,8 @@ impl Content {
     /// What [`Content::pack`] has packed.
     #[inline(always)]
     pub const fn unpack(word: u64) -> Self {
-        let ends = Ends { source: Owner::unpack(word >> 8), destination: Owner::unpack(word >> 32) };
+        let [source, destination] = [word >> 8 & OWNER, word >> 32 & OWNER];
+        let ends = Ends { source: Owner::unpack(source), destination: Owner::unpack(destination) };
         match word & 0xff {
             0 => Self::None,
             1 => Self::NonIp,

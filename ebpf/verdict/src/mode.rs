@@ -3,7 +3,7 @@
 //! The verifier walks through a program once for each number that it was told apart by. So what ends ask for is carried along as it
 //! was found ([`Ask`]), and becomes a mode in one place ([`Tables::held`]), of which only the outcome matters.
 
-use kubeveil_abi::{Asked, Config, FlowMode, Mode, PrefixKind, PrefixValue};
+use kubeveil_abi::{Asked, Config, FlowMode, Mode, Origin, PrefixKind, PrefixValue};
 
 use crate::Tables;
 
@@ -16,6 +16,8 @@ pub struct Owner {
     pub peer: u32,
     /// What this end asks for now.
     pub(crate) end: End,
+    /// The device that what it sends comes in by, where that matters and is known; else 0.
+    pub(crate) via: u32,
 }
 
 /// What one end asks for: a [`FlowMode`], or what is only to be found.
@@ -33,25 +35,46 @@ pub struct Held(pub u32);
 impl Owner {
     /// What a value of the prefixes comes to now. A kind that this program does not know counts as a pod's that nobody
     /// owns: it must not pass.
+    ///
+    /// Of a pod of this node it holds only while the device lives that it was found to have: who has the address then is
+    /// somebody else, of whom nothing is known. Less than the mesh asks for is said of no pod whose device was not found.
     #[inline(always)]
-    pub fn of(value: PrefixValue, tables: &impl Tables) -> Self {
+    pub fn of(value: PrefixValue, origin: Option<Origin>, tables: &impl Tables) -> Self {
         let kind = PrefixKind::from_raw(value.kind).unwrap_or(PrefixKind::UnownedPods);
+        let asked = Asked::from_raw(value.asked as u32);
         let is_over = value.until != 0 && tables.now() >= value.until;
-        let end = if is_over { End::MESH } else { End::of(Asked::from_raw(value.asked as u32)) };
-        Self { kind, peer: value.peer as u32, end }
+        let said = if is_over { End::MESH } else { End::of(asked) };
+        let (end, via) = match (kind, asked, origin) {
+            (PrefixKind::LocalPods, Asked::Mesh | Asked::Exempt | Asked::Prefer, Some(origin)) => {
+                if tables.is_alive(origin.device) { (said, origin.via) } else { (End::UNKNOWN, 0) }
+            }
+            (PrefixKind::LocalPods, Asked::Exempt | Asked::Prefer, None) => (End::UNKNOWN, 0),
+            _ => (said, 0),
+        };
+        Self { kind, peer: value.peer as u32, end, via }
     }
 
-    /// In one word, as a global function of the programs can return it: 24 bits, and never 0.
+    /// What it asks for as the source of a packet that came in by `ingress`; 0: by none, and nobody can say whose it was.
+    #[inline(always)]
+    pub(crate) const fn end_by(&self, ingress: u32) -> End {
+        if self.via != 0 && ingress != 0 && self.via != ingress { End::UNKNOWN } else { self.end }
+    }
+
+    /// In one word, as a global function of the programs can return it: never 0, and the lower [`Owner::BITS`] of it are
+    /// all but the device.
     #[inline(always)]
     pub const fn pack(owner: Option<Self>) -> u64 {
         match owner {
             None => 0,
             // Peer indices are below `MAX_PEERS`, 2^14.
-            Some(Self { kind, peer, end: End(end) }) => {
-                kind as u64 | (end as u64) << 4 | (peer as u64 & 0xffff) << 8
+            Some(Self { kind, peer, end: End(end), via }) => {
+                kind as u64 | (end as u64) << 4 | (peer as u64 & 0xffff) << 8 | (via as u64) << Self::BITS
             }
         }
     }
+
+    /// Bits of what is packed, but for the device.
+    pub(crate) const BITS: u32 = 24;
 
     /// What [`Owner::pack`] has packed.
     #[inline(always)]
@@ -59,7 +82,8 @@ impl Owner {
     pub const fn unpack(word: u64) -> Option<Self> {
         match PrefixKind::from_raw(word as u8 & 15) {
             Some(kind) => {
-                Some(Self { kind, peer: (word >> 8) as u32 & 0xffff, end: End((word >> 4) as u8 & 15) })
+                let (end, via) = (End((word >> 4) as u8 & 15), (word >> Self::BITS) as u32);
+                Some(Self { kind, peer: (word >> 8) as u32 & 0xffff, end, via })
             }
             None => None,
         }

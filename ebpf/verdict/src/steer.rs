@@ -135,7 +135,7 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
         if is_node && (may_be_forwarded || matches!(destination, Some(PrefixKind::RemoteNode))) {
             return End::UNKNOWN;
         }
-        End::at(source)
+        source.map_or(End::MESH, |owner| owner.end_by(self.meta.ingress_ifindex))
     }
 
     /// What the ends of the flow ask for that an envelope without a tunnel carries.

@@ -1,5 +1,6 @@
 use kubeveil_abi::{
-    Address, Config, DeviceKind, FlowKey, FlowMode, FlowValue, PeerState, PeerValue, PrefixValue, Reason,
+    Address, Config, DeviceKind, FlowKey, FlowMode, FlowValue, Origin, PeerState, PeerValue, PrefixValue,
+    Reason,
 };
 
 use crate::{Ask, Held, Owner, held};
@@ -14,8 +15,14 @@ pub trait Tables {
     where
         Self: Sized,
     {
-        Some(Owner::of(self.prefix(address)?, self))
+        // In this order: the daemon says who has an address now, and then by which device.
+        let origin = self.origin(address);
+        Some(Owner::of(self.prefix(address)?, origin, self))
     }
+    /// The device of the pod of this node that has the address, if that was found.
+    fn origin(&self, address: &Address) -> Option<Origin>;
+    /// Whether that device is still there.
+    fn is_alive(&self, device: u32) -> bool;
     /// How strict a flow is of whose ends this is asked for.
     #[inline(always)]
     fn held(&self, ask: Ask, config: &Config) -> Held {

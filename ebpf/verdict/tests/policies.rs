@@ -1,6 +1,6 @@
 //! What policies ask for of one end decides on the flow, in every state of the world.
 
-use kubeveil_abi::{Asked, FlowMode, Mode, PeerState, PeerValue, PrefixKind, Reason, Verdict};
+use kubeveil_abi::{Asked, FlowMode, Mode, Origin, PeerState, PeerValue, PrefixKind, Reason, Verdict};
 use kubeveil_verdict::{
     Decision, Hop, backstop, deliver, guard, steer,
     testing::{Place, Scene, Situation, Slice, World, envelope, scene, situation},
@@ -141,11 +141,12 @@ proptest! {
     ) {
         let remote = Place::RemotePod(peer);
         let ends = if program == 0 { (Place::LocalPod, remote) } else { (remote, Place::LocalPod) };
-        let situation = situation.between(ends.0, ends.1);
+        let situation = situation.between(ends.0, ends.1).by(Scene::POD_DEVICE);
         prop_assume!(situation.build.tags < 3);
         let plain = Scene { mode: Mode::Prefer, ..scene }.world();
         let mut policies = plain.clone();
         policies.config.unknown = Asked::Require as u32;
+        policies.bind_pod();
         ask(&mut policies, ends.0, asked, 0);
         let (with, without) = (decide(program, &situation, &policies), decide(program, &situation, &plain));
         prop_assert!(done(with) == done(without) || with.reason == Reason::Unparsable, "{:?}, {:?}", with, without);
@@ -158,9 +159,10 @@ proptest! {
         other in prop::sample::select(&[Asked::Mesh, Asked::Exempt, Asked::Require][..]),
     ) {
         let remote = Place::RemotePod(peer);
-        let situation = situation.between(Place::LocalPod, remote);
+        let situation = situation.between(Place::LocalPod, remote).by(Scene::POD_DEVICE);
         let require = Scene { mode: Mode::Require, now: NOW, ..scene }.world();
         let mut policies = require.clone();
+        policies.bind_pod();
         ask(&mut policies, Place::LocalPod, Asked::Exempt, until);
         ask(&mut policies, remote, other, 0);
         let strict = decide(0, &situation, &require);
@@ -174,6 +176,53 @@ proptest! {
             _ if !is_exempt => prop_assert_eq!(done(decision), done(strict)),
             _ => prop_assert!(decision.observed() || decision.reason == strict.reason),
         }
+    }
+
+    /// Whoever has the address of a pod that is gone is held to as much as one of whom nothing is known, whatever the pod was; so is who
+    /// sends by another device, and who was never found to have one, where less is asked of him than the mesh does.
+    #[test]
+    fn an_identity_ends_with_its_device(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, program in 0_usize..2, mode in loose(),
+        asked in prop::sample::select(&[Asked::Mesh, Asked::Exempt, Asked::Prefer][..]),
+        until in prop::sample::select(&[0, NOW, NOW + 1][..]),
+        why in prop::sample::select(&["gone", "by another", "never found"][..]),
+    ) {
+        let is_found = why != "never found";
+        prop_assume!(asked != Asked::Mesh || is_found);
+        prop_assume!(program == 0 || why != "by another");
+        let remote = Place::RemotePod(peer);
+        let ends = if program == 0 { (Place::LocalPod, remote) } else { (remote, Place::LocalPod) };
+        let situation = situation.between(ends.0, ends.1).by(Scene::POD_DEVICE);
+        let mut unknown = Scene { mode, now: NOW, ..scene }.world();
+        unknown.config.unknown = Asked::Require as u32;
+        ask(&mut unknown, remote, Asked::Exempt, 0);
+        let mut world = unknown.clone();
+        ask(&mut unknown, Place::LocalPod, Asked::Require, 0);
+        ask(&mut world, Place::LocalPod, asked, until);
+        let another = Scene::POD_DEVICE + 1;
+        match why {
+            "gone" => world.bind_pod_to(Origin { device: another, via: Scene::POD_DEVICE, pod: [1, 2] }),
+            "by another" => {
+                world.bind_pod_to(Origin { device: another, via: another, pod: [1, 2] });
+                world.alive.insert(another);
+            }
+            _ => {}
+        }
+        prop_assert_eq!(done(decide(program, &situation, &world)), done(decide(program, &situation, &unknown)));
+    }
+
+    /// Of a packet of which the kernel has forgotten what it came in by, and of one in an envelope, only that the device is there is known.
+    #[test]
+    fn where_no_device_is_seen_it_is_enough_that_the_pods_is_there(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, mode in loose(),
+    ) {
+        let situation = situation.between(Place::LocalPod, Place::RemotePod(peer)).by(0);
+        let plain = Scene { mode, ..scene }.world();
+        let mut world = plain.clone();
+        world.config.unknown = Asked::Require as u32;
+        world.bind_pod();
+        let (with, without) = (decide(0, &situation, &world), decide(0, &situation, &plain));
+        prop_assert!(done(with) == done(without) || matches!(with.reason, Reason::NonIp | Reason::Unparsable), "{:?} {:?}", with, without);
     }
 
     /// Where the mesh only observes nothing is carried out, whatever stands in the map.
@@ -199,9 +248,10 @@ proptest! {
     ) {
         let remote = Place::RemotePod(peer);
         let ends = if program == 0 { (Place::LocalPod, remote) } else { (remote, Place::LocalPod) };
-        let situation = situation.between(ends.0, ends.1);
+        let situation = situation.between(ends.0, ends.1).by(Scene::POD_DEVICE);
         let mut world = Scene { mode, ..scene }.world();
         world.config.unknown = Asked::Require as u32;
+        world.bind_pod();
         ask(&mut world, ends.0, asked[0], 0);
         ask(&mut world, ends.1, asked[1], 0);
         let [one, other] = asked.map(|asked| match asked {
@@ -238,5 +288,31 @@ proptest! {
         let decision = decision.expect("it is for a remote pod");
         prop_assert_eq!(decision.verdict(), Verdict::Drop, "{:?}", decision);
         prop_assert_eq!(decision.mode, FlowMode::Insist);
+    }
+
+    /// Nor for who sends by another device than the pod's whose address it has.
+    #[test]
+    fn nor_for_who_is_somebody_else(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, is_alive in any::<bool>(),
+        asked in prop::sample::select(&[Asked::Mesh, Asked::Exempt][..]),
+    ) {
+        prop_assume!(!has_bypass(&scene));
+        let remote = Place::RemotePod(peer);
+        let mut situation = situation.between(Place::LocalPod, remote);
+        situation.build.tags = 0;
+        let mut world = Scene { mode: Mode::Prefer, ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        ask(&mut world, Place::LocalPod, asked, 0);
+        ask(&mut world, remote, asked, 0);
+        let [device, another] = [Scene::POD_DEVICE, Scene::POD_DEVICE + 1];
+        world.bind_pod_to(Origin { device, via: device, pod: [1, 2] });
+        world.alive.extend(is_alive.then_some(device));
+        let bytes = situation.build.network();
+        let decide = |ingress_ifindex| {
+            let hop = Hop { ingress_ifindex, egress_ifindex: 99, has_programs: false };
+            backstop(hop, &Slice::new(&bytes), &world, &world.config).expect("it is for a remote pod")
+        };
+        prop_assert_eq!(decide(another).mode, FlowMode::Insist);
+        prop_assert_eq!(decide(device).mode == FlowMode::Insist, !is_alive);
     }
 }

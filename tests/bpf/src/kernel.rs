@@ -1,6 +1,7 @@
 //! The programs in the kernel, with the maps of a [`World`].
 
 use std::{
+    borrow::BorrowMut,
     collections::{BTreeMap, BTreeSet},
     env, mem,
     ops::{Deref, DerefMut},
@@ -13,11 +14,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key, xdp::DevMapHash},
     programs::SchedClassifier,
 };
 use kubeveil_abi::{
-    COUNTERS, Counter, Direction, FlowKey, FlowMode, MAX_FLOWS, PrefixValue, Reason, counter_index, names,
+    COUNTERS, Counter, Direction, FlowKey, FlowMode, MAX_FLOWS, Origin, PrefixValue, Reason, counter_index,
+    names,
 };
 use kubeveil_verdict::testing::{Situation, World};
 use rustix::time::{ClockId, clock_gettime};
@@ -29,6 +31,8 @@ const INGRESS_IFINDEX: usize = 36;
 const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
 
+/// ifindex of the loopback device of every network namespace.
+const LOOPBACK: u32 = 1;
 /// Bytes that each of several segments carries.
 pub const SEGMENT: u32 = 1_300;
 
@@ -156,6 +160,8 @@ impl Kernel {
         Array::<_, [u32; 18]>::try_from(self.map(names::CONFIG)?)?.set(0, config, 0)?;
         self.unsettle()?;
         self.replace_prefixes(world)?;
+        replace_origins(&mut self.map(names::ORIGINS)?.try_into()?, world)?;
+        replace_alive(&mut self.map(names::ALIVE)?.try_into()?, world)?;
         self.settle()?;
         self.install_peers(world)?;
         let mut devices: HashMap<_, u32, u32> = self.map(names::DEVICES)?.try_into()?;
@@ -347,6 +353,30 @@ impl Kernel {
     pub fn map(&mut self, name: &str) -> Result<&mut Map> {
         self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
     }
+}
+
+/// Brings the devices of the world's pods into their map.
+pub fn replace_origins<T: BorrowMut<MapData>>(
+    origins: &mut HashMap<T, [u32; 4], [u32; 4]>,
+    world: &World,
+) -> Result<()> {
+    let old: Vec<_> = origins.keys().collect::<Result<_, _>>()?;
+    old.iter().try_for_each(|key| origins.remove(key))?;
+    for (address, Origin { device, via, pod: [first, second] }) in &world.origins {
+        origins.insert(address, [*device, *via, *first, *second], 0)?;
+    }
+    Ok(())
+}
+
+/// The same of those that are there. What the programs ask is whether there is an entry; the kernel takes devices that exist, and
+/// loopback does.
+pub fn replace_alive<T: BorrowMut<MapData>>(alive: &mut DevMapHash<T>, world: &World) -> Result<()> {
+    let old: Vec<_> = alive.keys().collect::<Result<_, _>>()?;
+    old.iter().try_for_each(|key| alive.remove(*key))?;
+    for device in &world.alive {
+        alive.insert(*device, LOOPBACK, None, 0)?;
+    }
+    Ok(())
 }
 
 /// One call of BPF_PROG_TEST_RUN.

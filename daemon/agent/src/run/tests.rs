@@ -7,7 +7,7 @@ use std::{
 
 use kubeveil_core::{
     action::Action,
-    observed::Observed,
+    observed::{Neighbours, Observed},
     problem::Problem,
     snapshot::{Knowledge, Snapshot},
     source::{Source, SourceState},
@@ -53,6 +53,10 @@ impl Kernel for SlowKernel {
         self.costs.looks.fetch_add(1, Ordering::Relaxed);
         thread::sleep(SLOW);
         self.inner.observe()
+    }
+
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError> {
+        self.inner.neighbours()
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

@@ -22,6 +22,17 @@ fn of(snapshot: Snapshot, recorded: &Owners) -> (Desired, Owners) {
 
 /// The same, over a kernel that holds something.
 fn over(snapshot: Snapshot, recorded: &Owners, observed: &Observed) -> (Desired, Owners) {
+    over_at(snapshot, recorded, observed, Duration::ZERO, Duration::ZERO)
+}
+
+/// The same, at a time since boot and of the wall clock.
+fn over_at(
+    snapshot: Snapshot,
+    recorded: &Owners,
+    observed: &Observed,
+    now: Duration,
+    epoch: Duration,
+) -> (Desired, Owners) {
     let knowledge = Knowledge::Whole(snapshot.attest_whole());
     let assignment = assign(&knowledge, &mesh(), recorded);
     let desired = desired(&Inputs {
@@ -38,7 +49,8 @@ fn over(snapshot: Snapshot, recorded: &Owners, observed: &Observed) -> (Desired,
         build: "build",
         adopting: &Adopting::default(),
         resting: &BTreeSet::new(),
-        now: Duration::ZERO,
+        now,
+        epoch,
     });
     (desired, assignment.owners)
 }

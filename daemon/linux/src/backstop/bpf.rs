@@ -172,7 +172,11 @@ fn relocate(object: &mut Object, ebpf: &Ebpf) -> Result<(), Box<dyn std::error::
 
 fn data(map: &Map) -> io::Result<&MapData> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => Ok(data),
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data)
+        | Map::DevMapHash(data) => Ok(data),
         _ => Err(io::Error::other("a map of a kind that the datapath has none of")),
     }
 }

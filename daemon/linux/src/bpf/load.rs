@@ -78,7 +78,10 @@ impl Bpf {
             Form::Tcx => self.linked(links, unpinned)?,
             Form::Clsact => self.filtering(links, netlink)?,
         };
+        let origins = self.maps.origins()?;
         Ok(Datapath {
+            alive: self.maps.alive(&origins)?,
+            origins,
             build: self.build.clone(),
             config: self.maps.config()?,
             prefixes: self.maps.prefixes()?,

@@ -1,7 +1,7 @@
 //! The maps, typed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
     os::fd::AsFd as _,
     path::Path,
@@ -12,11 +12,12 @@ use aya::{
     maps::{
         Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
+        xdp::{DevMapHash, XdpMapError},
     },
 };
 use ipnet::IpNet;
 use kubeveil_abi::{
-    Address, Asked, Config, Counter, DeviceKind, Direction, FlowKey, FlowMode, FlowValue, MAX_SLOTS,
+    Address, Asked, Config, Counter, DeviceKind, Direction, FlowKey, FlowMode, FlowValue, MAX_SLOTS, Origin,
     PeerValue, PrefixKind, PrefixValue, Reason, counter_index, is_settled, names, v4_mapped_length,
 };
 use kubeveil_core::observed::Prefix;
@@ -34,6 +35,8 @@ unsafe impl Pod for Raw<Config> {}
 // SAFETY: as above.
 unsafe impl Pod for Raw<PrefixValue> {}
 // SAFETY: as above.
+unsafe impl Pod for Raw<Origin> {}
+// SAFETY: as above.
 unsafe impl Pod for Raw<FlowKey> {}
 // SAFETY: as above.
 unsafe impl Pod for Raw<FlowValue> {}
@@ -47,6 +50,8 @@ pub struct Maps {
     peers: PeerArray,
     slots: Array<MapData, u32>,
     devices: HashMap<MapData, u32, u32>,
+    origins: HashMap<MapData, Address, Raw<Origin>>,
+    alive: DevMapHash<MapData>,
     flows: HashMap<MapData, Raw<FlowKey>, Raw<FlowValue>>,
     counters: PerCpuArray<MapData, Raw<Counter>>,
     epoch: Array<MapData, u32>,
@@ -87,6 +92,8 @@ impl Maps {
             peers: PeerArray::map(&data(names::PEERS)?)?,
             slots: typed!(Array, names::SLOTS),
             devices: typed!(HashMap, names::DEVICES),
+            origins: typed!(HashMap, names::ORIGINS),
+            alive: typed!(DevMapHash, names::ALIVE),
             flows: typed!(HashMap, names::FLOWS),
             counters: typed!(PerCpuArray, names::COUNTERS),
             epoch: typed!(Array, names::EPOCH),
@@ -113,7 +120,7 @@ impl Maps {
             let value = PrefixValue { kind, asked, peer: u16::from_ne_bytes(peer), until };
             let asked = Asked::from_raw(value.asked.into());
             let prefix =
-                Prefix { asked, ..Prefix::new(PrefixKind::from_raw(value.kind)?, value.peer.into()) };
+                Prefix { asked, until, ..Prefix::new(PrefixKind::from_raw(value.kind)?, value.peer.into()) };
             (value == value_of(prefix)).then_some((net(length, address)?, prefix))
         };
         Ok(entries.into_iter().filter_map(prefix).collect())
@@ -201,6 +208,46 @@ impl Maps {
         removed(names::DEVICES, self.devices.remove(&ifindex))
     }
 
+    /// The devices of this node's pods, by their addresses.
+    pub fn origins(&self) -> Result<BTreeMap<IpAddr, Origin>, KernelError> {
+        let mut out = BTreeMap::new();
+        for entry in self.origins.iter() {
+            let (address, Raw(origin)) = entry.map_err(failed("read", names::ORIGINS))?;
+            out.extend(net(128, address).map(|net| (net.addr(), origin)));
+        }
+        Ok(out)
+    }
+
+    /// Those of their devices that are there.
+    pub fn alive(&self, origins: &BTreeMap<IpAddr, Origin>) -> Result<BTreeSet<u32>, KernelError> {
+        let mut out = BTreeSet::new();
+        for origin in origins.values() {
+            match self.alive.get(origin.device, 0) {
+                Ok(_) => drop(out.insert(origin.device)),
+                Err(MapError::KeyNotFound) => {}
+                Err(e) => return Err(failed("read", names::ALIVE)(e)),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Says by which device a pod speaks, which is there now.
+    pub fn put_origin(&mut self, address: IpAddr, origin: Origin) -> Result<(), KernelError> {
+        self.unsettle()?;
+        // That it is there first: what is said of the address holds only then.
+        self.alive.insert(origin.device, origin.device, None, 0).map_err(|e| match e {
+            XdpMapError::MapError(e) => failed("write", names::ALIVE)(e),
+            other => KernelError::new("write", format!("map {}", names::ALIVE), std::io::Error::other(other)),
+        })?;
+        written(names::ORIGINS, self.origins.insert(key(IpNet::from(address)).data(), Raw(origin), 0))
+    }
+
+    /// Forgets by which device an address speaks.
+    pub fn remove_origin(&mut self, address: IpAddr) -> Result<(), KernelError> {
+        self.unsettle()?;
+        removed(names::ORIGINS, self.origins.remove(&key(IpNet::from(address)).data()))
+    }
+
     /// Counters that are not zero, over all CPUs.
     pub fn counters(&self) -> Result<Vec<Count>, KernelError> {
         let mut out = Vec::new();
@@ -281,7 +328,7 @@ impl Maps {
 }
 
 fn value_of(prefix: Prefix) -> PrefixValue {
-    PrefixValue::new(prefix.kind, prefix.peer).asking(prefix.asked, 0)
+    PrefixValue::new(prefix.kind, prefix.peer).asking(prefix.asked, prefix.until)
 }
 
 fn key(net: IpNet) -> Key<Address> {

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use kubeveil_core::{action::Action, observed::Observed};
+use kubeveil_core::{
+    action::Action,
+    observed::{Neighbours, Observed},
+};
 
 use super::FakeKernel;
 use crate::{Count, Kernel, KernelError, Removed, Secrets};
@@ -64,6 +67,12 @@ impl Kernel for FakeKernel {
             let mut truth = fake.truth();
             truth.datapath = truth.datapath.filter(|_| fake.open);
             Ok(truth)
+        })
+    }
+
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError> {
+        self.unless_failing(&Call::Observe, ("list", "neighbours".to_owned()), |fake| {
+            Ok(fake.neighbours.clone())
         })
     }
 

@@ -7,8 +7,8 @@ use std::{
 
 use etherparse::TcpOptionElement;
 use kubeveil_abi::{
-    Asked, BASE_PORT, Config, DeviceKind, FWMARK, FlowKey, FlowValue, GENEVE, Mode, PeerValue, PrefixKind,
-    v4_mapped_length,
+    Asked, BASE_PORT, Config, DeviceKind, FWMARK, FlowKey, FlowValue, GENEVE, Mode, Origin, PeerValue,
+    PrefixKind, v4_mapped_length,
 };
 use proptest::prelude::*;
 
@@ -311,6 +311,8 @@ pub fn scene(now: u32) -> impl Strategy<Value = Scene> {
 pub struct Policies {
     unknown: Asked,
     asked: Vec<(PrefixKind, u32, Asked, u32)>,
+    /// The device of this node's pod, and whether it is there.
+    origin: Option<(Origin, bool)>,
 }
 
 impl Policies {
@@ -319,6 +321,10 @@ impl Policies {
         world.config.unknown = self.unknown as u32;
         for (kind, peer, asked, until) in &self.asked {
             world.ask(*kind, *peer, *asked, *until);
+        }
+        if let Some((origin, is_alive)) = self.origin {
+            world.bind_pod_to(origin);
+            world.alive.extend(is_alive.then_some(origin.device));
         }
         world
     }
@@ -334,7 +340,16 @@ pub fn policies(now: u32) -> impl Strategy<Value = Policies> {
         Just((PrefixKind::UnownedPods, 0)),
     ];
     let one = (whose, asked(), until).prop_map(|((kind, peer), asked, until)| (kind, peer, asked, until));
-    (asked(), prop::collection::vec(one, 0..4)).prop_map(|(unknown, asked)| Policies { unknown, asked })
+    let device = prop::sample::select(&[Scene::POD_DEVICE, 8][..]);
+    let origin = prop::option::of(
+        (device.clone(), device, any::<bool>())
+            .prop_map(|(device, via, is_alive)| (Origin { device, via, pod: [device, via] }, is_alive)),
+    );
+    (asked(), prop::collection::vec(one, 0..4), origin).prop_map(|(unknown, asked, origin)| Policies {
+        unknown,
+        asked,
+        origin,
+    })
 }
 
 /// Any packet.

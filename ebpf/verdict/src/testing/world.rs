@@ -1,8 +1,12 @@
-use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 
 use kubeveil_abi::{
-    Address, Asked, Config, DeviceKind, FlowKey, FlowValue, MAX_FLOWS, MAX_SLOTS, PeerValue, PrefixKind,
-    PrefixValue,
+    Address, Asked, Config, DeviceKind, FlowKey, FlowValue, MAX_FLOWS, MAX_SLOTS, Origin, PeerValue,
+    PrefixKind, PrefixValue,
 };
 
 use crate::{Bytes, Tables};
@@ -57,6 +61,10 @@ pub struct World {
     pub slots: [u32; MAX_SLOTS],
     /// `DEVICES`.
     pub devices: BTreeMap<u32, DeviceKind>,
+    /// `ORIGINS`.
+    pub origins: BTreeMap<Address, Origin>,
+    /// `ALIVE`.
+    pub alive: BTreeSet<u32>,
     /// `FLOWS`.
     pub flows: RefCell<Vec<(FlowKey, FlowValue)>>,
     /// How many flows there is room for.
@@ -73,6 +81,8 @@ impl Default for World {
             peers: BTreeMap::new(),
             slots: [0; MAX_SLOTS],
             devices: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            alive: BTreeSet::new(),
             flows: RefCell::default(),
             room: MAX_FLOWS,
             now: 0,
@@ -92,6 +102,22 @@ impl World {
             if (value.kind, u32::from(value.peer)) == (kind as u8, peer) {
                 *value = value.asking(asked, until);
             }
+        }
+    }
+}
+
+impl World {
+    /// Its pod is one that speaks by the device that [`Scene`](super::Scene) gives to pods, which is there.
+    pub fn bind_pod(&mut self) {
+        let device = super::Scene::POD_DEVICE;
+        self.bind_pod_to(Origin { device, via: device, pod: [1, 2] });
+        self.alive.insert(device);
+    }
+
+    /// Its pod was found to speak by this device.
+    pub fn bind_pod_to(&mut self, origin: Origin) {
+        for is_v6 in [false, true] {
+            self.origins.insert(super::address(super::Place::LocalPod.ip(is_v6)), origin);
         }
     }
 }
@@ -119,6 +145,14 @@ impl Tables for World {
 
     fn device(&self, ifindex: u32) -> Option<DeviceKind> {
         self.devices.get(&ifindex).copied()
+    }
+
+    fn origin(&self, address: &Address) -> Option<Origin> {
+        self.origins.get(address).copied()
+    }
+
+    fn is_alive(&self, device: u32) -> bool {
+        self.alive.contains(&device)
     }
 
     fn flow(&self, key: &FlowKey) -> Option<FlowValue> {

@@ -8,7 +8,7 @@ use std::{
 
 use kubeveil_core::{
     action::Action,
-    observed::{Observed, TunnelDevice},
+    observed::{Neighbours, Observed, TunnelDevice},
 };
 use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets};
 
@@ -60,6 +60,10 @@ impl<K: Kernel> Kernel for Profiled<K> {
 
     fn tunnels(&mut self, last: &Observed) -> Result<BTreeMap<String, TunnelDevice>, KernelError> {
         self.0.tunnels(last)
+    }
+
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError> {
+        self.0.neighbours()
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

@@ -9,10 +9,12 @@ use crate::kernel::Kernel;
 
 /// Flags of a map (`include/uapi/linux/bpf.h`).
 const NO_PREALLOC: u32 = 1;
+/// The kernel sets it itself: a program that wrote to a device's entry could give it any device.
+const READ_ONLY_BY_PROGRAMS: u32 = 1 << 7;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Type, sizes of key and value, entries and flags of every map.
-fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 8] {
+fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 10] {
     let address = size_of::<abi::Address>();
     [
         (abi::names::CONFIG, MapType::Array, 4, size_of::<abi::Config>(), 1, 0),
@@ -28,6 +30,16 @@ fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 8] {
         (abi::names::PEERS, MapType::Array, 4, size_of::<abi::PeerValue>(), abi::MAX_PEERS, MMAPABLE),
         (abi::names::SLOTS, MapType::Array, 4, 4, abi::MAX_SLOTS, 0),
         (abi::names::DEVICES, MapType::Hash, 4, 4, abi::MAX_DEVICES, 0),
+        (
+            abi::names::ORIGINS,
+            MapType::Hash,
+            address,
+            size_of::<abi::Origin>(),
+            abi::MAX_ORIGINS,
+            NO_PREALLOC,
+        ),
+        // The kernel's own layout: ifindex, and a program that is none (`struct bpf_devmap_val`).
+        (abi::names::ALIVE, MapType::DevMapHash, 4, 8, abi::MAX_ORIGINS, READ_ONLY_BY_PROGRAMS),
         (
             abi::names::FLOWS,
             MapType::Hash,
@@ -63,6 +75,7 @@ pub(crate) fn are_as_the_abi_says() -> Result<()> {
 fn data(map: &Map) -> Result<&MapData> {
     Ok(match map {
         Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => data,
+        Map::DevMapHash(data) => data,
         other => bail!("{other:?}"),
     })
 }

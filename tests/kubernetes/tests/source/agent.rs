@@ -8,7 +8,10 @@ use std::{
 };
 
 use kubeveil_api::announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped};
-use kubeveil_core::{action::Action, observed::Observed};
+use kubeveil_core::{
+    action::Action,
+    observed::{Neighbours, Observed},
+};
 use kubeveil_keys::{Generation, PrivateKey};
 use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets, fake::FakeKernel};
 use kubeveil_tests_kubernetes::{
@@ -38,6 +41,10 @@ impl Watched {
 impl Kernel for Watched {
     fn observe(&mut self) -> Result<Observed, KernelError> {
         self.with(FakeKernel::observe)
+    }
+
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError> {
+        self.with(|kernel| kernel.neighbours())
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

@@ -14,7 +14,7 @@ use kubeveil_api::{
 };
 use kubeveil_core::{
     action::Action,
-    observed::Observed,
+    observed::{Neighbours, Observed},
     problem::Problem,
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::{Changes, Source, SourceState},
@@ -128,6 +128,10 @@ impl Shared {
 impl Kernel for Shared {
     fn observe(&mut self) -> Result<Observed, KernelError> {
         self.with(|k| k.observe())
+    }
+
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError> {
+        self.with(|k| k.neighbours())
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

@@ -10,7 +10,9 @@ use kubeveil_api::{
     status::{PodsByMode, PolicyStatus},
 };
 use kubeveil_core::{
+    action::Action,
     backstop::{Choice, Form},
+    observed::Link,
     policy::{
         Namespaces, Policies, Policy, PolicyId,
         pods::{Pod, Workloads},
@@ -18,7 +20,7 @@ use kubeveil_core::{
 };
 use kubeveil_linux::Kernel;
 
-use super::bench::Bench;
+use super::bench::{Bench, Shared};
 use crate::{
     node::{Node, Now},
     status::view,
@@ -77,6 +79,7 @@ fn what_policies_come_to_is_told() {
         others: Mode::Prefer,
         required: 3,
         pods: PodsByMode { prefer: 1, require: 3, ..PodsByMode::default() },
+        known_by_device: 0,
         exemptions: 0,
         exemption_ends: None,
     };
@@ -157,5 +160,101 @@ fn a_pod_with_an_address_of_nobody_takes_no_tunnel_from_who_requires_one() {
         });
         bench.settle(&mut node);
         assert_eq!(bench.tunnelled(), tunnels, "{policies:?}");
+    }
+}
+
+/// Pods behind a bridge are looked for until they are heard, at first every second. What is said of one ends with its device, and is told.
+#[test]
+fn a_pod_is_looked_for_until_it_is_heard() {
+    let exempt = policy("cluster", "shop", PolicyMode::Exempt, None);
+    let mut bench = bench(Mode::Require, &[exempt]);
+    let link = |kind: &str, routes: &[&str], controller| Link {
+        name: kind.to_owned(),
+        kind: Some(kind.to_owned()),
+        routes: routes.iter().map(|route| route.parse().expect("a prefix")).collect(),
+        controller,
+        ..Link::default()
+    };
+    let (bridge, port) = bench.kernel.with(|k| {
+        let bridge = k.add_link(link("bridge", &["10.244.1.0/24", "fd00:244:1::/64"], None));
+        (bridge, k.add_link(link("veth", &[], Some(bridge))))
+    });
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    let look = |bench: &mut Bench, node: &mut Node<Shared>| {
+        bench.seconds += 1;
+        let wait = node.pass(bench.now());
+        let told = told(node, bench.now()).expect("policies");
+        (wait, told.known_by_device, told.pods.exempt)
+    };
+    let second = std::time::Duration::from_secs(1);
+    assert_eq!(look(&mut bench, &mut node), (second, 0, 0));
+    let unknown =
+        |node: &Node<_>, what: &str| node.problems().iter().any(|problem| problem.message.contains(what));
+    assert!(unknown(&node, "not known by which device they speak"), "{:?}", node.problems());
+    bench.kernel.with(|k| {
+        for address in ["10.244.1.10", "fd00:244:1::10"] {
+            k.hear(address.parse().expect("an address"), bridge, port);
+        }
+    });
+    let (_, known, exempt) = look(&mut bench, &mut node);
+    assert_eq!((known, exempt), (2, 1));
+    // Others of the node are not found in half a minute, so they are not asked for so often any more.
+    let waits: Vec<_> = (0..40).map(|_| look(&mut bench, &mut node).0).collect();
+    assert!(waits[0] == second && *waits.last().expect("some") > second, "{waits:?}");
+    bench.kernel.with(|k| k.delete_link("veth"));
+    let (_, known, exempt) = look(&mut bench, &mut node);
+    assert_eq!((known, exempt), (0, 0));
+    assert!(unknown(&node, "are gone"), "{:?}", node.problems());
+}
+
+/// What was said of who had an address is taken back before another device speaks for it; what loosens is said of who is known to have it;
+/// and a device is forgotten after what it held up.
+#[test]
+fn no_step_gives_a_pods_rights_to_the_next() {
+    let at = "10.244.1.10";
+    let policies = [
+        policy("cluster", "shop", PolicyMode::Exempt, None),
+        policy("p", "payments", PolicyMode::Require, None),
+    ];
+    for (before, after, order) in [
+        ("shop", "others", &["PutPrefix", "PutOrigin"][..]),
+        ("shop", "payments", &["PutPrefix", "PutOrigin"]),
+        ("others", "shop", &["PutOrigin", "PutPrefix"]),
+        ("payments", "shop", &["PutOrigin", "PutPrefix"]),
+        ("shop", "shop", &["PutOrigin"]),
+        ("others", "", &["RemovePrefix", "RemoveOrigin"]),
+    ] {
+        let mut bench = bench(Mode::Require, &policies);
+        let has = |bench: &Bench, uid: &str, namespace: &str| {
+            let known = ["payments", "shop", "others"].map(|name| (name.to_owned(), Labels::new())).into();
+            let pods = (!namespace.is_empty()).then(|| pod(uid, "node-1", namespace, &[at]));
+            let workloads = Workloads {
+                namespaces: known,
+                pods: pods.into_iter().collect(),
+                knows_elsewhere: true,
+                ..Workloads::default()
+            };
+            bench.world.change(|said| said.snapshot.workloads = Arc::new(workloads));
+            let routes = vec![format!("{at}/32").parse().expect("a prefix")];
+            let (name, kind) = (uid.to_owned(), Some("veth".to_owned()));
+            bench.kernel.with(|k| k.add_link(Link { name, kind, routes, ..Link::default() }));
+        };
+        has(&bench, "first", before);
+        let mut node = bench.start();
+        bench.settle(&mut node);
+        bench.tried();
+        bench.kernel.with(|k| k.delete_link("first"));
+        has(&bench, "second", after);
+        bench.settle(&mut node);
+        let about = |action: &Action| match action {
+            Action::PutPrefix(net, _) if net.addr().to_string() == at => Some("PutPrefix"),
+            Action::RemovePrefix(net) if net.addr().to_string() == at => Some("RemovePrefix"),
+            Action::PutOrigin(..) => Some("PutOrigin"),
+            Action::RemoveOrigin(..) => Some("RemoveOrigin"),
+            _ => None,
+        };
+        let steps: Vec<_> = bench.tried().iter().filter_map(about).collect();
+        assert_eq!(steps, order, "{before} -> {after}");
     }
 }

@@ -202,6 +202,7 @@ impl World {
             adopting: &self.adopting,
             resting: &self.resting,
             now: NOW,
+            epoch: Duration::ZERO,
         }
     }
 

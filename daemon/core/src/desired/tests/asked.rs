@@ -12,7 +12,7 @@ use kubeveil_api::{
 use super::*;
 use crate::{
     action::Action,
-    observed::Datapath,
+    observed::{Datapath, Link},
     plan::Endpoints,
     policy::{
         FlowMode, Namespaces, Policies, Policy, PolicyId, Standing,
@@ -72,7 +72,7 @@ fn of_other_nodes_only_the_exceptions_are_told() {
     for (at, asked) in [
         ("10.244.2.8/32", Some(Asked::Require)),
         ("fd00:244:2::8/128", Some(Asked::Require)),
-        ("10.244.2.9/32", None),
+        ("10.244.2.9/32", Some(Asked::Exempt)),
         ("10.244.1.7/32", Some(Asked::Mesh)),
         ("10.244.1.10/32", None),
         ("10.244.77.1/32", None),
@@ -153,7 +153,7 @@ fn a_pod_is_held_to_what_stands_beside_its_addresses() {
         (Prefer, &[], None),
     ] {
         let addresses: Vec<_> = addresses.iter().map(|text| text.parse().expect("an address")).collect();
-        assert_eq!(held(base, &desired.prefixes, &addresses), mode, "{base:?} {addresses:?}");
+        assert_eq!(held(base, &desired, None, &addresses), mode, "{base:?} {addresses:?}");
     }
 }
 
@@ -210,27 +210,119 @@ fn too_many_exceptions_are_held_to_by_their_nodes_ranges() {
     }
 }
 
-/// What asks for no more than the mesh does leaves no trace in the map; what asks for less is told of.
+/// A kernel in which pods of this node speak by these devices, of which some are there.
+fn devices(of: &[(&str, u32)], alive: &[u32]) -> Observed {
+    let link = |(address, index): &(&str, u32)| {
+        let routes = vec![IpNet::from(address.parse::<IpAddr>().expect("an address"))];
+        (*index, Link { kind: Some("veth".to_owned()), routes, ..Link::default() })
+    };
+    let origin = |(address, index): &(&str, u32)| {
+        let pod = origin::in_few_words("ledger");
+        (address.parse().expect("an address"), Origin { device: *index, via: *index, pod })
+    };
+    let datapath = Datapath {
+        origins: of.iter().map(origin).collect(),
+        alive: alive.iter().copied().collect(),
+        ..Datapath::default()
+    };
+    Observed { links: of.iter().map(link).collect(), datapath: Some(datapath), ..Observed::default() }
+}
+
+/// What asks for no more than the mesh does leaves no trace in the map.
 #[test]
-fn what_asks_for_less_is_told_of_and_counts_for_nothing() {
+fn what_asks_for_no_more_counts_for_nothing() {
     let pods = [("shop", "me", "shop", "10.244.1.7"), ("ledger", "me", "payments", "10.244.1.8")];
-    for (mode, asked, told) in [
-        (Mode::Require, PolicyMode::Require, 0),
-        (Mode::Require, PolicyMode::Prefer, 1),
-        (Mode::Require, PolicyMode::Exempt, 1),
-        (Mode::Prefer, PolicyMode::Exempt, 1),
-        (Mode::Observe, PolicyMode::Prefer, 0),
-        (Mode::Observe, PolicyMode::Exempt, 1),
+    let observed = devices(&[("10.244.1.8", 10)], &[10]);
+    for (mode, asked, written) in [
+        (Mode::Require, PolicyMode::Require, Some(Asked::Require)),
+        (Mode::Require, PolicyMode::Prefer, Some(Asked::Prefer)),
+        (Mode::Require, PolicyMode::Exempt, Some(Asked::Exempt)),
+        (Mode::Prefer, PolicyMode::Prefer, None),
+        (Mode::Prefer, PolicyMode::Exempt, Some(Asked::Exempt)),
+        (Mode::Observe, PolicyMode::Require, Some(Asked::Require)),
+        (Mode::Observe, PolicyMode::Prefer, None),
+        (Mode::Observe, PolicyMode::Exempt, None),
     ] {
-        let (desired, _) = of(of_payments(mode, &pods, asked), &Owners::new());
-        let is_asked = |prefix: &&Prefix| prefix.asked != Asked::Mesh;
-        let in_force = desired.prefixes.values().filter(is_asked).count();
-        let is_in_force = asked == PolicyMode::Require;
-        assert_eq!(in_force > 0, is_in_force, "{mode} {asked}");
-        let about = desired.problems.iter().filter(|problem| problem.field == "spec.mode").count();
-        assert_eq!(about, told, "{mode} {asked}: {:?}", desired.problems);
-        let unknown = if is_in_force { Asked::Require } else { Asked::Mesh };
+        let desired = over(of_payments(mode, &pods, asked), &Owners::new(), &observed).0;
+        assert_eq!(asked_in(&desired, "10.244.1.8/32"), written, "{mode} {asked}");
+        let unknown = if asked == PolicyMode::Require { Asked::Require } else { Asked::Mesh };
         assert_eq!(desired.config.unknown, unknown as u32, "{mode} {asked}");
+        let others = desired.prefixes.iter().filter(|(net, _)| **net != self::net("10.244.1.8/32"));
+        let loose =
+            others.filter(|(_, prefix)| matches!(prefix.asked, Asked::Exempt | Asked::Prefer)).count();
+        assert_eq!(
+            (loose, desired.problems.len()),
+            (0, whole(&[("me", node(1))], &Owners::new()).0.problems.len())
+        );
+    }
+}
+
+/// Less is asked only of a pod whose device is known; of one whose device is gone the programs ask as of an unknown one, and both are told.
+#[test]
+fn less_is_asked_of_who_is_known_by_device() {
+    let pods = [("ledger", "me", "payments", "10.244.1.8")];
+    let told = |observed: &Observed| {
+        let desired = over(of_payments(Mode::Require, &pods, PolicyMode::Exempt), &Owners::new(), observed).0;
+        let about: Vec<String> = desired
+            .problems
+            .iter()
+            .filter(|problem| problem.object.contains("10.244.1.8"))
+            .map(|problem| problem.message.split(':').next().unwrap_or_default().to_owned())
+            .collect();
+        (asked_in(&desired, "10.244.1.8/32"), about.join("; "))
+    };
+    let (asked, problem) = told(&Observed::default());
+    assert_eq!(asked, None);
+    assert!(problem.contains("not known by which device they speak"), "{problem}");
+    let (asked, problem) = told(&devices(&[("10.244.1.8", 10)], &[]));
+    assert_eq!(asked, Some(Asked::Exempt));
+    assert!(problem.contains("are gone"), "{problem}");
+    assert_eq!(told(&devices(&[("10.244.1.8", 10)], &[10])), (Some(Asked::Exempt), String::new()));
+}
+
+/// It ends by the clock that programs count on, is written once, and no more when it is over.
+#[test]
+fn an_exemption_ends_by_the_clock_of_the_programs() {
+    let pods = [("ledger", "me", "payments", "10.244.1.8"), ("theirs", "b", "payments", "10.244.2.8")];
+    let mut snapshot = of_payments(Mode::Require, &pods, PolicyMode::Exempt);
+    let (id, policy) =
+        snapshot.policies.iter().next().map(|(id, policy)| (id.clone(), policy.clone())).expect("one");
+    let until = Some(jiff::Timestamp::from_second(1_000_060).expect("a time"));
+    snapshot.policies = Policies::new([(id, Policy { until, ..policy })].into());
+    let mut observed = devices(&[("10.244.1.8", 10)], &[10]);
+    let mut at = |now: u64, epoch: u64, stands: Option<u32>| {
+        let prefixes = stands.map(|until| {
+            let prefix = Prefix { asked: Asked::Exempt, until, ..Prefix::new(PrefixKind::LocalPods, 0) };
+            (net("10.244.1.8/32"), prefix)
+        });
+        observed.datapath.as_mut().expect("a datapath").prefixes = prefixes.into_iter().collect();
+        let [now, epoch] = [now, epoch].map(Duration::from_secs);
+        let desired = over_at(snapshot.clone(), &Owners::new(), &observed, now, epoch).0;
+        ["10.244.1.8/32", "10.244.2.8/32"]
+            .map(|at| desired.prefixes.get(&net(at)).map(|prefix| (prefix.asked, prefix.until)))
+    };
+    let exempt = |until| Some((Asked::Exempt, until));
+    assert_eq!(at(500, 1_000_000, None), [exempt(560); 2]);
+    assert_eq!(at(510, 1_000_011, Some(560))[0], exempt(560), "clocks that go a little differently");
+    assert_eq!(at(510, 1_000_020, Some(560))[0], exempt(550), "somebody has set the clock, or the end");
+    assert_eq!(at(560, 1_000_060, Some(560)), [None; 2]);
+}
+
+/// More exceptions than there is room for: who is exempt takes none from whom encryption is required.
+#[test]
+fn who_is_exempt_takes_no_room_from_others() {
+    let mut snapshot = of_payments(Mode::Require, &[], PolicyMode::Exempt);
+    let standing = |mode| Standing { mode, until: None };
+    let base = u128::from_be_bytes(std::net::Ipv6Addr::new(0xfd00, 0x244, 2, 0, 0, 0, 0, 0).octets());
+    let at = |n: u32| -> IpAddr { std::net::Ipv6Addr::from(base + u128::from(n)).into() };
+    for (exempt, written) in [(10_000, Some(Asked::Exempt)), (20_000, None)] {
+        let mut all: Exceptions = (1..=exempt).map(|n| (at(n), standing(PolicyMode::Exempt))).collect();
+        all.insert(at(60_000), standing(PolicyMode::Require));
+        Arc::make_mut(&mut snapshot.workloads).elsewhere = [("b".to_owned(), Arc::new(all))].into();
+        let desired = of(snapshot.clone(), &Owners::new()).0;
+        assert_eq!(asked_in(&desired, "fd00:244:2::7/128"), written);
+        assert_eq!(asked_in(&desired, "fd00:244:2::ea60/128"), Some(Asked::Require));
+        assert_eq!(asked_in(&desired, "fd00:244:2::/64"), Some(Asked::Mesh));
     }
 }
 
@@ -243,12 +335,14 @@ fn what_is_explained_is_what_is_written() {
     {
         let snapshot = of_payments(mode, &pods, asked);
         let law = Law { mesh: mode, policies: snapshot.policies.clone() };
-        let (desired, _) = of(snapshot, &Owners::new());
+        let (desired, _) = over(snapshot, &Owners::new(), &devices(&[("10.244.1.8", 10)], &[10]));
         for (namespace, address) in [("shop", "10.244.1.7/32"), ("payments", "10.244.1.8/32")] {
             let none = Labels::new();
             let subject = Subject { namespace, namespace_labels: &none, labels: &none };
             let held = match asked_in(&desired, address) {
                 Some(Asked::Require) => FlowMode::Require,
+                Some(Asked::Prefer) => FlowMode::Prefer,
+                Some(Asked::Exempt) => FlowMode::Exempt,
                 _ => law.base(),
             };
             assert_eq!(

@@ -53,6 +53,7 @@ fn wanted(nodes: &[(&str, NodeFacts)], owners: &Owners, observed: &Observed) -> 
         adopting: &Adopting::default(),
         resting: &BTreeSet::new(),
         now: Duration::ZERO,
+        epoch: Duration::ZERO,
     });
     desired.problems.extend(announced.problems());
     desired.problems.extend(assignment.problems);

@@ -21,7 +21,7 @@ use proptest::{
 
 use crate::{
     cell::{path_of_program, within},
-    kernel::{boot_seconds, test_run, words_of},
+    kernel::{boot_seconds, replace_alive, replace_origins, test_run, words_of},
 };
 
 /// The index of the loopback device in every namespace.
@@ -120,6 +120,8 @@ fn fill(maps: &std::path::Path, world: &World) -> Result<()> {
     for (address, length, value) in &world.prefixes {
         prefixes.insert(&Key::new(*length, *address), words_of(value), 0)?;
     }
+    replace_origins(&mut Map::HashMap(open(maps, names::ORIGINS)?).try_into()?, world)?;
+    replace_alive(&mut Map::DevMapHash(open(maps, names::ALIVE)?).try_into()?, world)?;
     let mut peers: Array<_, u64> = Map::Array(open(maps, names::PEERS)?).try_into()?;
     for (index, value) in &world.peers {
         peers.set(*index, value.0, 0)?;

@@ -79,14 +79,27 @@ fn require_of_somebody(scene: &mut Scene, world: &mut World, _: &mut Situation) 
 /// Both ends are exempt, for another ten minutes.
 fn exempt(scene: &mut Scene, world: &mut World, _: &mut Situation) {
     no_tunnels(scene);
+    world.bind_pod();
     for kind in [PrefixKind::LocalPods, PrefixKind::RemotePods] {
         world.ask(kind, 0, Asked::Exempt, scene.now + 600);
     }
 }
 
+/// This node's was, and its device is gone; or somebody else sends by it.
+fn exempt_and_gone(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    exempt(scene, world, situation);
+    world.alive.clear();
+}
+
+fn exempt_and_another(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    exempt(scene, world, situation);
+    situation.ingress_ifindex = POD + 1;
+}
+
 /// They were.
 fn no_longer_exempt(scene: &mut Scene, world: &mut World, _: &mut Situation) {
     no_tunnels(scene);
+    world.bind_pod();
     for kind in [PrefixKind::LocalPods, PrefixKind::RemotePods] {
         world.ask(kind, 0, Asked::Exempt, scene.now);
     }
@@ -277,6 +290,8 @@ pub(crate) fn cases() -> Vec<Case> {
     );
     add("exempt", Egress, require, pods, POD, exempt, Reason::Exempted);
     add("no longer exempt", Egress, require, pods, POD, no_longer_exempt, Reason::NoTunnel);
+    add("exempt, and its device gone", Egress, require, pods, POD, exempt_and_gone, Reason::NoTunnel);
+    add("exempt, and by another's device", Egress, require, pods, POD, exempt_and_another, Reason::NoTunnel);
     add("no owner", Egress, require, (LocalPod, Unowned), POD, no_change, Reason::NoOwner);
     add("no owner", Egress, prefer, (LocalPod, Unowned), POD, no_change, Reason::NoOwner);
     add("a stranger's", Egress, require, (Outside, RemotePod(0)), POD, no_change, Reason::SourceNotOurs);
@@ -391,6 +406,8 @@ pub(crate) fn cases() -> Vec<Case> {
         Reason::PlainToPod,
     );
     add("exempt", Ingress, require, (RemotePod(0), LocalPod), WIRE, exempt, Reason::Exempted);
+    let theirs = (RemotePod(0), LocalPod);
+    add("exempt, and its device gone", Ingress, require, theirs, WIRE, exempt_and_gone, Reason::PlainFromPod);
     add(
         "no longer exempt",
         Ingress,

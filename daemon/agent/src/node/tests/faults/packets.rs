@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
-use kubeveil_abi::{Mode, PeerState, Verdict};
+use kubeveil_abi::{Mode, PeerState, PrefixValue, Verdict};
 use kubeveil_core::observed::{Hook, Observed, Program};
 use kubeveil_linux::fake::FakeKernel;
 use kubeveil_verdict::{
@@ -84,8 +84,11 @@ impl Datapath {
             world.devices = datapath.devices.clone();
             for (net, prefix) in &datapath.prefixes {
                 let length = u32::from(net.prefix_len()) + if net.network().is_ipv4() { 96 } else { 0 };
-                world.add(address(net.network()), length, prefix.kind, prefix.peer);
+                let value = PrefixValue::new(prefix.kind, prefix.peer).asking(prefix.asked, prefix.until);
+                world.prefixes.push((address(net.network()), length, value));
             }
+            world.origins = datapath.origins.iter().map(|(at, origin)| (address(*at), *origin)).collect();
+            world.alive = datapath.alive.clone();
         }
         Self { truth, enforced: kernel.enforced(), world }
     }

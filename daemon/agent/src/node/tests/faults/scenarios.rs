@@ -1,9 +1,20 @@
 //! What happens to a node, with and without faults.
 
-use kubeveil_api::mesh::Mode;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use kubeveil_api::{
+    mesh::Mode,
+    policy::PolicyMode,
+    selector::{LabelSelector, Labels},
+};
 use kubeveil_core::{
     backstop::Form,
     observed::{Link, Predecessor, Program},
+    policy::{
+        Namespaces, Policies, Policy, PolicyId,
+        pods::{Pod, Workloads},
+    },
 };
 use kubeveil_linux::fake::FakeKernel;
 
@@ -33,7 +44,13 @@ pub(super) enum Before {
     Prefer,
     /// The same, on a kernel that has no netfilter programs.
     Table,
+    /// The same, with pods that are exempt.
+    Exempt,
 }
+
+/// Addresses of pods of this node.
+pub(super) const POD: &[&str] = &["10.244.1.5", "fd00:244:1::5"];
+pub(super) const ANOTHER: &[&str] = &["10.244.1.6"];
 
 const fn scenario(name: &'static str, change: fn(&mut Stage)) -> Scenario {
     Scenario { name, before: Before::Rest, change, adopts: false, restarts: false }
@@ -44,7 +61,7 @@ const fn restart(name: &'static str, change: fn(&mut Stage)) -> Scenario {
 }
 
 /// All of them.
-pub(super) const SCENARIOS: [Scenario; 20] = [
+pub(super) const SCENARIOS: [Scenario; 21] = [
     Scenario { before: Before::Nothing, ..restart("a cold start", |_| {}) },
     Scenario { before: Before::Nothing, adopts: true, ..restart("adoption", |_| {}) },
     Scenario {
@@ -93,6 +110,13 @@ pub(super) const SCENARIOS: [Scenario; 20] = [
             });
         })
     },
+    Scenario {
+        before: Before::Exempt,
+        ..scenario("a pod's address is given on", |stage| {
+            stage.bench.kernel.with(|k| ["pod-p", "pod-q"].into_iter().for_each(|name| k.delete_link(name)));
+            stage.has_pods(&[("r", POD)]);
+        })
+    },
     restart("a restart", |_| {}),
     restart("an upgrade", |stage| stage.upgrade()),
     restart("another key of this node", |stage| stage.other_own_key()),
@@ -116,6 +140,37 @@ impl Scenario {
 }
 
 impl Stage {
+    /// This node has these pods and no others, all of them exempt, each behind a device of its own.
+    pub(super) fn has_pods(&self, pods: &[(&str, &[&str])]) {
+        let mut workloads = Workloads { knows_elsewhere: true, ..Workloads::default() };
+        workloads.namespaces.insert("shop".to_owned(), Labels::new());
+        for (uid, addresses) in pods {
+            let addresses: BTreeSet<IpAddr> =
+                addresses.iter().map(|address| address.parse().expect("an address")).collect();
+            let link = Link {
+                name: format!("pod-{uid}"),
+                kind: Some("veth".to_owned()),
+                routes: addresses.iter().map(|address| IpNet::from(*address)).collect(),
+                ..Link::default()
+            };
+            self.bench.kernel.with(|k| k.add_link(link));
+            let (node, namespace) = ("node-1".to_owned(), "shop".to_owned());
+            let pod = Pod { node, namespace, labels: Labels::new(), addresses };
+            workloads.pods.insert((*uid).to_owned(), pod);
+        }
+        let policy = Policy {
+            namespaces: Namespaces::Labelled(LabelSelector::default()),
+            pods: LabelSelector::default(),
+            mode: PolicyMode::Exempt,
+            until: None,
+        };
+        let id = PolicyId { namespace: None, name: "all".to_owned() };
+        self.bench.world.change(|said| {
+            said.snapshot.policies = Policies::new([(id, policy)].into());
+            said.snapshot.workloads = Arc::new(workloads);
+        });
+    }
+
     /// Node 4 comes.
     fn join(&mut self) {
         let key = self.spare();

@@ -10,7 +10,12 @@ use std::{
 };
 
 use kubeveil_api::{announcement::NotFlipped, mesh::Mode};
-use kubeveil_core::{action::Action, observed::Observed, problem::Problem, snapshot::NodeFacts};
+use kubeveil_core::{
+    action::Action,
+    observed::{Neighbours, Observed},
+    problem::Problem,
+    snapshot::NodeFacts,
+};
 use kubeveil_keys::{Generation, PrivateKey, PublicKey};
 use kubeveil_linux::{
     Count, Kernel, KernelError, Removed, Secrets,
@@ -19,7 +24,7 @@ use kubeveil_linux::{
 
 use super::{
     packets::{self, Datapath, Probe},
-    scenarios::{Before, Scenario},
+    scenarios::{ANOTHER, Before, POD, Scenario},
     state::{LOOKS, Names, State, kind},
 };
 use crate::{
@@ -166,6 +171,7 @@ impl Stage {
                 said.snapshot.mesh.as_mut().expect("a mesh").mode = Mode::Prefer;
             }),
             Before::Table => stage.without_program(),
+            Before::Exempt => stage.has_pods(&[("p", POD), ("q", ANOTHER)]),
         }
         let mut node = stage.start();
         assert!(stage.goes_round(&mut node), "{:?}", node.last.problems);
@@ -361,6 +367,10 @@ impl Kernel for Watched {
     fn observe(&mut self) -> Result<Observed, KernelError> {
         lock(&self.watch).calls.push(LOOKS);
         self.kernel.observe()
+    }
+
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError> {
+        self.kernel.neighbours()
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

@@ -71,7 +71,11 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
     state.push((None, format!("left by others {:?}", datapath.predecessors)));
     for (net, prefix) in &datapath.prefixes {
         let peer = kernel.node_of(prefix.peer);
-        state.push((node_of(net), format!("prefix {net} {:?} {peer:?}", prefix.kind)));
+        state.push((node_of(net), format!("prefix {net} {:?} {peer:?} {:?}", prefix.kind, prefix.asked)));
+    }
+    for (address, origin) in &datapath.origins {
+        let is_there = datapath.alive.contains(&origin.device);
+        state.push((None, format!("{address} by {} {is_there} {:?}", device(&origin.device), origin.pod)));
     }
     for (index, value) in &datapath.peers {
         // An index that no prefix leads to is nobody's.
@@ -95,7 +99,7 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
 }
 
 /// A word for each kind of action, and for what else is asked of a kernel.
-pub(super) const KINDS: [&str; 31] = [
+pub(super) const KINDS: [&str; 33] = [
     "LoadPrograms",
     "SetConfig",
     "PutPrefix",
@@ -124,6 +128,8 @@ pub(super) const KINDS: [&str; 31] = [
     "DropPredecessors",
     "RenameTunnel",
     "DeleteTunnel",
+    "PutOrigin",
+    "RemoveOrigin",
     "observe",
     "counters",
     "sweep_flows",
@@ -163,5 +169,7 @@ pub(super) fn kind(action: &Action) -> usize {
         Action::DropPredecessors => 25,
         Action::RenameTunnel(..) => 26,
         Action::DeleteTunnel(..) => 27,
+        Action::PutOrigin(..) => 28,
+        Action::RemoveOrigin(..) => 29,
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use kubeveil_api::veil_node::VeilNodeStatus;
 use kubeveil_core::{
     action::Action,
-    observed::Observed,
+    observed::{Neighbours, Observed},
     problem::{Problem, ProblemKind},
     source::{Changes, Source, SourceState},
 };
@@ -75,6 +75,10 @@ impl Kernel for Stepped {
     fn observe(&mut self) -> Result<Observed, KernelError> {
         self.key_steps();
         self.kernel().observe()
+    }
+
+    fn neighbours(&mut self) -> Result<Neighbours, KernelError> {
+        self.kernel().neighbours()
     }
 
     fn still_holds(&mut self, last: &Observed) -> Result<bool, KernelError> {

@@ -1,0 +1,169 @@
+use std::sync::Arc;
+
+use kubeveil_api::{mesh::Mode, policy::PolicyMode, selector::LabelSelector};
+
+use super::*;
+use crate::{
+    observed::Datapath,
+    policy::{Namespaces, Policies, Policy, PolicyId, pods::Pod},
+    snapshot::Snapshot,
+    testing::{net, node, snapshot},
+};
+
+const A: &str = "10.244.1.7";
+const B: &str = "fd00:244:1::8";
+
+fn at(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn pod(uid: &str, node: &str, addresses: &[&str]) -> (String, Pod) {
+    let addresses = addresses.iter().map(|address| at(address)).collect();
+    (uid.to_owned(), Pod { node: node.to_owned(), addresses, ..Pod::default() })
+}
+
+/// A mesh with a policy, and these pods.
+fn with(pods: &[(String, Pod)]) -> Snapshot {
+    let mut snapshot = snapshot(&[("b", node(2)), ("me", node(1))]);
+    snapshot.mesh.as_mut().expect("a mesh").mode = Mode::Observe;
+    let policy = Policy {
+        namespaces: Namespaces::Labelled(LabelSelector::default()),
+        pods: LabelSelector::default(),
+        mode: PolicyMode::Require,
+        until: None,
+    };
+    snapshot.policies = Policies::new([(PolicyId { namespace: None, name: "p".to_owned() }, policy)].into());
+    snapshot.workloads = Arc::new(Workloads { pods: pods.iter().cloned().collect(), ..Workloads::default() });
+    snapshot
+}
+
+fn whole(snapshot: Snapshot) -> Knowledge {
+    Knowledge::Whole(snapshot.attest_whole())
+}
+
+fn link(kind: &str, routes: &[&str], controller: Option<u32>) -> Link {
+    let routes = routes.iter().map(|route| net(route)).collect();
+    Link { kind: Some(kind.to_owned()), routes, controller, ..Link::default() }
+}
+
+/// A routing plugin's devices 10 and 11, a bridge 20 with the ports 21 and 22, and another bridge's port 31.
+fn host(told: &[(&str, Origin)], alive: &[u32]) -> Observed {
+    let links = [
+        (2, Link { routes: vec![net("10.244.0.0/16"), net("fd00:244::/32")], ..Link::default() }),
+        (10, link("veth", &["10.244.1.7/32"], None)),
+        (11, link("netkit", &["fd00:244:1::7/128"], None)),
+        (12, link("veth", &["10.244.1.0/25"], None)),
+        (13, link("dummy", &["10.244.1.40/32"], None)),
+        (20, link("bridge", &["10.244.1.0/24", "fd00:244:1::/64"], None)),
+        (21, link("veth", &[], Some(20))),
+        (22, link("veth", &[], Some(20))),
+        (23, link("vxlan", &[], Some(20))),
+        (31, link("veth", &[], Some(30))),
+    ];
+    let hardware = |last: u8| [2, 0, 0, 0, 0, last];
+    let reached = [
+        ("10.244.1.8", 21),
+        ("fd00:244:1::8", 21),
+        ("10.244.1.9", 22),
+        ("10.244.1.10", 23),
+        ("10.244.1.11", 31),
+    ];
+    let neighbours = Neighbours {
+        hardware: reached.map(|(address, port)| ((20, at(address)), hardware(port))).into(),
+        ports: [21, 22, 23, 31].map(|port| ((20, hardware(port)), u32::from(port))).into(),
+    };
+    let datapath = Datapath {
+        origins: told.iter().map(|(address, origin)| (at(address), *origin)).collect(),
+        alive: alive.iter().copied().collect(),
+        ..Datapath::default()
+    };
+    Observed { links: links.into(), neighbours, datapath: Some(datapath), ..Observed::default() }
+}
+
+fn of(uid: &str, device: u32, via: u32) -> Origin {
+    Origin { device, via, pod: in_few_words(uid) }
+}
+
+/// By a route of its own, or as who was heard behind a bridge's port; and by nothing that might be somebody else's.
+#[test]
+fn a_pods_device_is_found_where_it_is_plain() {
+    for (address, found) in [
+        ("10.244.1.7", Some((10, 10))),
+        ("fd00:244:1::7", Some((11, 11))),
+        ("10.244.1.8", Some((21, 20))),
+        ("fd00:244:1::8", Some((21, 20))),
+        ("10.244.1.9", Some((22, 20))),
+        // An overlay's port, another bridge's, somebody who was not heard, and a device that is no pod's.
+        ("10.244.1.10", None),
+        ("10.244.1.11", None),
+        ("10.244.1.12", None),
+        ("10.244.1.40", None),
+    ] {
+        let knowledge = whole(with(&[pod("uid", "me", &[address])]));
+        let origins = origins("me", &knowledge, &host(&[], &[]));
+        let expected = found.map(|(device, via)| (at(address), of("uid", device, via)));
+        assert_eq!(origins, expected.into_iter().collect(), "{address}");
+    }
+    // Nobody's but this node's.
+    let theirs = whole(with(&[pod("uid", "b", &[A])]));
+    assert_eq!(origins("me", &theirs, &host(&[], &[])), BTreeMap::new());
+}
+
+#[test]
+fn two_devices_or_two_pods_are_none() {
+    let mut host = host(&[], &[]);
+    host.links.insert(14, link("veth", &["10.244.1.7/32"], None));
+    let one = whole(with(&[pod("uid", "me", &[A])]));
+    assert_eq!(origins("me", &one, &host), BTreeMap::new());
+    host.links.remove(&14);
+    let two = whole(with(&[pod("uid", "me", &[A]), pod("another", "me", &[A])]));
+    assert_eq!(origins("me", &two, &host), BTreeMap::new());
+    // One that stands stays, whichever of the two it is of.
+    host.datapath.as_mut().expect("a datapath").origins.insert(at(A), of("another", 9, 9));
+    assert_eq!(origins("me", &two, &host), [(at(A), of("another", 9, 9))].into());
+}
+
+/// The heart of it: a source that still tells of a pod that is gone does not give its rights to who has its address now.
+#[test]
+fn a_pod_is_bound_once() {
+    let told = [(A, of("uid", 5, 5)), (B, of("uid", 6, 6))];
+    let host = host(&told, &[6]);
+    let still = whole(with(&[pod("uid", "me", &[A, B])]));
+    assert_eq!(origins("me", &still, &host), told.map(|(address, origin)| (at(address), origin)).into());
+    // It tells of another by now.
+    let other = whole(with(&[pod("other", "me", &[A, B])]));
+    let now = [(at(A), of("other", 10, 10)), (at(B), of("other", 21, 20))];
+    assert_eq!(origins("me", &other, &host), now.into());
+    // A pod may have another address than before.
+    let moved = whole(with(&[pod("uid", "me", &["10.244.1.9"])]));
+    assert_eq!(origins("me", &moved, &host), [(at("10.244.1.9"), of("uid", 22, 20))].into());
+}
+
+#[test]
+fn nobody_is_forgotten_on_hearsay() {
+    let told = [(A, of("uid", 5, 5))];
+    let host = host(&told, &[]);
+    assert_eq!(origins("me", &Knowledge::Partial(with(&[])), &host), [(at(A), told[0].1)].into());
+    assert_eq!(origins("me", &whole(with(&[])), &host), BTreeMap::new());
+    let no_policy = Snapshot { policies: Policies::default(), ..with(&[pod("uid", "me", &[A])]) };
+    assert_eq!(origins("me", &whole(no_policy), &host), BTreeMap::new());
+}
+
+/// Bridges are asked as long as somebody behind one is not found, and only where policies are.
+#[test]
+fn bridges_are_asked_for_who_is_behind_one() {
+    let looks = |snapshot: Snapshot, host: &Observed| is_looking("me", &whole(snapshot), host);
+    let mut host = host(&[], &[]);
+    assert!(!looks(with(&[pod("uid", "me", &[A, B])]), &host));
+    assert!(looks(with(&[pod("uid", "me", &["10.244.1.99"])]), &host));
+    assert!(!looks(with(&[pod("uid", "me", &["10.9.9.9"]), pod("theirs", "b", &["10.244.1.99"])]), &host));
+    host.neighbours = Neighbours::default();
+    assert!(looks(with(&[pod("uid", "me", &[B])]), &host));
+    let bound = Observed {
+        datapath: Some(Datapath { origins: [(at(B), of("uid", 21, 20))].into(), ..Datapath::default() }),
+        ..host
+    };
+    assert!(!looks(with(&[pod("uid", "me", &[B])]), &bound));
+    let none = Snapshot { policies: Policies::default(), ..with(&[pod("uid", "me", &["10.244.1.99"])]) };
+    assert!(!looks(none, &bound));
+}

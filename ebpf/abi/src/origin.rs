@@ -1,0 +1,16 @@
+/// The device of a pod of this node: what is said of its address holds as long as that device lives, and of packets that came in by it.
+///
+/// An address means nothing for long: the pod may be gone, and another have it, while nobody is there to tell. The device of the host
+/// that a pod is behind goes with the pod, and the kernel knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Origin {
+    /// ifindex of the host's end; it lives if [`names::ALIVE`](crate::names::ALIVE) has it.
+    pub device: u32,
+    /// ifindex of the device that its packets are seen to come in by: the same, or the bridge that it is a port of.
+    pub via: u32,
+    /// Which pod it is, by its UID in few words. The programs don't read it.
+    pub pod: [u32; 2],
+}
+
+const _: () = assert!(size_of::<Origin>() == 16);
