@@ -76,6 +76,9 @@ pub struct PolicyStatus {
     /// This node's own pods.
     #[serde(default)]
     pub pods: PodsByMode,
+    /// Addresses of this node's pods that are known by the pods' devices, and so are nobody else's when a pod is gone.
+    #[serde(default)]
+    pub known_by_device: usize,
     /// Exemptions that are written and have not ended.
     #[serde(default)]
     pub exemptions: usize,

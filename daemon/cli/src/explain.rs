@@ -223,10 +223,7 @@ fn going(now: &Carried) -> String {
 
 fn words(note: &Note) -> String {
     match note {
-        Note::NotInForce { policies } => format!(
-            "{} asks for less than the mesh does, which is not in force in this version: it counts as not being there",
-            few(policies.iter(), 3)
-        ),
+        Note::WhileDevicesAreKnown => "less than the mesh asks for holds only while the node of each pod knows by which device it speaks; `kubeveil status` there names those of which it does not".to_owned(),
         Note::Adopting { deadline } => format!(
             "spec.adoption leaves a pair of nodes open until its tunnel is proven, at most until {deadline:.0}; `kubeveil status` on either node names open pairs"
         ),

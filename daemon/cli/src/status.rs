@@ -69,9 +69,9 @@ fn head(status: &Status, out: &mut String) {
 }
 
 fn asked(policies: &PolicyStatus) -> String {
-    let PolicyStatus { count, others, required, .. } = policies;
+    let PolicyStatus { count, others, required, known_by_device, .. } = policies;
     format!(
-        "{count}; encryption is required of {required} addresses of this node's pods, and for all others the mode is {others}"
+        "{count}; encryption is required of {required} addresses of this node's pods, and for all others the mode is {others}; {known_by_device} are known by their device"
     )
 }
 

@@ -10,7 +10,7 @@ use kubeveil_api::{
     policy::{PolicyMode, PolicyStatus},
     problem::few_statements,
 };
-use kubeveil_core::policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId};
+use kubeveil_core::policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, Standing};
 
 use crate::{
     census::{Census, SeenPod, SeenPolicy},
@@ -34,14 +34,16 @@ pub(crate) fn readable(census: &Census) -> Policies {
 
 /// Pods, and what selects them.
 pub(crate) struct Selected {
-    /// The pods of each node of which encryption is required.
+    /// The pods of each node of which something else is asked for than of all, or encryption is required.
     pub(crate) slices: BTreeMap<String, Vec<SlicedPod>>,
     /// How many each policy selects, and how many of them share their node's addresses.
     counts: BTreeMap<PolicyId, [u32; 2]>,
 }
 
 impl Selected {
-    pub(crate) fn of(census: &Census, policies: &Policies) -> Self {
+    /// In a mesh of this mode.
+    pub(crate) fn of(census: &Census, policies: &Policies, mode: Mode) -> Self {
+        let base = policies.base(mode);
         let of_namespaces: BTreeMap<&str, OfNamespace> = census
             .namespaces
             .iter()
@@ -50,20 +52,25 @@ impl Selected {
         let mut selected = Self { slices: BTreeMap::new(), counts: BTreeMap::new() };
         for pod in census.pods.values() {
             if let Some(of_namespace) = of_namespaces.get(pod.namespace.as_str()) {
-                selected.add(pod, of_namespace);
+                selected.add(pod, of_namespace, base);
             }
         }
         selected
     }
 
-    fn add(&mut self, seen: &SeenPod, policies: &OfNamespace) {
+    fn add(&mut self, seen: &SeenPod, policies: &OfNamespace, base: FlowMode) {
         let SeenPod { namespace, name, pod, shares_nodes_address } = seen;
         for (id, _) in policies.selecting(&pod.labels) {
             let [all, sharing] = self.counts.entry(id.clone()).or_default();
             (*all, *sharing) = (*all + 1, *sharing + u32::from(*shares_nodes_address));
         }
-        // Though the mesh requires it of all: pairs that adoption leaves open are closed to whom a policy is about.
-        let standing = policies.standing(&pod.labels).filter(|standing| standing.mode == PolicyMode::Require);
+        let is_told = |standing: &Standing| match standing.mode {
+            // Though the mesh requires it of all: pairs that adoption leaves open are closed to whom a policy is about.
+            PolicyMode::Require => true,
+            PolicyMode::Prefer => base == FlowMode::Require,
+            PolicyMode::Exempt => base != FlowMode::Observe,
+        };
+        let standing = policies.standing(&pod.labels).filter(is_told);
         let Some(standing) = standing.filter(|_| !pod.addresses.is_empty()) else { return };
         let sliced = SlicedPod {
             namespace: namespace.clone(),
@@ -120,11 +127,9 @@ pub(crate) fn statuses<'a>(
     are_told: bool,
     now: Timestamp,
 ) -> Vec<(&'a SeenPolicy, PolicyStatus)> {
-    let mode = seen.mesh.as_ref().map_or(Mode::Require, |mesh| mesh.object.spec.mode);
-    let base = readable(census).base(mode);
     let told = |policy: &'a SeenPolicy| {
         let behind = are_told.then(|| behind(policy, sets, seen));
-        let status = status(policy, selected, base, behind.as_ref(), now);
+        let status = status(policy, selected, behind.as_ref(), now);
         (policy, status)
     };
     census.policies.iter().map(told).filter(|(policy, status)| policy.status != *status).collect()
@@ -149,7 +154,6 @@ fn behind<'a>(policy: &SeenPolicy, sets: &Sets, seen: &'a Seen) -> BTreeSet<&'a 
 fn status(
     seen: &SeenPolicy,
     selected: &Selected,
-    base: FlowMode,
     behind: Option<&BTreeSet<&str>>,
     now: Timestamp,
 ) -> PolicyStatus {
@@ -158,12 +162,6 @@ fn status(
         |holds: bool, reason: &str, message: String| Condition::new(IN_FORCE, holds, reason, message, now);
     let first = match &seen.policy {
         Err(why) => in_force(false, "Unreadable", format!("{why}; its last good state, if there was one, stands")),
-        Ok(policy) if !policy.is_in_force(base) => in_force(
-            false,
-            "AsksForLess",
-            "it asks for less than is asked for of all, which is not in force yet: it counts as not being there"
-                .to_owned(),
-        ),
         Ok(_) => match behind {
             None => in_force(
                 false,

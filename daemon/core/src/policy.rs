@@ -101,11 +101,6 @@ impl Policy {
         Standing { mode: self.mode, until: self.until.filter(|_| self.mode == PolicyMode::Exempt) }
     }
 
-    /// What asks for less than is asked for of all is not in force yet: it counts as not being there.
-    pub fn is_in_force(&self, base: FlowMode) -> bool {
-        self.mode != PolicyMode::Exempt && FlowMode::from(self.mode) >= base
-    }
-
     fn is_of(&self, namespace: &str, labels: &Labels) -> bool {
         match &self.namespaces {
             Namespaces::One(name) => name == namespace,
@@ -239,11 +234,6 @@ pub fn end(base: FlowMode, standing: Option<Standing>, now: Timestamp) -> FlowMo
         Some(_) if base == FlowMode::Observe => base,
         Some(standing) => standing.mode.into(),
     }
-}
-
-/// What an end that asks for so much is held to: less than a mesh of mode `base` asks of all is not in force yet.
-pub fn in_force(base: FlowMode, asked: FlowMode) -> FlowMode {
-    base.max(asked)
 }
 
 /// What both of two pods are held to that have one address: the stricter; of two exemptions the one that ends first.

@@ -23,7 +23,7 @@ pub use overlay::Overlay;
 pub use plan::{BRIDGE, WIRE};
 pub use privacy::make_private;
 
-use crate::address::{Families, Family, MAX_NODES, Node, nodes};
+use crate::address::{Families, Family, MAX_NODES, Node, Pod, nodes};
 use crate::{namespace, process};
 use plan::Network;
 
@@ -194,6 +194,16 @@ impl Lab {
     /// What the daemons watch.
     pub fn manifests(&self) -> PathBuf {
         self.folder.join("manifests")
+    }
+
+    /// Another pod takes the place of `pod` and has its addresses, as a plugin gives them on once the first is gone: its devices are
+    /// others.
+    pub fn replace_pod(&self, pod: Pod) -> Result<()> {
+        let (device, node) = (plan::device_of(pod), pod.node.name());
+        batch(Some(&node), &[format!("link delete {device}")])?;
+        batch(None, &[plan::link_of(pod)])?;
+        batch(Some(&node), &[format!("link set dev {device} master {} up", plan::PODS)])?;
+        batch(Some(&pod.name()), &plan::pod_lines(pod, self.spec.families))
     }
 
     /// Takes the lab down. Goes on past an error, and reports them all.

@@ -62,7 +62,7 @@ impl Network {
             links.push(pair("eth0", &node.name(), &format!("port-{}", node.0), WIRE));
             inner.push(node_inner(node, count, families, overlay));
             for pod in node.pods() {
-                links.push(pair("eth0", &pod.name(), &format!("veth-{}", pod.letter), &node.name()));
+                links.push(link_of(pod));
                 inner.push(Inner {
                     namespace: pod.name(),
                     sysctls: common(),
@@ -77,6 +77,16 @@ impl Network {
     pub(super) fn namespaces(&self) -> Vec<String> {
         self.inner.iter().map(|inner| format!("netns add {}", inner.namespace)).collect()
     }
+}
+
+/// Makes the devices of a pod.
+pub(super) fn link_of(pod: Pod) -> String {
+    pair("eth0", &pod.name(), &device_of(pod), &pod.node.name())
+}
+
+/// The node's end of them.
+pub(super) fn device_of(pod: Pod) -> String {
+    format!("veth-{}", pod.letter)
 }
 
 fn pair(device: &str, namespace: &str, peer: &str, peer_namespace: &str) -> String {
@@ -147,7 +157,8 @@ fn node_lines(node: Node, count: u8, families: Families, overlay: Overlay) -> Ve
     lines
 }
 
-fn pod_lines(pod: Pod, families: Families) -> Vec<String> {
+/// What is done in a pod that has a device.
+pub(super) fn pod_lines(pod: Pod, families: Families) -> Vec<String> {
     let mut lines = vec!["link set dev lo up".to_owned(), "link set dev eth0 up".to_owned()];
     for &family in families.all() {
         let (_, length) = prefix_lengths(family);

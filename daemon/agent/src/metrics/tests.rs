@@ -42,6 +42,7 @@ fn policies_in_force() -> PolicyStatus {
         others: Mode::Prefer,
         required: 4,
         pods: PodsByMode { observe: 0, exempt: 1, prefer: 20, require: 2 },
+        known_by_device: 0,
         exemptions: 2,
         exemption_ends: Some(1_800_000_000),
     }

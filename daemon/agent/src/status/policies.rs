@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use kubeveil_abi::{Asked, PrefixKind};
+use kubeveil_abi::{Asked, Origin, PrefixKind};
 use kubeveil_api::{
     mesh::Mode,
     status::{PodsByMode, PolicyStatus},
@@ -26,6 +26,8 @@ pub(super) fn of<K: Kernel>(node: &Node<K>, now: Now) -> Option<PolicyStatus> {
             && prefix.asked == Asked::Require
             && net.prefix_len() == net.max_prefix_len()
     };
+    let datapath = node.last.observed.datapath.as_ref();
+    let is_there = |origin: &Origin| datapath.is_some_and(|datapath| datapath.alive.contains(&origin.device));
     let exemptions: Vec<_> = policies.exemptions(timestamp(now)).collect();
     let first_end = exemptions.iter().flatten().min();
     Some(PolicyStatus {
@@ -33,6 +35,7 @@ pub(super) fn of<K: Kernel>(node: &Node<K>, now: Now) -> Option<PolicyStatus> {
         namespaced: policies.iter().filter(|(id, _)| id.namespace.is_some()).count(),
         others,
         required: node.last.desired.prefixes.iter().filter(is_required).count(),
+        known_by_device: node.last.desired.origins.values().filter(|origin| is_there(origin)).count(),
         pods: pods(node, base),
         exemptions: exemptions.len(),
         exemption_ends: first_end.and_then(|end| u64::try_from(end.as_second()).ok()),
@@ -45,11 +48,12 @@ fn timestamp(now: Now) -> Timestamp {
     seconds.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// As they are held by what the kernel should hold: a policy that is not in force counts for nothing.
+/// As they are held by what the kernel should hold.
 fn pods<K: Kernel>(node: &Node<K>, base: FlowMode) -> PodsByMode {
     let own = node.snapshot().workloads.pods.values().filter(|pod| pod.node == node.name);
     let mut pods = PodsByMode::default();
-    for mode in own.filter_map(|pod| desired::held(base, &node.last.desired.prefixes, &pod.addresses)) {
+    let (desired, datapath) = (&node.last.desired, node.last.observed.datapath.as_ref());
+    for mode in own.filter_map(|pod| desired::held(base, desired, datapath, &pod.addresses)) {
         *match mode {
             FlowMode::Observe => &mut pods.observe,
             FlowMode::Exempt => &mut pods.exempt,

@@ -143,12 +143,6 @@ fn table(diff: &Diff) -> String {
     if diff.changes.is_empty() {
         out += "Nothing changes: every flow would be held to what it is held to now.\n";
     }
-    if !diff.not_in_force.is_empty() {
-        let policies = few(diff.not_in_force.iter(), 5);
-        out += &format!(
-            "\nAsks for less than the mesh does, which is not in force in this version and so counts as not being there: {policies}\n"
-        );
-    }
     out
 }
 

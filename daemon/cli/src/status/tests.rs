@@ -111,6 +111,7 @@ fn policies_say_what_is_asked_of_others() {
         others: Mode::Prefer,
         required: 14,
         pods: PodsByMode { prefer: 3, require: 7, ..PodsByMode::default() },
+        known_by_device: 0,
         exemptions: 0,
         exemption_ends: None,
     });

@@ -39,7 +39,7 @@ impl Writer {
         let Some(mesh) = &seen.mesh else { return Ok(()) };
         let policies = readable(census);
         self.sets.see(&policies);
-        let mut selected = Selected::of(census, &policies);
+        let mut selected = Selected::of(census, &policies, mesh.object.spec.mode);
         if mesh.object.spec.uninstall {
             selected.slices.clear();
         }
@@ -119,7 +119,11 @@ impl Writer {
         let params = PatchParams::apply(MANAGER).force();
         let done = self.slices().patch(name, &params, &patch).await;
         done.with_context(|| format!("write VeilPodSlice {name}"))?;
-        tracing::info!(node = name, pods = pods.len(), "told the other nodes of whose pods more is asked");
+        tracing::info!(
+            node = name,
+            pods = pods.len(),
+            "told the other nodes of the pods of which something else is asked than of all"
+        );
         Ok(())
     }
 

@@ -66,7 +66,7 @@ fn cluster(mode: &str, digests: [Option<String>; 2]) -> Seen {
 }
 
 fn told(census: &Census, sets: &Sets, seen: &Seen) -> BTreeMap<String, PolicyStatus> {
-    let selected = Selected::of(census, &readable(census));
+    let selected = Selected::of(census, &readable(census), Mode::Prefer);
     let all = statuses(census, &selected, sets, seen, true, Timestamp::UNIX_EPOCH);
     all.into_iter().map(|(policy, status)| (policy.id.name.clone(), status)).collect()
 }
@@ -76,19 +76,28 @@ fn reason<'a>(status: &'a PolicyStatus, kind: &str) -> (bool, &'a str) {
     (condition.holds(), condition.reason.as_str())
 }
 
-/// The others are told of whom encryption is required, and of nobody else.
+/// The others are told of whom encryption is required, and of whom less is asked than of all; and of nobody else.
 #[test]
-fn only_of_whom_encryption_is_required_others_are_told() {
+fn only_of_exceptions_others_are_told() {
     let pods = [
         pod("ledger-1", "a", "ledger", "10.0.1.7"),
         pod("ledger-2", "b", "ledger", "10.0.2.7"),
         pod("web", "a", "web", "10.0.1.8"),
         pod("on-the-host", "a", "ledger", ""),
     ];
-    for (asked, told) in [(PolicyMode::Require, 2), (PolicyMode::Prefer, 0), (PolicyMode::Exempt, 0)] {
+    for (mode, asked, told) in [
+        (Mode::Observe, PolicyMode::Require, 2),
+        (Mode::Require, PolicyMode::Require, 2),
+        (Mode::Require, PolicyMode::Prefer, 2),
+        (Mode::Prefer, PolicyMode::Prefer, 0),
+        (Mode::Observe, PolicyMode::Prefer, 0),
+        (Mode::Require, PolicyMode::Exempt, 2),
+        (Mode::Prefer, PolicyMode::Exempt, 2),
+        (Mode::Observe, PolicyMode::Exempt, 0),
+    ] {
         let census = census(vec![seen_policy("p", policy("ledger", asked))], pods.clone());
-        let selected = Selected::of(&census, &readable(&census));
-        assert_eq!(selected.slices.len(), told, "{asked}");
+        let selected = Selected::of(&census, &readable(&census), mode);
+        assert_eq!(selected.slices.len(), told, "{mode} {asked}");
         assert_eq!(selected.counts[&id("p")], [3, 1]);
         for (node, pods) in &selected.slices {
             let [pod] = &pods[..] else { panic!("{pods:?}") };
@@ -106,7 +115,7 @@ fn without_its_namespace_a_pod_is_not_told_of() {
     let policies = vec![seen_policy("p", policy("ledger", PolicyMode::Require))];
     let mut census = census(policies, [pod("ledger", "a", "ledger", "10.0.1.7")]);
     census.namespaces.clear();
-    assert!(Selected::of(&census, &readable(&census)).slices.is_empty());
+    assert!(Selected::of(&census, &readable(&census), Mode::Prefer).slices.is_empty());
 }
 
 /// When all nodes have said so, of what it is now; and others that come and go change nothing of that.
@@ -185,7 +194,7 @@ fn who_does_not_enforce_holds_nothing() {
     let said = waiting.veil_nodes.get_mut("b").and_then(Option::as_mut).expect("said");
     said.conditions[0] = Condition::new(READY, false, "Waiting", String::new(), Timestamp::UNIX_EPOCH);
     assert_eq!([gone, failing, waiting].map(|seen| look(&seen)), [false; 3]);
-    let selected = Selected::of(&census, &readable(&census));
+    let selected = Selected::of(&census, &readable(&census), Mode::Prefer);
     let untold = statuses(&census, &selected, &sets, &good, false, Timestamp::UNIX_EPOCH);
     assert_eq!(reason(&untold[0].1, IN_FORCE), (false, "SendersNotTold"));
 }
@@ -200,7 +209,7 @@ fn an_unreadable_policy_holds_as_it_did() {
     one.policy = Err("spec.until no time".to_owned());
     let census = census(vec![one], pods());
     assert_eq!(readable(&census), before);
-    assert_eq!(Selected::of(&census, &readable(&census)).slices.len(), 1);
+    assert_eq!(Selected::of(&census, &readable(&census), Mode::Prefer).slices.len(), 1);
 }
 
 #[test]
@@ -217,7 +226,7 @@ fn why_a_policy_does_nothing_is_told() {
     let digest = readable(&census).digest();
     let told = told(&census, &sets, &cluster("require", [digest.clone(), digest]));
     for (name, in_force, selecting, pods) in [
-        ("less", (false, "AsksForLess"), (true, "PodsSelected"), 1),
+        ("less", (true, "AllNodesHold"), (true, "PodsSelected"), 1),
         ("unreadable", (false, "Unreadable"), (false, "NoPods"), 0),
         ("nobody", (true, "AllNodesHold"), (false, "NoPods"), 0),
         ("host", (true, "AllNodesHold"), (false, "OnlyHostNetwork"), 1),

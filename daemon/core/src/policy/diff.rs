@@ -3,10 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use kubeveil_api::{
-    policy::{FlowMode, PolicyMode},
-    selector::Labels,
-};
+use kubeveil_api::{policy::FlowMode, selector::Labels};
 use serde::Serialize;
 
 use super::{
@@ -78,8 +75,6 @@ pub struct Diff {
     pub groups: Vec<Group>,
     /// Changes, those that loosen first.
     pub changes: Vec<Change>,
-    /// Policies of afterwards that ask for less than the mesh does, which is not in force in this version.
-    pub not_in_force: Vec<String>,
 }
 
 /// What is otherwise by `after` than by `before` at `now`, for those whom `census` knows.
@@ -101,7 +96,7 @@ pub fn diff(census: &Census, before: &Law, after: &Law, now: Timestamp) -> Diff 
     // What is loosened is what somebody has to see.
     changes.sort_by_key(|change| (change.after.mode > change.before.mode, change.between));
     let (groups, changes) = spoken_of(groups, changes);
-    Diff { groups, changes, not_in_force: not_in_force(after) }
+    Diff { groups, changes }
 }
 
 /// Only those groups of which a change speaks.
@@ -115,17 +110,8 @@ fn spoken_of(groups: Vec<Group>, mut changes: Vec<Change>) -> (Vec<Group>, Vec<C
     (groups.map(|(_, group)| group).collect(), changes)
 }
 
-fn not_in_force(law: &Law) -> Vec<String> {
-    let base = law.base();
-    let loose = law
-        .policies
-        .iter()
-        .filter(|(_, policy)| FlowMode::from(policy.mode) < base || policy.mode == PolicyMode::Exempt);
-    loose.map(|(id, policy)| format!("{id}: {}", policy.mode)).collect()
-}
-
 /// What two are alike in that are of one group: modes and rules, before and after.
-type Decided = ([FlowMode; 4], [Vec<Rule>; 2]);
+type Decided = ([FlowMode; 2], [Vec<Rule>; 2]);
 
 /// All classes, by what decides on them.
 fn groups(census: &Census, before: &Law, after: &Law, now: Timestamp) -> Vec<Group> {
@@ -153,7 +139,7 @@ fn groups(census: &Census, before: &Law, after: &Law, now: Timestamp) -> Vec<Gro
     });
     let mut groups: BTreeMap<Decided, Group> = BTreeMap::new();
     for (class, was, is) in pods.chain([nodes]) {
-        let modes = [was.mode, is.mode, was.asked, is.asked];
+        let modes = [was.mode, is.mode];
         let key = (modes, [was.rules.clone(), is.rules.clone()]);
         let group = Group { classes: Vec::new(), before: was, after: is };
         groups.entry(key).or_insert(group).classes.push(class);

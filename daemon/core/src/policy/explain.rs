@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     census::{Census, Holder, PodId, Resident},
-    ruling::{FlowRuling, Law, Rule, Ruling, Selecting, Subject},
+    ruling::{FlowRuling, Law, Rule, Ruling, Subject},
 };
 use crate::ownership::Assignment;
 
@@ -142,11 +142,8 @@ pub enum Course {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Note {
-    /// These ask for less than the mesh does, which is not in force in this version.
-    NotInForce {
-        /// Which.
-        policies: Vec<String>,
-    },
+    /// Less than the mesh asks for holds only while each end's node knows by which device it speaks.
+    WhileDevicesAreKnown,
     /// The pair may still be open until its tunnel is proven, at most until then.
     Adopting {
         /// `spec.adoption.deadline`.
@@ -322,9 +319,8 @@ impl Desk<'_> {
 
     /// Whether packets could be on the wire in plain, with what has to be known of it.
     fn can_be_plain(&self, flow: &FlowRuling, ends: [&End; 2], notes: &mut Vec<Note>) -> bool {
-        let policies = not_in_force(ends);
-        if !policies.is_empty() {
-            notes.push(Note::NotInForce { policies });
+        if flow.mode < self.law.base() {
+            notes.push(Note::WhileDevicesAreKnown);
         }
         let masqueraded = self.law.on_unknown().mode;
         if matches!(
@@ -372,15 +368,4 @@ impl Desk<'_> {
             _ => true,
         }
     }
-}
-
-/// Policies that would decide on an end, if what they ask for were in force.
-fn not_in_force(ends: [&End; 2]) -> Vec<String> {
-    let loosened = ends.iter().filter(|end| end.held.asked < end.held.mode);
-    let is_it = |held: &Ruling, one: &Selecting| !one.ended && FlowMode::from(one.mode) == held.asked;
-    let names: BTreeSet<String> = loosened
-        .flat_map(|end| end.held.selected_by.iter().filter(|one| is_it(&end.held, one)))
-        .map(|one| format!("{}: {}", one.policy, one.mode))
-        .collect();
-    names.into_iter().collect()
 }

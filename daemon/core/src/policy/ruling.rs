@@ -10,7 +10,7 @@ use kubeveil_api::{
 };
 use serde::{Serialize, Serializer};
 
-use super::{Policies, PolicyId, Standing, end, flow, in_force};
+use super::{Policies, PolicyId, Standing, end, flow};
 
 /// A pod as policies see it.
 #[derive(Clone, Copy, Debug)]
@@ -95,11 +95,9 @@ fn as_text<S: Serializer>(policy: &PolicyId, serializer: S) -> Result<S::Ok, S::
 pub struct Ruling {
     /// Policies that select it, by name.
     pub selected_by: Vec<Selecting>,
-    /// What it is held to in this version.
+    /// What it is held to.
     pub mode: FlowMode,
-    /// What policies and mesh come to; less than `mode` where they ask for what is not in force yet.
-    pub asked: FlowMode,
-    /// Why it is `mode`.
+    /// Why.
     pub rules: Vec<Rule>,
     #[serde(skip)]
     standing: Option<Standing>,
@@ -118,11 +116,9 @@ pub struct Law {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowRuling {
-    /// What it is held to in this version.
+    /// What it is held to ([`flow`]).
     pub mode: FlowMode,
-    /// What policies and mesh come to ([`flow`]).
-    pub asked: FlowMode,
-    /// Why it is `mode`: of the end or the ends that are as strict.
+    /// Why: of the end or the ends that are as strict.
     pub rules: Vec<Rule>,
 }
 
@@ -148,27 +144,20 @@ impl Law {
         let mut selected_by: Vec<Selecting> = selecting.collect();
         selected_by.sort_by(|a, b| a.policy.cmp(&b.policy));
         let standing = of.standing(pod.labels);
-        let (base, asked) = (self.base(), end(self.base(), standing, now));
-        let mode = in_force(base, asked);
+        let mode = end(self.base(), standing, now);
         let deciding = selected_by.iter().filter(|one| !one.ended && FlowMode::from(one.mode) == mode);
         let mut rules: Vec<Rule> =
             deciding.map(|one| Rule::Policy { policy: one.policy.clone(), mode: one.mode }).collect();
         if rules.is_empty() {
             rules.push(self.mesh_rule());
         }
-        Ruling { selected_by, mode, asked, rules, standing }
+        Ruling { selected_by, mode, rules, standing }
     }
 
     /// On whom no policy is about: a node, or what is outside of the cluster.
     pub fn on_others(&self) -> Ruling {
         let base = self.base();
-        Ruling {
-            selected_by: Vec::new(),
-            mode: base,
-            asked: base,
-            rules: vec![self.mesh_rule()],
-            standing: None,
-        }
+        Ruling { selected_by: Vec::new(), mode: base, rules: vec![self.mesh_rule()], standing: None }
     }
 
     /// On a pod of whom nothing is known: as much is asked of it as of anybody.
@@ -178,13 +167,7 @@ impl Law {
         match standing {
             Some(_) if self.base() < FlowMode::Require => {
                 let mode = FlowMode::Require;
-                Ruling {
-                    selected_by: Vec::new(),
-                    mode,
-                    asked: mode,
-                    rules: vec![Rule::Strictest { mode }],
-                    standing,
-                }
+                Ruling { selected_by: Vec::new(), mode, rules: vec![Rule::Strictest { mode }], standing }
             }
             _ => self.on_others(),
         }
@@ -192,9 +175,7 @@ impl Law {
 
     /// On a flow between two ends at `now`.
     pub fn on_flow(&self, ends: [&Ruling; 2], now: Timestamp) -> FlowRuling {
-        let base = self.base();
-        let asked = flow(base, ends.map(|end| end.standing), now);
-        let mode = in_force(base, asked);
+        let mode = flow(self.base(), ends.map(|end| end.standing), now);
         let mut rules: Vec<Rule> = Vec::new();
         for rule in ends.iter().filter(|end| end.mode == mode).flat_map(|end| &end.rules) {
             if !rules.contains(rule) {
@@ -205,6 +186,6 @@ impl Law {
         if rules.iter().any(|rule| matches!(rule, Rule::Policy { .. })) {
             rules.retain(|rule| matches!(rule, Rule::Policy { .. }));
         }
-        FlowRuling { mode, asked, rules }
+        FlowRuling { mode, rules }
     }
 }

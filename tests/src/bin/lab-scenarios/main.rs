@@ -21,6 +21,7 @@ mod modes;
 mod mtu;
 mod neighbours;
 mod operations;
+mod origins;
 mod overlays;
 mod paths;
 mod policies;
@@ -130,6 +131,7 @@ fn main() -> ExitCode {
         membership::ALL,
         crashes::ALL,
         operations::ALL,
+        origins::ALL,
         upgrades::ALL,
         overlays::ALL,
         mtu::ALL,

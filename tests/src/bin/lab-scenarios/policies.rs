@@ -25,7 +25,7 @@ const PACKETS: u64 = 60;
 const TAKES_EFFECT: Duration = Duration::from_secs(5);
 
 /// What the payments' people ask for of their pods.
-fn payments() -> Manifest {
+pub(crate) fn payments() -> Manifest {
     let object = json!({
         "apiVersion": "kubeveil.io/v1alpha1",
         "kind": "EncryptionPolicy",
@@ -50,12 +50,16 @@ fn labelled() -> Manifest {
     Manifest { file: "pci-policy.yaml".to_owned(), object }
 }
 
-fn write(stage: &Stage, manifest: &Manifest) -> Result<()> {
+pub(crate) fn write(stage: &Stage, manifest: &Manifest) -> Result<()> {
     manifest.write(&stage.lab.manifests())
 }
 
 /// The pods, after `change` of the object of one of them.
-fn with_pod(stage: &Stage, pod: Pod, change: impl FnOnce(&mut Vec<Value>, usize)) -> Result<Manifest> {
+pub(crate) fn with_pod(
+    stage: &Stage,
+    pod: Pod,
+    change: impl FnOnce(&mut Vec<Value>, usize),
+) -> Result<Manifest> {
     let spec = stage.lab.spec();
     let mut manifest = pods(spec.nodes, spec.families);
     let items = manifest.object["items"].as_array_mut().context("a list")?;
@@ -66,13 +70,13 @@ fn with_pod(stage: &Stage, pod: Pod, change: impl FnOnce(&mut Vec<Value>, usize)
 }
 
 /// Nothing of it arrives, and nothing of it is seen on the wire.
-fn is_held_back(stage: &mut Stage, from: &str, to: &str) -> Result<()> {
+pub(crate) fn is_held_back(stage: &mut Stage, from: &str, to: &str) -> Result<()> {
     let (tally, census) = stage.send(stage.load(from, to, 200), PACKETS)?;
     none_arrived(&tally).and_then(|()| none_plain(&census)).with_context(|| format!("{from} -> {to}"))
 }
 
 /// All of it arrives, in plain.
-fn is_plain(stage: &mut Stage, from: &str, to: &str) -> Result<()> {
+pub(crate) fn is_plain(stage: &mut Stage, from: &str, to: &str) -> Result<()> {
     let (tally, census) = stage.send(stage.load(from, to, 200), PACKETS)?;
     none_lost(&tally).with_context(|| format!("{from} -> {to}"))?;
     ensure!(census.markers >= tally.sent, "{from} -> {to} is not plain: {census}");
@@ -80,7 +84,7 @@ fn is_plain(stage: &mut Stage, from: &str, to: &str) -> Result<()> {
 }
 
 /// Waits until what `from` sends to `to` arrives, or does not any more.
-fn wait_for(stage: &mut Stage, from: &str, to: &str, arrives: bool) -> Result<()> {
+pub(crate) fn wait_for(stage: &mut Stage, from: &str, to: &str, arrives: bool) -> Result<()> {
     let changed = wait_until(TAKES_EFFECT, Duration::from_millis(20), || {
         let tally = stage.load(from, to, 200).run(4)?;
         Ok(if arrives { tally.lost() == 0 } else { tally.received == 0 })

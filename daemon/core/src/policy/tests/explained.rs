@@ -12,7 +12,6 @@ use crate::{
         diff::{Class, diff},
         expect,
         explain::{Course, Explanation, Note, Who, explain},
-        in_force,
         ruling::{Law, Rule, Subject},
     },
     testing::{mesh, node},
@@ -38,9 +37,7 @@ proptest! {
             law.on_pod(Subject { namespace: &pod.namespace, namespace_labels, labels: &pod.labels }, now)
         });
         let found = law.on_flow([&held[0], &held[1]], now);
-        let asked = by_standing(&case, now);
-        prop_assert_eq!(found.asked, asked);
-        prop_assert_eq!(found.mode, in_force(law.base(), asked));
+        prop_assert_eq!(found.mode, by_standing(&case, now));
         prop_assert!(!found.rules.is_empty());
         for rule in &found.rules {
             let mode = match rule {
@@ -76,7 +73,7 @@ proptest! {
                 let of = law.policies.of_namespace(&pod.namespace, of_namespace(&namespaces, pod));
                 of.standing(&pod.labels)
             };
-            in_force(law.base(), flow(law.base(), ends.map(|pod| pod.and_then(standing)), now))
+            flow(law.base(), ends.map(|pod| pod.and_then(standing)), now)
         };
         let mut changed = BTreeSet::new();
         for (at, one) in pods.iter().enumerate() {
@@ -182,22 +179,25 @@ fn who_is_who_and_what_becomes_of_it() {
     assert!(to_node.notes.contains(&hidden), "{to_node:#?}");
 }
 
+/// Of both ends, or the other one is as strict as the mesh anyway.
 #[test]
-fn what_is_not_in_force_is_told() {
-    for (mode, asked, held) in [
-        (Mode::Require, PolicyMode::Exempt, FlowMode::Require),
-        (Mode::Require, PolicyMode::Prefer, FlowMode::Require),
-        (Mode::Prefer, PolicyMode::Exempt, FlowMode::Prefer),
+fn what_is_loosened_is_told_with_what_it_hangs_on() {
+    use PolicyMode::{Exempt, Prefer};
+    for (mode, asked, to, held) in [
+        (Mode::Require, Exempt, "shop/web-2", FlowMode::Exempt),
+        (Mode::Require, Prefer, "shop/web-2", FlowMode::Prefer),
+        (Mode::Prefer, Exempt, "shop/web-2", FlowMode::Exempt),
+        (Mode::Require, Exempt, "node/b", FlowMode::Require),
+        (Mode::Prefer, Prefer, "shop/web-2", FlowMode::Prefer),
     ] {
-        // Both ends, or the other one is as strict as the mesh anyway.
         let census = census(mode, &[("payments", asked), ("shop", asked)], &[]);
-        let found = explained(&census, "payments/ledger", "shop/web-2");
+        let found = explained(&census, "payments/ledger", to);
         let flow = found.flow.expect("it crosses");
-        assert_eq!((flow.mode, flow.asked), (held, FlowMode::from(asked)));
-        assert!(matches!(&flow.rules[..], [Rule::Mesh { .. }]), "{flow:?}");
-        let policies =
-            ["payments", "shop"].map(|name| format!("ClusterEncryptionPolicy {name}-{asked}: {asked}"));
-        assert!(found.notes.contains(&Note::NotInForce { policies: policies.into() }), "{:?}", found.notes);
+        assert_eq!(flow.mode, held, "{mode} {asked} {to}");
+        assert_eq!(found.can_be_plain, held != FlowMode::Require, "{mode} {asked} {to}");
+        let is_loosened =
+            held < FlowMode::from(if mode == Mode::Require { PolicyMode::Require } else { Prefer });
+        assert_eq!(found.notes.contains(&Note::WhileDevicesAreKnown), is_loosened, "{:?}", found.notes);
     }
 }
 
