@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use kubeveil_api::status::AdoptionStatus;
 use kubeveil_core::{
     action::Action,
@@ -68,6 +69,19 @@ pub struct Now {
     pub monotonic: Duration,
     /// Since 1970.
     pub epoch: Duration,
+}
+
+/// How long after a boot what sources tell of pods may be of before it, and how much the two clocks may differ: a kubelet tells full seconds.
+const BOOT_COUNTS: Duration = Duration::from_secs(600);
+const BOOT_SLACK: Duration = Duration::from_secs(3);
+
+impl Now {
+    /// When the machine was started, as long as that is not long ago. Later it proves nothing: the wall clock may have been set since.
+    fn boot_that_counts(&self) -> Option<Timestamp> {
+        let boot = self.epoch.checked_sub(self.monotonic)?.checked_sub(BOOT_SLACK)?;
+        let boot = i64::try_from(boot.as_secs()).ok().filter(|_| self.monotonic < BOOT_COUNTS)?;
+        Timestamp::from_second(boot).ok()
+    }
 }
 
 /// What one way round came to.
@@ -230,7 +244,10 @@ impl<K: Kernel> Node<K> {
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
         let told: Vec<String> = read.knowledge.snapshot().nodes.keys().cloned().collect();
-        let knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.known.snapshot);
+        let mut knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.known.snapshot);
+        if let Some(boot) = now.boot_that_counts() {
+            knowledge.forget_earlier_pods(&self.name, boot);
+        }
         self.known.snapshot.clone_from(knowledge.snapshot());
         let mut assignment = self.learn(&knowledge, now);
         self.known.owners = std::mem::take(&mut assignment.owners);

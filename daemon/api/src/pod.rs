@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -49,6 +50,33 @@ pub struct PodStatus {
     /// Its addresses, at most one a family.
     #[serde(default, rename = "podIPs", skip_serializing_if = "Vec::is_empty")]
     pub pod_ips: Vec<PodIp>,
+    /// How far it has come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<PodCondition>,
+}
+
+/// One of `status.conditions`. Others than the one that we read may be anything.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodCondition {
+    /// Which.
+    #[serde(default)]
+    pub r#type: String,
+    /// `True`, `False` or `Unknown`.
+    #[serde(default)]
+    pub status: String,
+    /// Since when it is so, by the clock of the pod's node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<String>,
+}
+
+/// The condition that a pod's network stands (kubernetes `staging/src/k8s.io/api/core/v1/types.go`, by default since 1.29).
+const NETWORK_STANDS: &str = "PodReadyToStartContainers";
+
+/// When a pod's network was made last, as its kubelet says; `None`: it does not say.
+pub fn network_since(conditions: &[PodCondition]) -> Option<Timestamp> {
+    let stands = |condition: &&PodCondition| condition.r#type == NETWORK_STANDS && condition.status == "True";
+    conditions.iter().find(stands)?.last_transition_time.as_ref()?.parse().ok()
 }
 
 /// One of `status.podIPs`.

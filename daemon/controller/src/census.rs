@@ -239,6 +239,8 @@ fn seen_pod(object: &PodObject) -> Option<SeenPod> {
             namespace,
             labels: object.labels().clone(),
             addresses: addresses.filter(|_| !object.spec.host_network).collect(),
+            // Told to nobody.
+            network_since: None,
         },
     })
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use kubeveil_api::{
     mesh::{InForce, MeshSpec, Ranges},
     selector::Labels,
@@ -130,6 +131,13 @@ impl Snapshot {
         self.mesh.as_ref().map(|mesh| self.policies.base(mesh.mode))
     }
 
+    /// Forgets the pods of `node` of which all that is told is of before `boot`, when the node was started last.
+    pub fn forget_earlier_pods(&mut self, node: &str, boot: Timestamp) {
+        if let Some(workloads) = self.workloads.without_earlier(node, boot) {
+            self.workloads = Arc::new(workloads);
+        }
+    }
+
     /// A node's facts, to be changed.
     pub fn node_mut(&mut self, name: &str) -> Option<&mut NodeFacts> {
         self.nodes.get_mut(name).map(Arc::make_mut)
@@ -148,6 +156,12 @@ impl Knowledge {
         match self {
             Self::Partial(snapshot) | Self::Whole(Synced(snapshot)) => snapshot,
         }
+    }
+
+    /// Forgets the pods of `node` of which all that is told is of before `boot` ([`Snapshot::forget_earlier_pods`]).
+    pub fn forget_earlier_pods(&mut self, node: &str, boot: Timestamp) {
+        let (Self::Partial(snapshot) | Self::Whole(Synced(snapshot))) = self;
+        snapshot.forget_earlier_pods(node, boot);
     }
 
     /// `node` announces something else now; `None` if there is no such node.

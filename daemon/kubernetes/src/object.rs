@@ -8,7 +8,7 @@ use kubeveil_api::{
     names,
     node::NodeAddress,
     object::{self, TypeMeta},
-    pod::has_its_own,
+    pod::{PodCondition, has_its_own, network_since},
     pod_slice::SlicedPod,
     policy::{ClusterEncryptionPolicy, EncryptionPolicy, PolicyMode},
     problem::{Problem, ProblemKind, readable},
@@ -110,6 +110,8 @@ struct PodStatus {
     phase: String,
     #[serde(default, rename = "podIPs")]
     pod_ips: Option<Vec<PodIp>>,
+    #[serde(default)]
+    conditions: Option<Vec<PodCondition>>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -227,6 +229,7 @@ impl PodObject {
             namespace: self.metadata.namespace.clone(),
             labels: self.metadata.labels.take().unwrap_or_default(),
             addresses: ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
+            network_since: network_since(&self.status.conditions.unwrap_or_default()),
         };
         Read::of(self.metadata.within_namespace(), pod, Vec::new())
     }
@@ -427,6 +430,24 @@ mod tests {
         for none in [pod(true, "Running"), pod(false, "Failed"), pod(false, "Succeeded")] {
             assert!(none.value.addresses.is_empty());
         }
+    }
+
+    /// As long as its network stands; what can't be read is not told.
+    #[test]
+    fn since_when_a_pods_network_stands_is_read_where_it_is_told() {
+        let since = |condition: serde_json::Value| {
+            let conditions =
+                json!([{"type": "Ready", "status": "True", "lastTransitionTime": null}, condition]);
+            let object = json!({"metadata": {"name": "p"}, "status": {"conditions": conditions}});
+            let pod = serde_json::from_value::<PodObject>(object).expect("a pod").read().value;
+            pod.network_since.map(|since| since.to_string())
+        };
+        let at = "2026-11-30T04:00:00Z";
+        let told = |status: &str, at: &str| {
+            since(json!({"type": "PodReadyToStartContainers", "status": status, "lastTransitionTime": at}))
+        };
+        assert_eq!(told("True", at).as_deref(), Some(at));
+        assert_eq!([told("False", at), told("True", "yesterday"), since(json!({}))], [None, None, None]);
     }
 
     #[test]

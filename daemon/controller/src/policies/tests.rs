@@ -31,7 +31,13 @@ fn pod(name: &str, node: &str, app: &str, address: &str) -> (String, SeenPod) {
     let labels = [("app".to_owned(), app.to_owned())].into();
     let addresses: BTreeSet<_> = address.parse().into_iter().collect();
     let shares_nodes_address = addresses.is_empty();
-    let pod = Pod { node: node.to_owned(), namespace: "payments".to_owned(), labels, addresses };
+    let pod = Pod {
+        node: node.to_owned(),
+        namespace: "payments".to_owned(),
+        labels,
+        addresses,
+        network_since: None,
+    };
     (
         name.to_owned(),
         SeenPod { namespace: "payments".to_owned(), name: name.to_owned(), pod, shares_nodes_address },

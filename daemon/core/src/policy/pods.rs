@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use jiff::Timestamp;
 use kubeveil_api::{pod, pod_slice::SlicedPod, policy::PolicyMode, selector::Labels};
 
 use super::{FlowMode, OfNamespace, Policies, Standing, both, stricter};
@@ -22,6 +23,8 @@ pub struct Pod {
     pub labels: Labels,
     /// Its addresses, of either family.
     pub addresses: BTreeSet<IpAddr>,
+    /// When its network was made last, by the clock of its node; `None`: that is not told.
+    pub network_since: Option<Timestamp>,
 }
 
 impl From<&pod::Pod> for Pod {
@@ -32,6 +35,7 @@ impl From<&pod::Pod> for Pod {
             namespace: given.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
             labels: given.metadata.labels.clone(),
             addresses: given.own_addresses().collect(),
+            network_since: pod::network_since(&given.status.conditions),
         }
     }
 }
@@ -67,6 +71,18 @@ pub struct Workloads {
 }
 
 impl Workloads {
+    /// Without the pods of `node` of which all that is told is of before `boot`, when the node was started last: their addresses may be
+    /// others' by now. `None`: there is no such pod.
+    pub fn without_earlier(&self, node: &str, boot: Timestamp) -> Option<Self> {
+        let is_earlier = |pod: &Pod| pod.node == node && pod.network_since.is_some_and(|since| since < boot);
+        let has_any = self.pods.values().any(is_earlier);
+        has_any.then(|| {
+            let mut now = self.clone();
+            now.pods.retain(|_, pod| !is_earlier(pod));
+            now
+        })
+    }
+
     /// What `policies` ask for of each address that a pod of a known namespace has, in a mesh of mode `base`, and what is said of those
     /// elsewhere. Nobody but its `owner`, the node of whose prefixes it is, says what has an address; one that is nobody's may be any
     /// pod's that we were told of by name.

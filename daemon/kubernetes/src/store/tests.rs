@@ -164,6 +164,7 @@ fn pods_are_news_where_something_is_asked_for() {
             namespace: "n".to_owned(),
             labels: [("app".to_owned(), app.to_owned())].into(),
             addresses: [[10, 1, 0, 7].into()].into(),
+            network_since: None,
         },
         problems: vec![],
     };

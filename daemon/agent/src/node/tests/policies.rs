@@ -42,7 +42,7 @@ fn policy(name: &str, of: &str, mode: PolicyMode, until: Option<i64>) -> (Policy
 fn pod(name: &str, node: &str, namespace: &str, addresses: &[&str]) -> (String, Pod) {
     let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
     let (node, namespace) = (node.to_owned(), namespace.to_owned());
-    (name.to_owned(), Pod { node, namespace, labels: Labels::new(), addresses })
+    (name.to_owned(), Pod { node, namespace, labels: Labels::new(), addresses, network_since: None })
 }
 
 /// Two nodes, in a mesh of this mode, with these policies and pods of three namespaces.
@@ -256,5 +256,38 @@ fn no_step_gives_a_pods_rights_to_the_next() {
         };
         let steps: Vec<_> = bench.tried().iter().filter_map(about).collect();
         assert_eq!(steps, order, "{before} -> {after}");
+    }
+}
+
+/// What a source tells of a pod whose network was made before the node was started last may be of before that: another may have its
+/// address by now. So it counts as a pod of which nothing is told, until the kubelet has had time to tell of it.
+#[test]
+fn what_is_told_of_before_a_boot_does_not_count() {
+    const BOOT: u64 = 1_000_000;
+    let mut bench = bench(Mode::Observe, &[policy("p", "payments", PolicyMode::Require, None)]);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    let prefixes = |bench: &Bench| bench.truth().datapath.expect("a datapath").prefixes;
+    let mut held = |since: Option<u64>, uptime: u64| {
+        let since =
+            since.map(|at| Timestamp::from_second(i64::try_from(at).expect("a time")).expect("a time"));
+        bench.world.change(|said| {
+            let workloads = Arc::make_mut(&mut said.snapshot.workloads);
+            workloads.pods.get_mut("shop").expect("a pod").network_since = since;
+        });
+        let [monotonic, epoch] = [uptime, BOOT + uptime].map(std::time::Duration::from_secs);
+        for _ in 0..3 {
+            node.pass(Now { monotonic, epoch });
+        }
+        prefixes(&bench).contains_key(&"10.244.1.10/32".parse().expect("a prefix"))
+    };
+    for (since, uptime, is_told) in [
+        (Some(BOOT - 60), 100, false),
+        (Some(BOOT + 20), 100, true),
+        (None, 100, true),
+        (Some(BOOT - 1), 100, true),
+        (Some(BOOT - 60), 700, true),
+    ] {
+        assert_eq!(held(since, uptime), is_told, "{since:?} at {uptime}");
     }
 }

@@ -155,7 +155,7 @@ impl Stage {
             };
             self.bench.kernel.with(|k| k.add_link(link));
             let (node, namespace) = ("node-1".to_owned(), "shop".to_owned());
-            let pod = Pod { node, namespace, labels: Labels::new(), addresses };
+            let pod = Pod { node, namespace, labels: Labels::new(), addresses, network_since: None };
             workloads.pods.insert((*uid).to_owned(), pod);
         }
         let policy = Policy {
