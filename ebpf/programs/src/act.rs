@@ -27,14 +27,14 @@ pub fn carry_out(skb: &Skb, direction: Direction, decision: &Decision) -> i32 {
         return TC_ACT_SHOT;
     }
     maps::count(counter_index(direction, decision.mode, decision.reason), decision.length);
+    if decision.clamp.is_needed() && !decision.observed() && !matches!(verdict, Verdict::Drop) {
+        lower_mss(skb, &decision.clamp);
+    }
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::Drop if is_answered => answer::too_big(skb, decision),
         Verdict::Drop => TC_ACT_SHOT,
         Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => {
-            if decision.clamp.is_needed() {
-                lower_mss(skb, &decision.clamp);
-            }
             // SAFETY: takes an index; 0 is the egress of that device. The kernel takes the link
             // header off on the way into a device that has none.
             unsafe { bpf_redirect(decision.ifindex, 0) as i32 }

@@ -46,6 +46,11 @@ fn decide(
     if !matches!(reason, Reason::Tunnelled | Reason::Replaced) {
         let mut decision = Decision::new(held, reason, packet.length);
         decision.ifindex = ifindex;
+        // A connection that outlives the bypass has to fit into the tunnel. Tags in the packet, which nobody takes off on
+        // this way, would have to be counted along.
+        if matches!(reason, Reason::Bypassed) && packet.tags == 0 {
+            decision.clamp = bytes.fitting(&packet, config).clamp;
+        }
         return decision;
     }
     let fitting = bytes.fitting(&packet, config);
@@ -249,19 +254,27 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
             return ((Reason::TunnelToPlain, 0), ask);
         }
         let peer = self.tables.peer(index);
-        let is_tunnel = matches!(peer.state(), PeerState::Tunnel);
+        let is_tunnel = peer.has_tunnel();
         let ifindex = if is_tunnel { self.tables.slot(peer.slot()) } else { 0 };
-        match ifindex {
-            0 => {
-                let is_envelope = matches!(tunnelled, Reason::Wrapped);
-                let ask = if is_envelope { self.envelope_ask() } else { ask };
-                let without = if is_tunnel { Reason::DeviceGone } else { Reason::NoTunnel };
-                let held = self.tables.held(ask, self.config);
-                ((plain(self.tables, peer, held).unwrap_or(without), 0), ask)
-            }
-            _ if !is_ours => ((Reason::SourceNotOurs, 0), ask),
-            ifindex => ((tunnelled, ifindex), ask),
+        if ifindex != 0 && !matches!(peer.state(), PeerState::BypassedTunnel) {
+            return (self.into_tunnel(ifindex, is_ours, tunnelled), ask);
         }
+        let is_envelope = matches!(tunnelled, Reason::Wrapped);
+        let ask = if is_envelope { self.envelope_ask() } else { ask };
+        let held = self.tables.held(ask, self.config);
+        let way = match plain(self.tables, peer, held) {
+            Some(reason) => (reason, 0),
+            None if ifindex != 0 => self.into_tunnel(ifindex, is_ours, tunnelled),
+            None if is_tunnel => (Reason::DeviceGone, 0),
+            None => (Reason::NoTunnel, 0),
+        };
+        (way, ask)
+    }
+
+    /// The far end takes out of it only what this node owns.
+    #[inline(always)]
+    const fn into_tunnel(&self, ifindex: u32, is_ours: bool, tunnelled: Reason) -> Way {
+        if is_ours { (tunnelled, ifindex) } else { (Reason::SourceNotOurs, 0) }
     }
 
     #[inline(always)]

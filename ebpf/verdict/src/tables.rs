@@ -1,6 +1,6 @@
 use kubeveil_abi::{
-    Address, Config, DeviceKind, FlowKey, FlowMode, FlowValue, Origin, PeerState, PeerValue, PrefixValue,
-    Reason,
+    Address, BYPASS_GRACE, Config, DeviceKind, FlowKey, FlowMode, FlowValue, Origin, PeerState, PeerValue,
+    PrefixValue, Reason,
 };
 
 use crate::{Ask, Held, Owner, held};
@@ -46,22 +46,32 @@ pub trait Tables {
 #[inline(always)]
 pub(crate) fn plain(tables: &impl Tables, peer: PeerValue, held: Held) -> Option<Reason> {
     let reason = match peer.state() {
-        PeerState::Bypass => Reason::Bypassed,
-        PeerState::Adopting if matches!(held.mode(), FlowMode::Insist) => return None,
+        PeerState::Bypass | PeerState::BypassedTunnel => Reason::Bypassed,
         PeerState::Adopting => Reason::Adopting,
-        PeerState::NoTunnel | PeerState::Tunnel => return None,
+        PeerState::NoTunnel | PeerState::Tunnel | PeerState::BypassHeard => return None,
     };
-    (tables.now() < peer.bypass_until()).then_some(reason)
+    unless_over(tables, held, peer.bypass_until(), reason)
 }
 
-/// The same of packets from it: for a moment also where ours go into its tunnel already.
+/// The same of packets from it: for a moment also where ours go into its tunnel already, or still.
 #[inline(always)]
 pub(crate) fn heard_in_plain(tables: &impl Tables, peer: PeerValue, held: Held) -> Option<Reason> {
-    match peer.state() {
-        PeerState::Tunnel if matches!(held.mode(), FlowMode::Insist) => None,
-        PeerState::Tunnel if peer.bypass_until() != 0 && tables.now() < peer.bypass_until() => {
-            Some(Reason::Adopting)
+    let until = peer.bypass_until();
+    let (until, reason) = match peer.state() {
+        PeerState::Bypass | PeerState::BypassedTunnel => {
+            (until.saturating_add(BYPASS_GRACE), Reason::Bypassed)
         }
-        _ => plain(tables, peer, held),
-    }
+        PeerState::BypassHeard => (until, Reason::Bypassed),
+        PeerState::Adopting => (until, Reason::Adopting),
+        // Most peers have no such moment, and nobody looks at the clock for them.
+        PeerState::Tunnel if until != 0 => (until, Reason::Adopting),
+        PeerState::NoTunnel | PeerState::Tunnel => return None,
+    };
+    unless_over(tables, held, until, reason)
+}
+
+/// What policies require encryption of is never among what passes so.
+#[inline(always)]
+fn unless_over(tables: &impl Tables, held: Held, until: u32, reason: Reason) -> Option<Reason> {
+    (!matches!(held.mode(), FlowMode::Insist) && tables.now() < until).then_some(reason)
 }

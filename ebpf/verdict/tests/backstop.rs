@@ -31,7 +31,8 @@ fn decide_at(
 fn is_bypassed(scene: &Scene, to: Place) -> bool {
     matches!(to, Place::RemotePod(p) if {
         let peer = scene.peers[usize::from(p)];
-        matches!(peer.state(), PeerState::Bypass | PeerState::Adopting) && scene.now < peer.bypass_until()
+        let is_open = peer.state() == PeerState::Adopting && scene.now < peer.bypass_until();
+        is_open || peer.is_bypassed(scene.now)
     })
 }
 

@@ -28,7 +28,7 @@ fn has_live_bypass(scene: &Scene, place: Place) -> bool {
     match place {
         Place::RemotePod(p) | Place::RemoteNode(p) => {
             let peer = scene.peers[usize::from(p)];
-            matches!(peer.state(), PeerState::Bypass | PeerState::Adopting) && scene.now < peer.bypass_until()
+            peer.is_bypassed(scene.now) || peer.state() == PeerState::Adopting && scene.now < peer.bypass_until()
         }
         _ => false,
     }
@@ -40,7 +40,8 @@ fn is_heard_in_plain(scene: &Scene, place: Place) -> bool {
         Place::RemotePod(p) | Place::RemoteNode(p) => {
             let peer = scene.peers[usize::from(p)];
             has_live_bypass(scene, place)
-                || peer.state() == PeerState::Tunnel && scene.now < peer.bypass_until()
+                || matches!(peer.state(), PeerState::Tunnel | PeerState::BypassHeard)
+                    && scene.now < peer.bypass_until()
         }
         _ => false,
     }
@@ -140,7 +141,7 @@ proptest! {
             decision.reason,
             Reason::Tunnelled | Reason::Wrapped | Reason::TunnelledInFragments
         ) {
-            prop_assert_eq!(peer.state(), PeerState::Tunnel);
+            prop_assert!(peer.has_tunnel() && !peer.is_bypassed(scene.now));
             prop_assert_eq!(decision.ifindex, scene.slots[usize::from(peer.slot())]);
             prop_assert!(decision.ifindex != 0);
             prop_assert!(matches!(from, Place::LocalPod | Place::LocalNode));

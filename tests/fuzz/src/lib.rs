@@ -56,6 +56,11 @@ pub struct Case<'a> {
     pub bytes: &'a [u8],
 }
 
+/// In the byte of slots: what lies on the way to each peer.
+const BYPASS: u8 = 0x0c;
+const BYPASSED: u8 = 0x04;
+const BYPASS_OVER: u8 = 0x08;
+const BYPASS_HEARD: u8 = 0x0c;
 /// In the byte of the mode: policies require encryption of this node's pods.
 const ASKS: u8 = 0x80;
 
@@ -77,7 +82,15 @@ pub fn case(data: &[u8]) -> Option<Case<'_>> {
         PeerValue(0x77),
     ];
     let at = |n: u8, of: usize| usize::from(n) % of;
-    let value = |n: u8| values[at(n, values.len())];
+    let value = |n: u8| {
+        let value = values[at(n, values.len())];
+        match slots & BYPASS {
+            BYPASSED => value.bypassed(NOW + 1),
+            BYPASS_OVER => value.bypassed(NOW),
+            BYPASS_HEARD => value.bypass_heard(NOW + 1),
+            _ => value,
+        }
+    };
     let mut world = World { now: NOW, ..World::default() };
     let mut envelope_ports = [0; ENVELOPE_PORTS];
     envelope_ports[..2].copy_from_slice(&[8472, 6081 | GENEVE]);

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use kubeveil_abi::{Asked, FWMARK, Mode, PeerState, PrefixKind, Reason, Verdict};
+use kubeveil_abi::{Asked, BYPASS_GRACE, FWMARK, Mode, PeerState, PrefixKind, Reason, Verdict};
 use kubeveil_tests_fuzz::{Case, DEVICES, NOW, Program, case};
 use kubeveil_verdict::{
     Decision, Hop, Tables as _, backstop, deliver, guard, replace, steer,
@@ -71,14 +71,15 @@ fn is_secret(case: &Case<'_>, inward: bool) -> bool {
     }
     let peer = case.world.peer(prefix.peer.into());
     let lives = NOW < peer.bypass_until();
+    let grace = if inward { BYPASS_GRACE } else { 0 };
     let is_open = match peer.state() {
-        PeerState::Bypass => lives,
-        PeerState::Adopting => lives && !is_asked,
-        PeerState::Tunnel => inward && lives && !is_asked,
+        PeerState::Adopting => lives,
+        PeerState::Bypass | PeerState::BypassedTunnel => NOW < peer.bypass_until() + grace,
+        PeerState::Tunnel | PeerState::BypassHeard => inward && lives,
         PeerState::NoTunnel => false,
     };
     match PrefixKind::from_raw(prefix.kind) {
-        Some(PrefixKind::RemotePods) => !is_open,
+        Some(PrefixKind::RemotePods) => is_asked || !is_open,
         Some(PrefixKind::UnownedPods) => true,
         _ => false,
     }

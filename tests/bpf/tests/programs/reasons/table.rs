@@ -30,6 +30,35 @@ fn bypass(scene: &mut Scene, _: &mut World, _: &mut Situation) {
     scene.peers[0] = PeerValue::bypass(scene.now + 600);
 }
 
+fn bypassed_tunnel(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::tunnel(0, 3).bypassed(scene.now + 600);
+}
+
+fn bypassed_tunnel_is_over(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::tunnel(0, 3).bypassed(scene.now);
+}
+
+/// Beyond the grace, too.
+fn long_bypassed(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::tunnel(0, 3).bypassed(scene.now - 60);
+}
+
+/// The far end has begun already.
+fn bypass_begins(scene: &mut Scene, _: &mut World, _: &mut Situation) {
+    scene.peers[0] = PeerValue::tunnel(0, 3).bypass_heard(scene.now + 600);
+}
+
+/// Policies ask for it of pods of this node, and the peer is bypassed.
+fn require_while_bypassed(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    require_here(scene, world, situation);
+    scene.peers[0] = PeerValue::bypass(scene.now + 600);
+}
+
+fn require_over_bypassed_tunnel(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    require_here(scene, world, situation);
+    scene.peers[0] = PeerValue::tunnel(0, 3).bypassed(scene.now + 600);
+}
+
 fn expired_bypass(scene: &mut Scene, _: &mut World, _: &mut Situation) {
     scene.peers[0] = PeerValue::bypass(scene.now);
 }
@@ -270,6 +299,11 @@ pub(crate) fn cases() -> Vec<Case> {
     add("masqueraded pod", Egress, require, masqueraded, POD, no_tunnel, Reason::NoTunnel);
     add("bypass", Egress, require, pods, POD, bypass, Reason::Bypassed);
     add("bypass that is over", Egress, require, pods, POD, expired_bypass, Reason::NoTunnel);
+    add("bypassed tunnel", Egress, require, pods, POD, bypassed_tunnel, Reason::Bypassed);
+    add("bypassed tunnel, over", Egress, require, pods, POD, bypassed_tunnel_is_over, Reason::Tunnelled);
+    add("a bypass begins", Egress, require, pods, POD, bypass_begins, Reason::Tunnelled);
+    add("must be, though bypassed", Egress, require, pods, POD, require_while_bypassed, Reason::NoTunnel);
+    add("must be, by the tunnel", Egress, require, pods, POD, require_over_bypassed_tunnel, Reason::Tunnelled);
     add("adopting", Egress, require, pods, POD, adopting, Reason::Adopting);
     add("adopting is over", Egress, require, pods, POD, adopted_too_late, Reason::NoTunnel);
     add("just adopted", Egress, require, pods, POD, just_adopted, Reason::Tunnelled);
@@ -386,7 +420,13 @@ pub(crate) fn cases() -> Vec<Case> {
     add("pod to pod", Ingress, require, (RemotePod(0), LocalPod), WIRE, no_change, Reason::PlainFromPod);
     add("pod to pod", Ingress, observe, (RemotePod(0), LocalPod), WIRE, no_change, Reason::PlainFromPod);
     add("pod to pod", Ingress, prefer, (RemotePod(0), LocalPod), WIRE, no_tunnel, Reason::Preferred);
-    add("pod to pod", Ingress, require, (RemotePod(0), LocalPod), WIRE, bypass, Reason::Bypassed);
+    let (from_pod, wire) = ((RemotePod(0), LocalPod), WIRE);
+    add("bypass", Ingress, require, from_pod, wire, bypass, Reason::Bypassed);
+    add("bypassed tunnel", Ingress, require, from_pod, wire, bypassed_tunnel, Reason::Bypassed);
+    add("bypassed tunnel, just over", Ingress, require, from_pod, wire, bypassed_tunnel_is_over, Reason::Bypassed);
+    add("bypassed tunnel, over", Ingress, require, from_pod, wire, long_bypassed, Reason::PlainFromPod);
+    add("a bypass begins", Ingress, require, from_pod, wire, bypass_begins, Reason::Bypassed);
+    add("must be, though bypassed", Ingress, require, from_pod, wire, require_while_bypassed, Reason::PlainFromPod);
     add(
         "it must be encrypted",
         Ingress,
