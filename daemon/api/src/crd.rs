@@ -5,6 +5,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, js
 use serde_json::{Value, json};
 
 use crate::{
+    bypass::TWO_NODES,
     mesh::{MeshSpec, MeshStatus},
     names,
     pod_slice::SlicedPod,
@@ -275,6 +276,36 @@ pub(crate) fn exemption() -> Value {
         "message": "ends an exemption, and nothing else; take it away, or set mode to exempt",
         "fieldPath": ".until",
     }])
+}
+
+/// Which nodes, for how long.
+pub(crate) fn bypass() -> Value {
+    json!([{
+        "rule": "timestamp(self.until) > timestamp(self.at)",
+        "message": "must be after at; to end it, bring it forward to now, or take the entry out",
+        "fieldPath": ".until",
+    }, {
+        "rule": "timestamp(self.until) - timestamp(self.at) <= duration('24h')",
+        "message": "must be at most 24 hours after at",
+        "fieldPath": ".until",
+    }])
+}
+
+/// Two of them.
+pub(crate) fn two_nodes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "minItems": 2,
+        "maxItems": 2,
+        // As long as a Node's name is (RFC 1123).
+        "items": {"type": "string", "minLength": 1, "maxLength": 253},
+        "x-kubernetes-validations": [rule("self.size() != 2 || self[0] != self[1]", TWO_NODES)],
+    })
+}
+
+/// Why, in a few words.
+pub(crate) fn why(_: &mut SchemaGenerator) -> Schema {
+    text("self.matches('[^ ]')", 256, "must say why: an auditor has to be able to read it")
 }
 
 /// Why.

@@ -4,6 +4,7 @@
 //! with it; what it means is decided in `kubeveil-core`.
 
 pub mod announcement;
+pub mod bypass;
 pub mod check;
 pub mod condition;
 #[cfg(feature = "schema")]

@@ -8,6 +8,7 @@ use kubeveil_keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bypass::Bypass,
     condition::Condition,
     object::{Metadata, TypeMeta},
     rotation::{RotationRecord, RotationSpec},
@@ -83,6 +84,11 @@ pub struct MeshSpec {
     #[serde(rename = "revokedKeys", default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::keys"))]
     pub revoked_keys: Vec<PublicKey>,
+    /// Pairs of nodes that speak in plain for a while, the newest last: those that are on, and the last that were, at most 20. `kubeveil
+    /// bypass` writes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 20)))]
+    pub bypasses: Vec<Bypass>,
     /// Every agent takes its programs, maps and devices away, and pod traffic travels in plain from then on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uninstall: bool,
@@ -202,6 +208,10 @@ impl MeshSpec {
                     "is the whole address space; name the cluster's own ranges".to_owned(),
                 ));
             }
+        }
+        let wrong = |(at, bypass): (usize, &Bypass)| bypass.refusal().map(|(field, why)| (at, field, why));
+        if let Some((at, field, why)) = self.bypasses.iter().enumerate().find_map(wrong) {
+            return Err((format!("spec.bypasses[{at}].{field}"), why.to_owned()));
         }
         Ok(InForce { spec: self, found })
     }

@@ -21,7 +21,9 @@ use kubeveil_keys::{Generation, PublicKey};
 use crate::{
     adoption::Adopting,
     announced::{Announced, Heard},
-    backstop, index, mtu,
+    backstop,
+    bypass::Bypassing,
+    index, mtu,
     observed::{Hook, Observed, Prefix, Program},
     origin,
     ownership::{Assignment, Class},
@@ -71,6 +73,8 @@ pub struct Inputs<'a> {
     pub build: &'a str,
     /// Which nodes may be spoken to in plain.
     pub adopting: &'a Adopting,
+    /// Which nodes are bypassed.
+    pub bypassing: &'a Bypassing,
     /// Peer indices that were given back a moment ago.
     pub resting: &'a BTreeSet<u32>,
     /// Since boot, as the programs count.
@@ -194,6 +198,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     }
     travel(inputs, &indices, &carriers, &mut out);
     adopting(inputs, &indices, &mut out);
+    bypassing(inputs, &indices, &mut out);
     out.config = config(inputs.knowledge.snapshot(), mtu, out.config.envelope_ports);
     out
 }
@@ -398,8 +403,7 @@ fn travel(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, carriers: &[Carr
     }
     let Some(newest) = carriers.first() else { return };
     for (node, index) in indices {
-        let standing = inputs.observed.datapath.as_ref().and_then(|datapath| datapath.peers.get(index));
-        let slot = standing.filter(|value| value.state() == PeerState::Tunnel).map(|value| value.slot());
+        let slot = standing(inputs, *index).filter(|value| value.has_tunnel()).map(PeerValue::slot);
         let carrier = carrier_of(inputs, node, slot, carriers);
         if let Some(carrier) = carrier {
             let value = PeerValue::tunnel(carrier.slot(), carrier.generation.number());
@@ -459,13 +463,30 @@ fn adopting(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desi
     const SLACK: u32 = 2;
     let until = inputs.adopting.until;
     for index in inputs.adopting.open.iter().filter_map(|node| indices.get(node)) {
-        let datapath = inputs.observed.datapath.as_ref();
-        let standing = datapath.and_then(|datapath| datapath.peers.get(index)).copied();
         let is_same = |value: &PeerValue| {
             value.state() == PeerState::Adopting && value.bypass_until().abs_diff(until) <= SLACK
         };
-        let value = standing.filter(is_same).unwrap_or(PeerValue::adopting(until));
+        let value = standing(inputs, *index).filter(is_same).unwrap_or(PeerValue::adopting(until));
         out.values.entry(*index).or_insert(value);
+    }
+}
+
+/// What stands in the map for a peer.
+fn standing(inputs: &Inputs<'_>, index: u32) -> Option<PeerValue> {
+    inputs.observed.datapath.as_ref().and_then(|datapath| datapath.peers.get(&index)).copied()
+}
+
+/// What lies on the way to peers that are bypassed. Where nothing is steered nothing is bypassed.
+fn bypassing(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desired) {
+    if inputs.knowledge.snapshot().mode() == Some(FlowMode::Observe) {
+        return;
+    }
+    for (node, bypassed) in &inputs.bypassing.peers {
+        let Some(index) = indices.get(node) else { continue };
+        // Without a key of our own we know of no tunnel, which is no reason to take one away.
+        let unknown = || standing(inputs, *index).filter(|value| inputs.keys.is_empty() && value.has_tunnel());
+        let beneath = out.values.get(index).copied().or_else(unknown).unwrap_or(PeerValue::NO_TUNNEL);
+        out.values.insert(*index, bypassed.over(beneath, inputs.now));
     }
 }
 

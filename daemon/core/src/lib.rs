@@ -2,13 +2,14 @@
 //!
 //! Read in this order: [`snapshot`] (what is known of the cluster), [`ownership`] (whose prefix is
 //! it), [`tunnels`] (which peer is proven to answer), [`rotation`] (by which key generation), [`adoption`] (who may be
-//! spoken to in plain until it is), [`desired`] (what the kernel should hold),
+//! spoken to in plain until it is), [`bypass`] (who is, for a while, since people say so), [`desired`] (what the kernel should hold),
 //! [`observed`] (what it holds), [`plan`] (the difference, as a list of [`action`]s).
 
 pub mod action;
 pub mod adoption;
 pub mod announced;
 pub mod backstop;
+pub mod bypass;
 pub mod control;
 pub mod desired;
 pub mod endpoint;

@@ -158,7 +158,7 @@ fn withdraw(
     // One that is proven goes from plain into its tunnel by one store, and not by way of nowhere.
     let is_closed = |(index, have): &(&u32, &PeerValue)| {
         let is_known = || synced.is_some() || desired.prefixes.values().any(|prefix| prefix.peer == **index);
-        have.state() == PeerState::Adopting && !desired.values.contains_key(index) && is_known()
+        matches!(have.state(), PeerState::Adopting | PeerState::Bypass) && !desired.values.contains_key(index) && is_known()
     };
     let closed = datapath.peers.iter().filter(is_closed);
     actions.extend(closed.map(|(index, _)| Action::SetPeer(*index, PeerValue::NO_TUNNEL)));
@@ -175,7 +175,7 @@ fn withdraw(
     }
     let known: BTreeSet<u32> = desired.remotes.values().map(|r| r.index).collect();
     for (index, have) in &datapath.peers {
-        let goes = have.state() == PeerState::Tunnel && !desired.values.contains_key(index);
+        let goes = have.has_tunnel() && !desired.values.contains_key(index);
         if goes && (known.contains(index) || synced.is_some()) {
             actions.push(Action::SetPeer(*index, PeerValue::NO_TUNNEL));
         }

@@ -19,6 +19,7 @@ pub(crate) fn mesh() -> MeshSpec {
         key_generation: 0,
         rotation: None,
         revoked_keys: vec![],
+        bypasses: vec![],
         uninstall: false,
         adoption: None,
     }

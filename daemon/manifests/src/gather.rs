@@ -184,6 +184,7 @@ fn bare(mode: Mode) -> MeshSpec {
         key_generation: 0,
         rotation: None,
         revoked_keys: Vec::new(),
+        bypasses: Vec::new(),
         uninstall: false,
     }
 }

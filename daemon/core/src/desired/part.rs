@@ -7,7 +7,7 @@ use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_keys::PublicKey;
 
 use super::{
-    Carrier, Desired, DesiredPeer, DesiredTunnel, Inputs, Remote, adopting, carries,
+    Carrier, Desired, DesiredPeer, DesiredTunnel, Inputs, Remote, adopting, bypassing, carries,
     peers::{Peers, announced},
     travel,
 };
@@ -75,6 +75,7 @@ impl Part {
         let carrier = Carrier { keys: peers.keys, ..Carrier::new(&inputs, key) };
         travel(&inputs, &indices, &[carrier], &mut desired);
         adopting(&inputs, &indices, &mut desired);
+        bypassing(&inputs, &indices, &mut desired);
         desired
             .tunnels
             .insert(device.clone(), DesiredTunnel { peers: peers.by_key, ..standing.without_peers() });

@@ -48,6 +48,7 @@ fn over_at(
         backstop: backstop::Choice::Auto,
         build: "build",
         adopting: &Adopting::default(),
+        bypassing: &Bypassing::default(),
         resting: &BTreeSet::new(),
         now,
         epoch,

@@ -158,6 +158,7 @@ pub(crate) fn mesh() -> Result<MeshSpec> {
         key_generation: 0,
         rotation: None,
         revoked_keys: vec![],
+        bypasses: vec![],
         uninstall: false,
         adoption: None,
     })

@@ -234,6 +234,7 @@ impl Bench {
             key_generation: 0,
             rotation: None,
             revoked_keys: vec![],
+            bypasses: vec![],
             uninstall: false,
             adoption: None,
         };

@@ -14,6 +14,7 @@ use crate::{
     adoption::Adopting,
     announced::Announced,
     backstop,
+    bypass::{Bypassed, Bypassing},
     desired::desired,
     observed::{Link, Peer, TunnelDevice},
     ownership::{Assignment, Owners, assign},
@@ -58,6 +59,8 @@ struct Other {
     is_open: bool,
     /// The device remembers it by this key, from before the daemon started.
     kept: Option<u8>,
+    /// It is bypassed, from and until these seconds.
+    bypassed: Option<(u32, u32)>,
 }
 
 #[derive(Debug)]
@@ -85,8 +88,16 @@ fn answer() -> impl Strategy<Value = Answer> {
 fn case() -> impl Strategy<Value = Case> {
     let families = prop_oneof![6 => Just(0u8), 1 => Just(1), 1 => Just(2)];
     let kept = prop_oneof![4 => Just(None), 1 => (2u8..10).prop_map(Some)];
-    let other = (said(), answer(), families, any::<bool>(), kept)
-        .prop_map(|(said, answer, families, is_open, kept)| Other { said, answer, families, is_open, kept });
+    let bypassed = prop_oneof![2 => Just(None), 1 => (995_u32..1_005, 990_u32..1_100).prop_map(Some)];
+    let other = (said(), answer(), families, any::<bool>(), kept, bypassed);
+    let other = other.prop_map(|(said, answer, families, is_open, kept, bypassed)| Other {
+        said,
+        answer,
+        families,
+        is_open,
+        kept,
+        bypassed,
+    });
     let mode = prop_oneof![Just(Mode::Require), Just(Mode::Prefer), Just(Mode::Observe)];
     let after = prop::collection::vec((0..NAMES.len(), said(), answer()), 1..3);
     (mode, prop::collection::vec(other, NAMES.len()), after).prop_map(|(mode, before, after)| Case {
@@ -126,6 +137,7 @@ struct World {
     assignment: Assignment,
     announced: Announced,
     adopting: Adopting,
+    bypassing: Bypassing,
     rotation: Rotation,
     tunnels: Tunnels,
     observed: Observed,
@@ -150,6 +162,11 @@ impl World {
             until: 10_000,
             ..Adopting::default()
         };
+        let bypassed = NAMES.iter().zip(&case.before).filter_map(|(name, other)| {
+            let (from, end) = other.bypassed?;
+            let (by, reason) = (String::new(), String::new());
+            Some(((*name).to_owned(), Bypassed { from, end, by, reason }))
+        });
         let link = |name: &str, kind: Option<&str>| Link {
             name: name.to_owned(),
             kind: kind.map(str::to_owned),
@@ -177,6 +194,7 @@ impl World {
             assignment,
             announced,
             adopting,
+            bypassing: Bypassing { peers: bypassed.collect() },
             rotation: Rotation::default(),
             tunnels,
             observed,
@@ -200,6 +218,7 @@ impl World {
             backstop: backstop::Choice::Auto,
             build: "build",
             adopting: &self.adopting,
+            bypassing: &self.bypassing,
             resting: &self.resting,
             now: NOW,
             epoch: Duration::ZERO,
@@ -341,7 +360,8 @@ proptest! {
 }
 
 fn plain(key: u8) -> Other {
-    Other { said: Said::Key(key, 0, 51871), answer: Answer::Up, families: 0, is_open: false, kept: None }
+    let said = Said::Key(key, 0, 51871);
+    Other { said, answer: Answer::Up, families: 0, is_open: false, kept: None, bypassed: None }
 }
 
 /// What is ordinary is decided by itself; what is not, never.

@@ -51,6 +51,7 @@ fn wanted(nodes: &[(&str, NodeFacts)], owners: &Owners, observed: &Observed) -> 
         backstop: backstop::Choice::Auto,
         build: "build",
         adopting: &Adopting::default(),
+        bypassing: &Bypassing::default(),
         resting: &BTreeSet::new(),
         now: Duration::ZERO,
         epoch: Duration::ZERO,

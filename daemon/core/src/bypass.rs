@@ -1,0 +1,290 @@
+//! Bypasses: which nodes are spoken to in plain for a while, since people say so (`spec.bypasses` of the mesh).
+//!
+//! The wall clock is asked once about each of them, when it is first heard of: from then on its end is a second since boot, and only
+//! ever comes nearer. So neither a clock that is set back nor a daemon that starts again makes one longer: [`Record`] is what was
+//! heard of, on disk. Where it is lost, what stands in the kernel's map is the most that may be.
+//!
+//! Two nodes hear of a bypass at two moments, and their clocks differ. Nothing is lost to that: each listens to the other in plain from
+//! the moment at which it hears of it, speaks in plain itself some seconds later ([`LEAD`]), and listens a little longer than its
+//! own end ([`BYPASS_GRACE`]).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use kubeveil_abi::{BYPASS_GRACE, PeerState, PeerValue};
+use kubeveil_api::bypass::Bypass;
+use serde::{Deserialize, Serialize};
+
+use crate::{observed::Datapath, ownership::Assignment};
+
+/// Seconds after which a node that has heard of a bypass speaks in plain where there is a tunnel: the other one has heard of it by then.
+pub const LEAD: u32 = 5;
+
+/// What this node has heard of. Seconds are those since boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Record {
+    /// The kernel's name for the boot that the seconds count from; empty: nothing is on record.
+    boot: String,
+    entries: Vec<Entry>,
+}
+
+/// A bypass that this node is an end of.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+struct Entry {
+    /// With it, `at` tells it from others.
+    peer: String,
+    at: Timestamp,
+    /// What the mesh last said, if that was never later before.
+    until: Timestamp,
+    /// When it was first heard of in this boot …
+    since: u32,
+    /// … and what the wall clock showed then, seconds since 1970.
+    epoch: u64,
+    /// From when on this node speaks in plain, where there is a tunnel.
+    from: u32,
+    /// When it ends; 0: it never began here.
+    end: u32,
+    /// It has ended, and does not begin again in another boot.
+    over: bool,
+}
+
+/// What became of the record that a daemon before this one kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kept {
+    /// It is what this step is over.
+    #[default]
+    Whole,
+    /// There is none.
+    Absent,
+    /// It can't be read.
+    Unreadable,
+}
+
+/// What a step goes by.
+#[derive(Clone, Debug, Default)]
+pub struct Seen<'a> {
+    /// This node.
+    pub node: &'a str,
+    /// What the mesh says.
+    pub bypasses: &'a [Bypass],
+    /// What stands in the map for the nodes that they are about.
+    pub standing: BTreeMap<String, PeerValue>,
+    /// What became of the record.
+    pub kept: Kept,
+    /// The kernel's name for this boot.
+    pub boot: &'a str,
+    /// Since boot.
+    pub now: Duration,
+    /// Wall clock, since 1970.
+    pub epoch: Duration,
+}
+
+impl<'a> Seen<'a> {
+    /// What `bypasses` say of `node`, and `datapath` of the others.
+    pub fn of(
+        node: &'a str,
+        bypasses: &'a [Bypass],
+        assignment: &Assignment,
+        datapath: &Datapath,
+        boot: &'a str,
+        (now, epoch): (Duration, Duration),
+    ) -> Self {
+        let value = |peer: &str| {
+            let mut prefixes = assignment.of(peer).iter().filter_map(|(net, _)| datapath.prefixes.get(net));
+            datapath.peers.get(&prefixes.next()?.peer).copied()
+        };
+        let peers = bypasses.iter().filter_map(|bypass| bypass.peer_of(node));
+        let standing = peers.filter_map(|peer| Some((peer.to_owned(), value(peer)?))).collect();
+        Self { node, bypasses, standing, kept: Kept::Whole, boot, now, epoch }
+    }
+
+    fn second(&self) -> u32 {
+        second(self.now)
+    }
+
+    /// Seconds that a bypass has left by the wall clock, and never more than it was asked for: that clock may be wrong.
+    fn left(&self, bypass: &Bypass) -> u32 {
+        let until = u64::try_from(bypass.until.as_second()).unwrap_or(0);
+        let left = until.saturating_sub(self.epoch.as_secs()).min(bypass.length());
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    /// The latest end that a bypass of `peer` may have that nobody has on record.
+    fn latest(&self, peer: &str) -> u32 {
+        let stands = self.standing.get(peer).map(|value| match value.state() {
+            PeerState::Bypass | PeerState::BypassedTunnel => value.bypass_until(),
+            PeerState::BypassHeard => value.bypass_until().saturating_sub(BYPASS_GRACE),
+            PeerState::NoTunnel | PeerState::Tunnel | PeerState::Adopting => 0,
+        });
+        match (self.kept, stands) {
+            (Kept::Whole, _) | (Kept::Absent, None | Some(0)) => u32::MAX,
+            (Kept::Absent | Kept::Unreadable, stands) => stands.unwrap_or(0),
+        }
+    }
+}
+
+/// The seconds since boot that the programs compare with.
+fn second(now: Duration) -> u32 {
+    u32::try_from(now.as_secs()).unwrap_or(u32::MAX)
+}
+
+impl Entry {
+    /// Heard of for the first time in this boot.
+    fn first(peer: &str, bypass: &Bypass, seen: &Seen<'_>) -> Self {
+        let now = seen.second();
+        let left = seen.left(bypass);
+        let end = if left == 0 { 0 } else { now.saturating_add(left).min(seen.latest(peer)) };
+        // What speaks in plain already goes on.
+        let speaks = seen.standing.get(peer).is_some_and(|value| value.is_bypassed(now));
+        Self {
+            peer: peer.to_owned(),
+            at: bypass.at,
+            until: bypass.until,
+            since: now,
+            epoch: seen.epoch.as_secs(),
+            from: if speaks { now } else { now.saturating_add(LEAD) },
+            end,
+            over: now >= end,
+        }
+    }
+
+    /// Heard of in an earlier boot, whose seconds mean nothing now. Only a clock that has gone on since is believed.
+    fn after_boot(&self, bypass: &Bypass, seen: &Seen<'_>) -> Self {
+        let first = Self::first(&self.peer, bypass, seen);
+        if self.over || seen.epoch.as_secs() < self.epoch {
+            return Self { end: 0, over: true, ..first };
+        }
+        first
+    }
+
+    /// Heard of again.
+    fn again(mut self, bypass: &Bypass, seen: &Seen<'_>) -> Self {
+        if bypass.until < self.until {
+            let now = seen.second();
+            // Though the wall clock were set back meanwhile.
+            let longest = self.since.saturating_add(u32::try_from(bypass.length()).unwrap_or(u32::MAX));
+            let end = now.saturating_add(seen.left(bypass)).min(longest);
+            // From when we hear of it on, the other end may be as late as we are.
+            self.end = self.end.min(end.max(now));
+            self.until = bypass.until;
+        }
+        self.over |= seen.second() >= self.end;
+        self
+    }
+
+    /// The mesh does not say so any more.
+    fn gone(mut self, seen: &Seen<'_>) -> Option<Self> {
+        self.end = self.end.min(seen.second());
+        self.over = true;
+        self.is_heard(seen.second()).then_some(self)
+    }
+
+    /// The peer's packets may come in plain.
+    const fn is_heard(&self, now: u32) -> bool {
+        self.end != 0 && now < self.end.saturating_add(BYPASS_GRACE)
+    }
+}
+
+impl Record {
+    /// Nothing is on record.
+    pub const fn is_empty(&self) -> bool {
+        self.boot.is_empty()
+    }
+
+    /// The record from now on. Nothing that is on record ends later in it.
+    pub fn step(&self, seen: &Seen<'_>) -> Self {
+        // Should the kernel not tell its boots apart, its seconds do.
+        let is_same_boot =
+            self.boot == seen.boot && self.entries.iter().all(|entry| entry.since <= seen.second());
+        let mut left = self.entries.clone();
+        let mut entries = Vec::new();
+        for bypass in seen.bypasses {
+            let Some(peer) = bypass.peer_of(seen.node) else { continue };
+            let is_it = |entry: &Entry| entry.peer == peer && entry.at == bypass.at;
+            entries.push(match left.iter().position(is_it).map(|at| left.remove(at)) {
+                Some(entry) if is_same_boot => entry.again(bypass, seen),
+                Some(entry) => entry.after_boot(bypass, seen),
+                None => Entry::first(peer, bypass, seen),
+            });
+        }
+        entries.extend(left.into_iter().filter(|_| is_same_boot).filter_map(|entry| entry.gone(seen)));
+        Self { boot: seen.boot.to_owned(), entries }
+    }
+
+    /// Those of them that `before` has: what opens nothing.
+    #[must_use]
+    pub fn without_news(mut self, before: &Self) -> Self {
+        self.entries.retain(|entry| {
+            before.boot == self.boot
+                && before.entries.iter().any(|was| was.peer == entry.peer && was.at == entry.at)
+        });
+        self
+    }
+
+    /// What the datapath is told of it. To be asked of what a step over `seen` gave.
+    pub fn bypassing(&self, seen: &Seen<'_>) -> Bypassing {
+        let now = second(seen.now);
+        let mut peers: BTreeMap<String, Bypassed> = BTreeMap::new();
+        for entry in self.entries.iter().filter(|entry| entry.is_heard(now)) {
+            let said = seen.bypasses.iter().find(|bypass| {
+                bypass.at == entry.at && bypass.peer_of(seen.node) == Some(entry.peer.as_str())
+            });
+            let bypassed = Bypassed {
+                from: entry.from,
+                end: entry.end,
+                by: said.map(|said| said.by.clone()).unwrap_or_default(),
+                reason: said.map(|said| said.reason.clone()).unwrap_or_default(),
+            };
+            // One that speaks already counts before one that is about to, and then the one that lasts longer.
+            let weight = |one: &Bypassed| (one.from <= now, one.end);
+            match peers.get_mut(&entry.peer) {
+                Some(other) if weight(other) >= weight(&bypassed) => {}
+                _ => drop(peers.insert(entry.peer.clone(), bypassed)),
+            }
+        }
+        Bypassing { peers }
+    }
+
+    /// When something begins or ends by itself.
+    pub fn next_look(&self, now: Duration) -> Option<Duration> {
+        let heard = self.entries.iter().filter(|entry| entry.is_heard(second(now)));
+        let moments = heard.flat_map(|entry| [entry.from, entry.end, entry.end.saturating_add(BYPASS_GRACE)]);
+        let ahead = moments.map(|at| Duration::from_secs(at.into())).filter(|at| *at > now);
+        ahead.min().map(|at| at - now)
+    }
+}
+
+/// What the datapath is told of bypasses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bypassing {
+    /// Nodes that are spoken to, or heard, in plain.
+    pub peers: BTreeMap<String, Bypassed>,
+}
+
+/// How a node is bypassed. Seconds since boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bypassed {
+    /// From when on we speak in plain, where there is a tunnel.
+    pub from: u32,
+    /// When that ends.
+    pub end: u32,
+    /// Who said so; empty: he has taken it back.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Bypassed {
+    /// The value of the map for a node to which packets travel like `beneath` otherwise.
+    pub fn over(&self, beneath: PeerValue, now: Duration) -> PeerValue {
+        let is_begun = self.from <= second(now);
+        if is_begun || !beneath.has_tunnel() {
+            beneath.bypassed(self.end)
+        } else {
+            beneath.bypass_heard(self.end.saturating_add(BYPASS_GRACE))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const BOOT: &str = "3b6b2a0e";
+/// Seconds since 1970 at the second 0 since boot.
+const EPOCH: u64 = 1_800_000_000;
+
+fn time(second: u64) -> Timestamp {
+    Timestamp::from_second(i64::try_from(second).expect("small")).expect("a time")
+}
+
+/// Between `me` and `b`, written at this second since boot, for so long.
+fn bypass(at: u64, seconds: u64) -> Bypass {
+    Bypass {
+        nodes: ["b".to_owned(), "me".to_owned()],
+        at: time(EPOCH + at),
+        until: time(EPOCH + at + seconds),
+        by: "alice".to_owned(),
+        reason: "INC-1".to_owned(),
+    }
+}
+
+/// At a second since boot, by a wall clock that goes right.
+fn seen(bypasses: &[Bypass], now: u64) -> Seen<'_> {
+    Seen {
+        node: "me",
+        bypasses,
+        boot: BOOT,
+        now: Duration::from_secs(now),
+        epoch: Duration::from_secs(EPOCH + now),
+        ..Seen::default()
+    }
+}
+
+fn standing(value: PeerValue) -> BTreeMap<String, PeerValue> {
+    [("b".to_owned(), value)].into()
+}
+
+/// From when on, and until when.
+fn of(record: &Record, seen: &Seen<'_>) -> Option<(u32, u32)> {
+    let bypassing = record.bypassing(seen);
+    assert!(bypassing.peers.keys().all(|peer| peer == "b"), "{bypassing:?}");
+    bypassing.peers.get("b").map(|bypassed| (bypassed.from, bypassed.end))
+}
+
+fn step(before: &Record, seen: &Seen<'_>) -> (Record, Option<(u32, u32)>) {
+    let record = before.step(seen);
+    let told = of(&record, seen);
+    (record, told)
+}
+
+#[test]
+fn its_life() {
+    let all = [bypass(100, 600), Bypass { nodes: ["b".to_owned(), "c".to_owned()], ..bypass(100, 600) }];
+    let (record, told) = step(&Record::default(), &seen(&all, 102));
+    assert_eq!(told, Some((102 + LEAD, 700)));
+    let waits = |record: &Record, now| record.next_look(Duration::from_secs(now)).map(|wait| wait.as_secs());
+    assert_eq!(waits(&record, 102), Some(LEAD.into()));
+    assert_eq!(waits(&record, 107), Some(593));
+    let tunnel = PeerValue::tunnel(1, 3);
+    let value = |record: &Record, now: u64, beneath| {
+        let bypassed = record.bypassing(&seen(&all, now)).peers.remove("b");
+        bypassed.map(|bypassed| bypassed.over(beneath, Duration::from_secs(now)))
+    };
+    assert_eq!(value(&record, 106, tunnel), Some(tunnel.bypass_heard(700 + BYPASS_GRACE)));
+    assert_eq!(value(&record, 107, tunnel), Some(tunnel.bypassed(700)));
+    // Nothing is lost that would not be dropped.
+    assert_eq!(value(&record, 102, PeerValue::NO_TUNNEL), Some(PeerValue::bypass(700)));
+    // What is in plain already stays as it is.
+    assert_eq!(value(&record, 107, PeerValue::adopting(9)), Some(PeerValue::adopting(9)));
+    // It has ended, and the other end is heard as long as it may be late.
+    let (record, told) = step(&record, &seen(&all, 700));
+    assert_eq!((told, waits(&record, 700)), (Some((107, 700)), Some(BYPASS_GRACE.into())));
+    let (record, told) = step(&record, &seen(&all, 700 + u64::from(BYPASS_GRACE)));
+    assert_eq!((told, waits(&record, 710)), (None, None));
+    // Nothing of it is written again.
+    assert_eq!(record.step(&seen(&all, 5_000)), record);
+}
+
+/// The wall clock is asked once.
+#[test]
+fn a_clock_that_is_set_makes_none_longer() {
+    let all = [bypass(100, 600)];
+    let (mut record, _) = step(&Record::default(), &seen(&all, 102));
+    for (now, epoch) in [(103, 0), (200, EPOCH), (300, EPOCH + 9_000), (699, EPOCH)] {
+        let told;
+        (record, told) = step(&record, &Seen { epoch: Duration::from_secs(epoch), ..seen(&all, now) });
+        assert_eq!(told, Some((102 + LEAD, 700)), "{now} {epoch}");
+    }
+    let late = Seen { epoch: Duration::from_secs(EPOCH), ..seen(&all, 710) };
+    assert_eq!(step(&record, &late).1, None);
+    // One that shows nonsense when it is asked.
+    let wrong = Seen { epoch: Duration::ZERO, ..seen(&all, 102) };
+    assert_eq!(step(&Record::default(), &wrong).1, Some((102 + LEAD, 702)));
+    let ahead = Seen { epoch: Duration::from_secs(EPOCH + 9_000), ..seen(&all, 102) };
+    assert_eq!(step(&Record::default(), &ahead).1, None);
+}
+
+/// What is history when it is first heard of never begins, though the clock be set back to when it was on.
+#[test]
+fn what_is_over_stays_so() {
+    let all = [bypass(100, 600)];
+    let (record, told) = step(&Record::default(), &seen(&all, 800));
+    assert_eq!(told, None);
+    let back = Seen { epoch: Duration::from_secs(EPOCH + 101), ..seen(&all, 900) };
+    assert_eq!(step(&record, &back).1, None);
+}
+
+#[test]
+fn it_is_brought_forward_and_never_put_off() {
+    let all = [bypass(100, 600)];
+    let (record, _) = step(&Record::default(), &seen(&all, 102));
+    let later = [bypass(100, 6_000)];
+    assert_eq!(step(&record, &seen(&later, 200)).1, Some((107, 700)));
+    let sooner = [bypass(100, 200)];
+    let (ended, told) = step(&record, &seen(&sooner, 200));
+    assert_eq!(told, Some((107, 300)));
+    assert_eq!(step(&ended, &seen(&all, 201)).1, Some((107, 300)), "not even back to what it was");
+    let (_, told) = step(&record, &seen(&sooner, 400));
+    assert_eq!(told, Some((107, 400)), "who hears of it late ends at once");
+    // The same with a clock that was set back.
+    let back = Seen { epoch: Duration::from_secs(EPOCH), ..seen(&sooner, 200) };
+    assert_eq!(step(&record, &back).1, Some((107, 302)), "as long as it was asked for, from when it was heard of");
+    // Taken out of the mesh: at once, and the other end is heard as long as it may be late.
+    let (gone, told) = step(&record, &seen(&[], 200));
+    assert_eq!(told, Some((107, 200)));
+    assert_eq!(step(&gone, &seen(&[], 205)).1, Some((107, 200)));
+    assert_eq!(step(&gone, &seen(&[], 210)), (Record { boot: BOOT.to_owned(), entries: vec![] }, None));
+}
+
+/// Another entry is another decision, and the one that speaks goes on until the other does.
+#[test]
+fn another_one_may_last_longer() {
+    let both = [bypass(100, 600), bypass(690, 600)];
+    let (record, _) = step(&Record::default(), &seen(&both[..1], 102));
+    let (record, told) = step(&record, &seen(&both, 691));
+    assert_eq!(told, Some((107, 700)));
+    assert_eq!(step(&record, &seen(&both, 696)).1, Some((696, 1_290)));
+}
+
+#[test]
+fn a_daemon_that_lost_the_record_goes_by_the_map() {
+    let all = [bypass(100, 600)];
+    let tunnel = PeerValue::tunnel(0, 3);
+    // The clock was set back since.
+    let lost = |kept, value: PeerValue| Seen {
+        standing: standing(value),
+        kept,
+        epoch: Duration::from_secs(EPOCH + 100),
+        ..seen(&all, 400)
+    };
+    for kept in [Kept::Absent, Kept::Unreadable] {
+        assert_eq!(step(&Record::default(), &lost(kept, tunnel.bypassed(700))).1, Some((400, 700)));
+        assert_eq!(step(&Record::default(), &lost(kept, PeerValue::bypass(700))).1, Some((400, 700)));
+        let told = step(&Record::default(), &lost(kept, tunnel.bypass_heard(710))).1;
+        assert_eq!(told, Some((405, 700)));
+        let over = step(&Record::default(), &lost(kept, tunnel.bypassed(300))).1;
+        assert_eq!(over, None);
+    }
+    // There never was one: the map holds nothing back.
+    assert_eq!(step(&Record::default(), &lost(Kept::Absent, tunnel)).1, Some((405, 1_000)));
+    assert_eq!(step(&Record::default(), &lost(Kept::Unreadable, tunnel)).1, None);
+}
+
+#[test]
+fn another_boot_goes_by_a_clock_that_has_gone_on() {
+    let all = [bypass(100, 600)];
+    let (record, _) = step(&Record::default(), &seen(&all, 102));
+    let booted = |epoch| Seen {
+        boot: "another",
+        now: Duration::from_secs(20),
+        epoch: Duration::from_secs(epoch),
+        ..seen(&all, 0)
+    };
+    assert_eq!(step(&record, &booted(EPOCH + 300)).1, Some((20 + LEAD, 420)));
+    assert_eq!(step(&record, &booted(EPOCH + 800)).1, None);
+    // Without a battery it is 1970.
+    assert_eq!(step(&record, &booted(0)).1, None);
+    assert_eq!(step(&step(&record, &booted(0)).0, &booted(EPOCH + 300)).1, None, "nor later");
+    // One that was seen to end does not begin again.
+    let (ended, _) = step(&record, &seen(&all, 700));
+    assert_eq!(step(&ended, &booted(EPOCH + 102)).1, None);
+    // A kernel that does not tell its boots apart: their seconds do.
+    let alike = Seen { boot: BOOT, ..booted(EPOCH + 300) };
+    assert_eq!(step(&record, &alike).1, Some((20 + LEAD, 420)));
+}
+
+#[test]
+fn what_can_not_be_kept_opens_nothing() {
+    let all = [bypass(100, 600), bypass(200, 600)];
+    let (before, _) = step(&Record::default(), &seen(&all[..1], 102));
+    let refused = before.step(&seen(&all, 201)).without_news(&before);
+    assert_eq!(of(&refused, &seen(&all, 201)), Some((107, 700)));
+    let refused = Record::default().step(&seen(&all, 201)).without_news(&Record::default());
+    assert_eq!(of(&refused, &seen(&all, 201)), None);
+}
+
+/// What may happen between two looks.
+#[derive(Clone, Debug)]
+enum Deed {
+    Wait(u64),
+    /// The wall clock is set by so many seconds.
+    Set(i64),
+    /// The mesh says another end of it, sooner or later by so much.
+    Until(i64),
+    Restart,
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    prop_oneof![
+        (1_u64..200).prop_map(Deed::Wait),
+        (-100_000_i64..100_000).prop_map(Deed::Set),
+        (-300_i64..300).prop_map(Deed::Until),
+        Just(Deed::Restart),
+    ]
+}
+
+proptest! {
+    /// Whatever is done to clocks, daemon and mesh, the end only ever comes nearer, and the programs are never told of a later one.
+    #[test]
+    fn nothing_makes_it_longer(deeds in prop::collection::vec(deed(), 1..20), seconds in 1_u64..600) {
+        let mut all = [bypass(100, seconds)];
+        let (mut record, mut now, mut offset) = (Record::default(), 100_u64, 0_i64);
+        let mut ends = 100 + seconds;
+        for deed in std::iter::once(Deed::Wait(1)).chain(deeds) {
+            match deed {
+                Deed::Wait(seconds) => now += seconds,
+                Deed::Set(seconds) => offset = seconds,
+                Deed::Until(seconds) => {
+                    let until = all[0].until.as_second() + seconds;
+                    all[0].until = Timestamp::from_second(until.max(all[0].at.as_second() + 1)).expect("a time");
+                }
+                Deed::Restart => {
+                    let text = serde_json::to_string(&record).expect("JSON");
+                    record = serde_json::from_str(&text).expect("a record");
+                }
+            }
+            let epoch = (EPOCH + now).saturating_add_signed(offset);
+            let seen = Seen { epoch: Duration::from_secs(epoch), ..seen(&all, now) };
+            let told;
+            (record, told) = step(&record, &seen);
+            if let Some((_, end)) = told {
+                prop_assert!(u64::from(end) <= ends.max(101 + seconds), "{end}");
+                ends = end.into();
+            }
+        }
+    }
+}
