@@ -17,8 +17,10 @@ const VERSION: u32 = 1;
 pub(crate) const KNOWN: &str = "known.json";
 /// File of the pairs that are open, beside it.
 pub(crate) const ADOPTION: &str = "adoption.json";
+/// File of the bypasses that were heard of, beside it.
+pub(crate) const BYPASSES: &str = "bypasses.json";
 /// All that the state folder holds.
-pub(crate) const FILES: [&str; 4] = [KNOWN, ADOPTION, "keys", "lock"];
+pub(crate) const FILES: [&str; 5] = [KNOWN, ADOPTION, BYPASSES, "keys", "lock"];
 
 /// The last whole knowledge of the cluster, and who owns which prefix. No secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

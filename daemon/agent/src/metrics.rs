@@ -44,6 +44,7 @@ pub(crate) fn expose(
     about(&mut registry, view);
     rotation(&mut registry, view);
     peers(&mut registry, view);
+    bypasses(&mut registry, view);
     packets(&mut registry, view);
     policies(&mut registry, view);
     policy_packets(&mut registry, view);
@@ -139,6 +140,17 @@ fn peers(registry: &mut Registry, view: &View) {
     one_counter(registry, "wireguard_sent_bytes", help, view.totals.sent);
 }
 
+fn bypasses(registry: &mut Registry, view: &View) {
+    let bypasses = &view.status.bypasses;
+    let help = "Other nodes to which packets travel in plain by a bypass (`kubeveil bypass list`)";
+    one_gauge(registry, "bypasses", help, float(bypasses.len() as u64));
+    if let Some(first) = bypasses.iter().map(|bypass| bypass.ends_in).min() {
+        let help = "When the first bypass ends by itself; absent where there is none";
+        let at = view.epoch.saturating_add(first);
+        one_gauge(registry, "bypass_expires_timestamp_seconds", help, float(at));
+    }
+}
+
 /// Every drop reason of a direction is there from the start, so that a rule on its rate sees the first.
 fn packets(registry: &mut Registry, view: &View) {
     let labels = |count: &Count| {
@@ -164,10 +176,11 @@ fn packets(registry: &mut Registry, view: &View) {
     );
 
     let zeros = PLAIN.iter().map(|(direction, reason)| (labels(direction.name(), reason.name()), 0));
-    let is_plain = |c: &&Count| c.reason == Reason::Adopting || PLAIN.contains(&(c.direction, c.reason));
+    let is_lent = |reason| matches!(reason, Reason::Adopting | Reason::Bypassed);
+    let is_plain = |c: &&Count| is_lent(c.reason) || PLAIN.contains(&(c.direction, c.reason));
     let passed = view.counts.iter().filter(is_plain);
     let passed = passed.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
-    let help = "Pod packets that passed in plain since there was no tunnel and the mode, or adoption, allows it, by reason";
+    let help = "Pod packets that passed in plain since there was no tunnel and the mode, or adoption, allows it, or by a bypass, by reason";
     counter(registry, "plain_packets", help, zeros.chain(passed));
 }
 

@@ -1,6 +1,7 @@
 //! The one-way flow, once round: read, decide, act, publish.
 
 mod adoption;
+mod bypass;
 mod changes;
 mod conclude;
 mod hear;
@@ -46,6 +47,7 @@ use crate::{
     totals::Totals,
 };
 use adoption::Pairs;
+use bypass::Bypasses;
 use leave::Leaving;
 use quiet::Quiet;
 use resting::Resting;
@@ -107,6 +109,7 @@ pub struct Node<K> {
     pub(crate) keeper: Keeper,
     kept: KeptFile<Kept>,
     pairs: Pairs,
+    bypasses: Bypasses,
     /// As of the last way round.
     known: Kept,
     knowledge: Knowledge,
@@ -163,6 +166,7 @@ impl<K: Kernel> Node<K> {
     ) -> Self {
         let (kept, known, unreadable) = KeptFile::open(state_dir, KNOWN);
         let (pairs, unknown) = Pairs::open(state_dir);
+        let (bypasses, forgotten) = Bypasses::open(state_dir);
         let unreadable = unreadable.map(|message| problems::kept_unreadable(kept.path(), message));
         Self {
             name: name.to_owned(),
@@ -174,6 +178,7 @@ impl<K: Kernel> Node<K> {
             keeper: Keeper::new(state_dir, name),
             kept,
             pairs,
+            bypasses,
             known,
             knowledge: Knowledge::default(),
             assignment: Assignment::default(),
@@ -194,7 +199,7 @@ impl<K: Kernel> Node<K> {
             counts: Vec::new(),
             flows: 0,
             beside: BTreeMap::new(),
-            standing: unreadable.into_iter().chain(unknown).collect(),
+            standing: unreadable.into_iter().chain(unknown).chain(forgotten).collect(),
             met: Vec::new(),
             last: Outcome::default(),
             ready: false,
@@ -283,8 +288,9 @@ impl<K: Kernel> Node<K> {
         problems.append(&mut assignment.problems);
         (self.knowledge, self.assignment) = (knowledge, assignment);
         self.conclude(outcome, problems, now);
-        let wait = [Some(self.wait(now)), read.look_again, self.pairs.next_look(now), rotates_in];
-        self.due = now.monotonic + wait.into_iter().flatten().min().unwrap_or(RESYNC);
+        let ends = [self.pairs.next_look(now), self.bypasses.next_look(now)];
+        let wait = [Some(self.wait(now)), read.look_again, rotates_in].into_iter().chain(ends);
+        self.due = now.monotonic + wait.flatten().min().unwrap_or(RESYNC);
         self.await_answers(now);
         self.until_next(now)
     }
@@ -351,6 +357,7 @@ impl<K: Kernel> Node<K> {
             backstop: self.backstop,
             build: &self.build,
             adopting: &self.pairs.adopting,
+            bypassing: &self.bypasses.bypassing,
             resting,
             now: now.monotonic,
             epoch: now.epoch,
@@ -372,7 +379,8 @@ impl<K: Kernel> Node<K> {
             self.notice(&outcome.observed, knowledge, now);
         }
         outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
-        if self.adopt(knowledge, assignment, outcome, now) {
+        let adopts = self.adopt(knowledge, assignment, outcome, now);
+        if self.bypass(knowledge, assignment, outcome, now) || adopts {
             outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
         }
         self.resting.uses(outcome.desired.remotes.values().map(|r| r.index).collect(), now.monotonic);

@@ -6,7 +6,7 @@ use kubeveil_abi::{DEVICE_NAMES, DeviceKind, Reason};
 use kubeveil_api::{
     schedule::Period,
     status::{
-        BackstopForm, BackstopStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey, PacketCount,
+        BackstopForm, BackstopStatus, BypassStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey, PacketCount,
         PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
     },
 };
@@ -30,6 +30,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     pub(crate) status: Status,
+    /// What the wall clock showed, seconds since 1970.
+    pub(crate) epoch: u64,
     pub(crate) counts: Vec<Count>,
     pub(crate) totals: Totals,
     pub(crate) errors: Vec<(&'static str, u64)>,
@@ -45,6 +47,7 @@ pub(crate) fn view<K: Kernel>(node: &mut Node<K>, now: Now) -> View {
     let counts = node.counts.clone();
     View {
         status: status(node, &counts, now),
+        epoch: now.epoch.as_secs(),
         totals: node.totals.clone(),
         errors: node.errors.iter().map(|(kind, n)| (*kind, *n)).collect(),
         map_entries: map_entries(node),
@@ -68,6 +71,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
         mode: node.mesh().map(|mesh| mesh.mode),
         policies: policies::of(node, now),
         adoption: node.adoption(),
+        bypasses: node.bypassed(now),
         source: SourceStatus { name: node.source.name(), synced: node.last.synced },
         key: key(node, now),
         device: device(node),
@@ -152,19 +156,23 @@ pub(crate) struct Going {
     proven: bool,
     /// In plain, until the pair closes.
     is_open: bool,
+    /// In plain, though there may be a tunnel.
+    is_bypassed: bool,
 }
 
 pub(crate) fn going<K: Kernel>(node: &Node<K>, remote: &Remote, now: Now) -> Going {
     let value = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
-    let proven = value.is_some_and(|value| value.state() == kubeveil_abi::PeerState::Tunnel);
+    let proven = value.is_some_and(|value| value.has_tunnel());
+    let second = u32::try_from(now.monotonic.as_secs()).unwrap_or(u32::MAX);
+    let is_bypassed = value.is_some_and(|value| value.is_bypassed(second));
     let is_open = value.is_some_and(|value| {
         value.state() == kubeveil_abi::PeerState::Adopting
-            && now.monotonic.as_secs() < value.bypass_until().into()
+            && second < value.bypass_until()
     });
-    let way = if is_open { Way::Plain } else { way(node, proven) };
+    let way = if is_open || is_bypassed { Way::Plain } else { way(node, proven) };
     let health =
         remote.key.map_or(remote.health, |key| node.tunnels.health(&remote.device, &key, now.monotonic));
-    Going { way, health, proven, is_open }
+    Going { way, health, proven, is_open, is_bypassed }
 }
 
 fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> PeerStatus {
@@ -172,13 +180,13 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
     let peer = remote.key.and_then(|key| tunnel?.peers.get(&key));
     let link = tunnel.and_then(|t| node.last.observed.links.get(&t.ifindex));
     let going = going(node, remote, now);
-    let Going { way, health, proven, is_open } = going;
+    let Going { way, health, proven, is_open, .. } = going;
     PeerStatus {
         node: name.to_owned(),
         state: health.state(),
         way,
         reason: (way != Way::Tunnel).then(|| {
-            let mut why = why(node, name, remote, &going);
+            let mut why = why(node, name, remote, &going, now);
             if let Health::Never(since) = health
                 && why == NO_HANDSHAKE
             {
@@ -219,10 +227,17 @@ fn way<K: Kernel>(node: &Node<K>, proven: bool) -> Way {
 const NO_HANDSHAKE: &str = "no handshake yet";
 
 /// Why packets to a peer do not go by its tunnel.
-pub(crate) fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, going: &Going) -> String {
-    let Going { health, proven, .. } = *going;
+pub(crate) fn why<K: Kernel>(
+    node: &Node<K>,
+    name: &str,
+    remote: &Remote,
+    going: &Going,
+    now: Now,
+) -> String {
+    let Going { health, proven, is_bypassed, .. } = *going;
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     match (remote.key, health) {
+        _ if is_bypassed => bypassed(node, name, now),
         _ if proven && node.snapshot().mode() == Some(FlowMode::Observe) => "the mode is observe".to_owned(),
         _ if proven => "no program is attached".to_owned(),
         (None, _) if node.announced.of(name).is_none() => "no announcement".to_owned(),
@@ -231,6 +246,17 @@ pub(crate) fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, going:
         (Some(_), Health::Never(_)) => NO_HANDSHAKE.to_owned(),
         (Some(_), Health::Stale(_)) => "no answer to what was sent".to_owned(),
         (Some(_), Health::Up(_) | Health::Idle(_)) => "proven a moment ago".to_owned(),
+    }
+}
+
+/// Who says so, until when and why: nothing that changes while it is on.
+fn bypassed<K: Kernel>(node: &Node<K>, name: &str, now: Now) -> String {
+    match node.bypassed(now).into_iter().find(|bypass| bypass.node == name) {
+        Some(BypassStatus { until, by, reason, .. }) if !by.is_empty() => {
+            format!("bypassed until {until} by {by}: {reason}")
+        }
+        // The program goes on until the daemon has told it something else.
+        _ => "bypassed".to_owned(),
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
         if going.way == Way::Tunnel {
             encrypted += 1;
         } else if not_encrypted.len() < MOST_NAMED {
-            let reason = status::why(node, name, remote, &going);
+            let reason = status::why(node, name, remote, &going, now);
             not_encrypted.push(Unencrypted { node: name.clone(), way: going.way, reason });
         }
     }

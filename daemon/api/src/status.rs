@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
 use kubeveil_keys::{Generation, PublicKey};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,9 @@ pub struct Status {
     /// Which pairs may still speak in plain; `None` where the mesh has no `spec.adoption`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adoption: Option<AdoptionStatus>,
+    /// Nodes that are bypassed: packets to them travel in plain, but for those of which policies require encryption.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bypasses: Vec<BypassStatus>,
     /// Where the cluster is read from, and whether all of it has been.
     pub source: SourceStatus,
     /// This node's key; `None` until there is one.
@@ -99,6 +103,22 @@ pub struct PodsByMode {
     pub prefer: usize,
     /// It is dropped.
     pub require: usize,
+}
+
+/// A node that is bypassed (`spec.bypasses` of the mesh).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BypassStatus {
+    /// Its name.
+    pub node: String,
+    /// Until when, as the mesh says.
+    pub until: Timestamp,
+    /// Seconds after which the programs end it: what counts, whatever a wall clock shows meanwhile.
+    pub ends_in: u64,
+    /// Who said so.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// How far `spec.adoption` has come on this node.

@@ -191,6 +191,11 @@ impl Record {
         self.boot.is_empty()
     }
 
+    /// Whether it holds any bypass.
+    pub const fn has_entries(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
     /// The record from now on. Nothing that is on record ends later in it.
     pub fn step(&self, seen: &Seen<'_>) -> Self {
         // Should the kernel not tell its boots apart, its seconds do.
@@ -232,6 +237,7 @@ impl Record {
             let bypassed = Bypassed {
                 from: entry.from,
                 end: entry.end,
+                until: entry.until,
                 by: said.map(|said| said.by.clone()).unwrap_or_default(),
                 reason: said.map(|said| said.reason.clone()).unwrap_or_default(),
             };
@@ -268,6 +274,8 @@ pub struct Bypassed {
     pub from: u32,
     /// When that ends.
     pub end: u32,
+    /// The same as the mesh says it, by the wall clock.
+    pub until: Timestamp,
     /// Who said so; empty: he has taken it back.
     pub by: String,
     /// Why.

@@ -3,7 +3,7 @@
 use kubeveil_abi::counter_index;
 use kubeveil_api::mesh::Mode;
 use kubeveil_api::status::{
-    BackstopStatus, KeyStatus, PeerStatus, PolicyStatus, STATUS_VERSION, SourceStatus, Status, Way,
+    BackstopStatus, BypassStatus, KeyStatus, PeerStatus, PolicyStatus, STATUS_VERSION, SourceStatus, Status, Way,
 };
 use kubeveil_keys::{Generation, PublicKey};
 
@@ -77,6 +77,7 @@ fn view() -> View {
     View {
         phases: Phase::ALL.map(|phase| (phase.name(), 3)),
         rotations: Rotations::default(),
+        epoch: 1_800_000_000,
         status: Status {
             schema_version: STATUS_VERSION,
             node: "node-0".to_owned(),
@@ -87,6 +88,13 @@ fn view() -> View {
             mode: None,
             policies: Some(policies_in_force()),
             adoption: None,
+            bypasses: vec![BypassStatus {
+                node: "node-1".to_owned(),
+                until: jiff::Timestamp::UNIX_EPOCH,
+                ends_in: 600,
+                by: "alice".to_owned(),
+                reason: "INC-1".to_owned(),
+            }],
             source: SourceStatus { name: "test".to_owned(), synced: true },
             key: Some(KeyStatus {
                 older: vec![],
@@ -181,6 +189,8 @@ fn values_are_those_of_the_view() {
         "kubeveil_policies{scope=\"cluster\"} 2.0",
         "kubeveil_policy_pods{mode=\"prefer\"} 20.0",
         "kubeveil_exemptions 2.0",
+        "kubeveil_bypasses 1.0",
+        "kubeveil_bypass_expires_timestamp_seconds 1800000600.0",
         "kubeveil_exemption_expires_timestamp_seconds 1800000000.0",
     ] {
         assert!(samples(&text).any(|s| s == line), "no {line} in\n{text}");
@@ -226,16 +236,17 @@ fn pods_packets_are_told_by_the_mode_that_they_were_held_to() {
 #[test]
 fn what_is_not_asked_for_is_absent() {
     let of = |policies| {
-        let status = Status { policies, ..view().status };
+        let status = Status { policies, bypasses: vec![], ..view().status };
         expose(&View { status, ..view() }, &Durations::new(), false).expect("exposition")
     };
     let endless = of(Some(PolicyStatus { exemption_ends: None, ..policies_in_force() }));
     let without = of(None);
     for text in [&endless, &without] {
-        assert!(!samples(text).any(|s| s.starts_with("kubeveil_exemption_expires")), "{text}");
+        let is_end = |s: &str| s.contains("_expires_timestamp_seconds");
+        assert!(!samples(text).any(is_end), "{text}");
     }
     assert!(!samples(&without).any(|s| s.starts_with("kubeveil_policy_pods")), "{without}");
-    for line in ["kubeveil_policies{scope=\"cluster\"} 0.0", "kubeveil_exemptions 0.0"] {
+    for line in ["kubeveil_policies{scope=\"cluster\"} 0.0", "kubeveil_exemptions 0.0", "kubeveil_bypasses 0.0"] {
         assert!(samples(&without).any(|s| s == line), "no {line} in\n{without}");
     }
 }

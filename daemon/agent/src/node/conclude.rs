@@ -16,6 +16,7 @@ impl<K: Kernel> Node<K> {
         self.last = Outcome { problems: told, ..outcome };
         self.met = problems;
         self.tell(now);
+        self.tell_bypasses(now);
         let report = veil_node::report(self, now);
         self.report(report);
     }

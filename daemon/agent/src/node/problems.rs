@@ -33,6 +33,21 @@ pub(super) fn pairs_unreadable(path: &Path, message: String) -> Problem {
     }
 }
 
+pub(super) fn bypasses_unreadable(path: &Path, message: String) -> Problem {
+    Problem {
+        advice: "It told until when packets to other nodes may go in plain by a bypass; as it is lost, none lasts longer than what stands in the kernel. `kubeveil bypass` begins another".to_owned(),
+        ..pairs_unreadable(path, message)
+    }
+}
+
+pub(super) fn bypasses_unwritable(path: &Path, error: &io::Error) -> Problem {
+    Problem {
+        advice: "So no bypass begins on this node: it could not be told after a restart when it ends. Make room on the disk"
+            .to_owned(),
+        ..kept_unwritable(path, error)
+    }
+}
+
 pub(super) fn kept_unwritable(path: &Path, error: &io::Error) -> Problem {
     Problem {
         kind: ProblemKind::State,

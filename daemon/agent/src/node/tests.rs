@@ -3,6 +3,7 @@
 mod adoption;
 mod backstop;
 mod bench;
+mod bypass;
 mod convergence;
 mod faults;
 mod hear;

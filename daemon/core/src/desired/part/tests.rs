@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kubeveil_api::{
     announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped},
     mesh::Mode,
@@ -164,8 +165,8 @@ impl World {
         };
         let bypassed = NAMES.iter().zip(&case.before).filter_map(|(name, other)| {
             let (from, end) = other.bypassed?;
-            let (by, reason) = (String::new(), String::new());
-            Some(((*name).to_owned(), Bypassed { from, end, by, reason }))
+            let (until, by, reason) = (Timestamp::UNIX_EPOCH, String::new(), String::new());
+            Some(((*name).to_owned(), Bypassed { from, end, until, by, reason }))
         });
         let link = |name: &str, kind: Option<&str>| Link {
             name: name.to_owned(),

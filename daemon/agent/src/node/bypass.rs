@@ -1,0 +1,145 @@
+//! Which nodes are bypassed, kept on disk before the kernel hears of it.
+
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+use kubeveil_api::status::BypassStatus;
+use kubeveil_core::{
+    bypass::{Bypassed, Bypassing, Kept, Record, Seen},
+    ownership::Assignment,
+    policy::FlowMode,
+    problem::{Problem, readable},
+    snapshot::Knowledge,
+};
+use kubeveil_linux::Kernel;
+
+use super::{Node, Now, Outcome, problems};
+use crate::kept::{BYPASSES, KeptFile};
+
+/// What this node has heard of, and what the datapath is told of it.
+#[derive(Debug)]
+pub(super) struct Bypasses {
+    file: KeptFile<Record>,
+    record: Record,
+    kept: Kept,
+    /// The kernel's name for this boot.
+    pub(super) boot: String,
+    pub(super) bypassing: Bypassing,
+    /// Those that are spoken to in plain, as last told to the log.
+    told: BTreeMap<String, Bypassed>,
+}
+
+impl Bypasses {
+    /// As the daemon before left them.
+    pub(super) fn open(state_dir: &Path) -> (Self, Option<Problem>) {
+        let (file, record, unreadable) = KeptFile::open(state_dir, BYPASSES);
+        let record: Record = record;
+        let kept = match (&unreadable, record.is_empty()) {
+            (Some(_), _) => Kept::Unreadable,
+            (None, true) => Kept::Absent,
+            (None, false) => Kept::Whole,
+        };
+        let problem = unreadable.map(|message| problems::bypasses_unreadable(file.path(), message));
+        // One that can't be read is the same in every boot, which the record knows how to tell.
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot = format!("boot {}", boot.trim());
+        let (bypassing, told) = (Bypassing::default(), BTreeMap::new());
+        (Self { file, record, kept, boot, bypassing, told }, problem)
+    }
+
+    /// Takes in what is seen; true if the datapath has to be told something else. `is_synced`: the mesh says no more than that.
+    fn look(&mut self, seen: &Seen<'_>, is_synced: bool) -> (bool, Option<Problem>) {
+        let seen = Seen { kept: self.kept, ..seen.clone() };
+        let mut next = self.record.step(&seen);
+        let mut problem = None;
+        // Most meshes never have one.
+        let is_idle = !next.has_entries() && !self.record.has_entries() && self.kept != Kept::Unreadable;
+        if !is_idle {
+            // What closes never waits for the disk; what opens does.
+            if let Err(e) = self.file.keep(&next) {
+                problem = Some(problems::bypasses_unwritable(self.file.path(), &e));
+                next = next.without_news(&self.record);
+            } else if is_synced || next.has_entries() {
+                self.kept = Kept::Whole;
+            }
+        }
+        let bypassing = next.bypassing(&seen);
+        self.record = next;
+        let changes = bypassing != self.bypassing;
+        self.bypassing = bypassing;
+        (changes, problem)
+    }
+
+    /// When something begins or ends by itself.
+    pub(super) fn next_look(&self, now: Now) -> Option<Duration> {
+        self.record.next_look(now.monotonic)
+    }
+}
+
+impl<K: Kernel> Node<K> {
+    /// Which nodes are bypassed; true if something else follows now.
+    pub(super) fn bypass(
+        &mut self,
+        knowledge: &Knowledge,
+        assignment: &Assignment,
+        outcome: &mut Outcome,
+        now: Now,
+    ) -> bool {
+        // What the maps say counts where the record is lost: so not before they are seen.
+        let Some(datapath) = &outcome.observed.datapath else { return false };
+        let said = knowledge.snapshot().mesh.as_ref().map_or(&[][..], |mesh| &mesh.bypasses);
+        let boot = self.bypasses.boot.clone();
+        let clocks = (now.monotonic, now.epoch);
+        let seen = Seen::of(&self.name, said, assignment, datapath, &boot, clocks);
+        let (changes, problem) = self.bypasses.look(&seen, knowledge.synced().is_some());
+        outcome.problems.extend(problem);
+        changes
+    }
+
+    /// Says once who is spoken to in plain from now on, and who is not any more.
+    pub(super) fn tell_bypasses(&mut self, now: Now) {
+        let is_so = |bypassed: &Bypassed| is_on(bypassed, now);
+        let peers = self.bypassing_in_force().into_iter().filter(|(_, bypassed)| is_so(bypassed));
+        let current: BTreeMap<String, Bypassed> =
+            peers.map(|(peer, bypassed)| (peer.clone(), bypassed.clone())).collect();
+        let told = std::mem::replace(&mut self.bypasses.told, current.clone());
+        for (peer, Bypassed { by, reason, end, until, .. }) in &current {
+            if told.get(peer).map(|was| (was.end, &was.by)) != Some((*end, by)) {
+                tracing::warn!(
+                    peer,
+                    by = readable(by),
+                    reason = readable(reason),
+                    %until,
+                    "bypass: packets to this node travel in plain, but for those of which policies require encryption"
+                );
+            }
+        }
+        for (peer, Bypassed { by, reason, .. }) in told.iter().filter(|(peer, _)| !current.contains_key(*peer)) {
+            tracing::info!(peer, by = readable(by), reason = readable(reason), "bypass is over");
+        }
+    }
+
+    /// What is bypassed where something is steered.
+    fn bypassing_in_force(&self) -> Vec<(&String, &Bypassed)> {
+        let is_observed = self.snapshot().mode() == Some(FlowMode::Observe);
+        self.bypasses.bypassing.peers.iter().filter(|_| !is_observed).collect()
+    }
+
+    /// The nodes that are spoken to in plain, for people.
+    pub(crate) fn bypassed(&self, now: Now) -> Vec<BypassStatus> {
+        let peers = self.bypassing_in_force().into_iter().filter(|(_, bypassed)| is_on(bypassed, now));
+        peers
+            .map(|(peer, bypassed)| BypassStatus {
+                node: peer.clone(),
+                until: bypassed.until,
+                ends_in: u64::from(bypassed.end).saturating_sub(now.monotonic.as_secs()),
+                by: bypassed.by.clone(),
+                reason: bypassed.reason.clone(),
+            })
+            .collect()
+    }
+}
+
+/// It is spoken to in plain, or about to be.
+fn is_on(bypassed: &Bypassed, now: Now) -> bool {
+    now.monotonic.as_secs() < u64::from(bypassed.end)
+}
