@@ -1,6 +1,6 @@
 //! A timed bypass: two nodes speak in plain for a while, since people want to know whether the encryption is what is wrong.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// Bypasses that the mesh holds, the newest last: those that are on, and as history the last that were.
@@ -65,14 +65,15 @@ impl Bypass {
     /// The field that stands against it, and why. The API server says the same.
     pub fn refusal(&self) -> Option<(&'static str, &'static str)> {
         let names_two = self.nodes[0] != self.nodes[1] && self.nodes.iter().all(|node| !node.is_empty());
-        let is_said = |text: &str| !text.trim().is_empty() && text.chars().count() <= MOST_WORDS;
-        let length = self.until.as_second().saturating_sub(self.at.as_second());
+        let is_short = |text: &str| text.chars().count() <= MOST_WORDS;
+        let says_why = self.reason.chars().any(|c| c != ' ') && is_short(&self.reason);
+        let longest = SignedDuration::from_secs(LONGEST_BYPASS);
         [
             (names_two, "nodes", TWO_NODES),
             (self.until > self.at, "until", "must be after at; to end it, bring it forward to now, or take the entry out"),
-            (length <= LONGEST_BYPASS, "until", "must be at most 24 hours after at"),
-            (is_said(&self.by), "by", "must say who wrote it, in at most 256 characters"),
-            (is_said(&self.reason), "reason", "must say why, in at most 256 characters: an auditor has to be able to read it"),
+            (self.until.duration_since(self.at) <= longest, "until", "must be at most 24 hours after at"),
+            (!self.by.is_empty() && is_short(&self.by), "by", "must say who wrote it, in at most 256 characters"),
+            (says_why, "reason", "must say why, in at most 256 characters: an auditor has to be able to read it"),
         ]
         .into_iter()
         .find(|(holds, ..)| !holds)

@@ -52,6 +52,8 @@ words! {
     }
 }
 
+/// Two nodes speak in plain for a while, since somebody said so.
+pub const BYPASSED: &str = "Bypassed";
 /// Of a node or of all: what is known is carried out, and enforced.
 pub const READY: &str = "Ready";
 /// Of a node: something is wrong.

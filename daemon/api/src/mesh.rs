@@ -124,7 +124,7 @@ pub struct MeshStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
     pub next_rotation: Option<Timestamp>,
-    /// Ready, FullyConnected, KeysCurrent, Rotating.
+    /// Ready, FullyConnected, KeysCurrent, Rotating, Bypassed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "schema",

@@ -108,23 +108,33 @@ fn carried(from: &str, to: &str, explanation: &Explanation, status: Result<Statu
     let Some(found) = status.peers.iter().find(|found| found.node == peer) else {
         return not_known(format!("the daemon of {} does not know {peer}", status.node));
     };
+    let way = way_of_flow(&status, found, explanation);
     Carried::Known {
         on: status.node.clone(),
         to: peer.to_owned(),
-        way: if is_dropped(&status, found, explanation) { Way::Dropped } else { found.way },
+        way,
         state: found.state,
         generation: found.generation,
-        reason: found.reason.clone(),
+        reason: found.reason.clone().filter(|_| way != Way::Tunnel),
     }
 }
 
 /// What a node says of a peer is about those of whom no policy is: who has to be encrypted does not go in plain with them.
-fn is_dropped(status: &Status, peer: &PeerStatus, explanation: &Explanation) -> bool {
-    let Some(flow) = &explanation.flow else { return false };
+fn way_of_flow(status: &Status, peer: &PeerStatus, explanation: &Explanation) -> Way {
+    let is_required = explanation.flow.as_ref().is_some_and(|flow| flow.mode == FlowMode::Require);
     let is_steered = status.programs.iter().any(|program| program.program == "steer" && program.attached);
-    let is_open =
-        explanation.notes.iter().any(|note| matches!(note, Note::Adopting { .. } | Note::DroppedByReceiver));
-    peer.way == Way::Plain && !peer.proven && is_steered && flow.mode == FlowMode::Require && !is_open
+    let opens = |note: &Note| {
+        matches!(note, Note::Adopting { .. } | Note::Bypassed { .. } | Note::DroppedByReceiver)
+    };
+    if peer.way != Way::Plain || !is_required || !is_steered || explanation.notes.iter().any(opens) {
+        return peer.way;
+    }
+    let is_bypassed = status.bypasses.iter().any(|bypass| bypass.node == peer.node);
+    match peer.proven {
+        false => Way::Dropped,
+        true if is_bypassed => Way::Tunnel,
+        true => peer.way,
+    }
 }
 
 fn table(document: &Document) -> String {
@@ -226,6 +236,9 @@ fn words(note: &Note) -> String {
         Note::WhileDevicesAreKnown => "less than the mesh asks for holds only while the node of each pod knows by which device it speaks; `kubeveil status` there names those of which it does not".to_owned(),
         Note::Adopting { deadline } => format!(
             "spec.adoption leaves a pair of nodes open until its tunnel is proven, at most until {deadline:.0}; `kubeveil status` on either node names open pairs"
+        ),
+        Note::Bypassed { until, by, reason } => format!(
+            "in plain until {until:.0} by bypass of {by}: {reason}"
         ),
         Note::DroppedByReceiver => "the controller has not told other nodes yet of whom encryption is required here (VeilPodSlice): what the other end sends without a tunnel is dropped by the receiver, but was on the wire".to_owned(),
         Note::Uninstalled => "spec.uninstall of the mesh asks all agents to clean up, and pod traffic travels in plain from then on".to_owned(),

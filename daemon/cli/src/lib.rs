@@ -3,6 +3,7 @@
 //! Exit codes: 0 all is well, 1 a finding, 2 usage, 3 unreachable or incomplete, 4 not within the time given.
 
 mod ask;
+mod bypass;
 mod check;
 mod explain;
 mod policy;
@@ -12,7 +13,7 @@ mod server;
 mod source;
 mod status;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -28,6 +29,9 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Have two nodes speak in plain for a while, when the encryption is suspected of something. It is on record, and ends by itself. What
+    /// policies require encryption of stays encrypted.
+    Bypass(bypass::Arguments),
     /// Whether a cluster is fit for kubeveil (--pre), and whether what is installed does its work: each finding with a command that
     /// mends it.
     Check(check::Options),
@@ -76,6 +80,7 @@ const TIMED_OUT: u8 = 4;
 /// The program.
 pub fn main() -> ExitCode {
     let done = match Args::parse().command {
+        Command::Bypass(arguments) => bypass::run(&arguments),
         Command::Check(options) => check::check(&options).map(|(report, output)| {
             show(output, || check::table(&report), &report);
             check::exit_code(&report)
@@ -88,7 +93,7 @@ pub fn main() -> ExitCode {
             if document.has_refused() { FINDING } else { 0 }
         }),
         Command::Status { socket, output } => ask::status(&socket).map(|status| {
-            show(output, || status::table(&status), &status);
+            show(output, || status::table(&status, is_colourful()), &status);
             if status.ready && status.problems.is_empty() { 0 } else { FINDING }
         }),
     };
@@ -99,6 +104,11 @@ pub fn main() -> ExitCode {
             ExitCode::from(UNREACHABLE)
         }
     }
+}
+
+/// Whether somebody looks who sees colours (<https://no-color.org>).
+fn is_colourful() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 #[expect(clippy::print_stdout, reason = "standard output is where data goes")]

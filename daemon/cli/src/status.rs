@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use kubeveil_api::{
     mesh::Mode,
-    status::{AdoptionStatus, BackstopForm, BackstopStatus, PeerStatus, PolicyStatus, Status, Verdict},
+    status::{AdoptionStatus, BackstopForm, BackstopStatus, BypassStatus, PeerStatus, PolicyStatus, Status, Verdict},
 };
 
-/// The whole, ending in a newline.
-pub(crate) fn table(status: &Status) -> String {
+/// The whole, ending in a newline; with `colour`, for a terminal, what is in plain by a bypass is red.
+pub(crate) fn table(status: &Status, colour: bool) -> String {
     let mut out = String::new();
-    head(status, &mut out);
+    head(status, colour, &mut out);
     peers(status, &mut out);
     programs(status, &mut out);
     drops(status, &mut out);
@@ -20,7 +20,7 @@ pub(crate) fn table(status: &Status) -> String {
     out
 }
 
-fn head(status: &Status, out: &mut String) {
+fn head(status: &Status, colour: bool, out: &mut String) {
     let ready = if status.ready {
         "ready".to_owned()
     } else {
@@ -29,6 +29,7 @@ fn head(status: &Status, out: &mut String) {
     let mode = status.mode.map_or_else(|| "unknown (no mesh seen)".to_owned(), |mode| mode.to_string());
     let mut rows =
         vec![("Node", format!("{}, {ready}", status.node)), ("Mode", mode), ("Encrypted", encrypted(status))];
+    rows.extend(status.bypasses.iter().map(|bypass| ("BYPASSED", red(&bypassed(bypass), colour))));
     if let Some(key) = &status.key {
         let rotating = if key.generation == key.desired_generation {
             String::new()
@@ -66,6 +67,18 @@ fn head(status: &Status, out: &mut String) {
         // Writing to a String can't fail.
         let _ = writeln!(out, "{name:<10} {value}");
     }
+}
+
+fn bypassed(bypass: &BypassStatus) -> String {
+    let BypassStatus { node, until, ends_in, by, reason } = bypass;
+    format!(
+        "to {node} in plain until {until}, another {}, by {by}: {reason} (what policies require stays encrypted)",
+        age(*ends_in)
+    )
+}
+
+fn red(text: &str, colour: bool) -> String {
+    if colour { format!("\u{1b}[31m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
 fn asked(policies: &PolicyStatus) -> String {
@@ -206,7 +219,7 @@ fn problems(status: &Status, out: &mut String) {
 }
 
 /// Seconds, in the two largest units.
-fn age(seconds: u64) -> String {
+pub(crate) fn age(seconds: u64) -> String {
     let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     match (d, h, m) {
         (0, 0, 0) => format!("{s} s"),

@@ -16,7 +16,7 @@ use kube::{
     core::DynamicObject,
 };
 use kubeveil_api::{
-    condition::{Condition, ROTATING},
+    condition::{BYPASSED, Condition, ROTATING},
     mesh::MeshStatus,
     names,
     problem::readable,
@@ -206,6 +206,7 @@ impl Writer {
     async fn tell(&self, condition: &Condition, now: Timestamp) {
         let is_normal = match condition.kind.as_str() {
             ROTATING => condition.reason != "RotationLate",
+            BYPASSED => !condition.holds(),
             _ => condition.holds(),
         };
         let event = Event {
@@ -273,13 +274,18 @@ fn same(one: &MeshStatus, other: &MeshStatus) -> bool {
     copy == *other
 }
 
-/// Conditions that hold now and did not, or the other way round; a rotation that goes on for another reason; and another one that goes
-/// on, or is over, though no look saw what was between the two.
+/// Conditions that hold now and did not, or the other way round; a rotation that goes on for another reason; another one that goes
+/// on, or is over, though no look saw what was between the two; and other nodes that are bypassed.
 fn changed<'a>(before: &[Condition], now: &'a [Condition]) -> Vec<&'a Condition> {
     let turned = |now: &&Condition| {
         let was = before.iter().find(|c| c.kind == now.kind);
-        was.map(|c| c.status) != Some(now.status)
-            || (now.kind == ROTATING && was.is_some_and(|was| is_another(was, now)))
+        match now.kind.as_str() {
+            // That there never was one is no news.
+            BYPASSED if was.is_none() => now.holds(),
+            BYPASSED => was.is_some_and(|was| was.message != now.message),
+            ROTATING if was.is_some_and(|was| is_another(was, now)) => true,
+            _ => was.map(|c| c.status) != Some(now.status),
+        }
     };
     now.iter().filter(turned).collect()
 }

@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use act::Writer;
+use seen::Seen;
 use watch::{Bound, Watches};
 
 /// What the lease is called.
@@ -120,14 +121,22 @@ async fn stand(options: &Options) -> Result<()> {
     }
 }
 
+/// How long until a bypass has ended, of which people are told.
+fn until_next_end(seen: &Seen, now: Timestamp) -> Option<Duration> {
+    let end = status::next_end(seen, now)?;
+    // What ends with a second has ended after it.
+    Duration::try_from(end.duration_since(now)).ok().map(|left| left + Duration::from_secs(1))
+}
+
 async fn lead(client: kube::Client, options: &Options) -> Result<()> {
     let stirred = Arc::new(Notify::new());
     let mut watches = Watches::begin(&client, options, stirred.clone()).await?;
     let mut census = census::Watches::begin(&client, stirred.clone());
     let mut writer = Writer::new(client, &options.identity);
     loop {
-        let again = match writer.write(&watches.seen(), census.seen().as_ref(), Timestamp::now()).await {
-            Ok(()) => RESYNC,
+        let (seen, now) = (watches.seen(), Timestamp::now());
+        let again = match writer.write(&seen, census.seen().as_ref(), now).await {
+            Ok(()) => until_next_end(&seen, now).map_or(RESYNC, |end| end.min(RESYNC)),
             Err(e) => {
                 tracing::warn!("{e:#}");
                 AGAIN

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use kubeveil_api::{
-    condition::{self, Condition, ConditionStatus, READY, ROTATING, keep_transitions},
+    condition::{self, BYPASSED, Condition, ConditionStatus, READY, ROTATING, keep_transitions},
     mesh::{MeshSpec, MeshStatus, Mode},
     problem::few_statements,
     rotation::{RotationRecord, RotationResult},
@@ -42,6 +42,7 @@ pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option
         fully_connected(mesh.spec.mode, &ways, now),
         keys_current(seen, &mesh.spec, now),
         rotating(&mesh.spec, rotations.last(), progress, now),
+        bypassed(&mesh.spec, now),
     ];
     let next = schedule::next(mesh, &rotations, progress, now);
     if let Err(why) = &next {
@@ -192,6 +193,29 @@ fn rotating(
         ("RotationUnderWay", format!("{to}; `kubeveil rotate status` tells how far"))
     };
     Condition::new(ROTATING, true, reason, message, now)
+}
+
+/// Whose packets people have travel in plain for a while, who and why. Whether nodes carry it out, FullyConnected says.
+fn bypassed(mesh: &MeshSpec, now: Timestamp) -> Condition {
+    let on = mesh.bypasses.iter().filter(|bypass| bypass.is_on(now));
+    let on: Vec<String> = on
+        .map(|bypass| {
+            let [one, other] = &bypass.nodes;
+            format!("{one} and {other} until {:.0}, by {} ({})", bypass.until, bypass.by, bypass.reason)
+        })
+        .collect();
+    if on.is_empty() {
+        let message = "no two nodes are bypassed".to_owned();
+        return Condition::new(BYPASSED, false, "NoBypass", message, now);
+    }
+    let message = format!("in plain: {}", few_statements(on.iter(), MOST_NAMED));
+    Condition::new(BYPASSED, true, "PairsBypassed", message, now)
+}
+
+/// When the first bypass that is on at `now` ends.
+pub(crate) fn next_end(seen: &Seen, now: Timestamp) -> Option<Timestamp> {
+    let bypasses = &seen.mesh.as_ref()?.object.spec.bypasses;
+    bypasses.iter().filter(|bypass| bypass.is_on(now)).map(|bypass| bypass.until).min()
 }
 
 /// Who asked for it, and why.

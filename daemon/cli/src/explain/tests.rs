@@ -1,4 +1,4 @@
-use kubeveil_api::mesh::Mode;
+use kubeveil_api::{mesh::Mode, status::BypassStatus};
 use kubeveil_manifests::gather;
 
 use super::*;
@@ -59,6 +59,38 @@ fn the_daemon_says_how_packets_go_now() {
     let mut loose = required;
     loose.flow.as_mut().expect("it crosses").mode = FlowMode::Prefer;
     assert_eq!(way(&loose, status()), Some(Way::Plain));
+}
+
+/// By a bypass others of the node go in plain, and who has to be encrypted by the tunnel beneath.
+#[test]
+fn who_has_to_be_encrypted_is_not_bypassed() {
+    let bypassed = |proven| {
+        let mut status = status();
+        let peer = &mut status.peers[1];
+        (peer.proven, peer.reason) = (proven, Some("bypassed".to_owned()));
+        status.bypasses = vec![BypassStatus {
+            node: "node-3".to_owned(),
+            until: Timestamp::UNIX_EPOCH,
+            ends_in: 60,
+            by: "alice".to_owned(),
+            reason: "INC-1".to_owned(),
+        }];
+        status
+    };
+    let required = explained("one", "three", true);
+    assert_eq!(way(&required, bypassed(true)), Some(Way::Tunnel));
+    assert_eq!(way(&required, bypassed(false)), Some(Way::Dropped));
+    let Carried::Known { reason, .. } = carried("node-1", "node-3", &required, Ok(bypassed(true))) else {
+        panic!("it is known")
+    };
+    assert_eq!(reason, None);
+    let mut open = required;
+    open.notes.push(Note::Bypassed {
+        until: Timestamp::UNIX_EPOCH,
+        by: "alice".to_owned(),
+        reason: "INC-1".to_owned(),
+    });
+    assert_eq!(way(&open, bypassed(true)), Some(Way::Plain));
 }
 
 #[test]

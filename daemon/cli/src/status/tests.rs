@@ -41,6 +41,7 @@ pub(crate) fn example() -> Status {
         mode: Some(Mode::Require),
         policies: None,
         adoption: None,
+        bypasses: vec![],
         source: SourceStatus { name: "dir:/etc/kubeveil".to_owned(), synced: true },
         key: Some(KeyStatus {
             older: vec![],
@@ -115,14 +116,14 @@ fn policies_say_what_is_asked_of_others() {
         exemptions: 0,
         exemption_ends: None,
     });
-    let text = table(&Status { mode: Some(Mode::Observe), policies, ..example() });
+    let text = table(&Status { mode: Some(Mode::Observe), policies, ..example() }, false);
     assert!(text.contains("Policies   2; encryption is required of 14 addresses of this node's pods, and for all others the mode is prefer\n"), "{text}");
     assert!(!text.contains("nothing, since the mode is observe"), "{text}");
 }
 
 #[test]
 fn the_table() {
-    insta::assert_snapshot!(table(&example()));
+    insta::assert_snapshot!(table(&example(), false));
 }
 
 /// In `observe` everything passes as it is, whatever the tunnels are like.
@@ -143,7 +144,7 @@ fn the_table_of_one_that_only_observes() {
         advice: "What it means.".to_owned(),
     };
     status.plain = vec![would("tunnelled", Verdict::WouldTunnel), would("no_tunnel", Verdict::WouldDrop)];
-    insta::assert_snapshot!(table(&status));
+    insta::assert_snapshot!(table(&status, false));
 }
 
 #[test]
@@ -183,4 +184,24 @@ fn open_pairs_are_named_with_their_deadline() {
         "2 of 3 pairs open, in plain until proven, at most until 2027-01-31T12:00:00Z: node-2, node-3"
     );
     assert_eq!(row(true, &[]), "over, every pair is closed (deadline 2027-01-31T12:00:00Z)");
+}
+
+/// Somebody left it on: nobody who looks fails to see it.
+#[test]
+fn a_bypass_is_red_on_a_terminal() {
+    let bypass = BypassStatus {
+        node: "node-2".to_owned(),
+        until: "2027-01-31T12:10:00Z".parse().expect("a time"),
+        ends_in: 543,
+        by: "alice".to_owned(),
+        reason: "INC-1: slow".to_owned(),
+    };
+    let status = Status { bypasses: vec![bypass], ..example() };
+    let line = |colour| {
+        let text = table(&status, colour);
+        text.lines().find(|line| line.starts_with("BYPASSED")).expect("told").to_owned()
+    };
+    let words = "to node-2 in plain until 2027-01-31T12:10:00Z, another 9 min 3 s, by alice: INC-1: slow (what policies require stays encrypted)";
+    assert_eq!(line(false), format!("BYPASSED   {words}"));
+    assert_eq!(line(true), format!("BYPASSED   \u{1b}[31m{words}\u{1b}[0m"));
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
 
 use jiff::Timestamp;
-use kubeveil_api::{mesh::Mode, policy::FlowMode};
+use kubeveil_api::{bypass::Bypass, mesh::Mode, policy::FlowMode};
 use serde::Serialize;
 
 use super::{
@@ -148,6 +148,15 @@ pub enum Note {
     Adopting {
         /// `spec.adoption.deadline`.
         deadline: Timestamp,
+    },
+    /// The pair is bypassed, until then: in plain, though there is a tunnel.
+    Bypassed {
+        /// When it ends.
+        until: Timestamp,
+        /// Who said so.
+        by: String,
+        /// Why.
+        reason: String,
     },
     /// Who does not have to encrypt does not know that the other end has to: it is the receiver that drops.
     DroppedByReceiver,
@@ -333,28 +342,40 @@ impl Desk<'_> {
         if self.census.mesh.uninstall {
             notes.push(Note::Uninstalled);
         }
+        let is_by_policy = |end: &End| end.held.rules.iter().any(|rule| !matches!(rule, Rule::Mesh { .. }));
+        let bypass = self.bypass(ends).filter(|_| flow.mode != FlowMode::Observe);
+        // A pair that adoption or a bypass leaves open is closed to whom a policy is about.
+        let requiring: Vec<&End> =
+            ends.into_iter().filter(|end| end.held.mode == FlowMode::Require && is_by_policy(end)).collect();
+        if let Some(Bypass { until, by, reason, .. }) = bypass.filter(|_| requiring.is_empty()) {
+            notes.push(Note::Bypassed { until: *until, by: by.clone(), reason: reason.clone() });
+        }
         if flow.mode != FlowMode::Require || self.census.mesh.uninstall {
             return true;
         }
-        let is_by_policy = |end: &End| end.held.rules.iter().any(|rule| !matches!(rule, Rule::Mesh { .. }));
         let adopting = self.census.mesh.adoption.filter(|adoption| self.now < adoption.deadline);
-        if self.law.mesh == Mode::Require && adopting.is_none() {
+        if self.law.mesh == Mode::Require && adopting.is_none() && bypass.is_none() {
             return false;
         }
-        // A pair that adoption leaves open is closed to whom a policy is about.
-        let requiring: Vec<&End> =
-            ends.into_iter().filter(|end| end.held.mode == FlowMode::Require && is_by_policy(end)).collect();
         match (&requiring[..], adopting) {
             ([], Some(adoption)) => {
                 notes.push(Note::Adopting { deadline: adoption.deadline });
                 true
             }
+            ([], None) if bypass.is_some() => true,
             ([end], _) if !self.is_told_of(end) => {
                 notes.push(Note::DroppedByReceiver);
                 true
             }
             _ => false,
         }
+    }
+
+    /// The bypass of the pair that lasts longest of those that are on.
+    fn bypass(&self, [from, to]: [&End; 2]) -> Option<&Bypass> {
+        let (from, to) = from.place.node().zip(to.place.node())?;
+        let on = self.census.mesh.bypasses.iter().filter(|bypass| bypass.is_on(self.now));
+        on.filter(|bypass| bypass.joins(from, to)).max_by_key(|bypass| bypass.until)
     }
 
     /// Does the other end's daemon know what is asked of this one?

@@ -48,6 +48,10 @@ const REFUSED: &[(&str, &str, &str)] = &[
         r#"{"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}"#,
         VALUES,
     ),
+    ("bypasses", r#"[{"nodes": ["a", "a"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": "x"}]"#, "must be two different Nodes, by their names"),
+    ("bypasses", r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:00:00Z", "by": "alice", "reason": "x"}]"#, "must be after at; to end it"),
+    ("bypasses", r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-02-01T12:00:01Z", "by": "alice", "reason": "x"}]"#, "must be at most 24 hours after at"),
+    ("bypasses", r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": " "}]"#, "must say why: an auditor"),
     // The rule's own error; it says what it could not do.
     ("rotation", r#"{"window": {"start": "02:00", "end": "04:00", "timeZone": "Mars/One"}}"#, "Mars/One"),
 ];
@@ -163,6 +167,10 @@ pub(crate) fn every_rule_refuses(server: &mut Server) {
     assert!(all.len() > 6 && untested.is_empty(), "rules without a test: {untested:?}");
 }
 
+fn bypass(nodes: &[&str], until: &str, by: &str, reason: &str) -> Value {
+    json!([{"nodes": nodes, "at": "2027-01-31T12:00:00Z", "until": until, "by": by, "reason": reason}])
+}
+
 /// What our own code takes the API server takes, and the other way round, for what both look at.
 pub(crate) fn both_refuse_the_same(server: &mut Server) {
     let world = InApiServer::new(server).unwrap();
@@ -196,6 +204,18 @@ pub(crate) fn both_refuse_the_same(server: &mut Server) {
             "rotation",
             json!({"window": {"start": "23:59", "end": "00:00", "timeZone": "America/Indiana/Knox"}}),
         ),
+        ("bypasses", bypass(&["a", "b"], "2027-02-01T12:00:00Z", "alice", "x")),
+        ("bypasses", bypass(&["a", "b"], "2027-02-01T13:00:00+01:00", "alice", "x")),
+        ("bypasses", bypass(&["a", "b"], "2027-02-01T12:00:00.1Z", "alice", "x")),
+        ("bypasses", bypass(&["a", "b", "c"], "2027-01-31T12:10:00Z", "alice", "x")),
+        ("bypasses", bypass(&["a"], "2027-01-31T12:10:00Z", "alice", "x")),
+        ("bypasses", bypass(&["a", ""], "2027-01-31T12:10:00Z", "alice", "x")),
+        ("bypasses", bypass(&["a", "b"], "in ten minutes", "alice", "x")),
+        ("bypasses", bypass(&["a", "b"], "2027-01-31T12:10:00Z", "", "x")),
+        ("bypasses", bypass(&["a", "b"], "2027-01-31T12:10:00Z", "alice", "")),
+        ("bypasses", bypass(&["a", "b"], "2027-01-31T12:10:00Z", &"a".repeat(257), "x")),
+        ("bypasses", bypass(&["a", "b"], "2027-01-31T12:10:00Z", "alice", &"ä".repeat(256))),
+        ("bypasses", json!([{"nodes": ["a", "b"], "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": "x"}])),
     ];
     for (field, value) in fields {
         let mut spec = mesh();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod agent;
+mod bypasses;
 mod charts;
 mod check;
 mod controller;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         ("rotation::one_of_two_is_told_of_the_other", rotation::one_of_two_is_told_of_the_other),
         ("rotation::nobody_asks_in_anothers_name", rotation::nobody_asks_in_anothers_name),
         ("rotation::nobody_does_anything_in_anothers_name", rotation::nobody_does_anything_in_anothers_name),
+        ("bypasses::nobody_writes_in_anothers_name", bypasses::nobody_writes_in_anothers_name),
         (
             "rotation::the_controller_begins_what_is_scheduled",
             rotation::the_controller_begins_what_is_scheduled,
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         ("controller::it_begins_what_is_scheduled", controller::it_begins_what_is_scheduled),
         ("controller::it_tells_other_nodes_of_exceptions", controller::it_tells_other_nodes_of_exceptions),
         ("controller::a_rotation_is_told_of", told::a_rotation_is_told_of),
+        ("controller::a_bypass_is_told_of", told::a_bypass_is_told_of),
         ("selectors::they_select_what_the_api_servers_do", selectors::they_select_what_the_api_servers_do),
         ("definitions::every_rule_refuses", definitions::every_rule_refuses),
         ("definitions::both_refuse_the_same", definitions::both_refuse_the_same),

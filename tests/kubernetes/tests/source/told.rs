@@ -144,3 +144,39 @@ pub(crate) fn a_rotation_is_told_of(server: &mut Server) {
     assert_eq!((&begun["requested_by"], begun.get("seconds")), (&json!("admin"), None), "{begun}");
     assert_eq!(of(2, "running")["stragglers"], "node-1,node-2");
 }
+
+/// Who bypassed which nodes, until when and why: when it begins, and when it has ended by itself.
+pub(crate) fn a_bypass_is_told_of(server: &mut Server) {
+    let mut world = InApiServer::new(server).unwrap();
+    world.put_mesh(&mesh()).unwrap();
+    (1..=2).for_each(|n| put(&mut world, n));
+    namespace(server);
+    let _leads = controller(server);
+    let bypassed = || {
+        let mesh = world.get(&mesh_kind(), "default").unwrap();
+        let conditions = mesh["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let found = conditions.into_iter().find(|condition| condition["type"] == "Bypassed");
+        found.map(|found| found["status"].as_str().unwrap().to_owned()).unwrap_or_default()
+    };
+    until("nobody is", || bypassed() == "False");
+    let told = |kind: &str, reason: &str| {
+        let is_it = |event: &Value| event["reason"] == reason && event["type"] == kind;
+        events(server).into_iter().find(is_it).map(|event| event["note"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(told("Normal", "NoBypass"), None, "that there is none is no news");
+    let now = jiff::Timestamp::now();
+    let (at, ends) = (now - Duration::from_secs(1), now + Duration::from_secs(8));
+    let bypass = json!({
+        "nodes": ["node-1", "node-2"], "by": "admin", "reason": "INC-1",
+        "at": format!("{at:.0}"), "until": format!("{ends:.0}"),
+    });
+    let body = json!({"spec": {"bypasses": [bypass]}}).to_string();
+    let asks = Request::patch("merge", &crate::rights::mesh_path(), &body);
+    ask(server, &server.client(Who::Admin).unwrap(), &asks).unwrap();
+    until("it begins", || told("Warning", "PairsBypassed").is_some());
+    let words = format!("in plain: node-1 and node-2 until {ends:.0}, by admin (INC-1)");
+    assert_eq!(told("Warning", "PairsBypassed"), Some(words));
+    assert_eq!(bypassed(), "True");
+    // Nothing stirs, and it is told all the same.
+    until("it is over", || told("Normal", "NoBypass").is_some() && bypassed() == "False");
+}

@@ -231,6 +231,32 @@ fn what_may_be_on_the_wire_before_it_is_dropped_counts_as_plain() {
     assert!(explained(&census, "shop/web", "shop/web-2").can_be_plain);
 }
 
+/// Both nodes of a pair, while it is on; and nobody of whom a policy requires encryption.
+#[test]
+fn who_is_bypassed_is_told_by_whom_and_until_when() {
+    let mut census = census(Mode::Require, &[("payments", PolicyMode::Require)], &[]);
+    let bypass = |one: &str, other: &str, until| Bypass {
+        nodes: [one.to_owned(), other.to_owned()],
+        at: second(-600),
+        until: second(until),
+        by: "alice".to_owned(),
+        reason: "INC-1".to_owned(),
+    };
+    let note = Note::Bypassed { until: second(10), by: "alice".to_owned(), reason: "INC-1".to_owned() };
+    let is_plain = |census: &Census, from: &str, to: &str| {
+        let found = explained(census, from, to);
+        assert_eq!(found.can_be_plain, found.notes.contains(&note), "{from} {to}: {:?}", found.notes);
+        found.can_be_plain
+    };
+    census.mesh.bypasses = vec![bypass("b", "a", 5), bypass("a", "b", 10), bypass("a", "c", 99)];
+    assert!(is_plain(&census, "shop/web", "shop/web-2"));
+    assert!(is_plain(&census, "shop/web-2", "shop/web"));
+    assert!(!is_plain(&census, "payments/ledger", "payments/ledger-2"));
+    assert!(!is_plain(&census, "shop/web", "payments/ledger-2"));
+    census.mesh.bypasses = vec![bypass("a", "b", 0), bypass("a", "c", 99)];
+    assert!(!is_plain(&census, "shop/web", "shop/web-2"), "over, and others'");
+}
+
 #[test]
 fn who_does_not_exist_is_told_with_who_does() {
     let census = census(Mode::Observe, &[], &[]);

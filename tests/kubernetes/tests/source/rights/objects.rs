@@ -22,6 +22,14 @@ fn on_mesh(patch: &str) -> kubeveil_tests_kubernetes::ask::Request {
     merge(&ours("encryptionmeshes/default"), patch)
 }
 
+/// Two nodes are bypassed, by this user; `more` stands before it in the spec.
+fn bypass(by: &str, more: &str) -> String {
+    let times = r#""at":"2027-01-31T12:00:00Z","until":"2027-01-31T12:10:00Z""#;
+    format!(
+        r#"{{"spec":{{{more}"bypasses":[{{"nodes":["node-1","node-2"],{times},"by":"{by}","reason":"mine"}}]}}}}"#
+    )
+}
+
 /// An Event about this object.
 fn event(namespace: &str, kind: &str, name: &str) -> kubeveil_tests_kubernetes::ask::Request {
     let about = if kind == "Pod" { r#","namespace":"default""# } else { "" };
@@ -159,6 +167,21 @@ pub(crate) const ALL: &[Attack] = &[
             NoRight,
             Policy("this hook removes nothing from the mesh's spec"),
         ],
+    },
+    Attack {
+        name: "bypasses_a_pair",
+        what: "has two nodes speak in plain (spec.bypasses of the mesh)",
+        request: || on_mesh(&bypass("system:serviceaccount:kubeveil:kubeveil-controller", "")),
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
+    },
+    Attack {
+        name: "generation_and_a_bypass",
+        what: "begins a rotation, and has two nodes speak in plain with it",
+        request: || {
+            let generation = r#""keyGeneration":1,"#;
+            on_mesh(&bypass("system:serviceaccount:kubeveil:kubeveil-controller", generation))
+        },
+        outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
         name: "uninstalls",
