@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{LinkExtSlice, NetSlice, SlicedPacket, TcpOptionElement, TcpSlice, TransportSlice};
-use kubeveil_abi::{Direction, Mode};
+use kubeveil_abi::{Direction, Mode, PeerValue};
 use kubeveil_verdict::testing::{Place, Scene, Situation, Transport};
 
-use crate::kernel::{Kernel, REDIRECT};
+use crate::kernel::{Kernel, NEXT, REDIRECT, boot_seconds};
 
 use TcpOptionElement::{MaximumSegmentSize, Noop, SelectiveAcknowledgementPermitted, WindowScale};
 
@@ -93,6 +93,33 @@ pub(crate) fn short_is_left_alone() -> Result<()> {
     kernel.install(&world)?;
     let situation = syn(false, vec![MaximumSegmentSize(8960)]);
     ensure!(steered(&mut kernel, &situation)? == situation.build.frame(), "clamped without a limit");
+    Ok(())
+}
+
+/// A connection that outlives the bypass has to fit into the tunnel; what is observed, or tagged, is as it was.
+pub(crate) fn lowered_while_bypassed() -> Result<()> {
+    let now = boot_seconds();
+    let scene = |mode, value| Scene { now, peers: [value; Scene::PEERS as usize], ..Scene::calm(mode) };
+    let mut kernel = Kernel::with(&Scene::calm(Mode::Require).world())?;
+    for is_v6 in [false, true] {
+        for value in [PeerValue::bypass(now + 600), PeerValue::tunnel(0, 3).bypassed(now + 600)] {
+            kernel.install(&scene(Mode::Require, value).world())?;
+            for options in arrangements(8960) {
+                let situation = syn(is_v6, options);
+                let ran = kernel.run(Direction::Egress, &situation)?;
+                ensure!(ran.action == NEXT, "answered {} for {situation:?}", ran.action);
+                ensure!(segment_size(&ran.frame)? == limit(is_v6), "{situation:?}");
+            }
+            let mut tagged = syn(is_v6, vec![MaximumSegmentSize(8960)]);
+            tagged.build.tags = 1;
+            let ran = kernel.run(Direction::Egress, &tagged)?;
+            ensure!(ran.action == NEXT && ran.frame == tagged.build.frame(), "changed: {tagged:?}");
+            kernel.install(&scene(Mode::Observe, value).world())?;
+            let situation = syn(is_v6, vec![MaximumSegmentSize(8960)]);
+            let ran = kernel.run(Direction::Egress, &situation)?;
+            ensure!(ran.action == NEXT && ran.frame == situation.build.frame(), "changed: {situation:?}");
+        }
+    }
     Ok(())
 }
 

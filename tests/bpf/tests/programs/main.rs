@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     trials.extend([
         trial("a_short_segment_size_is_left_alone", clamp::short_is_left_alone),
         trial("a_long_segment_size_is_lowered", clamp::long_is_lowered),
+        trial("a_segment_size_is_lowered_while_bypassed", clamp::lowered_while_bypassed),
         trial("only_a_syn_is_clamped", clamp::only_a_syn),
         trial("tags_are_popped", clamp::tags_are_popped),
         trial("the_sender_of_what_is_too_big_is_told", too_big::its_sender_is_told),

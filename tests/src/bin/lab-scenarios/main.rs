@@ -8,6 +8,7 @@
 mod adoption;
 mod backstop;
 mod by_hand;
+mod bypass;
 mod control;
 mod crashes;
 mod devices;
@@ -140,6 +141,7 @@ fn main() -> ExitCode {
         modes::ALL,
         policies::ALL,
         adoption::ALL,
+        bypass::ALL,
         by_hand::ALL,
         disk::ALL,
         rotation::ALL,
