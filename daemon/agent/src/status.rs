@@ -6,8 +6,9 @@ use kubeveil_abi::{DEVICE_NAMES, DeviceKind, Reason};
 use kubeveil_api::{
     schedule::Period,
     status::{
-        BackstopForm, BackstopStatus, BypassStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey, PacketCount,
-        PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
+        BackstopForm, BackstopStatus, BypassStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey,
+        PacketCount, PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict,
+        Way,
     },
 };
 use kubeveil_core::{
@@ -166,8 +167,7 @@ pub(crate) fn going<K: Kernel>(node: &Node<K>, remote: &Remote, now: Now) -> Goi
     let second = u32::try_from(now.monotonic.as_secs()).unwrap_or(u32::MAX);
     let is_bypassed = value.is_some_and(|value| value.is_bypassed(second));
     let is_open = value.is_some_and(|value| {
-        value.state() == kubeveil_abi::PeerState::Adopting
-            && second < value.bypass_until()
+        value.state() == kubeveil_abi::PeerState::Adopting && second < value.bypass_until()
     });
     let way = if is_open || is_bypassed { Way::Plain } else { way(node, proven) };
     let health =
@@ -227,13 +227,7 @@ fn way<K: Kernel>(node: &Node<K>, proven: bool) -> Way {
 const NO_HANDSHAKE: &str = "no handshake yet";
 
 /// Why packets to a peer do not go by its tunnel.
-pub(crate) fn why<K: Kernel>(
-    node: &Node<K>,
-    name: &str,
-    remote: &Remote,
-    going: &Going,
-    now: Now,
-) -> String {
+pub(crate) fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, going: &Going, now: Now) -> String {
     let Going { health, proven, is_bypassed, .. } = *going;
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     match (remote.key, health) {

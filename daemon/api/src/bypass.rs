@@ -70,10 +70,22 @@ impl Bypass {
         let longest = SignedDuration::from_secs(LONGEST_BYPASS);
         [
             (names_two, "nodes", TWO_NODES),
-            (self.until > self.at, "until", "must be after at; to end it, bring it forward to now, or take the entry out"),
+            (
+                self.until > self.at,
+                "until",
+                "must be after at; to end it, bring it forward to now, or take the entry out",
+            ),
             (self.until.duration_since(self.at) <= longest, "until", "must be at most 24 hours after at"),
-            (!self.by.is_empty() && is_short(&self.by), "by", "must say who wrote it, in at most 256 characters"),
-            (says_why, "reason", "must say why, in at most 256 characters: an auditor has to be able to read it"),
+            (
+                !self.by.is_empty() && is_short(&self.by),
+                "by",
+                "must say who wrote it, in at most 256 characters",
+            ),
+            (
+                says_why,
+                "reason",
+                "must say why, in at most 256 characters: an auditor has to be able to read it",
+            ),
         ]
         .into_iter()
         .find(|(holds, ..)| !holds)
@@ -151,7 +163,10 @@ mod tests {
     #[test]
     fn it_is_between_two() {
         let bypass = bypass(0, 600);
-        assert_eq!((bypass.peer_of("a"), bypass.peer_of("b"), bypass.peer_of("c")), (Some("b"), Some("a"), None));
+        assert_eq!(
+            (bypass.peer_of("a"), bypass.peer_of("b"), bypass.peer_of("c")),
+            (Some("b"), Some("a"), None)
+        );
         assert!(bypass.joins("b", "a") && !bypass.joins("a", "a") && !bypass.joins("a", "c"));
         assert_eq!([599, 600].map(|now| bypass.is_on(at(now))), [true, false]);
     }

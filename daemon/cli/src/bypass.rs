@@ -191,7 +191,7 @@ fn begun(bypass: &Bypass, seconds: u64, mode: Mode) -> String {
     };
     format!(
         "Packets between {one} and {other} travel in plain until {}, for {}: whoever is on the wire can read them.\n\
-         Each of both begins some seconds after it has heard of it, and ends by its own clock, though its daemon be dead.\n\
+         Each of both begins some seconds after it has heard of it, and ends by the time since its boot, though its daemon be dead.\n\
          Pods of which a policy requires encryption stay encrypted, and are cut off where there is no tunnel.{observes}\n\
          To end it sooner: kubeveil bypass end --node {one} --peer {other}",
         bypass.until,
@@ -207,8 +207,11 @@ fn end(control: &mut dyn Control, node: &str, peer: &str, json: bool) -> Result<
     for bypass in all.iter_mut().filter(|bypass| bypass.joins(node, peer) && bypass.is_on(now)) {
         // What has begun in this second ends with it.
         let begun = bypass.at.checked_add(SignedDuration::from_secs(1)).unwrap_or(now);
-        bypass.until = now.max(begun).min(bypass.until);
-        ended.push(bypass.clone());
+        let end = now.max(begun);
+        if end < bypass.until {
+            bypass.until = end;
+            ended.push(bypass.clone());
+        }
     }
     if ended.is_empty() {
         return Err(Stop::Finding(format!("no bypass is on between {node} and {peer}")));
@@ -217,7 +220,9 @@ fn end(control: &mut dyn Control, node: &str, peer: &str, json: bool) -> Result<
     if json {
         println!("{}", json!({ "event": "ended", "bypasses": ended }));
     } else {
-        println!("Packets between {node} and {peer} travel as the mesh says again, as soon as both have heard of it.");
+        println!(
+            "Packets between {node} and {peer} travel as the mesh says again, as soon as both have heard of it."
+        );
     }
     Ok(0)
 }
@@ -226,7 +231,10 @@ fn list(control: &mut dyn Control, json: bool) -> Result<u8, Stop> {
     let sight = control.look()?;
     let (all, now) = (&sight.mesh.spec.bypasses, Timestamp::now());
     if json {
-        println!("{}", json!({ "bypasses": all.iter().rev().map(|one| object(one, now)).collect::<Vec<_>>() }));
+        println!(
+            "{}",
+            json!({ "bypasses": all.iter().rev().map(|one| object(one, now)).collect::<Vec<_>>() })
+        );
     } else {
         print!("{}", table(all, now));
     }

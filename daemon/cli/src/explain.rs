@@ -123,9 +123,8 @@ fn carried(from: &str, to: &str, explanation: &Explanation, status: Result<Statu
 fn way_of_flow(status: &Status, peer: &PeerStatus, explanation: &Explanation) -> Way {
     let is_required = explanation.flow.as_ref().is_some_and(|flow| flow.mode == FlowMode::Require);
     let is_steered = status.programs.iter().any(|program| program.program == "steer" && program.attached);
-    let opens = |note: &Note| {
-        matches!(note, Note::Adopting { .. } | Note::Bypassed { .. } | Note::DroppedByReceiver)
-    };
+    let opens =
+        |note: &Note| matches!(note, Note::Adopting { .. } | Note::Bypassed { .. } | Note::DroppedByReceiver);
     if peer.way != Way::Plain || !is_required || !is_steered || explanation.notes.iter().any(opens) {
         return peer.way;
     }

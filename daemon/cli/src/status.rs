@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use kubeveil_api::{
     mesh::Mode,
-    status::{AdoptionStatus, BackstopForm, BackstopStatus, BypassStatus, PeerStatus, PolicyStatus, Status, Verdict},
+    status::{
+        AdoptionStatus, BackstopForm, BackstopStatus, BypassStatus, PeerStatus, PolicyStatus, Status, Verdict,
+    },
 };
 
 /// The whole, ending in a newline; with `colour`, for a terminal, what is in plain by a bypass is red.

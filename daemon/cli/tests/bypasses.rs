@@ -5,6 +5,8 @@ use std::{
     fs,
     path::Path,
     process::{Command, Output},
+    thread::sleep,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -75,6 +77,8 @@ fn it_is_begun_on_record_and_ended() {
     assert_eq!(end("node-1", "node-3").0, Some(1), "there is none");
     assert_eq!(end("node-2", "node-1").0, Some(0));
     assert_eq!(end("node-2", "node-1").0, Some(1), "not any more");
+    // It has lasted a second at least.
+    sleep(Duration::from_millis(1_100));
     let (code, all) = listed(dir);
     assert_eq!((code, all.len(), all[0]["on"].as_bool()), (Some(0), 1, Some(false)), "it stays on record");
     assert_eq!(all[0]["by"], one["by"]);

@@ -484,7 +484,8 @@ fn bypassing(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Des
     for (node, bypassed) in &inputs.bypassing.peers {
         let Some(index) = indices.get(node) else { continue };
         // Without a key of our own we know of no tunnel, which is no reason to take one away.
-        let unknown = || standing(inputs, *index).filter(|value| inputs.keys.is_empty() && value.has_tunnel());
+        let unknown =
+            || standing(inputs, *index).filter(|value| inputs.keys.is_empty() && value.has_tunnel());
         let beneath = out.values.get(index).copied().or_else(unknown).unwrap_or(PeerValue::NO_TUNNEL);
         out.values.insert(*index, bypassed.over(beneath, inputs.now));
     }

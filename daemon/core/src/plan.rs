@@ -158,7 +158,9 @@ fn withdraw(
     // One that is proven goes from plain into its tunnel by one store, and not by way of nowhere.
     let is_closed = |(index, have): &(&u32, &PeerValue)| {
         let is_known = || synced.is_some() || desired.prefixes.values().any(|prefix| prefix.peer == **index);
-        matches!(have.state(), PeerState::Adopting | PeerState::Bypass) && !desired.values.contains_key(index) && is_known()
+        matches!(have.state(), PeerState::Adopting | PeerState::Bypass)
+            && !desired.values.contains_key(index)
+            && is_known()
     };
     let closed = datapath.peers.iter().filter(is_closed);
     actions.extend(closed.map(|(index, _)| Action::SetPeer(*index, PeerValue::NO_TUNNEL)));

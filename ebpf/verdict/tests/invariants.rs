@@ -28,7 +28,8 @@ fn has_live_bypass(scene: &Scene, place: Place) -> bool {
     match place {
         Place::RemotePod(p) | Place::RemoteNode(p) => {
             let peer = scene.peers[usize::from(p)];
-            peer.is_bypassed(scene.now) || peer.state() == PeerState::Adopting && scene.now < peer.bypass_until()
+            peer.is_bypassed(scene.now)
+                || peer.state() == PeerState::Adopting && scene.now < peer.bypass_until()
         }
         _ => false,
     }

@@ -289,7 +289,6 @@ proptest! {
         scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, is_alive in any::<bool>(),
         asked in prop::sample::select(&[Asked::Mesh, Asked::Exempt][..]),
     ) {
-        prop_assume!(!has_bypass(&scene));
         let remote = Place::RemotePod(peer);
         let mut situation = situation.between(Place::LocalPod, remote);
         situation.build.tags = 0;

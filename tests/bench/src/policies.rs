@@ -184,7 +184,10 @@ fn world() -> (Policies, Workloads) {
         let labels = labels(&[("app", format!("app-{}", n % 100)), ("tier", format!("t-{n}"))]);
         let addresses = [local(n, false), local(n, true)].into();
         let namespace = format!("namespace-{}", n % NAMESPACES);
-        (format!("uid-{n}"), Pod { node: "own".to_owned(), namespace, labels, addresses })
+        (
+            format!("uid-{n}"),
+            Pod { node: "own".to_owned(), namespace, labels, addresses, network_since: None },
+        )
     };
     let require = Standing { mode: PolicyMode::Require, until: None };
     let exceptions: BTreeMap<_, _> = (0..EXCEPTIONS).map(|n| (elsewhere(n, false).0, require)).collect();

@@ -3,7 +3,8 @@
 use kubeveil_abi::counter_index;
 use kubeveil_api::mesh::Mode;
 use kubeveil_api::status::{
-    BackstopStatus, BypassStatus, KeyStatus, PeerStatus, PolicyStatus, STATUS_VERSION, SourceStatus, Status, Way,
+    BackstopStatus, BypassStatus, KeyStatus, PeerStatus, PolicyStatus, STATUS_VERSION, SourceStatus, Status,
+    Way,
 };
 use kubeveil_keys::{Generation, PublicKey};
 
@@ -246,7 +247,9 @@ fn what_is_not_asked_for_is_absent() {
         assert!(!samples(text).any(is_end), "{text}");
     }
     assert!(!samples(&without).any(|s| s.starts_with("kubeveil_policy_pods")), "{without}");
-    for line in ["kubeveil_policies{scope=\"cluster\"} 0.0", "kubeveil_exemptions 0.0", "kubeveil_bypasses 0.0"] {
+    for line in
+        ["kubeveil_policies{scope=\"cluster\"} 0.0", "kubeveil_exemptions 0.0", "kubeveil_bypasses 0.0"]
+    {
         assert!(samples(&without).any(|s| s == line), "no {line} in\n{without}");
     }
 }

@@ -113,7 +113,9 @@ impl<K: Kernel> Node<K> {
                 );
             }
         }
-        for (peer, Bypassed { by, reason, .. }) in told.iter().filter(|(peer, _)| !current.contains_key(*peer)) {
+        for (peer, Bypassed { by, reason, .. }) in
+            told.iter().filter(|(peer, _)| !current.contains_key(*peer))
+        {
             tracing::info!(peer, by = readable(by), reason = readable(reason), "bypass is over");
         }
     }

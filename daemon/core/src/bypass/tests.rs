@@ -121,7 +121,11 @@ fn it_is_brought_forward_and_never_put_off() {
     assert_eq!(told, Some((107, 400)), "who hears of it late ends at once");
     // The same with a clock that was set back.
     let back = Seen { epoch: Duration::from_secs(EPOCH), ..seen(&sooner, 200) };
-    assert_eq!(step(&record, &back).1, Some((107, 302)), "as long as it was asked for, from when it was heard of");
+    assert_eq!(
+        step(&record, &back).1,
+        Some((107, 302)),
+        "as long as it was asked for, from when it was heard of"
+    );
     // Taken out of the mesh: at once, and the other end is heard as long as it may be late.
     let (gone, told) = step(&record, &seen(&[], 200));
     assert_eq!(told, Some((107, 200)));

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use crate::suite::mesh;
 
 /// The policy's messages.
-pub(crate) const WROTE: &str = "spec.bypasses tells who wrote what, so an entry that is added must name the user who writes it (by)";
+pub(crate) const WROTE: &str =
+    "spec.bypasses tells who wrote what, so an entry that is added must name the user who writes it (by)";
 pub(crate) const WHAT: &str = "what stands in spec.bypasses may end sooner (until), and changes in nothing else; for more time write another entry";
 
 fn entry(by: &str, at: usize, minutes: usize) -> Value {
@@ -49,7 +50,11 @@ pub(crate) fn nobody_writes_in_anothers_name(server: &mut Server) {
     };
     until("alice may write", || writes(Some("alice"), &[]).is_ok());
     let hers = entry("alice", 0, 10);
-    assert_eq!(writes(Some("alice"), std::slice::from_ref(&hers)).unwrap(), json!([hers]), "all of it is kept");
+    assert_eq!(
+        writes(Some("alice"), std::slice::from_ref(&hers)).unwrap(),
+        json!([hers]),
+        "all of it is kept"
+    );
     // Another adds his own behind hers, in his own name only.
     is_refused(None, &[hers.clone(), entry("alice", 1, 10)], WROTE);
     is_refused(Some("alice"), &[hers.clone(), entry("admin", 1, 10)], WROTE);

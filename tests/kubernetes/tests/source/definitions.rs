@@ -48,10 +48,26 @@ const REFUSED: &[(&str, &str, &str)] = &[
         r#"{"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}"#,
         VALUES,
     ),
-    ("bypasses", r#"[{"nodes": ["a", "a"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": "x"}]"#, "must be two different Nodes, by their names"),
-    ("bypasses", r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:00:00Z", "by": "alice", "reason": "x"}]"#, "must be after at; to end it"),
-    ("bypasses", r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-02-01T12:00:01Z", "by": "alice", "reason": "x"}]"#, "must be at most 24 hours after at"),
-    ("bypasses", r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": " "}]"#, "must say why: an auditor"),
+    (
+        "bypasses",
+        r#"[{"nodes": ["a", "a"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": "x"}]"#,
+        "must be two different Nodes, by their names",
+    ),
+    (
+        "bypasses",
+        r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:00:00Z", "by": "alice", "reason": "x"}]"#,
+        "must be after at; to end it",
+    ),
+    (
+        "bypasses",
+        r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-02-01T12:00:01Z", "by": "alice", "reason": "x"}]"#,
+        "must be at most 24 hours after at",
+    ),
+    (
+        "bypasses",
+        r#"[{"nodes": ["a", "b"], "at": "2027-01-31T12:00:00Z", "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": " "}]"#,
+        "must say why: an auditor",
+    ),
     // The rule's own error; it says what it could not do.
     ("rotation", r#"{"window": {"start": "02:00", "end": "04:00", "timeZone": "Mars/One"}}"#, "Mars/One"),
 ];
@@ -215,7 +231,10 @@ pub(crate) fn both_refuse_the_same(server: &mut Server) {
         ("bypasses", bypass(&["a", "b"], "2027-01-31T12:10:00Z", "alice", "")),
         ("bypasses", bypass(&["a", "b"], "2027-01-31T12:10:00Z", &"a".repeat(257), "x")),
         ("bypasses", bypass(&["a", "b"], "2027-01-31T12:10:00Z", "alice", &"ä".repeat(256))),
-        ("bypasses", json!([{"nodes": ["a", "b"], "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": "x"}])),
+        (
+            "bypasses",
+            json!([{"nodes": ["a", "b"], "until": "2027-01-31T12:10:00Z", "by": "alice", "reason": "x"}]),
+        ),
     ];
     for (field, value) in fields {
         let mut spec = mesh();

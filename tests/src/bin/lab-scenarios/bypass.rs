@@ -49,7 +49,13 @@ fn wait_way(stage: &Stage, way: &str) -> Result<()> {
             let peers = last["peers"].as_array().context("status.peers")?;
             Ok(peers.iter().any(|peer| peer["node"] == other && peer["way"] == way))
         })?;
-        ensure!(goes, "{} does not go {way} to {other}: {:#} {:#}", node.name(), last["bypasses"], last["peers"]);
+        ensure!(
+            goes,
+            "{} does not go {way} to {other}: {:#} {:#}",
+            node.name(),
+            last["bypasses"],
+            last["peers"]
+        );
     }
     Ok(())
 }

@@ -166,7 +166,8 @@ fn keys_are_renewed_beneath_it() {
     bench.wants(1);
     let new = kubeveil_keys::PrivateKey::generate().expect("randomness");
     bench.kernel.with(|k| k.answer(new.public()));
-    let said = announce_keys(2, &[(0, &bench.keys[0]), (1, &new)], kubeveil_api::announcement::NotFlipped::nobody());
+    let said =
+        announce_keys(2, &[(0, &bench.keys[0]), (1, &new)], kubeveil_api::announcement::NotFlipped::nobody());
     bench.says(2, Some(said));
     bench.settle(&mut node);
     let end = u32::try_from(began).expect("small") + 200;

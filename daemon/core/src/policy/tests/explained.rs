@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use kubeveil_api::{mesh::Adoption, policy_test};
+use kubeveil_api::{bypass::Bypass, mesh::Adoption, policy_test};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;

@@ -303,7 +303,15 @@ pub(crate) fn cases() -> Vec<Case> {
     add("bypassed tunnel, over", Egress, require, pods, POD, bypassed_tunnel_is_over, Reason::Tunnelled);
     add("a bypass begins", Egress, require, pods, POD, bypass_begins, Reason::Tunnelled);
     add("must be, though bypassed", Egress, require, pods, POD, require_while_bypassed, Reason::NoTunnel);
-    add("must be, by the tunnel", Egress, require, pods, POD, require_over_bypassed_tunnel, Reason::Tunnelled);
+    add(
+        "must be, by the tunnel",
+        Egress,
+        require,
+        pods,
+        POD,
+        require_over_bypassed_tunnel,
+        Reason::Tunnelled,
+    );
     add("adopting", Egress, require, pods, POD, adopting, Reason::Adopting);
     add("adopting is over", Egress, require, pods, POD, adopted_too_late, Reason::NoTunnel);
     add("just adopted", Egress, require, pods, POD, just_adopted, Reason::Tunnelled);
@@ -423,10 +431,26 @@ pub(crate) fn cases() -> Vec<Case> {
     let (from_pod, wire) = ((RemotePod(0), LocalPod), WIRE);
     add("bypass", Ingress, require, from_pod, wire, bypass, Reason::Bypassed);
     add("bypassed tunnel", Ingress, require, from_pod, wire, bypassed_tunnel, Reason::Bypassed);
-    add("bypassed tunnel, just over", Ingress, require, from_pod, wire, bypassed_tunnel_is_over, Reason::Bypassed);
+    add(
+        "bypassed tunnel, just over",
+        Ingress,
+        require,
+        from_pod,
+        wire,
+        bypassed_tunnel_is_over,
+        Reason::Bypassed,
+    );
     add("bypassed tunnel, over", Ingress, require, from_pod, wire, long_bypassed, Reason::PlainFromPod);
     add("a bypass begins", Ingress, require, from_pod, wire, bypass_begins, Reason::Bypassed);
-    add("must be, though bypassed", Ingress, require, from_pod, wire, require_while_bypassed, Reason::PlainFromPod);
+    add(
+        "must be, though bypassed",
+        Ingress,
+        require,
+        from_pod,
+        wire,
+        require_while_bypassed,
+        Reason::PlainFromPod,
+    );
     add(
         "it must be encrypted",
         Ingress,
