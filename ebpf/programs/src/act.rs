@@ -1,5 +1,5 @@
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes, bpf_skb_vlan_pop},
 };
 use kubeveil_abi::{Direction, FlowMode, Reason, Verdict, counter_index};
@@ -27,14 +27,20 @@ pub fn carry_out(skb: &Skb, direction: Direction, decision: &Decision) -> i32 {
         return TC_ACT_SHOT;
     }
     maps::count(counter_index(direction, decision.mode, decision.reason), decision.length);
-    if decision.clamp.is_needed() && !decision.observed() && !matches!(verdict, Verdict::Drop) {
-        lower_mss(skb, &decision.clamp);
-    }
     match verdict {
-        Verdict::Pass => NEXT,
+        Verdict::Pass => {
+            let is_bypassed = matches!((direction, decision.reason), (Direction::Egress, Reason::Bypassed));
+            if is_bypassed && !decision.observed() {
+                lower_mss_of_bypassed(skb.raw);
+            }
+            NEXT
+        }
         Verdict::Drop if is_answered => answer::too_big(skb, decision),
         Verdict::Drop => TC_ACT_SHOT,
         Verdict::Tunnel | Verdict::Wrap | Verdict::Replace => {
+            if decision.clamp.is_needed() {
+                lower_mss(skb, &decision.clamp);
+            }
             // SAFETY: takes an index; 0 is the egress of that device. The kernel takes the link
             // header off on the way into a device that has none.
             unsafe { bpf_redirect(decision.ifindex, 0) as i32 }
@@ -54,6 +60,21 @@ fn pop_tags(skb: &Skb) -> bool {
         }
     }
     !skb.is_tagged()
+}
+
+/// A global function to the verifier: looked at once, and apart from what most packets go through.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lower_mss_of_bypassed(skb: *mut __sk_buff) -> u32 {
+    let skb = Skb { raw: skb };
+    if let Some(config) = maps::config() {
+        let clamp = kubeveil_verdict::clamp_of_bypassed(&skb.meta(), &skb, config);
+        if clamp.is_needed() {
+            lower_mss(&skb, &clamp);
+        }
+    }
+    // Such a function has to return something.
+    0
 }
 
 /// Rewrites the option. A failure leaves it as it was: the packet is none the worse for it.

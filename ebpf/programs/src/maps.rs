@@ -8,7 +8,7 @@ use kubeveil_abi::{
     Address, COUNTERS as COUNTERS_LEN, Config, Counter, DeviceKind, FlowKey, FlowValue, MAX_DEVICES,
     MAX_FLOWS, MAX_ORIGINS, MAX_PEERS, MAX_SLOTS, Origin, PeerValue, PrefixValue,
 };
-use kubeveil_verdict::{Ask, Held, Owner, Tables};
+use kubeveil_verdict::{Ask, Held, Owner, Route, Tables};
 
 use crate::prefixes;
 
@@ -65,6 +65,13 @@ pub extern "C" fn held(ask: u32) -> u32 {
     config().map_or(u32::MAX, |config| kubeveil_verdict::held(Ask(ask), config).0)
 }
 
+/// How a packet to a peer travels now: a global function, as `held` is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn route(index: u32, ask: u32) -> u64 {
+    Route::of(Maps.peer(index), Held(held(ask)), &Maps).0
+}
+
 /// The maps, as the decision sees them.
 pub struct Maps;
 
@@ -91,6 +98,11 @@ impl Tables for Maps {
             Some(value) => PeerValue(unsafe { value.read_volatile() }),
             None => PeerValue::NO_TUNNEL,
         }
+    }
+
+    #[inline(always)]
+    fn route(&self, index: u32, ask: Ask, _: &Config) -> Route {
+        Route(route(index, ask.0))
     }
 
     #[inline(always)]

@@ -1,10 +1,10 @@
 use kubeveil_abi::{Address, Config, DeviceKind, PrefixKind, Reason, v4};
 
 use crate::{
-    Ask, Decision, Held, Owner,
+    Ask, Decision, Owner,
     mode::End,
     packet::Bytes,
-    tables::{Tables, plain},
+    tables::{Course, Tables},
 };
 
 /// Which way a packet goes through the node.
@@ -36,8 +36,8 @@ pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Con
             if !matches!(destination.kind, PrefixKind::RemotePods | PrefixKind::UnownedPods) {
                 return None;
             }
-            let held = tables.held(Ask::of(source_end(hop, &source, tables), destination.end), config);
-            (held, judge(hop, destination, tables, held)?)
+            let ask = Ask::of(source_end(hop, &source, tables), destination.end);
+            (tables.held(ask, config), judge(hop, destination, tables, ask, config)?)
         }
         None => (tables.held(Ask::UNKNOWN, config), Reason::Unparsable),
     };
@@ -65,16 +65,23 @@ fn source_end(hop: Hop, source: &Address, tables: &impl Tables) -> End {
 }
 
 #[inline(always)]
-fn judge(hop: Hop, Owner { kind, peer, .. }: Owner, tables: &impl Tables, held: Held) -> Option<Reason> {
+fn judge(
+    hop: Hop,
+    Owner { kind, peer, .. }: Owner,
+    tables: &impl Tables,
+    ask: Ask,
+    config: &Config,
+) -> Option<Reason> {
     match kind {
         // WireGuard's own packets go to nodes, too.
         PrefixKind::LocalPods | PrefixKind::LocalNode | PrefixKind::RemoteNode => None,
         PrefixKind::RemotePods | PrefixKind::UnownedPods if is_from_tunnel(hop, tables) => {
             Some(Reason::TunnelToPlain)
         }
-        PrefixKind::RemotePods => {
-            Some(plain(tables, tables.peer(peer), held).unwrap_or(Reason::UnguardedDevice))
-        }
+        PrefixKind::RemotePods => Some(match tables.route(peer, ask, config).course() {
+            Course::Plain(reason) => reason,
+            Course::Tunnel(_) | Course::Nowhere(_) => Reason::UnguardedDevice,
+        }),
         PrefixKind::UnownedPods => Some(Reason::UnguardedDevice),
     }
 }

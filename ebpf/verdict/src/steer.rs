@@ -1,13 +1,13 @@
-use kubeveil_abi::{Config, DeviceKind, PeerState, PrefixKind, Reason};
+use kubeveil_abi::{Config, DeviceKind, PrefixKind, Reason};
 
 use crate::{
-    Ask, Decision, Owner,
+    Ask, Decision, MssClamp, Owner,
     envelope::{self, Content},
-    fit::Fit,
+    fit::{Fit, Fitting},
     flow::{self, Flow},
     mode::End,
-    packet::{Bytes, Meta, Packet},
-    tables::{Tables, plain},
+    packet::{Bytes, Meta, Packet, Parsed, parse},
+    tables::{Course, Tables},
     transport::{Transport, UDP, is_extension},
 };
 
@@ -46,11 +46,6 @@ fn decide(
     if !matches!(reason, Reason::Tunnelled | Reason::Replaced) {
         let mut decision = Decision::new(held, reason, packet.length);
         decision.ifindex = ifindex;
-        // A connection that outlives the bypass has to fit into the tunnel. Tags in the packet, which nobody takes off on
-        // this way, would have to be counted along.
-        if matches!(reason, Reason::Bypassed) && packet.tags == 0 {
-            decision.clamp = bytes.fitting(&packet, config).clamp;
-        }
         return decision;
     }
     let fitting = bytes.fitting(&packet, config);
@@ -68,6 +63,18 @@ fn decide(
     decision.tell_mtu = tell_mtu;
     decision.clamp = fitting.clamp;
     decision
+}
+
+/// The clamp that a packet needs which goes in plain by a bypass: a connection that outlives it has to fit into the tunnel. None for one with
+/// tags, which nobody takes off on this way: they would have to be counted along.
+///
+/// Apart from [`steer`], which the verifier walks through for every packet: bypasses are rare.
+#[inline(always)]
+pub fn clamp_of_bypassed(meta: &Meta, bytes: &impl Bytes, config: &Config) -> MssClamp {
+    match parse(meta.protocol, bytes) {
+        Parsed::Ip(packet) if packet.tags == 0 => bytes.fitting(&packet, config).clamp,
+        Parsed::Ip(_) | Parsed::NonIp | Parsed::Unparsable => Fitting::NOT.clamp,
+    }
 }
 
 struct Step<'a, B, T> {
@@ -253,28 +260,21 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
         if !is_ours && self.is_from_tunnel() {
             return ((Reason::TunnelToPlain, 0), ask);
         }
-        let peer = self.tables.peer(index);
-        let is_tunnel = peer.has_tunnel();
-        let ifindex = if is_tunnel { self.tables.slot(peer.slot()) } else { 0 };
-        if ifindex != 0 && !matches!(peer.state(), PeerState::BypassedTunnel) {
-            return (self.into_tunnel(ifindex, is_ours, tunnelled), ask);
-        }
-        let is_envelope = matches!(tunnelled, Reason::Wrapped);
-        let ask = if is_envelope { self.envelope_ask() } else { ask };
-        let held = self.tables.held(ask, self.config);
-        let way = match plain(self.tables, peer, held) {
-            Some(reason) => (reason, 0),
-            None if ifindex != 0 => self.into_tunnel(ifindex, is_ours, tunnelled),
-            None if is_tunnel => (Reason::DeviceGone, 0),
-            None => (Reason::NoTunnel, 0),
+        let route = self.tables.route(index, ask, self.config);
+        // What an envelope holds matters where not everything goes into the tunnel.
+        let (route, ask) = if matches!(tunnelled, Reason::Wrapped) && !route.is_for_all() {
+            let ask = self.envelope_ask();
+            (self.tables.route(index, ask, self.config), ask)
+        } else {
+            (route, ask)
+        };
+        let way = match route.course() {
+            // The far end takes out of it only what this node owns.
+            Course::Tunnel(_) if !is_ours => (Reason::SourceNotOurs, 0),
+            Course::Tunnel(ifindex) => (tunnelled, ifindex),
+            Course::Plain(reason) | Course::Nowhere(reason) => (reason, 0),
         };
         (way, ask)
-    }
-
-    /// The far end takes out of it only what this node owns.
-    #[inline(always)]
-    const fn into_tunnel(&self, ifindex: u32, is_ours: bool, tunnelled: Reason) -> Way {
-        if is_ours { (tunnelled, ifindex) } else { (Reason::SourceNotOurs, 0) }
     }
 
     #[inline(always)]

@@ -30,6 +30,14 @@ pub trait Tables {
     }
     /// How packets to a peer travel; [`PeerValue::NO_TUNNEL`] for an index out of range.
     fn peer(&self, index: u32) -> PeerValue;
+    /// How a packet to a peer travels now, of whose ends this is asked for.
+    #[inline(always)]
+    fn route(&self, index: u32, ask: Ask, config: &Config) -> Route
+    where
+        Self: Sized,
+    {
+        Route::of(self.peer(index), self.held(ask, config), self)
+    }
     /// The device of a slot, 0 if there is none.
     fn slot(&self, slot: u8) -> u32;
     /// What a device is to us.
@@ -42,18 +50,74 @@ pub trait Tables {
     fn now(&self) -> u32;
 }
 
-/// Why packets of such a flow to a peer pass in plain now, if they may.
-#[inline(always)]
-pub(crate) fn plain(tables: &impl Tables, peer: PeerValue, held: Held) -> Option<Reason> {
-    let reason = match peer.state() {
-        PeerState::Bypass | PeerState::BypassedTunnel => Reason::Bypassed,
-        PeerState::Adopting => Reason::Adopting,
-        PeerState::NoTunnel | PeerState::Tunnel | PeerState::BypassHeard => return None,
-    };
-    unless_over(tables, held, peer.bypass_until(), reason)
+/// How a packet to a peer travels: a number, as a global function of the programs can return it, so that the verifier does not walk on
+/// once for each state of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route(pub u64);
+
+/// What a [`Route`] comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Course {
+    /// Into this device.
+    Tunnel(u32),
+    /// In plain, for this reason.
+    Plain(Reason),
+    /// Nowhere, for this reason.
+    Nowhere(Reason),
 }
 
-/// The same of packets from it: for a moment also where ours go into its tunnel already, or still.
+impl Route {
+    const TUNNEL: u64 = 1 << 32;
+    const BYPASSED: u64 = 2 << 32;
+    const ADOPTING: u64 = 3 << 32;
+    const DEVICE_GONE: u64 = 4 << 32;
+    const NO_TUNNEL: u64 = 5 << 32;
+    /// Beside what it is: others may go in plain, though there is a tunnel.
+    const IS_BYPASSED: u64 = 1 << 40;
+
+    /// Of a packet that is held to so much. What policies require encryption of never goes in plain for the sake of a bypass, or of adoption.
+    #[inline(always)]
+    pub fn of(peer: PeerValue, held: Held, tables: &impl Tables) -> Self {
+        let in_plain = match peer.state() {
+            PeerState::Bypass | PeerState::BypassedTunnel => Self::BYPASSED,
+            PeerState::Adopting => Self::ADOPTING,
+            PeerState::NoTunnel | PeerState::Tunnel | PeerState::BypassHeard => 0,
+        };
+        // Most peers are in no such state, and nobody looks at the clock for them.
+        let is_on = in_plain != 0 && tables.now() < peer.bypass_until();
+        if is_on && !matches!(held.mode(), FlowMode::Insist) {
+            return Self(in_plain);
+        }
+        let is_bypassed = if is_on { Self::IS_BYPASSED } else { 0 };
+        if !peer.has_tunnel() {
+            return Self(Self::NO_TUNNEL);
+        }
+        match tables.slot(peer.slot()) {
+            0 => Self(Self::DEVICE_GONE),
+            ifindex => Self(Self::TUNNEL | is_bypassed | ifindex as u64),
+        }
+    }
+
+    /// Into the tunnel, whatever the packet is held to.
+    #[inline(always)]
+    pub(crate) const fn is_for_all(self) -> bool {
+        self.0 >> 32 == Self::TUNNEL >> 32
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the word is taken apart")]
+    pub(crate) const fn course(self) -> Course {
+        match self.0 & 7 << 32 {
+            Self::TUNNEL => Course::Tunnel(self.0 as u32),
+            Self::BYPASSED => Course::Plain(Reason::Bypassed),
+            Self::ADOPTING => Course::Plain(Reason::Adopting),
+            Self::DEVICE_GONE => Course::Nowhere(Reason::DeviceGone),
+            _ => Course::Nowhere(Reason::NoTunnel),
+        }
+    }
+}
+
+/// Why packets of such a flow from a peer pass in plain now, if they may: for a moment also where ours go into its tunnel already, or still.
 #[inline(always)]
 pub(crate) fn heard_in_plain(tables: &impl Tables, peer: PeerValue, held: Held) -> Option<Reason> {
     let until = peer.bypass_until();

@@ -3,7 +3,7 @@
 use etherparse::TcpOptionElement;
 use kubeveil_abi::{Asked, BYPASS_GRACE, Mode, PeerValue, PrefixKind, Reason, Verdict};
 use kubeveil_verdict::{
-    Decision, deliver, guard, steer,
+    Decision, clamp_of_bypassed, deliver, guard, steer,
     testing::{Place, Scene, Situation, Slice, Transport, World, scene, situation},
 };
 use proptest::prelude::*;
@@ -106,7 +106,9 @@ fn segments_fit_the_tunnel_all_along() {
             let limit = if is_v6 { world.config.mss_v6 } else { world.config.mss_v4 };
             let decision = decide(0, &syn, &world);
             assert_eq!((decision.reason, decision.verdict()), (Reason::Bypassed, Verdict::Pass));
-            assert_eq!((decision.clamp.old, u32::from(decision.clamp.new)), (1460, limit));
+            let bytes = syn.build.network();
+            let clamp = clamp_of_bypassed(&syn.meta(), &Slice::new(&bytes), &world.config);
+            assert_eq!((clamp.old, u32::from(clamp.new)), (1460, limit));
         }
     }
 }
