@@ -3,13 +3,9 @@
 mod policies;
 
 use kubeveil_abi::{DEVICE_NAMES, DeviceKind, Reason};
-use kubeveil_api::{
-    schedule::Period,
-    status::{
-        BackstopForm, BackstopStatus, BypassStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey,
-        PacketCount, PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict,
-        Way,
-    },
+use kubeveil_api::status::{
+    BackstopForm, BackstopStatus, BypassStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey,
+    PacketCount, PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
 };
 use kubeveil_core::{
     backstop::{Form, Standing},
@@ -127,7 +123,7 @@ fn key<K: Kernel>(node: &Node<K>, now: Now) -> Option<KeyStatus> {
         public_key: info.public,
         created: info.created,
         age: now.epoch.as_secs().saturating_sub(info.created),
-        max_age: node.max_key_age().map_or(0, Period::seconds),
+        max_age: node.max_key_age().map_or(0, |(_, most)| most.seconds()),
         older: older(node, now),
     })
 }

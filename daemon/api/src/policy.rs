@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     condition::Condition,
     object::{Metadata, TypeMeta},
+    schedule::Period,
     selector::LabelSelector,
     words::words,
 };
@@ -68,6 +69,11 @@ pub struct EncryptionPolicySpec {
     pub pod_selector: LabelSelector,
     /// What happens to their flows without a proven tunnel: `require`.
     pub mode: PolicyMode,
+    /// Keys that are older are told of, by this policy's condition KeysCurrent and on the nodes: all nodes', since these pods speak to any. Nothing
+    /// ends a key that is in use. Such as 30d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::period"))]
+    pub max_key_age: Option<Period>,
 }
 
 /// `kubeveil.io/v1alpha1` ClusterEncryptionPolicy: of the cluster, whose people may ask for less as well.
@@ -102,6 +108,11 @@ pub struct ClusterEncryptionPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub until: Option<Timestamp>,
+    /// Keys that are older are told of, by this policy's condition KeysCurrent and on the nodes: all nodes', since these pods speak to any. Nothing
+    /// ends a key that is in use. Such as 30d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::period"))]
+    pub max_key_age: Option<Period>,
 }
 
 /// `status` of either, written by the controller.
@@ -115,7 +126,7 @@ pub struct PolicyStatus {
     /// Pods that it selects.
     #[serde(default)]
     pub pods: u32,
-    /// InForce says since when all nodes hold pods to it, Selecting whether it selects any.
+    /// InForce says since when all nodes hold pods to it, Selecting whether it selects any, KeysCurrent whether any key is older than it allows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "schema",

@@ -9,8 +9,12 @@ use kubeveil_api::{
     pod_slice::SlicedPod,
     policy::{PolicyMode, PolicyStatus},
     problem::few_statements,
+    schedule::Period,
 };
-use kubeveil_core::policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, Standing};
+use kubeveil_core::{
+    policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, Standing},
+    rotation::schedule::is_too_old,
+};
 
 use crate::{
     census::{Census, SeenPod, SeenPolicy},
@@ -21,6 +25,8 @@ use crate::{
 const IN_FORCE: &str = "InForce";
 /// It selects pods.
 const SELECTING: &str = "Selecting";
+/// No node's key is older than it allows.
+const KEYS_CURRENT: &str = "KeysCurrent";
 /// Most names in a message.
 const MOST_NAMED: usize = 5;
 /// Sets of policies that are remembered: an agent that is farther behind has not heard of the last one.
@@ -129,7 +135,8 @@ pub(crate) fn statuses<'a>(
 ) -> Vec<(&'a SeenPolicy, PolicyStatus)> {
     let told = |policy: &'a SeenPolicy| {
         let behind = are_told.then(|| behind(policy, sets, seen));
-        let status = status(policy, selected, behind.as_ref(), now);
+        let old = keys_too_old(policy, seen, now);
+        let status = status(policy, selected, behind.as_ref(), old, now);
         (policy, status)
     };
     census.policies.iter().map(told).filter(|(policy, status)| policy.status != *status).collect()
@@ -151,10 +158,21 @@ fn behind<'a>(policy: &SeenPolicy, sets: &Sets, seen: &'a Seen) -> BTreeSet<&'a 
     seen.nodes.keys().filter(|node| !holds(node)).map(String::as_str).collect()
 }
 
+/// Nodes whose keys are older than the policy allows, as far as they say; `None` if it allows any age.
+fn keys_too_old<'a>(policy: &SeenPolicy, seen: &'a Seen, now: Timestamp) -> Option<(Period, Vec<&'a str>)> {
+    let most = policy.good()?.max_key_age?;
+    let is_old = |node: &&String| {
+        let said = seen.veil_nodes.get(*node).and_then(Option::as_ref);
+        said.and_then(|said| said.key_created_at).is_some_and(|created| is_too_old(Some(most), created, now))
+    };
+    Some((most, seen.nodes.keys().filter(is_old).map(String::as_str).collect()))
+}
+
 fn status(
     seen: &SeenPolicy,
     selected: &Selected,
     behind: Option<&BTreeSet<&str>>,
+    old: Option<(Period, Vec<&str>)>,
     now: Timestamp,
 ) -> PolicyStatus {
     let [pods, sharing] = selected.counts.get(&seen.id).copied().unwrap_or_default();
@@ -202,7 +220,21 @@ fn status(
                 .to_owned(),
         ),
     };
-    let mut conditions = vec![first, second];
+    let third = old.map(|(most, nodes)| match nodes.len() {
+        0 => Condition::new(
+            KEYS_CURRENT,
+            true,
+            "AllKeysCurrent",
+            format!("no node's key is older than {most}"),
+            now,
+        ),
+        count => {
+            let named = few_statements(nodes.into_iter(), MOST_NAMED);
+            let message = format!("{count} nodes have keys older than {most} (`kubeveil rotate`): {named}");
+            Condition::new(KEYS_CURRENT, false, "KeysTooOld", message, now)
+        }
+    });
+    let mut conditions: Vec<Condition> = [first, second].into_iter().chain(third).collect();
     keep_transitions(&mut conditions, &seen.status.conditions);
     PolicyStatus { observed_generation: seen.generation, pods, conditions }
 }

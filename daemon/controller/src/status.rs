@@ -150,7 +150,7 @@ fn keys_current(seen: &Seen, mesh: &MeshSpec, now: Timestamp) -> Condition {
     let asked = mesh.asked();
     let too_old = |node: &&String| {
         let created = said(seen, node).and_then(|said| said.key_created_at);
-        created.is_some_and(|created| is_too_old(&asked, created, now))
+        created.is_some_and(|created| is_too_old(asked.max_key_age, created, now))
     };
     let too_old: Vec<String> = seen.nodes.keys().filter(too_old).cloned().collect();
     if let Some(most) = asked.max_key_age.filter(|_| behind.is_empty() && !too_old.is_empty()) {

@@ -25,6 +25,7 @@ use jiff::Timestamp;
 use kubeveil_api::{
     mesh::Mode,
     policy::PolicyMode,
+    schedule::Period,
     selector::{LabelSelector, Labels},
 };
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,9 @@ pub struct Policy {
     pub mode: PolicyMode,
     /// When it ceases to; only what is exempt has an end.
     pub until: Option<Timestamp>,
+    /// Keys that are older are told of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_key_age: Option<Period>,
 }
 
 /// What policies ask for of a pod.
@@ -168,6 +172,12 @@ impl Policies {
             Mode::Observe if !wants => FlowMode::Observe,
             Mode::Prefer | Mode::Observe => FlowMode::Prefer,
         }
+    }
+
+    /// The least age above which any of them has keys told of, and which it is.
+    pub fn max_key_age(&self) -> Option<(&PolicyId, Period)> {
+        let ages = self.all.iter().filter_map(|(id, policy)| Some((id, policy.max_key_age?)));
+        ages.min_by_key(|(_, most)| most.seconds())
     }
 
     /// When each exemption ends that has not at `now`; `None`: never.

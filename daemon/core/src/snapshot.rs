@@ -245,7 +245,16 @@ mod tests {
             let policy = |(name, mode): &(&str, PolicyMode)| {
                 let namespaces = Namespaces::Labelled(LabelSelector::default());
                 let id = PolicyId { namespace: None, name: (*name).to_owned() };
-                (id, Policy { namespaces, pods: LabelSelector::default(), mode: *mode, until: None })
+                (
+                    id,
+                    Policy {
+                        namespaces,
+                        pods: LabelSelector::default(),
+                        mode: *mode,
+                        until: None,
+                        max_key_age: None,
+                    },
+                )
             };
             Snapshot { policies: Policies::new(policies.iter().map(policy).collect()), ..nodes(&["me"]) }
         };

@@ -178,7 +178,7 @@ fn world() -> (Policies, Workloads) {
             Namespaces::One(format!("namespace-{}", n % NAMESPACES))
         };
         let id = PolicyId { namespace: None, name: format!("policy-{n}") };
-        (id, Policy { namespaces, pods, mode: PolicyMode::Require, until: None })
+        (id, Policy { namespaces, pods, mode: PolicyMode::Require, until: None, max_key_age: None })
     };
     let pod = |n: u16| {
         let labels = labels(&[("app", format!("app-{}", n % 100)), ("tier", format!("t-{n}"))]);

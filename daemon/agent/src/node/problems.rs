@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, io, path::Path};
 use kubeveil_api::schedule::Period;
 use kubeveil_core::{
     observed::{Ahead, Observed, Program},
+    policy::PolicyId,
     problem::{Problem, ProblemKind, few_statements},
     rotation::Holdup,
 };
@@ -113,12 +114,21 @@ pub(super) fn late_rotation(newest: Generation, older: Generation, why: &BTreeSe
     }
 }
 
-pub(super) fn key_too_old(generation: Generation, age: u64, most: Period) -> Problem {
+pub(super) fn key_too_old(
+    generation: Generation,
+    age: u64,
+    asking: Option<&PolicyId>,
+    most: Period,
+) -> Problem {
     const DAY: u64 = 24 * 3600;
+    let (object, field) = match asking {
+        None => ("EncryptionMesh default".to_owned(), "spec.rotation.maxKeyAge"),
+        Some(policy) => (policy.to_string(), "spec.maxKeyAge"),
+    };
     Problem {
         kind: ProblemKind::Rotation,
-        object: "EncryptionMesh default".to_owned(),
-        field: "spec.rotation.maxKeyAge".to_owned(),
+        object,
+        field: field.to_owned(),
         message: format!(
             "this node's key of generation {generation} is {} days old, and {most} are the most; it goes on being used",
             age / DAY

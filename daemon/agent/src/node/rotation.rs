@@ -7,6 +7,7 @@ use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_api::{mesh::MeshSpec, rotation::RotationSpec, schedule::Period};
 use kubeveil_core::{
     announced::Heard,
+    policy::PolicyId,
     problem::Problem,
     rotation::{Holdup, Said, Step, View, holdups, progress::Phase},
     snapshot::Knowledge,
@@ -155,15 +156,18 @@ impl<K: Kernel> Node<K> {
 
     /// A key in use that is older than the mesh allows. It goes on being used.
     pub(super) fn is_too_old(&self, now: Now) -> Option<Problem> {
-        let most = self.max_key_age()?;
+        let (asking, most) = self.max_key_age()?;
         let key = self.keeper.info()?;
         let age = now.epoch.as_secs().saturating_sub(key.created);
-        (age > most.seconds()).then(|| problems::key_too_old(key.generation, age, most))
+        (age > most.seconds()).then(|| problems::key_too_old(key.generation, age, asking, most))
     }
 
-    /// The age above which a key is told of.
-    pub(crate) fn max_key_age(&self) -> Option<Period> {
-        self.mesh()?.rotation.as_ref()?.max_key_age
+    /// The age above which a key is told of, and the policy that asks for it if it is not the mesh.
+    pub(crate) fn max_key_age(&self) -> Option<(Option<&PolicyId>, Period)> {
+        let asked = self.mesh().and_then(|mesh| mesh.rotation.as_ref()).and_then(|asked| asked.max_key_age);
+        let of_policies = self.snapshot().policies.max_key_age();
+        let of_policies = of_policies.map(|(policy, most)| (Some(policy), most));
+        asked.map(|most| (None, most)).into_iter().chain(of_policies).min_by_key(|(_, most)| *most)
     }
 
     /// Nodes by how far each is with the generation that the mesh wants.

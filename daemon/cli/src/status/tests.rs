@@ -112,12 +112,12 @@ fn policies_say_what_is_asked_of_others() {
         others: Mode::Prefer,
         required: 14,
         pods: PodsByMode { prefer: 3, require: 7, ..PodsByMode::default() },
-        known_by_device: 0,
+        known_by_device: 9,
         exemptions: 0,
         exemption_ends: None,
     });
     let text = table(&Status { mode: Some(Mode::Observe), policies, ..example() }, false);
-    assert!(text.contains("Policies   2; encryption is required of 14 addresses of this node's pods, and for all others the mode is prefer\n"), "{text}");
+    assert!(text.contains("Policies   2; encryption is required of 14 addresses of this node's pods, and for all others the mode is prefer; 9 are known by their device\n"), "{text}");
     assert!(!text.contains("nothing, since the mode is observe"), "{text}");
 }
 

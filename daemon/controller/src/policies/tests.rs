@@ -12,7 +12,7 @@ fn id(name: &str) -> PolicyId {
 /// For pods of payments with this label.
 fn policy(app: &str, mode: PolicyMode) -> Policy {
     let pods: LabelSelector = format!("app={app}").parse().expect("a selector");
-    Policy { namespaces: Namespaces::One("payments".to_owned()), pods, mode, until: None }
+    Policy { namespaces: Namespaces::One("payments".to_owned()), pods, mode, until: None, max_key_age: None }
 }
 
 fn seen_policy(name: &str, policy: Policy) -> SeenPolicy {
@@ -244,4 +244,26 @@ fn why_a_policy_does_nothing_is_told() {
             "{name}"
         );
     }
+}
+
+/// Of all nodes, by what they say; and only where a policy asks for it.
+#[test]
+fn keys_that_are_older_than_a_policy_allows_are_told_of() {
+    let most = |age: &str| {
+        let max_key_age = Some(age.parse().expect("a period"));
+        seen_policy(age, Policy { max_key_age, ..policy("ledger", PolicyMode::Require) })
+    };
+    let any = seen_policy("any", policy("ledger", PolicyMode::Require));
+    let census = census(vec![most("30d"), most("90d"), any], []);
+    let mut sets = Sets::default();
+    sets.see(&readable(&census));
+    let mut seen = cluster("prefer", [None, None]);
+    let said = seen.veil_nodes.get_mut("b").and_then(Option::as_mut).expect("said");
+    said.key_created_at = Some(Timestamp::UNIX_EPOCH - jiff::SignedDuration::from_hours(60 * 24));
+    let told = told(&census, &sets, &seen);
+    assert_eq!(reason(&told["30d"], KEYS_CURRENT), (false, "KeysTooOld"));
+    let message = &find(&told["30d"].conditions, KEYS_CURRENT).expect("a condition").message;
+    assert!(message.contains("30d") && message.ends_with(": b"), "{message}");
+    assert_eq!(reason(&told["90d"], KEYS_CURRENT), (true, "AllKeysCurrent"));
+    assert!(find(&told["any"].conditions, KEYS_CURRENT).is_none());
 }

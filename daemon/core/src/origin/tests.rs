@@ -31,6 +31,7 @@ fn with(pods: &[(String, Pod)]) -> Snapshot {
         pods: LabelSelector::default(),
         mode: PolicyMode::Require,
         until: None,
+        max_key_age: None,
     };
     snapshot.policies = Policies::new([(PolicyId { namespace: None, name: "p".to_owned() }, policy)].into());
     snapshot.workloads = Arc::new(Workloads { pods: pods.iter().cloned().collect(), ..Workloads::default() });

@@ -27,6 +27,7 @@ impl Policy {
             pods: given.spec.pod_selector,
             mode: given.spec.mode,
             until: None,
+            max_key_age: given.spec.max_key_age,
         };
         Ok((PolicyId { namespace: Some(namespace), name: given.metadata.name }, policy))
     }
@@ -49,6 +50,7 @@ impl Policy {
             pods: spec.pod_selector,
             mode: spec.mode,
             until: spec.until,
+            max_key_age: spec.max_key_age,
         };
         Ok((PolicyId { namespace: None, name: given.metadata.name }, policy))
     }

@@ -55,14 +55,20 @@ fn policy() -> impl Strategy<Value = Policy> {
     ];
     let until = prop_oneof![Just(None), (0..4_i64).prop_map(|at| Some(second(at)))];
     (namespaces, selector(), select(PolicyMode::ALL), until).prop_map(|(namespaces, pods, mode, until)| {
-        Policy { namespaces, pods, mode, until: until.filter(|_| mode == PolicyMode::Exempt) }
+        Policy {
+            namespaces,
+            pods,
+            mode,
+            until: until.filter(|_| mode == PolicyMode::Exempt),
+            max_key_age: None,
+        }
     })
 }
 
 fn pod() -> impl Strategy<Value = Pod> {
     (select(&NAMESPACES[..]), labels(), vec(0..4_u8, 0..3)).prop_map(|(namespace, labels, addresses)| {
         let addresses = addresses.into_iter().map(address).collect();
-        Pod { node: String::new(), namespace: namespace.to_owned(), labels, addresses }
+        Pod { node: String::new(), namespace: namespace.to_owned(), labels, addresses, network_since: None }
     })
 }
 

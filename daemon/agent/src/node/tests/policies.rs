@@ -34,8 +34,13 @@ fn told<K: Kernel>(node: &mut Node<K>, now: Now) -> Option<PolicyStatus> {
 fn policy(name: &str, of: &str, mode: PolicyMode, until: Option<i64>) -> (PolicyId, Policy) {
     let namespace = (!name.starts_with("cluster")).then(|| of.to_owned());
     let until = until.map(|seconds| Timestamp::from_second(seconds).expect("a time"));
-    let policy =
-        Policy { namespaces: Namespaces::One(of.to_owned()), pods: LabelSelector::default(), mode, until };
+    let policy = Policy {
+        namespaces: Namespaces::One(of.to_owned()),
+        pods: LabelSelector::default(),
+        mode,
+        until,
+        max_key_age: None,
+    };
     (PolicyId { namespace, name: name.to_owned() }, policy)
 }
 

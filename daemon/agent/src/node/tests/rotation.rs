@@ -5,8 +5,15 @@ mod revocations;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kubeveil_api::announcement::{Announcement, NotFlipped};
-use kubeveil_core::action::Action;
+use kubeveil_api::{
+    announcement::{Announcement, NotFlipped},
+    policy::PolicyMode,
+    selector::LabelSelector,
+};
+use kubeveil_core::{
+    action::Action,
+    policy::{Namespaces, Policies, Policy, PolicyId},
+};
 use kubeveil_keys::PrivateKey;
 
 use super::bench::{Bench, Shared, announce_keys};
@@ -349,8 +356,8 @@ fn a_key_that_grew_too_old_is_told() {
     };
     let mut told = |bench: &mut Bench| {
         bench.settle(&mut node);
-        let told = node.last.problems.iter().find(|problem| problem.field == "spec.rotation.maxKeyAge");
-        told.map(|problem| problem.message.clone())
+        let told = node.last.problems.iter().find(|problem| problem.field.ends_with("axKeyAge"));
+        told.map(|problem| format!("{} {}: {}", problem.object, problem.field, problem.message))
     };
     asks(&bench, "30d");
     assert_eq!(told(&mut bench), None);
@@ -360,4 +367,16 @@ fn a_key_that_grew_too_old_is_told() {
     assert_eq!((generations(&bench), bench.tunnelled()), (vec![0], 1));
     asks(&bench, "90d");
     assert_eq!(told(&mut bench), None);
+    // A policy may ask for less, and counts then.
+    let policy = Policy {
+        namespaces: Namespaces::One("payments".to_owned()),
+        pods: LabelSelector::default(),
+        mode: PolicyMode::Require,
+        until: None,
+        max_key_age: Some("7d".parse().expect("a period")),
+    };
+    let id = PolicyId { namespace: Some("payments".to_owned()), name: "pci".to_owned() };
+    bench.world.change(|said| said.snapshot.policies = Policies::new([(id, policy)].into()));
+    let message = told(&mut bench).expect("it is told");
+    assert!(message.starts_with("EncryptionPolicy payments/pci spec.maxKeyAge: "), "{message}");
 }

@@ -31,6 +31,7 @@ fn of_payments(mode: Mode, pods: &[(&str, &str, &str, &str)], mode_asked: Policy
         pods: LabelSelector::default(),
         mode: mode_asked,
         until: None,
+        max_key_age: None,
     };
     let id = PolicyId { namespace: Some("payments".to_owned()), name: "p".to_owned() };
     snapshot.policies = Policies::new([(id, policy)].into());

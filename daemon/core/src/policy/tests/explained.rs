@@ -112,13 +112,20 @@ fn census(mode: Mode, policies: &[(&str, PolicyMode)], more: &[(&str, &str, &str
             namespace: name.namespace.clone(),
             labels: Labels::new(),
             addresses,
+            network_since: None,
         };
         let host_network = address.is_empty();
         (name, Resident { pod, host_network, has_ended: false })
     };
     let policy = |(namespace, mode): &(&str, PolicyMode)| {
         let namespaces = Namespaces::One((*namespace).to_owned());
-        let policy = Policy { namespaces, pods: LabelSelector::default(), mode: *mode, until: None };
+        let policy = Policy {
+            namespaces,
+            pods: LabelSelector::default(),
+            mode: *mode,
+            until: None,
+            max_key_age: None,
+        };
         (PolicyId { namespace: None, name: format!("{namespace}-{mode}") }, policy)
     };
     let mut mesh = mesh();
@@ -331,6 +338,7 @@ fn an_expectation_without_its_namespace_is_refused() {
             pods: LabelSelector::default(),
             mode: PolicyMode::Require,
             until: None,
+            max_key_age: None,
         };
         Policies::new([(PolicyId { namespace: None, name: "p".to_owned() }, policy)].into())
     };

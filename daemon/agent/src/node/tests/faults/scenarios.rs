@@ -163,6 +163,7 @@ impl Stage {
             pods: LabelSelector::default(),
             mode: PolicyMode::Exempt,
             until: None,
+            max_key_age: None,
         };
         let id = PolicyId { namespace: None, name: "all".to_owned() };
         self.bench.world.change(|said| {
