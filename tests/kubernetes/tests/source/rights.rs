@@ -214,6 +214,14 @@ fn judge(outcome: Outcome, answer: &kube::Result<Value>) -> Result<(), String> {
     }
 }
 
+/// As the API server knows it.
+fn user(credential: &str) -> String {
+    match credential {
+        "kubelet" => "system:node:node-1".to_owned(),
+        account => format!("system:serviceaccount:kubeveil:kubeveil-{account}"),
+    }
+}
+
 /// One attack, by each credential.
 pub(crate) fn attacked(server: &Server, attack: &Attack) {
     let stage = Stage::new(server);
@@ -224,7 +232,7 @@ pub(crate) fn attacked(server: &Server, attack: &Attack) {
     let mut wrong = Vec::new();
     for ((credential, thief), outcome) in CREDENTIALS.iter().zip(stage.thieves).zip(attack.outcomes) {
         let before = stage.nodes_and_ours();
-        let answer = ask(server, thief, &request);
+        let answer = ask(server, thief, &request.clone().with("the writer", &user(credential)));
         if let Err(why) = judge(outcome, &answer) {
             wrong.push(format!("by {credential}: not {outcome:?}: {why}"));
         }
@@ -253,6 +261,8 @@ pub(crate) fn every_policy_refuses(server: &mut Server) {
     met.insert(crate::rotation::ASKED);
     // Met by `rotation::nobody_does_anything_in_anothers_name`.
     met.insert(crate::rotation::DID);
+    // Met by `bypasses::nobody_writes_in_anothers_name`.
+    met.extend([crate::bypasses::WROTE, crate::bypasses::WHAT]);
     let mut messages = BTreeSet::new();
     for object in chart::render(server.binaries(), &[]).unwrap() {
         if object["kind"] == "ValidatingAdmissionPolicy" {

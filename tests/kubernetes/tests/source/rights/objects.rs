@@ -171,7 +171,7 @@ pub(crate) const ALL: &[Attack] = &[
     Attack {
         name: "bypasses_a_pair",
         what: "has two nodes speak in plain (spec.bypasses of the mesh)",
-        request: || on_mesh(&bypass("system:serviceaccount:kubeveil:kubeveil-controller", "")),
+        request: || on_mesh(&bypass("the writer", "")),
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
     Attack {
@@ -179,7 +179,7 @@ pub(crate) const ALL: &[Attack] = &[
         what: "begins a rotation, and has two nodes speak in plain with it",
         request: || {
             let generation = r#""keyGeneration":1,"#;
-            on_mesh(&bypass("system:serviceaccount:kubeveil:kubeveil-controller", generation))
+            on_mesh(&bypass("the writer", generation))
         },
         outcomes: [NoRight, NoRight, CONTROLLER, NoRight, MESH],
     },
