@@ -9,10 +9,13 @@ use kube::{
     core::{ApiResource, DynamicObject, GroupVersionKind, Object},
     runtime::{WatchStreamExt as _, watcher},
 };
-use kubeveil_api::{pod::has_its_own, pod_slice::SlicedPod, policy::PolicyStatus, selector::Labels};
-use kubeveil_core::policy::{Policy, PolicyId, pods::Pod};
-use kubeveil_kubernetes::{ours, read_policy};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use kubeveil_api::{pod_slice::SlicedPod, policy::PolicyStatus, selector::Labels};
+use kubeveil_core::policy::{
+    Policy, PolicyId,
+    census::{PodId, Resident},
+};
+use kubeveil_kubernetes::{PodSpec, PodStatus, ours, read_policy, resident};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{sync::Notify, task::JoinSet};
 
@@ -26,41 +29,8 @@ type PodObject = Object<PodSpec, PodStatus>;
 pub(crate) const KINDS: [[&str; 2]; 2] =
     [["EncryptionPolicy", "encryptionpolicies"], ["ClusterEncryptionPolicy", "clusterencryptionpolicies"]];
 
-/// `spec` of a Pod.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PodSpec {
-    #[serde(default)]
-    node_name: String,
-    #[serde(default)]
-    host_network: bool,
-}
-
-/// `status` of a Pod.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-struct PodStatus {
-    #[serde(default)]
-    phase: String,
-    #[serde(default, rename = "podIPs")]
-    pod_ips: Option<Vec<PodIp>>,
-}
-
-/// A text: one pod whose address nobody can read must not stop the others.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-struct PodIp {
-    #[serde(default)]
-    ip: String,
-}
-
-/// A pod that has not ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SeenPod {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    /// Without addresses where it shares its node's.
-    pub(crate) pod: Pod,
-    pub(crate) shares_nodes_address: bool,
-}
+/// A pod that has not ended, by its name.
+pub(crate) type SeenPod = (PodId, Resident);
 
 /// A policy as it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,7 +131,7 @@ impl Watches {
         let core =
             |kind, plural| ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", kind), plural);
         self.start(&core("Pod", "pods"), begun.0.clone(), full_name::<PodObject>, |pod, _| {
-            seen_pod(&pod).map(Arc::new)
+            seen_pod(pod).map(Arc::new)
         });
         self.start(&core("Namespace", "namespaces"), begun.1.clone(), Loose::name_any, |space, _| {
             Some(space.labels().clone())
@@ -222,25 +192,9 @@ fn policy(object: &Loose, before: Option<&SeenPolicy>) -> SeenPolicy {
 }
 
 /// What is kept of a pod; nothing of one that has ended, or runs nowhere yet.
-fn seen_pod(object: &PodObject) -> Option<SeenPod> {
-    let status = object.status.clone().unwrap_or_default();
-    let ended = !has_its_own(false, &status.phase);
-    if ended || object.spec.node_name.is_empty() {
-        return None;
-    }
-    let addresses = status.pod_ips.into_iter().flatten().filter_map(|entry| entry.ip.parse().ok());
-    let namespace = object.namespace().unwrap_or_default();
-    Some(SeenPod {
-        name: object.name_any(),
-        namespace: namespace.clone(),
-        shares_nodes_address: object.spec.host_network,
-        pod: Pod {
-            node: object.spec.node_name.clone(),
-            namespace,
-            labels: object.labels().clone(),
-            addresses: addresses.filter(|_| !object.spec.host_network).collect(),
-            // Told to nobody.
-            network_since: None,
-        },
-    })
+fn seen_pod(object: PodObject) -> Option<SeenPod> {
+    let id = PodId { namespace: object.namespace().unwrap_or_default(), name: object.name_any() };
+    let labels = object.labels().clone();
+    let resident = resident(id.namespace.clone(), labels, object.spec, object.status.unwrap_or_default());
+    (!resident.has_ended && !resident.pod.node.is_empty()).then_some((id, resident))
 }

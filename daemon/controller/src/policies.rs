@@ -12,7 +12,7 @@ use kubeveil_api::{
     schedule::Period,
 };
 use kubeveil_core::{
-    policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, Standing},
+    policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, Standing, census::Resident},
     rotation::schedule::is_too_old,
 };
 
@@ -57,18 +57,18 @@ impl Selected {
             .collect();
         let mut selected = Self { slices: BTreeMap::new(), counts: BTreeMap::new() };
         for pod in census.pods.values() {
-            if let Some(of_namespace) = of_namespaces.get(pod.namespace.as_str()) {
+            if let Some(of_namespace) = of_namespaces.get(pod.0.namespace.as_str()) {
                 selected.add(pod, of_namespace, base);
             }
         }
         selected
     }
 
-    fn add(&mut self, seen: &SeenPod, policies: &OfNamespace, base: FlowMode) {
-        let SeenPod { namespace, name, pod, shares_nodes_address } = seen;
-        for (id, _) in policies.selecting(&pod.labels) {
-            let [all, sharing] = self.counts.entry(id.clone()).or_default();
-            (*all, *sharing) = (*all + 1, *sharing + u32::from(*shares_nodes_address));
+    fn add(&mut self, (id, resident): &SeenPod, policies: &OfNamespace, base: FlowMode) {
+        let Resident { pod, host_network, .. } = resident;
+        for (policy, _) in policies.selecting(&pod.labels) {
+            let [all, sharing] = self.counts.entry(policy.clone()).or_default();
+            (*all, *sharing) = (*all + 1, *sharing + u32::from(*host_network));
         }
         let is_told = |standing: &Standing| match standing.mode {
             // Though the mesh requires it of all: pairs that adoption leaves open are closed to whom a policy is about.
@@ -79,8 +79,8 @@ impl Selected {
         let standing = policies.standing(&pod.labels).filter(is_told);
         let Some(standing) = standing.filter(|_| !pod.addresses.is_empty()) else { return };
         let sliced = SlicedPod {
-            namespace: namespace.clone(),
-            name: name.clone(),
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
             addresses: pod.addresses.iter().copied().collect(),
             mode: standing.mode,
             until: standing.until,

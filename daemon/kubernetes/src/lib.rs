@@ -18,6 +18,6 @@ mod watch;
 
 pub use connect::{Origin, ours};
 pub use control::KubernetesControl;
-pub use object::{Named, read_policy};
+pub use object::{Named, PodSpec, PodStatus, read_policy, resident};
 pub use pace::Pace;
 pub use source::Kubernetes;

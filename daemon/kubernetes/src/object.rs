@@ -22,7 +22,7 @@ use kubeveil_core::{
     },
     snapshot::NodeFacts,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// `metadata` of an object.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -95,17 +95,19 @@ pub(crate) struct PodObject {
     status: PodStatus,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+/// `spec` of a Pod, as far as it is read.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PodSpec {
+pub struct PodSpec {
     #[serde(default)]
     node_name: String,
     #[serde(default)]
     host_network: bool,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-struct PodStatus {
+/// `status` of a Pod, as far as it is read.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct PodStatus {
     #[serde(default)]
     phase: String,
     #[serde(default, rename = "podIPs")]
@@ -114,9 +116,25 @@ struct PodStatus {
     conditions: Option<Vec<PodCondition>>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// A text: one pod whose address nobody can read must not stop the others.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 struct PodIp {
+    #[serde(default)]
     ip: String,
+}
+
+/// A pod of a namespace with these labels: with addresses that it has for itself, and with what a person has to know of it.
+pub fn resident(namespace: String, labels: Labels, spec: PodSpec, status: PodStatus) -> Resident {
+    let is_alone = has_its_own(spec.host_network, &status.phase);
+    let ips = status.pod_ips.filter(|_| is_alone);
+    let pod = Pod {
+        node: spec.node_name,
+        namespace,
+        labels,
+        addresses: ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
+        network_since: network_since(&status.conditions.unwrap_or_default()),
+    };
+    Resident { pod, host_network: spec.host_network, has_ended: !has_its_own(false, &status.phase) }
 }
 
 /// An `EncryptionMesh`. Its `spec` is read after that the rest is known, so that what is wrong can be told with the field.
@@ -221,27 +239,21 @@ impl NodeObject {
 
 impl PodObject {
     /// The pod, with addresses that it has for itself.
-    pub(crate) fn read(mut self) -> Read<Pod> {
-        let is_alone = has_its_own(self.spec.host_network, &self.status.phase);
-        let ips = self.status.pod_ips.filter(|_| is_alone);
-        let pod = Pod {
-            node: self.spec.node_name,
-            namespace: self.metadata.namespace.clone(),
-            labels: self.metadata.labels.take().unwrap_or_default(),
-            addresses: ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
-            network_since: network_since(&self.status.conditions.unwrap_or_default()),
-        };
-        Read::of(self.metadata.within_namespace(), pod, Vec::new())
+    pub(crate) fn read(self) -> Read<Pod> {
+        let (metadata, resident) = self.apart();
+        Read::of(metadata.within_namespace(), resident.pod, Vec::new())
     }
-}
 
-impl PodObject {
     /// The pod by its name, with what a person has to know of it.
     pub(crate) fn resident(self) -> (PodId, Resident) {
-        let (host_network, has_ended) = (self.spec.host_network, !has_its_own(false, &self.status.phase));
-        let name = self.metadata.name.clone();
-        let pod = self.read().value;
-        (PodId { namespace: pod.namespace.clone(), name }, Resident { pod, host_network, has_ended })
+        let (metadata, resident) = self.apart();
+        (PodId { namespace: metadata.namespace, name: metadata.name }, resident)
+    }
+
+    fn apart(mut self) -> (Metadata, Resident) {
+        let labels = self.metadata.labels.take().unwrap_or_default();
+        let resident = resident(self.metadata.namespace.clone(), labels, self.spec, self.status);
+        (self.metadata, resident)
     }
 }
 

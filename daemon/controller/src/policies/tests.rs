@@ -1,5 +1,5 @@
 use kubeveil_api::{policy::PolicyMode, selector::LabelSelector, veil_node::VeilNodeStatus};
-use kubeveil_core::policy::{Namespaces, pods::Pod};
+use kubeveil_core::policy::{Namespaces, census::PodId, pods::Pod};
 use serde_json::json;
 
 use super::*;
@@ -30,18 +30,11 @@ fn seen_policy(name: &str, policy: Policy) -> SeenPolicy {
 fn pod(name: &str, node: &str, app: &str, address: &str) -> (String, SeenPod) {
     let labels = [("app".to_owned(), app.to_owned())].into();
     let addresses: BTreeSet<_> = address.parse().into_iter().collect();
-    let shares_nodes_address = addresses.is_empty();
-    let pod = Pod {
-        node: node.to_owned(),
-        namespace: "payments".to_owned(),
-        labels,
-        addresses,
-        network_since: None,
-    };
-    (
-        name.to_owned(),
-        SeenPod { namespace: "payments".to_owned(), name: name.to_owned(), pod, shares_nodes_address },
-    )
+    let host_network = addresses.is_empty();
+    let namespace = "payments".to_owned();
+    let id = PodId { namespace: namespace.clone(), name: name.to_owned() };
+    let pod = Pod { node: node.to_owned(), namespace, labels, addresses, network_since: None };
+    (name.to_owned(), (id, Resident { pod, host_network, has_ended: false }))
 }
 
 fn census(policies: Vec<SeenPolicy>, pods: impl IntoIterator<Item = (String, SeenPod)>) -> Census {
