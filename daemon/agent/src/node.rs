@@ -7,6 +7,7 @@ mod conclude;
 mod hear;
 mod leave;
 mod look;
+mod pods;
 mod problems;
 mod quiet;
 mod resting;
@@ -29,7 +30,7 @@ use kubeveil_core::{
     adoption::Seen,
     announced::Announced,
     backstop,
-    desired::{Desired, Inputs, desired},
+    desired::{Desired, Inputs, Why, desired},
     observed::Observed,
     ownership::{Assignment, assign},
     plan::plan,
@@ -49,6 +50,7 @@ use crate::{
 use adoption::Pairs;
 use bypass::Bypasses;
 use leave::Leaving;
+use pods::Pods;
 use quiet::Quiet;
 use resting::Resting;
 pub(crate) use rotation::Rotations;
@@ -127,8 +129,7 @@ pub struct Node<K> {
     pub(crate) rotations: Rotations,
     retry: Duration,
     looked: Duration,
-    /// Since when devices of pods are looked for.
-    looking_since: Option<Duration>,
+    pods: Pods,
     /// A look found that what holds packets back is not as the last way round saw it.
     touched: bool,
     undone: Undone,
@@ -192,7 +193,7 @@ impl<K: Kernel> Node<K> {
             rotations: Rotations::default(),
             retry: RETRY,
             looked: Duration::ZERO,
-            looking_since: None,
+            pods: Pods::default(),
             touched: false,
             undone: Undone::default(),
             quiet: Quiet::default(),
@@ -250,9 +251,8 @@ impl<K: Kernel> Node<K> {
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
         let told: Vec<String> = read.knowledge.snapshot().nodes.keys().cloned().collect();
         let mut knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.known.snapshot);
-        if let Some(boot) = now.boot_that_counts() {
-            knowledge.forget_earlier_pods(&self.name, boot);
-        }
+        let boot = now.boot_that_counts();
+        let earlier = boot.map(|boot| knowledge.forget_earlier_pods(&self.name, boot)).unwrap_or_default();
         self.known.snapshot.clone_from(knowledge.snapshot());
         let mut assignment = self.learn(&knowledge, now);
         self.known.owners = std::mem::take(&mut assignment.owners);
@@ -280,6 +280,10 @@ impl<K: Kernel> Node<K> {
             }
             break;
         }
+        let earlier = earlier.into_iter().map(|address| (address, Why::BeforeBoot));
+        let held_back =
+            outcome.desired.held_back.iter().map(|(address, why)| (*address, *why)).chain(earlier);
+        problems.extend(self.pods.hold_back(held_back, now));
         problems.append(&mut outcome.problems);
         let rotates_in = self.publish(&knowledge, &outcome, now, &mut problems);
         if outcome.synced {
@@ -483,7 +487,7 @@ impl<K: Kernel> Node<K> {
     fn wait(&mut self, now: Now) -> Duration {
         if self.last.settled {
             self.retry = RETRY;
-            return self.resync(now);
+            return self.pods.resync(now);
         }
         let wait = self.retry;
         self.retry = (self.retry * 2).min(RETRY_MAX);

@@ -34,7 +34,7 @@ use crate::{
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
 };
-pub use asked::held;
+pub use asked::{Why, held};
 pub use part::Part;
 use peers::Peers;
 
@@ -96,6 +96,8 @@ pub struct Desired {
     pub devices: BTreeMap<u32, DeviceKind>,
     /// The devices of this node's pods, by their addresses.
     pub origins: BTreeMap<IpAddr, Origin>,
+    /// Addresses of this node's pods that are held to more than policies ask of those pods.
+    pub held_back: BTreeMap<IpAddr, Why>,
     /// Where programs are attached.
     pub hooks: BTreeSet<Hook>,
     /// Which form of the backstop stands.
@@ -176,10 +178,9 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let indices =
         index::allocate(inputs.assignment, inputs.node, prefixes_in_map(inputs.observed), inputs.resting);
     out.prefixes = prefixes(inputs, mesh, &indices);
-    out.origins = origin::origins(inputs.node, inputs.knowledge, inputs.observed);
-    let stands = prefixes_in_map(inputs.observed);
-    let unknown = asked::ask(inputs, &out.origins, stands, &mut out.prefixes);
-    out.problems.extend(asked::problems(inputs, unknown, &out.prefixes, &out.origins));
+    let origins = origin::origins(inputs.node, inputs.knowledge, inputs.observed);
+    asked::ask(inputs, &origins, prefixes_in_map(inputs.observed), &mut out);
+    out.origins = origins.known;
     out.problems.extend(underlay::absent(&inputs.observed.links, inputs.underlay));
     let underlay = underlay_of(inputs, mesh);
     let underlay_mtu = mtu_of(&underlay, inputs.observed);

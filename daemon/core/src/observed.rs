@@ -198,7 +198,7 @@ pub struct Datapath {
     pub devices: BTreeMap<u32, DeviceKind>,
     /// The devices of this node's pods, by their addresses.
     pub origins: BTreeMap<IpAddr, Origin>,
-    /// Those of them that the programs were told of, and that are there.
+    /// Those of them that are there, by [`Origin::key`].
     pub alive: BTreeSet<u32>,
     /// Where ours is attached: what runs before it, in that order.
     pub attached: BTreeMap<Hook, Vec<Ahead>>,

@@ -3,62 +3,85 @@
 //! A pod speaks by the host's end of its own device (`veth`, `netkit`), which goes with the pod. It is found by what the node's plugin
 //! has set up: a route to that one address by the device, or a bridge that has the address' link-layer address behind a port.
 //!
-//! It is looked for once for each pod and address. When that device is gone, and another has the address by then, nobody can say whether
-//! that is the same pod as long as the source has not told of another: a source lags, the more so when it is away.
+//! It is looked for once for each pod, address and network of the pod's: when that device is gone, and another has the address by then,
+//! nobody can say whether that is the same pod as long as the source has not told of another. A source lags, the more so when it is away;
+//! and it may go back, so a device that is there is not given to another pod on its word.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use kubeveil_abi::Origin;
+use kubeveil_abi::{MAX_ORIGINS, Origin};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    observed::{Link, Neighbours, Observed},
-    policy::pods::Workloads,
+    observed::{Datapath, Link, Neighbours, Observed},
+    policy::pods::{Pod, Workloads},
     snapshot::Knowledge,
 };
 
 /// Kinds of devices that are one end of a pair of which the other is in a pod.
 const PAIRS: [&str; 2] = ["veth", "netkit"];
 
-/// The devices of `node`'s pods by address: those that stand, and those that were not looked for yet. Without a source in sync nobody
-/// is forgotten; where no policy asks for anything nobody needs to be known.
-pub fn origins(node: &str, knowledge: &Knowledge, observed: &Observed) -> BTreeMap<IpAddr, Origin> {
-    let stands = observed.datapath.as_ref().map(|datapath| &datapath.origins);
+/// Pods of this node, by address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins {
+    /// Their devices: those that stand, and those that were not looked for yet.
+    pub known: BTreeMap<IpAddr, Origin>,
+    /// Addresses of which the source tells otherwise than the device that is there: whose they are nobody can say.
+    pub disputed: BTreeSet<IpAddr>,
+}
+
+/// Without a source in sync nobody is forgotten; where no policy asks for anything nobody needs to be known.
+pub fn origins(node: &str, knowledge: &Knowledge, observed: &Observed) -> Origins {
+    static NONE: BTreeMap<IpAddr, Origin> = BTreeMap::new();
+    let stands = observed.datapath.as_ref().map_or(&NONE, |datapath| &datapath.origins);
     let snapshot = knowledge.snapshot();
     let holders = match snapshot.policies.is_empty() {
         true => BTreeMap::new(),
         false => holders(node, &snapshot.workloads),
     };
     let ways = Ways::of(observed);
-    let mut origins = BTreeMap::new();
+    let mut origins = Origins::default();
     for (address, pods) in &holders {
-        let stands = stands.and_then(|stands| stands.get(address));
-        let origin = match stands.filter(|stands| pods.contains(&stands.pod)) {
-            Some(stands) => Some(*stands),
-            None => ways.origin(pods, *address),
-        };
-        origins.extend(origin.map(|origin| (*address, origin)));
+        match stands.get(address) {
+            Some(there) if is_alive(observed.datapath.as_ref(), there) => {
+                if !pods.iter().any(|pod| is_same_pod(*pod, there.pod)) {
+                    origins.disputed.insert(*address);
+                }
+                origins.known.insert(*address, *there);
+            }
+            Some(gone) if pods.contains(&gone.pod) => drop(origins.known.insert(*address, *gone)),
+            _ if origins.known.len() < MAX_ORIGINS => {
+                origins.known.extend(ways.origin(pods, *address).map(|origin| (*address, origin)));
+            }
+            // The map is full: bound to nothing.
+            _ => {}
+        }
     }
     if knowledge.synced().is_none() {
-        let unheard = stands.into_iter().flatten().filter(|(address, _)| !holders.contains_key(*address));
-        origins.extend(unheard.map(|(address, origin)| (*address, *origin)));
+        let unheard = stands.iter().filter(|(address, _)| !holders.contains_key(*address));
+        origins.known.extend(unheard.map(|(address, origin)| (*address, *origin)));
     }
     origins
 }
 
-/// Have the bridges to be asked who is behind their ports? So it is as long as a pod that is behind one was not found.
-pub fn is_looking(node: &str, knowledge: &Knowledge, observed: &Observed) -> bool {
+/// Is its device there?
+pub fn is_alive(datapath: Option<&Datapath>, origin: &Origin) -> bool {
+    datapath.is_some_and(|datapath| datapath.alive.contains(&origin.key()))
+}
+
+/// Addresses of pods behind bridges whose devices were not found yet.
+pub fn unfound(node: &str, knowledge: &Knowledge, observed: &Observed) -> BTreeSet<IpAddr> {
     let snapshot = knowledge.snapshot();
     if snapshot.policies.is_empty() || observed.datapath.is_none() {
-        return false;
+        return BTreeSet::new();
     }
     let ways = Ways::of(observed);
-    let origins = origins(node, knowledge, observed);
-    let mut unfound = holders(node, &snapshot.workloads).into_keys().filter(|at| !origins.contains_key(at));
-    unfound.any(|address| ways.is_behind_a_bridge(address))
+    let known = origins(node, knowledge, observed).known;
+    let unfound = holders(node, &snapshot.workloads).into_keys().filter(|at| !known.contains_key(at));
+    unfound.filter(|address| ways.is_behind_a_bridge(*address)).collect()
 }
 
 /// Pods that have an address, in few words.
@@ -66,16 +89,24 @@ fn holders(node: &str, workloads: &Workloads) -> BTreeMap<IpAddr, BTreeSet<[u32;
     let mut holders: BTreeMap<IpAddr, BTreeSet<[u32; 2]>> = BTreeMap::new();
     for (uid, pod) in workloads.pods.iter().filter(|(_, pod)| pod.node == node) {
         for address in &pod.addresses {
-            holders.entry(*address).or_default().insert(in_few_words(uid));
+            holders.entry(*address).or_default().insert(in_few_words(uid, pod));
         }
     }
     holders
 }
 
-/// 64 bits of a hash: nobody chooses the UIDs of pods.
-pub fn in_few_words(uid: &str) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(uid));
-    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
+/// A pod by its UID, and a network of its by when that was made, 32 bits of a hash each: nobody chooses either.
+pub fn in_few_words(uid: &str, pod: &Pod) -> [u32; 2] {
+    let word = |bytes: &[u8]| {
+        let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(bytes));
+        u32::from_ne_bytes([a, b, c, d])
+    };
+    let since = pod.network_since.map_or(0, |since| word(&since.as_second().to_ne_bytes()));
+    [word(uid.as_bytes()), since]
+}
+
+const fn is_same_pod(one: [u32; 2], other: [u32; 2]) -> bool {
+    one[0] == other[0]
 }
 
 /// What tells by which device an address is reached.
@@ -84,6 +115,8 @@ struct Ways<'a> {
     neighbours: &'a Neighbours,
     /// Ends of pairs by the address that alone a route by them leads to.
     alone: BTreeMap<IpAddr, BTreeSet<u32>>,
+    /// Devices that are there, and whose they are.
+    taken: BTreeMap<u32, [u32; 2]>,
 }
 
 impl<'a> Ways<'a> {
@@ -94,7 +127,11 @@ impl<'a> Ways<'a> {
                 alone.entry(net.addr()).or_default().insert(*index);
             }
         }
-        Self { links: &observed.links, neighbours: &observed.neighbours, alone }
+        let datapath = observed.datapath.as_ref();
+        let standing = datapath.into_iter().flat_map(|datapath| datapath.origins.values());
+        let there = standing.filter(|origin| is_alive(datapath, origin));
+        let taken = there.map(|origin| (origin.device, origin.pod)).collect();
+        Self { links: &observed.links, neighbours: &observed.neighbours, alone, taken }
     }
 
     /// Where two pods are said to have an address nobody can tell whose device it is.
@@ -104,7 +141,8 @@ impl<'a> Ways<'a> {
             Some(devices) => only(devices.iter()).map(|device| (*device, *device))?,
             None => only(self.bridges().filter_map(|bridge| Some((self.port(bridge, address)?, bridge))))?,
         };
-        Some(Origin { device, via, pod })
+        let is_free = self.taken.get(&device).is_none_or(|other| is_same_pod(*other, pod));
+        is_free.then_some(Origin { device, via, pod })
     }
 
     fn bridges(&self) -> impl Iterator<Item = u32> {

@@ -131,11 +131,13 @@ impl Snapshot {
         self.mesh.as_ref().map(|mesh| self.policies.base(mesh.mode))
     }
 
-    /// Forgets the pods of `node` of which all that is told is of before `boot`, when the node was started last.
-    pub fn forget_earlier_pods(&mut self, node: &str, boot: Timestamp) {
-        if let Some(workloads) = self.workloads.without_earlier(node, boot) {
-            self.workloads = Arc::new(workloads);
-        }
+    /// Forgets the pods of `node` of which all that is told is of before `boot`, when the node was started last; returns their addresses.
+    pub fn forget_earlier_pods(&mut self, node: &str, boot: Timestamp) -> BTreeSet<IpAddr> {
+        let Some((workloads, forgotten)) = self.workloads.without_earlier(node, boot) else {
+            return BTreeSet::new();
+        };
+        self.workloads = Arc::new(workloads);
+        forgotten
     }
 
     /// A node's facts, to be changed.
@@ -159,9 +161,9 @@ impl Knowledge {
     }
 
     /// Forgets the pods of `node` of which all that is told is of before `boot` ([`Snapshot::forget_earlier_pods`]).
-    pub fn forget_earlier_pods(&mut self, node: &str, boot: Timestamp) {
+    pub fn forget_earlier_pods(&mut self, node: &str, boot: Timestamp) -> BTreeSet<IpAddr> {
         let (Self::Partial(snapshot) | Self::Whole(Synced(snapshot))) = self;
-        snapshot.forget_earlier_pods(node, boot);
+        snapshot.forget_earlier_pods(node, boot)
     }
 
     /// `node` announces something else now; `None` if there is no such node.

@@ -24,6 +24,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use kubeveil_abi::Origin;
 use kubeveil_core::{
     action::Action,
     backstop::{Backstop, Form, Standing},
@@ -87,7 +88,9 @@ impl FakeKernel {
         self.links.remove(&index);
         self.tunnels.remove(name);
         if let Some(pinned) = &mut self.pinned {
-            pinned.alive.remove(&index);
+            let gone = pinned.origins.values().filter(|origin| origin.device == index).map(Origin::key);
+            let gone: BTreeSet<u32> = gone.collect();
+            pinned.alive.retain(|key| !gone.contains(key));
         }
     }
 
@@ -314,10 +317,12 @@ impl FakeKernel {
             Action::PutPrefix(net, prefix) => drop(self.datapath()?.prefixes.insert(*net, *prefix)),
             Action::RemovePrefix(net) => drop(self.datapath()?.prefixes.remove(net)),
             Action::PutOrigin(address, origin) => {
-                self.link(origin.device)?;
+                let is_there = self.links.contains_key(&origin.device);
                 let datapath = self.datapath()?;
-                datapath.alive.insert(origin.device);
-                datapath.origins.insert(*address, *origin);
+                if is_there {
+                    datapath.alive.insert(origin.key());
+                    datapath.origins.insert(*address, *origin);
+                }
             }
             Action::RemoveOrigin(address) => drop(self.datapath()?.origins.remove(address)),
             Action::PutDevice(index, kind) => drop(self.datapath()?.devices.insert(*index, *kind)),

@@ -29,7 +29,7 @@ pub use prefix::{Asked, PrefixKind, PrefixValue};
 pub use reason::{Reason, Verdict};
 
 /// Version of everything in this crate. Maps are pinned under `kubeveil/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Prefixes that [`names::PREFIXES`] can hold: 5,000 dual-stack nodes have 20,000.
 pub const MAX_PREFIXES: usize = 65_536;

@@ -14,7 +14,7 @@ pub const DEVICES: &str = "DEVICES";
 pub const FLOWS: &str = "FLOWS";
 /// Hash: address of a pod of this node -> [`Origin`](crate::Origin). Whoever changes it moves [`EPOCH`].
 pub const ORIGINS: &str = "ORIGINS";
-/// Devmap by hash: ifindex -> itself, as long as that device lives: the kernel takes an entry out with its device (kernel
+/// Devmap by hash: [`Origin::key`](crate::Origin::key) -> its device, as long as that lives: the kernel takes an entry out with its device (kernel
 /// `kernel/bpf/devmap.c`, `dev_map_notification`), whether the daemon is running or not.
 pub const ALIVE: &str = "ALIVE";
 /// Per-CPU array of [`Counter`](crate::Counter), see [`counter_index`](crate::counter_index).

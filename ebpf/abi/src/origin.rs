@@ -5,12 +5,21 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Origin {
-    /// ifindex of the host's end; it lives if [`names::ALIVE`](crate::names::ALIVE) has it.
+    /// ifindex of the host's end.
     pub device: u32,
     /// ifindex of the device that its packets are seen to come in by: the same, or the bridge that it is a port of.
     pub via: u32,
-    /// Which pod it is, by its UID in few words. The programs don't read it.
+    /// Which pod it is, in few words: by its UID, and by when its network was made.
     pub pod: [u32; 2],
+}
+
+impl Origin {
+    /// Under which [`names::ALIVE`](crate::names::ALIVE) has the device as long as it lives. An index is given to another device sooner or later,
+    /// which then speaks for another pod: so both tell.
+    #[inline(always)]
+    pub const fn key(&self) -> u32 {
+        self.device ^ self.pod[0] ^ self.pod[1].rotate_left(16)
+    }
 }
 
 const _: () = assert!(size_of::<Origin>() == 16);

@@ -163,8 +163,8 @@ impl Tables for Uncached {
     }
 
     #[inline(always)]
-    fn is_alive(&self, device: u32) -> bool {
-        Maps.is_alive(device)
+    fn is_alive(&self, origin: &Origin) -> bool {
+        Maps.is_alive(origin)
     }
 
     #[inline(always)]

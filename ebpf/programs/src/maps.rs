@@ -123,8 +123,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn is_alive(&self, device: u32) -> bool {
-        ALIVE.get_ifindex(device).is_some()
+    fn is_alive(&self, origin: &Origin) -> bool {
+        ALIVE.get_ifindex(origin.key()).is_some()
     }
 
     #[inline(always)]

@@ -37,16 +37,21 @@ impl Owner {
     /// owns: it must not pass.
     ///
     /// Of a pod of this node it holds only while the device lives that it was found to have: who has the address then is
-    /// somebody else, of whom nothing is known. Less than the mesh asks for is said of no pod whose device was not found.
+    /// somebody else, of whom nothing is known. Less than the mesh asks for is said of no pod whose device was not found, and of no
+    /// packet that did not come in by it.
     #[inline(always)]
     pub fn of(value: PrefixValue, origin: Option<Origin>, tables: &impl Tables) -> Self {
         let kind = PrefixKind::from_raw(value.kind).unwrap_or(PrefixKind::UnownedPods);
         let asked = Asked::from_raw(value.asked as u32);
         let is_over = value.until != 0 && tables.now() >= value.until;
         let said = if is_over { End::MESH } else { End::of(asked) };
+        let is_loose = matches!(asked, Asked::Exempt | Asked::Prefer);
         let (end, via) = match (kind, asked, origin) {
             (PrefixKind::LocalPods, Asked::Mesh | Asked::Exempt | Asked::Prefer, Some(origin)) => {
-                if tables.is_alive(origin.device) { (said, origin.via) } else { (End::UNKNOWN, 0) }
+                match tables.is_alive(&origin) {
+                    true => (said, if is_loose { origin.via } else { 0 }),
+                    false => (End::UNKNOWN, 0),
+                }
             }
             (PrefixKind::LocalPods, Asked::Exempt | Asked::Prefer, None) => (End::UNKNOWN, 0),
             _ => (said, 0),
@@ -54,10 +59,10 @@ impl Owner {
         Self { kind, peer: value.peer as u32, end, via }
     }
 
-    /// What it asks for as the source of a packet that came in by `ingress`; 0: by none, and nobody can say whose it was.
+    /// What it asks for as the source of a packet that came in by `ingress`; 0: by none that the kernel remembers.
     #[inline(always)]
     pub(crate) const fn end_by(&self, ingress: u32) -> End {
-        if self.via != 0 && ingress != 0 && self.via != ingress { End::UNKNOWN } else { self.end }
+        if self.via != 0 && self.via != ingress { End::UNKNOWN } else { self.end }
     }
 
     /// In one word, as a global function of the programs can return it: never 0, and the lower [`Owner::BITS`] of it are

@@ -22,7 +22,7 @@ pub trait Tables {
     /// The device of the pod of this node that has the address, if that was found.
     fn origin(&self, address: &Address) -> Option<Origin>;
     /// Whether that device is still there.
-    fn is_alive(&self, device: u32) -> bool;
+    fn is_alive(&self, origin: &Origin) -> bool;
     /// How strict a flow is of whose ends this is asked for.
     #[inline(always)]
     fn held(&self, ask: Ask, config: &Config) -> Held {

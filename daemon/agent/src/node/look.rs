@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use kubeveil_core::{observed::Observed, origin, plan, snapshot::Knowledge};
+use kubeveil_core::{observed::Observed, plan, snapshot::Knowledge};
 use kubeveil_linux::{Kernel, KernelError};
 
-use super::{Node, Now, RESYNC};
-
-/// How often pods' devices are looked for, and how long.
-const LOOK_FOR_PODS_EVERY: Duration = Duration::from_secs(1);
-const LOOK_FOR_PODS: Duration = Duration::from_secs(30);
+use super::{Node, Now};
 
 impl<K: Kernel> Node<K> {
     /// Was the last look at the kernel longer than `age` ago?
@@ -40,24 +36,6 @@ impl<K: Kernel> Node<K> {
         self.tunnels.observe(&observed, now.monotonic, now.epoch);
         self.totals.add(&observed);
         Ok(observed)
-    }
-
-    /// Asks bridges for pods whose devices were not found yet, as long as there are any.
-    pub(super) fn look_for_pods(&mut self, knowledge: &Knowledge, observed: &mut Observed, now: Now) {
-        if !origin::is_looking(&self.name, knowledge, observed) {
-            self.looking_since = None;
-            return;
-        }
-        self.looking_since.get_or_insert(now.monotonic);
-        let read = self.kernel.neighbours();
-        observed.neighbours = self.beside("neighbours", read).unwrap_or_default();
-    }
-
-    /// Until everything is looked at again, where nothing is left to do. A pod is heard by its bridge a moment after the source has told
-    /// of it; one that is not found soon is behind something that we don't know.
-    pub(super) fn resync(&self, now: Now) -> Duration {
-        let is_new = |since: Duration| now.monotonic.saturating_sub(since) < LOOK_FOR_PODS;
-        if self.looking_since.is_some_and(is_new) { LOOK_FOR_PODS_EVERY } else { RESYNC }
     }
 
     /// Takes note of what is not any more as it was when nothing was left to do.

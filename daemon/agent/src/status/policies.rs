@@ -7,7 +7,7 @@ use kubeveil_api::{
     mesh::Mode,
     status::{PodsByMode, PolicyStatus},
 };
-use kubeveil_core::{desired, observed::Prefix, policy::FlowMode};
+use kubeveil_core::{desired, observed::Prefix, origin::is_alive, policy::FlowMode};
 use kubeveil_linux::Kernel;
 
 use crate::node::{Node, Now};
@@ -27,7 +27,7 @@ pub(super) fn of<K: Kernel>(node: &Node<K>, now: Now) -> Option<PolicyStatus> {
             && net.prefix_len() == net.max_prefix_len()
     };
     let datapath = node.last.observed.datapath.as_ref();
-    let is_there = |origin: &Origin| datapath.is_some_and(|datapath| datapath.alive.contains(&origin.device));
+    let is_there = |origin: &Origin| is_alive(datapath, origin);
     let exemptions: Vec<_> = policies.exemptions(timestamp(now)).collect();
     let first_end = exemptions.iter().flatten().min();
     Some(PolicyStatus {

@@ -8,11 +8,12 @@ use std::{
 
 use ipnet::IpNet;
 use kubeveil_abi::{Asked, MAX_PREFIXES, Origin, PrefixKind};
-use kubeveil_api::{policy::PolicyMode, problem::few};
+use kubeveil_api::policy::PolicyMode;
 
 use super::{Desired, Inputs};
 use crate::{
     observed::{Datapath, Prefix},
+    origin::{Origins, is_alive},
     ownership::Class,
     policy::{FlowMode, Policies, Standing},
     problem::{Problem, ProblemKind},
@@ -67,17 +68,16 @@ const fn is_loose(asked: Asked) -> bool {
 /// other nodes' pods stays, and of a prefix that is not there yet the most is asked: a node that begins anew opens nothing by that it
 /// has not heard yet.
 ///
-/// Less than the mesh asks for is asked only of pods of this node of which it is known by which device they speak (`origins`). Returns
-/// the addresses of others of which less would be asked.
+/// Less than the mesh asks for is asked only of pods of this node of which it is known by which device they speak.
 pub(super) fn ask(
     inputs: &Inputs<'_>,
-    origins: &BTreeMap<IpAddr, Origin>,
+    origins: &Origins,
     stands: &BTreeMap<IpNet, Prefix>,
-    prefixes: &mut BTreeMap<IpNet, Prefix>,
-) -> Vec<IpAddr> {
-    let mut unknown_device = Vec::new();
+    out: &mut Desired,
+) {
+    let prefixes = &mut out.prefixes;
     let (snapshot, assignment) = (inputs.knowledge.snapshot(), inputs.assignment);
-    let Some(base) = snapshot.mode().filter(|_| !snapshot.policies.is_empty()) else { return Vec::new() };
+    let Some(base) = snapshot.mode().filter(|_| !snapshot.policies.is_empty()) else { return };
     let unknown = unknown(&snapshot.policies);
     for (net, prefix) in prefixes.iter_mut() {
         prefix.asked = match prefix.kind {
@@ -104,7 +104,9 @@ pub(super) fn ask(
     let required = count(|asked| asked == Asked::Require);
     let is_too_much = required > MOST_EXCEPTIONS;
     // Who is exempt takes no room from others.
-    let has_room = required + count(is_loose) <= MOST_EXCEPTIONS;
+    let loose = count(is_loose);
+    let has_room = required + loose <= MOST_EXCEPTIONS;
+    out.problems.extend((!has_room).then(|| too_many(required, loose)));
     for (address, standing) in asked_of {
         let (asked, until) = of(base, standing, inputs);
         let own = IpNet::from(address);
@@ -122,8 +124,12 @@ pub(super) fn ask(
         }
         let (asked, until) = match holder.kind {
             PrefixKind::RemotePods if is_loose(asked) && !has_room => (Asked::Mesh, 0),
-            PrefixKind::LocalPods if is_loose(asked) && !origins.contains_key(&address) => {
-                unknown_device.push(address);
+            PrefixKind::LocalPods if origins.disputed.contains(&address) => {
+                out.held_back.insert(address, Why::Disputed);
+                continue;
+            }
+            PrefixKind::LocalPods if is_loose(asked) && !origins.known.contains_key(&address) => {
+                out.held_back.insert(address, Why::DeviceUnknown);
                 (Asked::Mesh, 0)
             }
             // What no node owns goes nowhere, whatever is asked of it.
@@ -142,8 +148,40 @@ pub(super) fn ask(
             let until = same.map_or(until, |stands| stands.until);
             prefixes.insert(own, Prefix { asked, until, ..holder });
         }
+        let datapath = inputs.observed.datapath.as_ref();
+        let is_more = is_loose(asked) || asked == Asked::Mesh && unknown != Asked::Mesh;
+        if is_more && holder.kind == PrefixKind::LocalPods && is_gone(&address, &origins.known, datapath) {
+            out.held_back.insert(address, Why::DeviceGone);
+        }
     }
-    unknown_device
+}
+
+/// Why an address of a pod of this node is held to more than policies ask of that pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// Less would be asked of it than of all, but it is not known by which device it speaks.
+    DeviceUnknown,
+    /// The device by which it spoke is gone.
+    DeviceGone,
+    /// The source tells of another pod than the one whose device is there.
+    Disputed,
+    /// All that is told of the pod is of before this node was started.
+    BeforeBoot,
+}
+
+fn too_many(required: usize, loose: usize) -> Problem {
+    Problem {
+        kind: ProblemKind::Manifest,
+        object: "policies".to_owned(),
+        field: String::new(),
+        message: format!(
+            "{required} addresses of which encryption is required, and {loose} of which less is asked than of all, are more than the \
+             {MOST_EXCEPTIONS} that are told one by one: other nodes' pods are held to what the mesh asks for where less is asked of them, \
+             and all of a node's to what is required of one where those alone are too many"
+        ),
+        advice: "Let policies select fewer pods, or ask it of all by spec.mode of EncryptionMesh default"
+            .to_owned(),
+    }
 }
 
 /// What a pod with these addresses is held to where `desired` stands, in a mesh of mode `base`, over this datapath; `None` as long as it
@@ -183,48 +221,6 @@ fn pods_of<'a>((node, owned): (&'a str, &'a [(IpNet, Class)])) -> impl Iterator<
 /// The device by which the pod with this address spoke is not there any more.
 fn is_gone(address: &IpAddr, origins: &BTreeMap<IpAddr, Origin>, datapath: Option<&Datapath>) -> bool {
     datapath.zip(origins.get(address)).is_some_and(|(datapath, origin)| {
-        datapath.origins.get(address) == Some(origin) && !datapath.alive.contains(&origin.device)
+        datapath.origins.get(address) == Some(origin) && !is_alive(Some(datapath), origin)
     })
-}
-
-/// Pods of this node that are held to more than policies ask for, since it is not known by which device they speak, or that is gone.
-pub(super) fn problems(
-    inputs: &Inputs<'_>,
-    unknown_device: Vec<IpAddr>,
-    prefixes: &BTreeMap<IpNet, Prefix>,
-    origins: &BTreeMap<IpAddr, Origin>,
-) -> Vec<Problem> {
-    /// Most addresses that are named.
-    const MOST: usize = 5;
-    let problem = |addresses: Vec<IpAddr>, message: &str, advice: &str| Problem {
-        kind: ProblemKind::Kernel,
-        object: format!("pods of this node at {}", few(addresses.into_iter(), MOST)),
-        field: String::new(),
-        message: message.to_owned(),
-        advice: advice.to_owned(),
-    };
-    let is_required = |address: &IpAddr| {
-        prefixes.get(&IpNet::from(*address)).is_some_and(|prefix| prefix.asked == Asked::Require)
-    };
-    let datapath = inputs.observed.datapath.as_ref();
-    let is_held = |address: &&IpAddr| !is_required(address) && is_gone(address, origins, datapath);
-    let gone: Vec<IpAddr> = origins.keys().filter(is_held).copied().collect();
-    let unknown = (!unknown_device.is_empty()).then(|| {
-        problem(
-            unknown_device,
-            "a policy asks for less of them than the mesh does, but it is not known by which device they speak, and so whether it is they \
-             who have these addresses: they are held to what the mesh asks for",
-            "If this lasts, the node's network plugin is one of those whose pods' devices kubeveil does not find: it knows veth and netkit \
-             devices that have a route of their own, or are ports of a bridge",
-        )
-    });
-    let gone = (!gone.is_empty()).then(|| {
-        problem(
-            gone,
-            "the devices by which they spoke are gone, so that anybody may have these addresses: as much is asked of them as of a pod \
-             that is not known",
-            "If this lasts, delete the pods, so that they are made anew",
-        )
-    });
-    unknown.into_iter().chain(gone).collect()
 }

@@ -75,14 +75,25 @@ fn host(told: &[(&str, Origin)], alive: &[u32]) -> Observed {
     };
     let datapath = Datapath {
         origins: told.iter().map(|(address, origin)| (at(address), *origin)).collect(),
-        alive: alive.iter().copied().collect(),
+        alive: told
+            .iter()
+            .map(|(_, origin)| origin)
+            .filter(|origin| alive.contains(&origin.device))
+            .map(Origin::key)
+            .collect(),
         ..Datapath::default()
     };
     Observed { links: links.into(), neighbours, datapath: Some(datapath), ..Observed::default() }
 }
 
 fn of(uid: &str, device: u32, via: u32) -> Origin {
-    Origin { device, via, pod: in_few_words(uid) }
+    Origin { device, via, pod: in_few_words(uid, &Pod::default()) }
+}
+
+fn known(knowledge: &Knowledge, observed: &Observed) -> BTreeMap<IpAddr, Origin> {
+    let origins = origins("me", knowledge, observed);
+    assert_eq!(origins.disputed, BTreeSet::new());
+    origins.known
 }
 
 /// By a route of its own, or as who was heard behind a bridge's port; and by nothing that might be somebody else's.
@@ -101,13 +112,13 @@ fn a_pods_device_is_found_where_it_is_plain() {
         ("10.244.1.40", None),
     ] {
         let knowledge = whole(with(&[pod("uid", "me", &[address])]));
-        let origins = origins("me", &knowledge, &host(&[], &[]));
+        let origins = known(&knowledge, &host(&[], &[]));
         let expected = found.map(|(device, via)| (at(address), of("uid", device, via)));
         assert_eq!(origins, expected.into_iter().collect(), "{address}");
     }
     // Nobody's but this node's.
     let theirs = whole(with(&[pod("uid", "b", &[A])]));
-    assert_eq!(origins("me", &theirs, &host(&[], &[])), BTreeMap::new());
+    assert_eq!(known(&theirs, &host(&[], &[])), BTreeMap::new());
 }
 
 #[test]
@@ -115,45 +126,79 @@ fn two_devices_or_two_pods_are_none() {
     let mut host = host(&[], &[]);
     host.links.insert(14, link("veth", &["10.244.1.7/32"], None));
     let one = whole(with(&[pod("uid", "me", &[A])]));
-    assert_eq!(origins("me", &one, &host), BTreeMap::new());
+    assert_eq!(known(&one, &host), BTreeMap::new());
     host.links.remove(&14);
     let two = whole(with(&[pod("uid", "me", &[A]), pod("another", "me", &[A])]));
-    assert_eq!(origins("me", &two, &host), BTreeMap::new());
+    assert_eq!(known(&two, &host), BTreeMap::new());
     // One that stands stays, whichever of the two it is of.
     host.datapath.as_mut().expect("a datapath").origins.insert(at(A), of("another", 9, 9));
-    assert_eq!(origins("me", &two, &host), [(at(A), of("another", 9, 9))].into());
+    assert_eq!(known(&two, &host), [(at(A), of("another", 9, 9))].into());
 }
 
 /// The heart of it: a source that still tells of a pod that is gone does not give its rights to who has its address now.
 #[test]
 fn a_pod_is_bound_once() {
     let told = [(A, of("uid", 5, 5)), (B, of("uid", 6, 6))];
-    let host = host(&told, &[6]);
+    let here = host(&told, &[6]);
     let still = whole(with(&[pod("uid", "me", &[A, B])]));
-    assert_eq!(origins("me", &still, &host), told.map(|(address, origin)| (at(address), origin)).into());
+    assert_eq!(known(&still, &here), told.map(|(address, origin)| (at(address), origin)).into());
     // It tells of another by now.
+    let gone = host(&told, &[]);
     let other = whole(with(&[pod("other", "me", &[A, B])]));
     let now = [(at(A), of("other", 10, 10)), (at(B), of("other", 21, 20))];
-    assert_eq!(origins("me", &other, &host), now.into());
-    // A pod may have another address than before.
+    assert_eq!(known(&other, &gone), now.into());
+    // A pod may have another address than before, and another network.
     let moved = whole(with(&[pod("uid", "me", &["10.244.1.9"])]));
-    assert_eq!(origins("me", &moved, &host), [(at("10.244.1.9"), of("uid", 22, 20))].into());
+    assert_eq!(known(&moved, &gone), [(at("10.244.1.9"), of("uid", 22, 20))].into());
+    let (uid, mut anew) = pod("uid", "me", &[A]);
+    anew.network_since = jiff::Timestamp::from_second(1_000).ok();
+    let expected = Origin { pod: in_few_words("uid", &anew), ..of("uid", 10, 10) };
+    let anew = whole(with(&[(uid, anew)]));
+    assert_eq!(known(&anew, &gone), [(at(A), expected)].into());
+    // What is there is not made anew by what is told of it.
+    assert_eq!(known(&anew, &host(&told, &[5])), [(at(A), told[0].1)].into());
+}
+
+/// A source that goes back (a restored etcd, an older file) does not give a device that is there to a pod that is no more.
+#[test]
+fn a_device_that_is_there_is_nobody_elses() {
+    let told = [(A, of("now", 10, 10)), ("10.244.1.9", of("now-too", 21, 20))];
+    let host = host(&told, &[10, 21]);
+    let earlier = whole(with(&[pod("then", "me", &[A]), pod("now-too", "me", &["10.244.1.9"])]));
+    let origins = origins("me", &earlier, &host);
+    assert_eq!(origins.known, told.map(|(address, origin)| (at(address), origin)).into());
+    assert_eq!(origins.disputed, [at(A)].into());
+    // Nor by another address: behind a bridge a port may be told of as somebody else's.
+    let by_port = whole(with(&[pod("then", "me", &["10.244.1.8"])]));
+    assert_eq!(known(&by_port, &host), BTreeMap::new());
+}
+
+#[test]
+fn no_more_are_bound_than_the_map_holds() {
+    let pods: Vec<_> = (0..5_000_u32)
+        .map(|n| pod(&n.to_string(), "me", &[&format!("10.244.{}.{}", n / 250, n % 250)]))
+        .collect();
+    let links = (0..5_000_u32)
+        .map(|n| (100 + n, link("veth", &[&format!("10.244.{}.{}/32", n / 250, n % 250)], None)));
+    let observed =
+        Observed { links: links.collect(), datapath: Some(Datapath::default()), ..Observed::default() };
+    assert_eq!(known(&whole(with(&pods)), &observed).len(), MAX_ORIGINS);
 }
 
 #[test]
 fn nobody_is_forgotten_on_hearsay() {
     let told = [(A, of("uid", 5, 5))];
     let host = host(&told, &[]);
-    assert_eq!(origins("me", &Knowledge::Partial(with(&[])), &host), [(at(A), told[0].1)].into());
-    assert_eq!(origins("me", &whole(with(&[])), &host), BTreeMap::new());
+    assert_eq!(known(&Knowledge::Partial(with(&[])), &host), [(at(A), told[0].1)].into());
+    assert_eq!(known(&whole(with(&[])), &host), BTreeMap::new());
     let no_policy = Snapshot { policies: Policies::default(), ..with(&[pod("uid", "me", &[A])]) };
-    assert_eq!(origins("me", &whole(no_policy), &host), BTreeMap::new());
+    assert_eq!(known(&whole(no_policy), &host), BTreeMap::new());
 }
 
 /// Bridges are asked as long as somebody behind one is not found, and only where policies are.
 #[test]
 fn bridges_are_asked_for_who_is_behind_one() {
-    let looks = |snapshot: Snapshot, host: &Observed| is_looking("me", &whole(snapshot), host);
+    let looks = |snapshot: Snapshot, host: &Observed| !unfound("me", &whole(snapshot), host).is_empty();
     let mut host = host(&[], &[]);
     assert!(!looks(with(&[pod("uid", "me", &[A, B])]), &host));
     assert!(looks(with(&[pod("uid", "me", &["10.244.1.99"])]), &host));

@@ -72,14 +72,15 @@ pub struct Workloads {
 
 impl Workloads {
     /// Without the pods of `node` of which all that is told is of before `boot`, when the node was started last: their addresses may be
-    /// others' by now. `None`: there is no such pod.
-    pub fn without_earlier(&self, node: &str, boot: Timestamp) -> Option<Self> {
+    /// others' by now; and those addresses. `None`: there is no such pod.
+    pub fn without_earlier(&self, node: &str, boot: Timestamp) -> Option<(Self, BTreeSet<IpAddr>)> {
         let is_earlier = |pod: &Pod| pod.node == node && pod.network_since.is_some_and(|since| since < boot);
-        let has_any = self.pods.values().any(is_earlier);
-        has_any.then(|| {
+        let earlier: Vec<&Pod> = self.pods.values().filter(|pod| is_earlier(pod)).collect();
+        (!earlier.is_empty()).then(|| {
+            let addresses = earlier.iter().flat_map(|pod| &pod.addresses).copied().collect();
             let mut now = self.clone();
             now.pods.retain(|_, pod| !is_earlier(pod));
-            now
+            (now, addresses)
         })
     }
 

@@ -68,6 +68,13 @@ fn written(map: &str, done: Result<(), MapError>) -> Result<(), KernelError> {
     done.map_err(failed("write", map))
 }
 
+/// The kernel's answer to who puts a device into a devmap that is not there (`kernel/bpf/devmap.c`, `__dev_map_alloc_node`: EINVAL).
+fn is_no_device(error: &std::io::Error) -> bool {
+    [rustix::io::Errno::INVAL, rustix::io::Errno::NODEV]
+        .iter()
+        .any(|e| error.raw_os_error() == Some(e.raw_os_error()))
+}
+
 /// A key that is gone already was what we wanted.
 fn removed(map: &str, done: Result<(), MapError>) -> Result<(), KernelError> {
     match done {
@@ -218,12 +225,12 @@ impl Maps {
         Ok(out)
     }
 
-    /// Those of their devices that are there.
+    /// Keys of those of their devices that are there.
     pub fn alive(&self, origins: &BTreeMap<IpAddr, Origin>) -> Result<BTreeSet<u32>, KernelError> {
         let mut out = BTreeSet::new();
         for origin in origins.values() {
-            match self.alive.get(origin.device, 0) {
-                Ok(_) => drop(out.insert(origin.device)),
+            match self.alive.get(origin.key(), 0) {
+                Ok(_) => drop(out.insert(origin.key())),
                 Err(MapError::KeyNotFound) => {}
                 Err(e) => return Err(failed("read", names::ALIVE)(e)),
             }
@@ -233,12 +240,20 @@ impl Maps {
 
     /// Says by which device a pod speaks, which is there now.
     pub fn put_origin(&mut self, address: IpAddr, origin: Origin) -> Result<(), KernelError> {
-        self.unsettle()?;
         // That it is there first: what is said of the address holds only then.
-        self.alive.insert(origin.device, origin.device, None, 0).map_err(|e| match e {
-            XdpMapError::MapError(e) => failed("write", names::ALIVE)(e),
-            other => KernelError::new("write", format!("map {}", names::ALIVE), std::io::Error::other(other)),
-        })?;
+        match self.alive.insert(origin.key(), origin.device, None, 0) {
+            Ok(()) => {}
+            // It went while we looked, and the next look shows it.
+            Err(XdpMapError::MapError(MapError::SyscallError(e))) if is_no_device(&e.io_error) => {
+                return Ok(());
+            }
+            Err(XdpMapError::MapError(e)) => return Err(failed("write", names::ALIVE)(e)),
+            Err(other) => {
+                let other = std::io::Error::other(other);
+                return Err(KernelError::new("write", format!("map {}", names::ALIVE), other));
+            }
+        }
+        self.unsettle()?;
         written(names::ORIGINS, self.origins.insert(key(IpNet::from(address)).data(), Raw(origin), 0))
     }
 

@@ -1,7 +1,7 @@
 //! The datapath in the kernel: programs, maps and attachments, all pinned.
 //!
 //! ```text
-//! <bpf-dir>/v2/maps/CONFIG …           shared by every build of this ABI
+//! <bpf-dir>/v3/maps/CONFIG …           shared by every build of this ABI
 //!              programs-<build>/steer …  the programs of one object file
 //!              links/steer-<ifindex> …   attachments; an upgrade updates them in place
 //!                                      (before Linux 6.6: filters, which need no pin)

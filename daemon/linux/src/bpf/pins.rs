@@ -208,6 +208,6 @@ mod tests {
         assert_eq!(parse_link("somebody-12"), None);
         assert_eq!(parse_link("steer-x"), None);
         let pins = Pins::new(Path::new("/bpf"));
-        assert_eq!(pins.link((Program::Guard, 3)), Path::new("/bpf/v2/links/guard-3"));
+        assert_eq!(pins.link((Program::Guard, 3)), Path::new("/bpf/v3/links/guard-3"));
     }
 }

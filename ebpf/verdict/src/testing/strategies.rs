@@ -327,7 +327,7 @@ impl Policies {
         }
         if let Some((origin, is_alive)) = self.origin {
             world.bind_pod_to(origin);
-            world.alive.extend(is_alive.then_some(origin.device));
+            world.alive.extend(is_alive.then_some(origin.key()));
         }
         world
     }

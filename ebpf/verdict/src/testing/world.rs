@@ -63,7 +63,7 @@ pub struct World {
     pub devices: BTreeMap<u32, DeviceKind>,
     /// `ORIGINS`.
     pub origins: BTreeMap<Address, Origin>,
-    /// `ALIVE`.
+    /// Keys of `ALIVE`.
     pub alive: BTreeSet<u32>,
     /// `FLOWS`.
     pub flows: RefCell<Vec<(FlowKey, FlowValue)>>,
@@ -110,8 +110,9 @@ impl World {
     /// Its pod is one that speaks by the device that [`Scene`](super::Scene) gives to pods, which is there.
     pub fn bind_pod(&mut self) {
         let device = super::Scene::POD_DEVICE;
-        self.bind_pod_to(Origin { device, via: device, pod: [1, 2] });
-        self.alive.insert(device);
+        let origin = Origin { device, via: device, pod: [1, 2] };
+        self.bind_pod_to(origin);
+        self.alive.insert(origin.key());
     }
 
     /// Its pod was found to speak by this device.
@@ -151,8 +152,8 @@ impl Tables for World {
         self.origins.get(address).copied()
     }
 
-    fn is_alive(&self, device: u32) -> bool {
-        self.alive.contains(&device)
+    fn is_alive(&self, origin: &Origin) -> bool {
+        self.alive.contains(&origin.key())
     }
 
     fn flow(&self, key: &FlowKey) -> Option<FlowValue> {

@@ -218,12 +218,18 @@ fn devices(of: &[(&str, u32)], alive: &[u32]) -> Observed {
         (*index, Link { kind: Some("veth".to_owned()), routes, ..Link::default() })
     };
     let origin = |(address, index): &(&str, u32)| {
-        let pod = origin::in_few_words("ledger");
+        let pod = origin::in_few_words("ledger", &Pod::default());
         (address.parse().expect("an address"), Origin { device: *index, via: *index, pod })
     };
     let datapath = Datapath {
         origins: of.iter().map(origin).collect(),
-        alive: alive.iter().copied().collect(),
+        alive: of
+            .iter()
+            .map(origin)
+            .map(|(_, origin)| origin)
+            .filter(|origin| alive.contains(&origin.device))
+            .map(|origin| origin.key())
+            .collect(),
         ..Datapath::default()
     };
     Observed { links: of.iter().map(link).collect(), datapath: Some(datapath), ..Observed::default() }
@@ -258,27 +264,36 @@ fn what_asks_for_no_more_counts_for_nothing() {
     }
 }
 
-/// Less is asked only of a pod whose device is known; of one whose device is gone the programs ask as of an unknown one, and both are told.
+/// Less is asked only of a pod whose device is known; of one whose device is gone the programs ask as of an unknown one. Both are told.
 #[test]
 fn less_is_asked_of_who_is_known_by_device() {
     let pods = [("ledger", "me", "payments", "10.244.1.8")];
     let told = |observed: &Observed| {
         let desired = over(of_payments(Mode::Require, &pods, PolicyMode::Exempt), &Owners::new(), observed).0;
-        let about: Vec<String> = desired
-            .problems
-            .iter()
-            .filter(|problem| problem.object.contains("10.244.1.8"))
-            .map(|problem| problem.message.split(':').next().unwrap_or_default().to_owned())
-            .collect();
-        (asked_in(&desired, "10.244.1.8/32"), about.join("; "))
+        (asked_in(&desired, "10.244.1.8/32"), desired.held_back.into_values().collect::<Vec<_>>())
     };
-    let (asked, problem) = told(&Observed::default());
-    assert_eq!(asked, None);
-    assert!(problem.contains("not known by which device they speak"), "{problem}");
-    let (asked, problem) = told(&devices(&[("10.244.1.8", 10)], &[]));
-    assert_eq!(asked, Some(Asked::Exempt));
-    assert!(problem.contains("are gone"), "{problem}");
-    assert_eq!(told(&devices(&[("10.244.1.8", 10)], &[10])), (Some(Asked::Exempt), String::new()));
+    assert_eq!(told(&Observed::default()), (None, vec![Why::DeviceUnknown]));
+    let exempt = Some(Asked::Exempt);
+    assert_eq!(told(&devices(&[("10.244.1.8", 10)], &[])), (exempt, vec![Why::DeviceGone]));
+    assert_eq!(told(&devices(&[("10.244.1.8", 10)], &[10])), (exempt, vec![]));
+    let mut others = devices(&[("10.244.1.8", 10)], &[10]);
+    let datapath = others.datapath.as_mut().expect("a datapath");
+    for origin in datapath.origins.values_mut() {
+        origin.pod = [1, 2];
+        datapath.alive = [origin.key()].into();
+    }
+    assert_eq!(told(&others), (None, vec![Why::Disputed]));
+}
+
+/// Whose device is gone matters where more is asked of a pod that is not known.
+#[test]
+fn a_device_that_is_gone_is_told_of_where_it_matters() {
+    let gone = devices(&[("10.244.1.8", 10)], &[]);
+    let pods = [("ledger", "me", "shop", "10.244.1.8"), ("other", "me", "payments", "10.244.1.9")];
+    for (asked, held_back) in [(PolicyMode::Require, vec![Why::DeviceGone]), (PolicyMode::Prefer, vec![])] {
+        let desired = over(of_payments(Mode::Observe, &pods, asked), &Owners::new(), &gone).0;
+        assert_eq!(desired.held_back.into_values().collect::<Vec<_>>(), held_back, "{asked}");
+    }
 }
 
 /// It ends by the clock that programs count on, is written once, and no more when it is over.
@@ -324,6 +339,8 @@ fn who_is_exempt_takes_no_room_from_others() {
         assert_eq!(asked_in(&desired, "fd00:244:2::7/128"), written);
         assert_eq!(asked_in(&desired, "fd00:244:2::ea60/128"), Some(Asked::Require));
         assert_eq!(asked_in(&desired, "fd00:244:2::/64"), Some(Asked::Mesh));
+        let told = desired.problems.iter().any(|problem| problem.message.contains("are more than the 16384"));
+        assert_eq!(told, written.is_none(), "{:?}", desired.problems);
     }
 }
 

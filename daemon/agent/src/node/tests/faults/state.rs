@@ -74,7 +74,7 @@ fn maps(truth: &Observed, kernel: &Datapath, state: &mut State) {
         state.push((node_of(net), format!("prefix {net} {:?} {peer:?} {:?}", prefix.kind, prefix.asked)));
     }
     for (address, origin) in &datapath.origins {
-        let is_there = datapath.alive.contains(&origin.device);
+        let is_there = datapath.alive.contains(&origin.key());
         state.push((None, format!("{address} by {} {is_there} {:?}", device(&origin.device), origin.pod)));
     }
     for (index, value) in &datapath.peers {
