@@ -206,6 +206,11 @@ impl Lab {
         batch(Some(&pod.name()), &plan::pod_lines(pod, self.spec.families))
     }
 
+    /// From now on there is a route to `pod` alone, and it is no port of its node's bridge.
+    pub fn route_pod(&self, pod: Pod) -> Result<()> {
+        batch(Some(&pod.node.name()), &plan::routed_lines(pod, self.spec.families))
+    }
+
     /// Takes the lab down. Goes on past an error, and reports them all.
     pub fn take_down(mut self) -> Result<()> {
         let errors = self.undo_all();

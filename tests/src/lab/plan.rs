@@ -89,6 +89,18 @@ pub(super) fn device_of(pod: Pod) -> String {
     format!("veth-{}", pod.letter)
 }
 
+/// What takes a pod off its node's bridge, and gives it a route of its own, as plugins that route do.
+pub(super) fn routed_lines(pod: Pod, families: Families) -> Vec<String> {
+    let device = device_of(pod);
+    let mut lines = vec![format!("link set dev {device} nomaster up")];
+    for &family in families.all() {
+        let whole = if family == Family::V4 { 32 } else { 128 };
+        lines.push(address(pod.node.gateway(family), whole, &device, family));
+        lines.push(format!("route add {}/{whole} dev {device}", pod.address(family)));
+    }
+    lines
+}
+
 fn pair(device: &str, namespace: &str, peer: &str, peer_namespace: &str) -> String {
     format!("link add {device} netns {namespace} type veth peer name {peer} netns {peer_namespace}")
 }

@@ -12,6 +12,7 @@ use crate::policies::{is_held_back, is_plain, payments, wait_for, with_pod, writ
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_exemption_ends_with_its_pod", exemption).nodes(2),
+    Scenario::new("so_does_a_routed_pods", routed).nodes(2),
     Scenario::new("an_address_that_is_given_on_is_nobodys", given_on).mode(Mode::Observe).nodes(2),
 ];
 
@@ -41,7 +42,20 @@ fn exemption(stage: &mut Stage) -> Result<()> {
     for (from, to) in [("1b", "2b"), ("1a", "2b"), ("1b", "2a")] {
         is_held_back(stage, from, to)?;
     }
-    ends_with_its_pod(stage)
+    ends_with_its_pod(stage, |_| Ok(()))
+}
+
+/// The same where a plugin routes to each pod, and no bridge is between the pod's device and the node.
+fn routed(stage: &mut Stage) -> Result<()> {
+    let by_route = |stage: &Stage| stage.lab.route_pod(pod("1a"));
+    by_route(stage)?;
+    write(stage, &scrapes())?;
+    stage.lab.daemon(Node(1)).start()?;
+    wait_for(stage, "1a", "2a", true)?;
+    is_plain(stage, "1a", "2a")?;
+    is_plain(stage, "2a", "1a")?;
+    is_held_back(stage, "1a", "2b")?;
+    ends_with_its_pod(stage, by_route)
 }
 
 /// One namespace requires encryption, and shop's pods are known to be none of it.
@@ -50,7 +64,7 @@ fn given_on(stage: &mut Stage) -> Result<()> {
     stage.lab.daemon(Node(1)).start()?;
     is_plain(stage, "1a", "2a")?;
     wait_for_device(stage)?;
-    ends_with_its_pod(stage)
+    ends_with_its_pod(stage, |_| Ok(()))
 }
 
 /// What may pass does so before the device is found, too; so that has to be waited for by itself.
@@ -70,10 +84,12 @@ fn devices(stage: &Stage) -> Result<u64> {
     status["policies"]["knownByDevice"].as_u64().context("status.policies.knownByDevice")
 }
 
-fn ends_with_its_pod(stage: &mut Stage) -> Result<()> {
+/// `connect` is what the plugin does with a pod beyond what the lab does.
+fn ends_with_its_pod(stage: &mut Stage, connect: impl FnOnce(&Stage) -> Result<()>) -> Result<()> {
     stage.lab.daemon(Node(1)).kill()?;
     is_plain(stage, "1a", "2a").context("while no daemon is there")?;
     stage.lab.replace_pod(pod("1a"))?;
+    connect(stage)?;
     another_has_its_address(stage).context("while no daemon is there")?;
     stage.lab.daemon(Node(1)).start()?;
     another_has_its_address(stage).context("the source tells of the old pod")?;
