@@ -1,8 +1,8 @@
 //! Bypasses: which nodes are spoken to in plain for a while, since people say so (`spec.bypasses` of the mesh).
 //!
-//! The wall clock is asked once about each of them, when it is first heard of: from then on its end is a second since boot, and only
-//! ever comes nearer. So neither a clock that is set back nor a daemon that starts again makes one longer: [`Record`] is what was
-//! heard of, on disk. Where it is lost, what stands in the kernel's map is the most that may be.
+//! One begins only while the wall clock shows a time at which it is on. From then on its end is a second since boot, and only ever
+//! comes nearer. So neither a clock that is set back nor a daemon that starts again makes one longer: [`Record`] is what was heard
+//! of, on disk. Where it is lost, what stands in the kernel's map is the most that may be.
 //!
 //! Two nodes hear of a bypass at two moments, and their clocks differ. Nothing is lost to that: each listens to the other in plain from
 //! the moment at which it hears of it, speaks in plain itself some seconds later ([`LEAD`]), and listens a little longer than its
@@ -19,6 +19,10 @@ use crate::{observed::Datapath, ownership::Assignment};
 
 /// Seconds after which a node that has heard of a bypass speaks in plain where there is a tunnel: the other one has heard of it by then.
 pub const LEAD: u32 = 5;
+/// Seconds that the clock of who wrote a bypass may be ahead of this node's.
+const AHEAD: i64 = 60;
+/// Seconds until a clock that shows a time before a bypass was written is looked at again.
+const RECHECK: u32 = 10;
 
 /// What this node has heard of. Seconds are those since boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -36,15 +40,15 @@ struct Entry {
     at: Timestamp,
     /// What the mesh last said, if that was never later before.
     until: Timestamp,
-    /// When it was first heard of in this boot …
+    /// When it was first heard of in this boot.
     since: u32,
-    /// … and what the wall clock showed then, seconds since 1970.
+    /// What the wall clock showed when it was first heard of, or began; seconds since 1970.
     epoch: u64,
     /// From when on this node speaks in plain, where there is a tunnel.
     from: u32,
-    /// When it ends; 0: it never began here.
+    /// When it ends; 0: it has not begun here.
     end: u32,
-    /// It has ended, and does not begin again in another boot.
+    /// It has ended, or never begins here; in another boot neither.
     over: bool,
 }
 
@@ -102,11 +106,9 @@ impl<'a> Seen<'a> {
         second(self.now)
     }
 
-    /// Seconds that a bypass has left by the wall clock, and never more than it was asked for: that clock may be wrong.
-    fn left(&self, bypass: &Bypass) -> u32 {
-        let until = u64::try_from(bypass.until.as_second()).unwrap_or(0);
-        let left = until.saturating_sub(self.epoch.as_secs()).min(bypass.length());
-        u32::try_from(left).unwrap_or(u32::MAX)
+    /// What the wall clock shows, seconds since 1970.
+    fn clock(&self) -> i64 {
+        i64::try_from(self.epoch.as_secs()).unwrap_or(i64::MAX)
     }
 
     /// The latest end that a bypass of `peer` may have that nobody has on record.
@@ -129,46 +131,77 @@ fn second(now: Duration) -> u32 {
 }
 
 impl Entry {
-    /// Heard of for the first time in this boot.
+    /// Heard of for the first time.
     fn first(peer: &str, bypass: &Bypass, seen: &Seen<'_>) -> Self {
-        let now = seen.second();
-        let left = seen.left(bypass);
-        let end = if left == 0 { 0 } else { now.saturating_add(left).min(seen.latest(peer)) };
-        // What speaks in plain already goes on.
-        let speaks = seen.standing.get(peer).is_some_and(|value| value.is_bypassed(now));
         Self {
             peer: peer.to_owned(),
             at: bypass.at,
             until: bypass.until,
-            since: now,
+            since: seen.second(),
             epoch: seen.epoch.as_secs(),
-            from: if speaks { now } else { now.saturating_add(LEAD) },
-            end,
-            over: now >= end,
+            from: 0,
+            end: 0,
+            over: false,
         }
     }
 
     /// Heard of in an earlier boot, whose seconds mean nothing now. Only a clock that has gone on since is believed.
-    fn after_boot(&self, bypass: &Bypass, seen: &Seen<'_>) -> Self {
-        let first = Self::first(&self.peer, bypass, seen);
-        if self.over || seen.epoch.as_secs() < self.epoch {
-            return Self { end: 0, over: true, ..first };
-        }
-        first
+    fn after_boot(self, seen: &Seen<'_>) -> Self {
+        let is_set_back = self.end != 0 && seen.epoch.as_secs() < self.epoch;
+        Self { since: seen.second(), end: 0, over: self.over || is_set_back, ..self }
     }
 
-    /// Heard of again.
-    fn again(mut self, bypass: &Bypass, seen: &Seen<'_>) -> Self {
-        if bypass.until < self.until {
-            let now = seen.second();
-            // Though the wall clock were set back meanwhile.
-            let longest = self.since.saturating_add(u32::try_from(bypass.length()).unwrap_or(u32::MAX));
-            let end = now.saturating_add(seen.left(bypass)).min(longest);
-            // From when we hear of it on, the other end may be as late as we are.
-            self.end = self.end.min(end.max(now));
-            self.until = bypass.until;
+    /// Seconds that it has left by the wall clock.
+    fn left(&self, seen: &Seen<'_>) -> u32 {
+        u32::try_from(self.until.as_second().saturating_sub(seen.clock()).max(0)).unwrap_or(u32::MAX)
+    }
+
+    /// Its end whatever clocks say: it lasts no longer than it was asked for, from when it was first heard of.
+    fn longest(&self) -> u32 {
+        let length = self.until.as_second().saturating_sub(self.at.as_second()).max(0);
+        self.since.saturating_add(u32::try_from(length).unwrap_or(u32::MAX))
+    }
+
+    /// Begins if it is on by the wall clock, never does if that shows a later time, and waits if an earlier one.
+    fn begin(mut self, seen: &Seen<'_>) -> Self {
+        let now = seen.second();
+        let latest = seen.latest(&self.peer);
+        let end = self.longest().min(latest).min(now.saturating_add(self.left(seen)));
+        let is_early =
+            seen.clock() < self.at.as_second().saturating_sub(AHEAD) || seen.epoch.as_secs() < self.epoch;
+        if now >= end {
+            self.over = true;
+        } else if is_early {
+            // What is known only from the map is not known later.
+            self.over = latest != u32::MAX;
+        } else {
+            // What speaks in plain already goes on.
+            let speaks = seen.standing.get(&self.peer).is_some_and(|value| value.is_bypassed(now));
+            self.from = if speaks { now } else { now.saturating_add(LEAD) };
+            (self.epoch, self.end) = (seen.epoch.as_secs(), end);
         }
-        self.over |= seen.second() >= self.end;
+        self
+    }
+
+    /// The mesh says so.
+    fn said(mut self, bypass: &Bypass, seen: &Seen<'_>) -> Self {
+        let is_sooner = bypass.until < self.until;
+        self.until = self.until.min(bypass.until);
+        match (self.over, self.end) {
+            (true, _) => return self,
+            (false, 0) => return self.begin(seen),
+            (false, _) => {}
+        }
+        let now = seen.second();
+        let left = self.left(seen);
+        if is_sooner {
+            // From when we hear of it on, the other end may be as late as we are; though the wall clock were set back meanwhile.
+            self.end = self.end.min(now.saturating_add(left).min(self.longest()).max(now));
+        }
+        if left == 0 {
+            self.end = self.end.min(now);
+        }
+        self.over = now >= self.end;
         self
     }
 
@@ -202,27 +235,32 @@ impl Record {
         let is_same_boot =
             self.boot == seen.boot && self.entries.iter().all(|entry| entry.since <= seen.second());
         let mut left = self.entries.clone();
+        if !is_same_boot {
+            left = left.into_iter().map(|entry| entry.after_boot(seen)).collect();
+        }
         let mut entries = Vec::new();
         for bypass in seen.bypasses {
             let Some(peer) = bypass.peer_of(seen.node) else { continue };
             let is_it = |entry: &Entry| entry.peer == peer && entry.at == bypass.at;
-            entries.push(match left.iter().position(is_it).map(|at| left.remove(at)) {
-                Some(entry) if is_same_boot => entry.again(bypass, seen),
-                Some(entry) => entry.after_boot(bypass, seen),
-                None => Entry::first(peer, bypass, seen),
-            });
+            let known = left.iter().position(is_it).map(|at| left.remove(at));
+            let entry = known.unwrap_or_else(|| Entry::first(peer, bypass, seen));
+            entries.push(entry.said(bypass, seen));
         }
         entries.extend(left.into_iter().filter(|_| is_same_boot).filter_map(|entry| entry.gone(seen)));
         Self { boot: seen.boot.to_owned(), entries }
     }
 
-    /// Those of them that `before` has: what opens nothing.
+    /// What `before` had not begun waits.
     #[must_use]
     pub fn without_news(mut self, before: &Self) -> Self {
-        self.entries.retain(|entry| {
-            before.boot == self.boot
-                && before.entries.iter().any(|was| was.peer == entry.peer && was.at == entry.at)
-        });
+        for entry in &mut self.entries {
+            let is_it =
+                |was: &&Entry| was.peer == entry.peer && was.at == entry.at && was.since == entry.since;
+            let was = before.entries.iter().find(is_it).filter(|_| before.boot == self.boot);
+            if was.is_none_or(|was| was.end == 0) {
+                entry.end = 0;
+            }
+        }
         self
     }
 
@@ -251,11 +289,20 @@ impl Record {
         Bypassing { peers }
     }
 
+    /// Those that have not begun, as this node's clock shows a time before they were written: with whom, and when that was.
+    pub fn waiting(&self) -> impl Iterator<Item = (&str, Timestamp)> {
+        self.entries
+            .iter()
+            .filter(|entry| entry.end == 0 && !entry.over)
+            .map(|entry| (&*entry.peer, entry.at))
+    }
+
     /// When something begins or ends by itself.
     pub fn next_look(&self, now: Duration) -> Option<Duration> {
         let heard = self.entries.iter().filter(|entry| entry.is_heard(second(now)));
         let moments = heard.flat_map(|entry| [entry.from, entry.end, entry.end.saturating_add(BYPASS_GRACE)]);
-        let ahead = moments.map(|at| Duration::from_secs(at.into())).filter(|at| *at > now);
+        let recheck = self.waiting().next().map(|_| second(now).saturating_add(RECHECK));
+        let ahead = moments.chain(recheck).map(|at| Duration::from_secs(at.into())).filter(|at| *at > now);
         ahead.min().map(|at| at - now)
     }
 }

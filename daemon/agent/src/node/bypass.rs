@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
+use jiff::Timestamp;
 use kubeveil_api::status::BypassStatus;
 use kubeveil_core::{
     bypass::{Bypassed, Bypassing, Kept, Record, Seen},
     ownership::Assignment,
     policy::FlowMode,
-    problem::{Problem, readable},
+    problem::{Problem, ProblemKind, readable},
     snapshot::Knowledge,
 };
 use kubeveil_linux::Kernel;
@@ -62,6 +63,7 @@ impl Bypasses {
                 self.kept = Kept::Whole;
             }
         }
+        let problem = problem.or_else(|| next.waiting().next().map(|(peer, at)| waits(peer, at)));
         let bypassing = next.bypassing(&seen);
         self.record = next;
         let changes = bypassing != self.bypassing;
@@ -134,10 +136,23 @@ impl<K: Kernel> Node<K> {
                 node: peer.clone(),
                 until: bypassed.until,
                 ends_in: u64::from(bypassed.end).saturating_sub(now.monotonic.as_secs()),
-                by: bypassed.by.clone(),
-                reason: bypassed.reason.clone(),
+                by: readable(&bypassed.by),
+                reason: readable(&bypassed.reason),
             })
             .collect()
+    }
+}
+
+fn waits(peer: &str, at: Timestamp) -> Problem {
+    Problem {
+        kind: ProblemKind::State,
+        object: "EncryptionMesh default".to_owned(),
+        field: "spec.bypasses".to_owned(),
+        message: format!(
+            "the bypass to {peer} that was written at {at} has not begun, as this node's clock shows an earlier time"
+        ),
+        advice: "What the other node sends in plain is dropped here: set the clock, or end the bypass"
+            .to_owned(),
     }
 }
 

@@ -78,23 +78,70 @@ fn its_life() {
     assert_eq!(record.step(&seen(&all, 5_000)), record);
 }
 
-/// The wall clock is asked once.
+/// A bypass has an end by the time since boot, and none by a clock that was set back.
 #[test]
 fn a_clock_that_is_set_makes_none_longer() {
     let all = [bypass(100, 600)];
     let (mut record, _) = step(&Record::default(), &seen(&all, 102));
-    for (now, epoch) in [(103, 0), (200, EPOCH), (300, EPOCH + 9_000), (699, EPOCH)] {
+    for (now, epoch) in [(103, 0), (200, EPOCH), (300, EPOCH + 699), (699, EPOCH)] {
         let told;
         (record, told) = step(&record, &Seen { epoch: Duration::from_secs(epoch), ..seen(&all, now) });
         assert_eq!(told, Some((102 + LEAD, 700)), "{now} {epoch}");
     }
     let late = Seen { epoch: Duration::from_secs(EPOCH), ..seen(&all, 710) };
     assert_eq!(step(&record, &late).1, None);
-    // One that shows nonsense when it is asked.
-    let wrong = Seen { epoch: Duration::ZERO, ..seen(&all, 102) };
-    assert_eq!(step(&Record::default(), &wrong).1, Some((102 + LEAD, 702)));
+    // One that goes on ends it.
+    let (record, _) = step(&Record::default(), &seen(&all, 102));
+    let ahead = Seen { epoch: Duration::from_secs(EPOCH + 700), ..seen(&all, 300) };
+    let (record, told) = step(&record, &ahead);
+    assert_eq!(told, Some((107, 300)));
+    assert_eq!(step(&record, &seen(&all, 301)).1, Some((107, 300)), "for good");
     let ahead = Seen { epoch: Duration::from_secs(EPOCH + 9_000), ..seen(&all, 102) };
     assert_eq!(step(&Record::default(), &ahead).1, None);
+}
+
+/// Without a battery it is 1970: nobody knows what is on. Nor does anything begin before it was written.
+#[test]
+fn a_clock_that_is_behind_opens_nothing_until_it_is_right() {
+    let all = [bypass(100, 600)];
+    let at = |now: u64, epoch: u64| Seen { epoch: Duration::from_secs(epoch), ..seen(&all, now) };
+    for epoch in [0, EPOCH, EPOCH + 39] {
+        let (waits, told) = step(&Record::default(), &at(102, epoch));
+        assert_eq!(told, None, "{epoch}");
+        assert_eq!(waits.waiting().collect::<Vec<_>>(), [("b", time(EPOCH + 100))]);
+        assert_eq!(waits.next_look(Duration::from_secs(102)), Some(Duration::from_secs(RECHECK.into())));
+        let (waits, told) = step(&waits, &at(300, epoch));
+        assert_eq!(told, None, "{epoch}");
+        // It is right.
+        let (begun, told) = step(&waits, &seen(&all, 310));
+        assert_eq!((told, begun.waiting().count()), (Some((310 + LEAD, 700)), 0));
+        // It is right too late: that it is over was known by the seconds since boot already.
+        let (over, told) = step(&waits, &seen(&all, 700));
+        assert_eq!((told, over.waiting().count(), over.next_look(Duration::from_secs(700))), (None, 0, None));
+        // It is wrong again, in another way: no longer than was asked for, from when it was heard of.
+        assert_eq!(step(&waits, &at(650, EPOCH + 100)).1, Some((650 + LEAD, 702)));
+        assert_eq!(step(&waits, &at(702, EPOCH + 100)).1, None);
+        assert_eq!(step(&step(&waits, &at(702, epoch)).0, &at(500, EPOCH + 500)).1, None, "for good");
+        // In another boot it waits again.
+        let booted = |epoch| Seen { boot: "another", ..at(20, epoch) };
+        let (waits, told) = step(&waits, &booted(0));
+        assert_eq!(told, None);
+        assert_eq!(step(&waits, &booted(EPOCH + 300)).1, Some((20 + LEAD, 420)));
+    }
+    // Whoever writes may have a clock that is somewhat ahead.
+    assert_eq!(step(&Record::default(), &at(102, EPOCH + 40)).1, Some((102 + LEAD, 702)));
+    // One that is written for next year begins neither now nor then.
+    let next_year = [bypass(30_000_000, 600)];
+    let (waits, told) = step(&Record::default(), &seen(&next_year, 102));
+    assert_eq!(told, None);
+    assert_eq!(step(&waits, &seen(&next_year, 30_000_100)).1, None);
+    // Where the record is lost nothing begins later than what stands.
+    for kept in [Kept::Absent, Kept::Unreadable] {
+        let standing = standing(PeerValue::tunnel(0, 3).bypassed(700));
+        let lost = Seen { kept, standing, ..at(400, 0) };
+        let (over, told) = step(&Record::default(), &lost);
+        assert_eq!((told, step(&over, &seen(&all, 410)).1), (None, None));
+    }
 }
 
 /// What is history when it is first heard of never begins, though the clock be set back to when it was on.
@@ -198,6 +245,19 @@ fn what_can_not_be_kept_opens_nothing() {
     assert_eq!(of(&refused, &seen(&all, 201)), Some((107, 700)));
     let refused = Record::default().step(&seen(&all, 201)).without_news(&Record::default());
     assert_eq!(of(&refused, &seen(&all, 201)), None);
+    // Nor what has waited, or was on in another boot; as soon as it can be kept it begins.
+    let (waits, _) = step(&Record::default(), &Seen { epoch: Duration::ZERO, ..seen(&all[..1], 102) });
+    let booted = Seen { boot: "another", now: Duration::from_secs(102), ..seen(&all[..1], 302) };
+    for (before, seen, end) in [(waits, seen(&all[..1], 302), 700), (before, booted, 500)] {
+        let refused = before.step(&seen).without_news(&before);
+        assert_eq!(of(&refused, &seen), None);
+        let later = u32::try_from(seen.now.as_secs()).expect("small") + LEAD;
+        assert_eq!(step(&refused, &seen).1, Some((later, end)));
+    }
+    // But that it is over is known though it can't be kept.
+    let refused = Record::default().step(&seen(&all[..1], 800)).without_news(&Record::default());
+    let back = Seen { epoch: Duration::from_secs(EPOCH + 101), ..seen(&all[..1], 801) };
+    assert_eq!(step(&refused, &back).1, None);
 }
 
 /// What may happen between two looks.

@@ -206,6 +206,27 @@ fn adoption_goes_on_beneath_it() {
     assert!(node.adoption().expect("told").over, "its tunnel is proven");
 }
 
+/// It opens nothing while the clock is behind, says so, and begins when it is right.
+#[test]
+fn a_clock_that_is_behind_is_told_of() {
+    let (mut bench, mut node) = Bench::settled(2);
+    bench.seconds += 200;
+    let began = bench.seconds;
+    bypasses(&bench, 2, 600);
+    for second in 1..30 {
+        node.pass(Now { monotonic: Duration::from_secs(began + second), epoch: Duration::from_secs(second) });
+    }
+    assert_eq!(value(&bench, 2).state(), PeerState::Tunnel);
+    let is_told = |node: &Node<Shared>| node.problems().iter().any(|p| p.message.contains("earlier time"));
+    assert!(is_told(&node), "{:?}", node.problems());
+    bench.seconds += 30;
+    let due = bench.seconds + 20;
+    until(&mut bench, &mut node, due);
+    let end = u32::try_from(began).expect("small") + 600;
+    assert_eq!((value(&bench, 2).state(), value(&bench, 2).bypass_until()), (PeerState::BypassedTunnel, end));
+    assert!(!is_told(&node));
+}
+
 /// What opens is on disk first.
 #[test]
 fn what_can_not_be_kept_does_not_begin() {
