@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use kubeveil_api::{
     bypass::{Bypass, LONGEST_BYPASS, MOST_BYPASSES, MOST_WORDS, bypasses_and},
     mesh::Mode,
-    problem::few,
+    problem::{few, readable},
 };
 use kubeveil_core::{
     control::{Control, Refusal, Sight},
@@ -259,8 +259,8 @@ fn table(all: &[Bypass], now: Timestamp) -> String {
             if bypass.is_on(now) { format!("ON, {} left", age(left)) } else { "over".to_owned() },
             bypass.at.to_string(),
             bypass.until.to_string(),
-            bypass.by.clone(),
-            bypass.reason.clone(),
+            readable(&bypass.by),
+            readable(&bypass.reason),
         ]
     };
     grid(&["NODES", "STATE", "SINCE", "UNTIL", "BY", "REASON"], all.iter().rev().map(row))
@@ -291,6 +291,19 @@ mod tests {
         insta::assert_snapshot!("bypass_begun", begun(&all[0], 600, Mode::Require));
         assert_eq!(table(&[], at(0)), "No bypass is on, and none is on record.\n");
         assert!(begun(&all[0], 600, Mode::Observe).contains("mode is observe"));
+    }
+
+    /// Whoever may write the mesh does not move the cursor of who looks at it, or forge lines.
+    #[test]
+    fn no_control_character_reaches_the_terminal() {
+        let one = Bypass { reason: "a\u{1b}[2J\nb".to_owned(), ..bypass(0, 600, "\u{9b}eve\r") };
+        let text = table(&[one], at(10));
+        assert!(text.contains("\u{fffd}eve\u{fffd}") && text.contains("a\u{fffd}[2J\u{fffd}b"), "{text}");
+        assert_eq!(
+            (text.chars().filter(|c| c.is_control()).count(), text.lines().count()),
+            (2, 2),
+            "{text:?}"
+        );
     }
 
     #[test]

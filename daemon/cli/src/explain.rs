@@ -6,7 +6,7 @@ use clap::Args;
 use jiff::Timestamp;
 use kubeveil_api::{
     policy::FlowMode,
-    problem::few,
+    problem::{few, readable},
     status::{PeerStatus, Status, TunnelState, Way},
 };
 use kubeveil_core::policy::explain::{Course, End, Explanation, Note, Place, Who, explain};
@@ -214,7 +214,8 @@ fn means(explanation: &Explanation) -> &'static str {
 fn going(now: &Carried) -> String {
     match now {
         Carried::Known { on, to, way, state, generation, reason } => {
-            let reason = reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+            let reason =
+                reason.as_ref().map_or_else(String::new, |reason| format!(" ({})", readable(reason)));
             let way = match way {
                 Way::Tunnel => "in the tunnel",
                 Way::Plain => "in plain",
@@ -237,7 +238,9 @@ fn words(note: &Note) -> String {
             "spec.adoption leaves a pair of nodes open until its tunnel is proven, at most until {deadline:.0}; `kubeveil status` on either node names open pairs"
         ),
         Note::Bypassed { until, by, reason } => format!(
-            "in plain until {until:.0} by bypass of {by}: {reason}"
+            "in plain until {until:.0} by bypass of {}: {}",
+            readable(by),
+            readable(reason)
         ),
         Note::DroppedByReceiver => "the controller has not told other nodes yet of whom encryption is required here (VeilPodSlice): what the other end sends without a tunnel is dropped by the receiver, but was on the wire".to_owned(),
         Note::Uninstalled => "spec.uninstall of the mesh asks all agents to clean up, and pod traffic travels in plain from then on".to_owned(),

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use kubeveil_api::{
     mesh::Mode,
+    problem::readable,
     status::{
         AdoptionStatus, BackstopForm, BackstopStatus, BypassStatus, PeerStatus, PolicyStatus, Status, Verdict,
     },
@@ -73,6 +74,7 @@ fn head(status: &Status, colour: bool, out: &mut String) {
 
 fn bypassed(bypass: &BypassStatus) -> String {
     let BypassStatus { node, until, ends_in, by, reason } = bypass;
+    let (by, reason) = (readable(by), readable(reason));
     format!(
         "to {node} in plain until {until}, another {}, by {by}: {reason} (what policies require stays encrypted)",
         age(*ends_in)
@@ -148,7 +150,7 @@ fn peers(status: &Status, out: &mut String) {
             p.node.clone(),
             p.state.to_string(),
             p.way.to_string(),
-            p.reason.clone().unwrap_or_default(),
+            p.reason.as_deref().map(readable).unwrap_or_default(),
             p.last_handshake.map_or_else(|| "never".to_owned(), |s| format!("{} ago", age(s))),
             bytes(p.received),
             bytes(p.sent),

@@ -105,6 +105,21 @@ fn where_no_daemon_of_an_end_answers_nothing_is_guessed() {
     assert_eq!(told(Err("only root may ask".to_owned())), (both, "only root may ask".to_owned()));
 }
 
+/// Whoever may write the mesh does not move the cursor of who asks.
+#[test]
+fn no_control_character_of_a_bypass_reaches_the_terminal() {
+    let (by, reason) = ("\u{9b}eve\r".to_owned(), "a\u{1b}[2J\nb".to_owned());
+    let mut status = status();
+    let peer = status.peers.iter_mut().find(|peer| peer.node == "node-3").expect("there");
+    (peer.way, peer.reason) = (Way::Plain, Some(format!("bypassed by {by}: {reason}")));
+    let mut explanation = explained("one", "three", false);
+    let now = Some(carried("node-1", "node-3", &explanation, Ok(status)));
+    explanation.notes.push(Note::Bypassed { until: Timestamp::UNIX_EPOCH, by, reason });
+    let text = table(&Document { schema_version: 1, explanation, now });
+    assert_eq!(text.matches("\u{fffd}eve\u{fffd}: a\u{fffd}[2J\u{fffd}b").count(), 2, "{text:?}");
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+}
+
 #[test]
 fn a_person_reads_it() {
     let explanation = explained("one", "three", false);

@@ -205,3 +205,16 @@ fn a_bypass_is_red_on_a_terminal() {
     assert_eq!(line(false), format!("BYPASSED   {words}"));
     assert_eq!(line(true), format!("BYPASSED   \u{1b}[31m{words}\u{1b}[0m"));
 }
+
+/// Whoever may write the mesh does not move the cursor of who looks.
+#[test]
+fn no_control_character_of_a_bypass_reaches_the_terminal() {
+    let (by, reason) = ("\u{9b}eve\r".to_owned(), "a\u{1b}[2J\nb".to_owned());
+    let mut status = example();
+    status.peers[0].reason = Some(format!("bypassed by {by}: {reason}"));
+    let until = "2027-01-31T12:10:00Z".parse().expect("a time");
+    status.bypasses = vec![BypassStatus { node: "node-2".to_owned(), until, ends_in: 543, by, reason }];
+    let text = table(&status, false);
+    assert_eq!(text.matches("\u{fffd}eve\u{fffd}: a\u{fffd}[2J\u{fffd}b").count(), 2, "{text:?}");
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+}
