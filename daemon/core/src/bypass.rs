@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use kubeveil_abi::{BYPASS_GRACE, PeerState, PeerValue};
-use kubeveil_api::bypass::Bypass;
+use kubeveil_api::bypass::{Bypass, LONGEST_BYPASS};
 use serde::{Deserialize, Serialize};
 
 use crate::{observed::Datapath, ownership::Assignment};
@@ -21,6 +21,9 @@ use crate::{observed::Datapath, ownership::Assignment};
 pub const LEAD: u32 = 5;
 /// Seconds that the clock of who wrote a bypass may be ahead of this node's.
 const AHEAD: i64 = 60;
+/// Entries that were taken out of the mesh, of which a node remembers that they are over; the newest, and in any case those whose end may
+/// still be heard. Three times as many as a mesh holds.
+const MOST_GONE: usize = 64;
 /// Seconds until a clock that shows a time before a bypass was written is looked at again.
 const RECHECK: u32 = 10;
 
@@ -71,6 +74,8 @@ pub struct Seen<'a> {
     pub node: &'a str,
     /// What the mesh says.
     pub bypasses: &'a [Bypass],
+    /// The mesh says no more than that.
+    pub is_whole: bool,
     /// What stands in the map for the nodes that they are about.
     pub standing: BTreeMap<String, PeerValue>,
     /// What became of the record.
@@ -92,6 +97,7 @@ impl<'a> Seen<'a> {
         datapath: &Datapath,
         boot: &'a str,
         (now, epoch): (Duration, Duration),
+        is_whole: bool,
     ) -> Self {
         let value = |peer: &str| {
             let mut prefixes = assignment.of(peer).iter().filter_map(|(net, _)| datapath.prefixes.get(net));
@@ -99,7 +105,7 @@ impl<'a> Seen<'a> {
         };
         let peers = bypasses.iter().filter_map(|bypass| bypass.peer_of(node));
         let standing = peers.filter_map(|peer| Some((peer.to_owned(), value(peer)?))).collect();
-        Self { node, bypasses, standing, kept: Kept::Whole, boot, now, epoch }
+        Self { node, bypasses, standing, kept: Kept::Whole, boot, now, epoch, is_whole }
     }
 
     fn second(&self) -> u32 {
@@ -206,10 +212,19 @@ impl Entry {
     }
 
     /// The mesh does not say so any more.
-    fn gone(mut self, seen: &Seen<'_>) -> Option<Self> {
-        self.end = self.end.min(seen.second());
-        self.over = true;
-        self.is_heard(seen.second()).then_some(self)
+    fn gone(mut self, seen: &Seen<'_>) -> Self {
+        // Nobody has taken it out: it goes on as it was heard of, and begins nothing.
+        let end = if seen.is_whole || self.left(seen) == 0 { seen.second() } else { self.end };
+        self.end = self.end.min(end);
+        self.over |= seen.is_whole || (self.end != 0 && seen.second() >= self.end);
+        self
+    }
+
+    /// Whether a mesh that goes back to it would open it again, had nobody it on record: no end of it is later than a day after `at`.
+    /// Nor is a clock believed that was set ahead.
+    fn is_remembered(&self, seen: &Seen<'_>) -> bool {
+        let since = i64::from(seen.second().saturating_sub(self.since));
+        since < LONGEST_BYPASS || seen.clock() < self.at.as_second().saturating_add(LONGEST_BYPASS)
     }
 
     /// The peer's packets may come in plain.
@@ -246,8 +261,21 @@ impl Record {
             let entry = known.unwrap_or_else(|| Entry::first(peer, bypass, seen));
             entries.push(entry.said(bypass, seen));
         }
-        entries.extend(left.into_iter().filter(|_| is_same_boot).filter_map(|entry| entry.gone(seen)));
+        entries.extend(Self::without(left, seen));
         Self { boot: seen.boot.to_owned(), entries }
+    }
+
+    /// What is on record of entries that the mesh does not have.
+    fn without(left: Vec<Entry>, seen: &Seen<'_>) -> Vec<Entry> {
+        let mut gone: Vec<Entry> = left.into_iter().map(|entry| entry.gone(seen)).collect();
+        gone.sort_by_key(|entry| std::cmp::Reverse(entry.at));
+        let mut remembered = 0;
+        gone.retain(|entry| {
+            let is_remembered = entry.is_remembered(seen);
+            remembered += usize::from(is_remembered);
+            entry.is_heard(seen.second()) || (is_remembered && remembered <= MOST_GONE)
+        });
+        gone
     }
 
     /// What `before` had not begun waits.

@@ -47,8 +47,8 @@ impl Bypasses {
         (Self { file, record, kept, boot, bypassing, told }, problem)
     }
 
-    /// Takes in what is seen; true if the datapath has to be told something else. `is_synced`: the mesh says no more than that.
-    fn look(&mut self, seen: &Seen<'_>, is_synced: bool) -> (bool, Option<Problem>) {
+    /// Takes in what is seen; true if the datapath has to be told something else.
+    fn look(&mut self, seen: &Seen<'_>) -> (bool, Option<Problem>) {
         let seen = Seen { kept: self.kept, ..seen.clone() };
         let mut next = self.record.step(&seen);
         let mut problem = None;
@@ -59,7 +59,7 @@ impl Bypasses {
             if let Err(e) = self.file.keep(&next) {
                 problem = Some(problems::bypasses_unwritable(self.file.path(), &e));
                 next = next.without_news(&self.record);
-            } else if is_synced || next.has_entries() {
+            } else if seen.is_whole || next.has_entries() {
                 self.kept = Kept::Whole;
             }
         }
@@ -91,8 +91,9 @@ impl<K: Kernel> Node<K> {
         let said = knowledge.snapshot().mesh.as_ref().map_or(&[][..], |mesh| &mesh.bypasses);
         let boot = self.bypasses.boot.clone();
         let clocks = (now.monotonic, now.epoch);
-        let seen = Seen::of(&self.name, said, assignment, datapath, &boot, clocks);
-        let (changes, problem) = self.bypasses.look(&seen, knowledge.synced().is_some());
+        let is_whole = knowledge.synced().is_some();
+        let seen = Seen::of(&self.name, said, assignment, datapath, &boot, clocks, is_whole);
+        let (changes, problem) = self.bypasses.look(&seen);
         outcome.problems.extend(problem);
         changes
     }

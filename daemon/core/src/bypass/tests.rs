@@ -26,6 +26,7 @@ fn seen(bypasses: &[Bypass], now: u64) -> Seen<'_> {
     Seen {
         node: "me",
         bypasses,
+        is_whole: true,
         boot: BOOT,
         now: Duration::from_secs(now),
         epoch: Duration::from_secs(EPOCH + now),
@@ -177,7 +178,63 @@ fn it_is_brought_forward_and_never_put_off() {
     let (gone, told) = step(&record, &seen(&[], 200));
     assert_eq!(told, Some((107, 200)));
     assert_eq!(step(&gone, &seen(&[], 205)).1, Some((107, 200)));
-    assert_eq!(step(&gone, &seen(&[], 210)), (Record { boot: BOOT.to_owned(), entries: vec![] }, None));
+    assert_eq!(step(&gone, &seen(&[], 210)).1, None);
+}
+
+/// A source that goes back, or somebody who puts it in again, does not open it again.
+#[test]
+fn what_was_taken_out_does_not_come_back() {
+    let all = [bypass(100, 600)];
+    let (record, _) = step(&Record::default(), &seen(&all, 102));
+    let (mut gone, _) = step(&record, &seen(&[], 200));
+    for now in [201, 209, 210, 300, 600, 699] {
+        gone = gone.step(&seen(&[], now));
+        assert_eq!(step(&gone, &seen(&all, now)).1, (now < 210).then_some((107, 200)), "{now}");
+        let booted = Seen { boot: "another", now: Duration::from_secs(20), ..seen(&all, now) };
+        assert_eq!(step(&gone, &booted).1, None, "{now}");
+        // In another boot nobody says so at first.
+        let none_booted = Seen { bypasses: &[], ..booted.clone() };
+        assert_eq!(step(&gone.step(&none_booted), &booted).1, None, "{now}");
+    }
+    // Nor one that was ended first, and comes back as it was written.
+    let sooner = [bypass(100, 150)];
+    let ended = record.step(&seen(&sooner, 300)).step(&seen(&[], 301)).step(&seen(&[], 400));
+    assert_eq!(step(&ended, &seen(&all, 500)).1, None);
+    // Nor one that waited.
+    let waits = Record::default().step(&Seen { epoch: Duration::ZERO, ..seen(&all, 102) });
+    assert_eq!(step(&waits.step(&seen(&[], 103)), &seen(&all, 300)).1, None);
+    // Nothing is remembered of what could not be on any more, and no more than has room.
+    let day = 24 * 3_600;
+    assert!(gone.step(&seen(&[], day + 101)).has_entries());
+    let behind = Seen { epoch: Duration::from_secs(EPOCH + day + 99), ..seen(&[], day + 102) };
+    assert!(gone.step(&behind).has_entries());
+    let ahead = Seen { epoch: Duration::from_secs(EPOCH + day + 100), ..seen(&[], 300) };
+    assert_eq!(step(&gone.step(&ahead), &seen(&all, 400)).1, None);
+    assert_eq!(gone.step(&seen(&[], day + 102)), Record { boot: BOOT.to_owned(), entries: vec![] });
+    let many: Vec<_> = (0..100).map(|n| bypass(1_000 + n, 600)).collect();
+    let full = Record::default().step(&seen(&many, 1_100)).step(&seen(&[], 1_101));
+    assert_eq!(full.entries.len(), 100, "all are heard for a moment");
+    let full = full.step(&seen(&[], 1_120));
+    assert_eq!((full.entries.len(), full.entries[0].at), (MOST_GONE, time(EPOCH + 1_099)));
+    assert_eq!(step(&full, &seen(&many[99..], 1_121)).1, None);
+}
+
+/// Absence from what is not whole means nothing: neither that it has ended, nor that it goes on longer.
+#[test]
+fn what_a_part_of_the_mesh_does_not_say_goes_on_to_its_end() {
+    let all = [bypass(100, 600)];
+    let part = |now| Seen { is_whole: false, ..seen(&[], now) };
+    let (record, told) = step(&Record::default().step(&seen(&all, 102)), &part(200));
+    assert_eq!(told, Some((107, 700)));
+    assert_eq!(step(&record, &seen(&all, 201)).1, Some((107, 700)));
+    let (over, told) = step(&record, &part(700));
+    assert_eq!((told, step(&over, &part(710)).1), (Some((107, 700)), None));
+    // It begins by what is said, not by what is on record.
+    let waits = Record::default().step(&Seen { epoch: Duration::ZERO, ..seen(&all, 102) });
+    assert_eq!(step(&waits, &part(300)).1, None);
+    let booted = |seen| Seen { boot: "another", now: Duration::from_secs(20), ..seen };
+    let (record, told) = step(&record, &booted(part(300)));
+    assert_eq!((told, step(&record, &booted(seen(&all, 300))).1), (None, Some((25, 420))));
 }
 
 /// Another entry is another decision, and the one that speaks goes on until the other does.
@@ -268,6 +325,8 @@ enum Deed {
     Set(i64),
     /// The mesh says another end of it, sooner or later by so much.
     Until(i64),
+    /// It is taken out of the mesh, and put back after so many seconds.
+    Out(u64),
     Restart,
 }
 
@@ -276,6 +335,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         (1_u64..200).prop_map(Deed::Wait),
         (-100_000_i64..100_000).prop_map(Deed::Set),
         (-300_i64..300).prop_map(Deed::Until),
+        (0_u64..200).prop_map(Deed::Out),
         Just(Deed::Restart),
     ]
 }
@@ -286,7 +346,8 @@ proptest! {
     fn nothing_makes_it_longer(deeds in prop::collection::vec(deed(), 1..20), seconds in 1_u64..600) {
         let mut all = [bypass(100, seconds)];
         let (mut record, mut now, mut offset) = (Record::default(), 100_u64, 0_i64);
-        let mut ends = 100 + seconds;
+        // As long as it was asked for, from when it was heard of first.
+        let mut ends = 101 + seconds;
         for deed in std::iter::once(Deed::Wait(1)).chain(deeds) {
             match deed {
                 Deed::Wait(seconds) => now += seconds,
@@ -294,6 +355,14 @@ proptest! {
                 Deed::Until(seconds) => {
                     let until = all[0].until.as_second() + seconds;
                     all[0].until = Timestamp::from_second(until.max(all[0].at.as_second() + 1)).expect("a time");
+                }
+                Deed::Out(seconds) => {
+                    let epoch = Duration::from_secs((EPOCH + now).saturating_add_signed(offset));
+                    record = record.step(&Seen { epoch, ..seen(&[], now) });
+                    ends = ends.min(now);
+                    now += seconds;
+                    let epoch = Duration::from_secs((EPOCH + now).saturating_add_signed(offset));
+                    record = record.step(&Seen { epoch, ..seen(&[], now) });
                 }
                 Deed::Restart => {
                     let text = serde_json::to_string(&record).expect("JSON");
@@ -305,7 +374,7 @@ proptest! {
             let told;
             (record, told) = step(&record, &seen);
             if let Some((_, end)) = told {
-                prop_assert!(u64::from(end) <= ends.max(101 + seconds), "{end}");
+                prop_assert!(u64::from(end) <= ends, "{end}");
                 ends = end.into();
             }
         }
