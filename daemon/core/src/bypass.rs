@@ -38,9 +38,11 @@ pub struct Record {
 /// A bypass that this node is an end of.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 struct Entry {
-    /// With it, `at` tells it from others.
+    /// The other node, when it was written, by whom and why: what never changes, and tells it from others.
     peer: String,
     at: Timestamp,
+    by: String,
+    reason: String,
     /// What the mesh last said, if that was never later before.
     until: Timestamp,
     /// When it was first heard of in this boot.
@@ -142,6 +144,8 @@ impl Entry {
         Self {
             peer: peer.to_owned(),
             at: bypass.at,
+            by: bypass.by.clone(),
+            reason: bypass.reason.clone(),
             until: bypass.until,
             since: seen.second(),
             epoch: seen.epoch.as_secs(),
@@ -149,6 +153,10 @@ impl Entry {
             end: 0,
             over: false,
         }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        (&self.peer, self.at, &self.by, &self.reason) == (&other.peer, other.at, &other.by, &other.reason)
     }
 
     /// Heard of in an earlier boot, whose seconds mean nothing now. Only a clock that has gone on since is believed.
@@ -256,9 +264,13 @@ impl Record {
         let mut entries = Vec::new();
         for bypass in seen.bypasses {
             let Some(peer) = bypass.peer_of(seen.node) else { continue };
-            let is_it = |entry: &Entry| entry.peer == peer && entry.at == bypass.at;
-            let known = left.iter().position(is_it).map(|at| left.remove(at));
-            let entry = known.unwrap_or_else(|| Entry::first(peer, bypass, seen));
+            let first = Entry::first(peer, bypass, seen);
+            // One that is said twice (either node first) is one, and its end the sooner.
+            let twice =
+                entries.iter().position(|entry: &Entry| entry.is(&first)).map(|at| entries.remove(at));
+            let known =
+                twice.or_else(|| left.iter().position(|entry| entry.is(&first)).map(|at| left.remove(at)));
+            let entry = known.unwrap_or(first);
             entries.push(entry.said(bypass, seen));
         }
         entries.extend(Self::without(left, seen));
@@ -282,8 +294,7 @@ impl Record {
     #[must_use]
     pub fn without_news(mut self, before: &Self) -> Self {
         for entry in &mut self.entries {
-            let is_it =
-                |was: &&Entry| was.peer == entry.peer && was.at == entry.at && was.since == entry.since;
+            let is_it = |was: &&Entry| was.is(entry) && was.since == entry.since;
             let was = before.entries.iter().find(is_it).filter(|_| before.boot == self.boot);
             if was.is_none_or(|was| was.end == 0) {
                 entry.end = 0;
@@ -297,15 +308,12 @@ impl Record {
         let now = second(seen.now);
         let mut peers: BTreeMap<String, Bypassed> = BTreeMap::new();
         for entry in self.entries.iter().filter(|entry| entry.is_heard(now)) {
-            let said = seen.bypasses.iter().find(|bypass| {
-                bypass.at == entry.at && bypass.peer_of(seen.node) == Some(entry.peer.as_str())
-            });
             let bypassed = Bypassed {
                 from: entry.from,
                 end: entry.end,
                 until: entry.until,
-                by: said.map(|said| said.by.clone()).unwrap_or_default(),
-                reason: said.map(|said| said.reason.clone()).unwrap_or_default(),
+                by: entry.by.clone(),
+                reason: entry.reason.clone(),
             };
             // One that speaks already counts before one that is about to, and then the one that lasts longer.
             let weight = |one: &Bypassed| (one.from <= now, one.end);
@@ -351,7 +359,7 @@ pub struct Bypassed {
     pub end: u32,
     /// The same as the mesh says it, by the wall clock.
     pub until: Timestamp,
-    /// Who said so; empty: he has taken it back.
+    /// Who wrote the entry that has this end.
     pub by: String,
     /// Why.
     pub reason: String,

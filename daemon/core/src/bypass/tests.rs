@@ -317,6 +317,44 @@ fn what_can_not_be_kept_opens_nothing() {
     assert_eq!(step(&refused, &back).1, None);
 }
 
+/// Two entries of the same instant and pair: nobody's name stands beside another's end, whichever of them is said when.
+#[test]
+fn nobody_is_named_for_what_another_wrote() {
+    let alices = bypass(100, 600);
+    let bobs = Bypass { by: "bob".to_owned(), reason: "INC-2".to_owned(), ..bypass(100, 300) };
+    let turned = Bypass { nodes: ["me".to_owned(), "b".to_owned()], ..bobs.clone() };
+    let untils = [("alice", alices.until), ("bob", bobs.until)];
+    let both = [[alices.clone(), bobs.clone()], [bobs.clone(), alices.clone()], [turned, alices.clone()]];
+    let named = |record: &Record, seen: &Seen<'_>| {
+        let bypassed = record.bypassing(seen).peers.remove("b").expect("on");
+        assert!(untils.contains(&(&*bypassed.by, bypassed.until)), "{bypassed:?}");
+        assert_eq!(bypassed.reason, if bypassed.by == "bob" { "INC-2" } else { "INC-1" });
+        (bypassed.by, bypassed.end)
+    };
+    for before in &both {
+        let record = Record::default().step(&seen(before, 102));
+        assert_eq!(named(&record, &seen(before, 102)), ("alice".to_owned(), 700));
+        for after in &both {
+            let record = record.step(&seen(after, 103));
+            assert_eq!(named(&record, &seen(after, 103)), ("alice".to_owned(), 700));
+            assert_eq!(record.entries.len(), 2);
+        }
+        // Hers is taken out: his does not last longer for that.
+        for nodes in [&bobs.nodes, &both[2][0].nodes] {
+            let his = [Bypass { nodes: nodes.clone(), ..bobs.clone() }];
+            let record = record.step(&seen(&his, 200)).step(&seen(&his, 211));
+            assert_eq!(named(&record, &seen(&his, 211)), ("bob".to_owned(), 400));
+        }
+    }
+    // Said twice by the same one it is one, and its end the sooner.
+    let turned = Bypass { nodes: ["me".to_owned(), "b".to_owned()], ..bypass(100, 200) };
+    for twice in [[alices.clone(), turned.clone()], [turned, alices.clone()]] {
+        let record = Record::default().step(&seen(&twice, 102));
+        assert_eq!((of(&record, &seen(&twice, 102)), record.entries.len()), (Some((107, 300)), 1));
+        assert_eq!(step(&record, &seen(std::slice::from_ref(&alices), 110)).1, Some((107, 300)));
+    }
+}
+
 /// What may happen between two looks.
 #[derive(Clone, Debug)]
 enum Deed {

@@ -227,6 +227,28 @@ fn a_clock_that_is_behind_is_told_of() {
     assert!(!is_told(&node));
 }
 
+/// Whoever may write the mesh does not move the cursor of who reads a status or a VeilNode.
+#[test]
+fn no_control_character_is_told() {
+    let (mut bench, mut node) = Bench::settled(2);
+    bypasses(&bench, 2, 600);
+    bench.world.change(|said| {
+        let bypass = &mut said.snapshot.mesh.as_mut().expect("mesh").bypasses[0];
+        (bypass.by, bypass.reason) = ("\u{9b}eve\r".to_owned(), "a\u{1b}[2J\nb".to_owned());
+    });
+    bench.settle(&mut node);
+    let status = told(&bench, &mut node);
+    let reported = bench.world.said().reported.expect("told");
+    for text in [
+        format!("{} {}", status.bypasses[0].by, status.bypasses[0].reason),
+        status.peers[0].reason.clone().expect("why"),
+        reported.not_encrypted[0].reason.clone(),
+    ] {
+        assert!(text.contains("\u{fffd}eve\u{fffd}") && text.contains("a\u{fffd}[2J\u{fffd}b"), "{text:?}");
+        assert!(!text.chars().any(char::is_control), "{text:?}");
+    }
+}
+
 /// What opens is on disk first.
 #[test]
 fn what_can_not_be_kept_does_not_begin() {
