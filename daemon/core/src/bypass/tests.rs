@@ -289,6 +289,11 @@ fn another_boot_goes_by_a_clock_that_has_gone_on() {
     // One that was seen to end does not begin again.
     let (ended, _) = step(&record, &seen(&all, 700));
     assert_eq!(step(&ended, &booted(EPOCH + 102)).1, None);
+    // Nor is it put off meanwhile.
+    let later = [bypass(100, 6_000)];
+    let put_off = Seen { bypasses: &later, ..booted(EPOCH + 300) };
+    assert_eq!(step(&record, &put_off).1, Some((20 + LEAD, 420)));
+    assert_eq!(step(&record, &put_off).0.bypassing(&put_off).peers["b"].until, all[0].until);
     // A kernel that does not tell its boots apart: their seconds do.
     let alike = Seen { boot: BOOT, ..booted(EPOCH + 300) };
     assert_eq!(step(&record, &alike).1, Some((20 + LEAD, 420)));
