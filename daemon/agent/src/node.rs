@@ -23,14 +23,13 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use kubeveil_api::status::AdoptionStatus;
 use kubeveil_core::{
     action::Action,
     adoption::Seen,
     announced::Announced,
     backstop,
-    desired::{Desired, Inputs, Why, desired},
+    desired::{Desired, Inputs, desired},
     observed::Observed,
     ownership::{Assignment, assign},
     plan::plan,
@@ -73,19 +72,6 @@ pub struct Now {
     pub monotonic: Duration,
     /// Since 1970.
     pub epoch: Duration,
-}
-
-/// How long after a boot what sources tell of pods may be of before it, and how much the two clocks may differ: a kubelet tells full seconds.
-const BOOT_COUNTS: Duration = Duration::from_secs(600);
-const BOOT_SLACK: Duration = Duration::from_secs(3);
-
-impl Now {
-    /// When the machine was started, as long as that is not long ago. Later it proves nothing: the wall clock may have been set since.
-    fn boot_that_counts(&self) -> Option<Timestamp> {
-        let boot = self.epoch.checked_sub(self.monotonic)?.checked_sub(BOOT_SLACK)?;
-        let boot = i64::try_from(boot.as_secs()).ok().filter(|_| self.monotonic < BOOT_COUNTS)?;
-        Timestamp::from_second(boot).ok()
-    }
 }
 
 /// What one way round came to.
@@ -251,8 +237,7 @@ impl<K: Kernel> Node<K> {
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
         let told: Vec<String> = read.knowledge.snapshot().nodes.keys().cloned().collect();
         let mut knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.known.snapshot);
-        let boot = now.boot_that_counts();
-        let earlier = boot.map(|boot| knowledge.forget_earlier_pods(&self.name, boot)).unwrap_or_default();
+        let earlier = self.forget_earlier_pods(&mut knowledge, now);
         self.known.snapshot.clone_from(knowledge.snapshot());
         let mut assignment = self.learn(&knowledge, now);
         self.known.owners = std::mem::take(&mut assignment.owners);
@@ -280,10 +265,7 @@ impl<K: Kernel> Node<K> {
             }
             break;
         }
-        let earlier = earlier.into_iter().map(|address| (address, Why::BeforeBoot));
-        let held_back =
-            outcome.desired.held_back.iter().map(|(address, why)| (*address, *why)).chain(earlier);
-        problems.extend(self.pods.hold_back(held_back, now));
+        problems.extend(self.hold_back(&outcome.desired, earlier, now));
         problems.append(&mut outcome.problems);
         let rotates_in = self.publish(&knowledge, &outcome, now, &mut problems);
         if outcome.synced {

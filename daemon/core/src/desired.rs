@@ -34,7 +34,7 @@ use crate::{
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
 };
-pub use asked::{Why, held};
+pub use asked::{HeldBack, held};
 pub use part::Part;
 use peers::Peers;
 
@@ -43,6 +43,8 @@ use peers::Peers;
 const FLOW_TCP_SECONDS: u32 = 5 * 24 * 3600;
 /// The same for all others (`nf_conntrack_proto_generic.c`, `nf_ct_generic_timeout`: 600 s, the longest).
 const FLOW_OTHER_SECONDS: u32 = 600;
+/// Seconds by which two clocks differ that go differently, and are read one after the other.
+const SLACK: u32 = 2;
 /// MTU assumed while no underlay device is known, bytes.
 const USUAL_MTU: u32 = 1500;
 
@@ -97,7 +99,7 @@ pub struct Desired {
     /// The devices of this node's pods, by their addresses.
     pub origins: BTreeMap<IpAddr, Origin>,
     /// Addresses of this node's pods that are held to more than policies ask of those pods.
-    pub held_back: BTreeMap<IpAddr, Why>,
+    pub held_back: BTreeMap<IpAddr, HeldBack>,
     /// Where programs are attached.
     pub hooks: BTreeSet<Hook>,
     /// Which form of the backstop stands.
@@ -460,8 +462,6 @@ fn carries(inputs: &Inputs<'_>, node: &str, health: Health) -> bool {
 
 /// Peers that packets may go to in plain, until they are proven.
 fn adopting(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desired) {
-    /// Seconds by which two clocks differ that go differently, and are read one after the other.
-    const SLACK: u32 = 2;
     let until = inputs.adopting.until;
     for index in inputs.adopting.open.iter().filter_map(|node| indices.get(node)) {
         let is_same = |value: &PeerValue| {

@@ -27,13 +27,14 @@ const PAIRS: [&str; 2] = ["veth", "netkit"];
 /// Pods of this node, by address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins {
-    /// Their devices: those that stand, and those that were not looked for yet.
+    /// Their devices: those that stand in the map, though they be gone, and those that were found now.
     pub known: BTreeMap<IpAddr, Origin>,
     /// Addresses of which the source tells otherwise than the device that is there: whose they are nobody can say.
     pub disputed: BTreeSet<IpAddr>,
 }
 
-/// Without a source in sync nobody is forgotten; where no policy asks for anything nobody needs to be known.
+/// The devices of `node`'s pods as they should stand in the map. Without a source in sync nobody is forgotten; where no policy asks for anything
+/// nobody needs to be known.
 pub fn origins(node: &str, knowledge: &Knowledge, observed: &Observed) -> Origins {
     static NONE: BTreeMap<IpAddr, Origin> = BTreeMap::new();
     let stands = observed.datapath.as_ref().map_or(&NONE, |datapath| &datapath.origins);

@@ -15,7 +15,8 @@ pub struct Origin {
 
 impl Origin {
     /// Under which [`names::ALIVE`](crate::names::ALIVE) has the device as long as it lives. An index is given to another device sooner or later,
-    /// which then speaks for another pod: so both tell.
+    /// which then speaks for another pod: so both tell. Of two that come to one key only the later
+    /// is there.
     #[inline(always)]
     pub const fn key(&self) -> u32 {
         self.device ^ self.pod[0] ^ self.pod[1].rotate_left(16)

@@ -124,7 +124,8 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn is_alive(&self, origin: &Origin) -> bool {
-        ALIVE.get_ifindex(origin.key()).is_some()
+        // Two that share a key can't both be there.
+        ALIVE.get_ifindex(origin.key()) == Some(origin.device)
     }
 
     #[inline(always)]

@@ -59,12 +59,12 @@ fn by_ends(ends: &Ends, tables: &impl Tables, held: Held) -> Reason {
     };
     let destination = ends.destination.map(|owner| owner.kind);
     match kind {
-        PrefixKind::RemotePods => unless_bypassed(tables, peer, held, Reason::PlainFromPod),
+        PrefixKind::RemotePods => unless_accepted_in_plain(tables, peer, held, Reason::PlainFromPod),
         PrefixKind::UnownedPods => Reason::PlainFromPod,
         PrefixKind::LocalPods => Reason::SpoofedLocal,
         PrefixKind::RemoteNode | PrefixKind::LocalNode => match (kind, destination) {
             (PrefixKind::RemoteNode, Some(PrefixKind::LocalPods)) => {
-                unless_bypassed(tables, peer, held, Reason::PlainToPod)
+                unless_accepted_in_plain(tables, peer, held, Reason::PlainToPod)
             }
             // IPv6 has no rp_filter, and pods let their own node in.
             (_, Some(PrefixKind::LocalPods)) => Reason::SpoofedLocal,
@@ -81,13 +81,13 @@ fn unless_for_pod(outer: &Ends, inner: &Ends, tables: &impl Tables, held: Held, 
         (
             Some(Owner { kind: PrefixKind::RemoteNode, peer, .. }),
             Some(Owner { kind: PrefixKind::LocalPods, .. }),
-        ) => unless_bypassed(tables, peer, held, Reason::PlainToPod),
+        ) => unless_accepted_in_plain(tables, peer, held, Reason::PlainToPod),
         _ => reason,
     }
 }
 
 #[inline(always)]
-fn unless_bypassed(tables: &impl Tables, peer: u32, held: Held, reason: Reason) -> Reason {
+fn unless_accepted_in_plain(tables: &impl Tables, peer: u32, held: Held, reason: Reason) -> Reason {
     heard_in_plain(tables, tables.peer(peer), held).unwrap_or(reason)
 }
 

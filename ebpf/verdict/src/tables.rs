@@ -51,7 +51,7 @@ pub trait Tables {
 }
 
 /// How a packet to a peer travels: a number, as a global function of the programs can return it, so that the verifier does not walk on
-/// once for each state of a peer.
+/// once for each state of a peer: `{ifindex:32, course:8, others-in-plain:1}` from the lowest bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route(pub u64);
 
@@ -73,7 +73,7 @@ impl Route {
     const DEVICE_GONE: u64 = 4 << 32;
     const NO_TUNNEL: u64 = 5 << 32;
     /// Beside what it is: others may go in plain, though there is a tunnel.
-    const IS_BYPASSED: u64 = 1 << 40;
+    const OTHERS_IN_PLAIN: u64 = 1 << 40;
 
     /// Of a packet that is held to so much. What policies require encryption of never goes in plain for the sake of a bypass, or of adoption.
     #[inline(always)]
@@ -88,13 +88,13 @@ impl Route {
         if is_on && !matches!(held.mode(), FlowMode::Insist) {
             return Self(in_plain);
         }
-        let is_bypassed = if is_on { Self::IS_BYPASSED } else { 0 };
+        let others = if is_on { Self::OTHERS_IN_PLAIN } else { 0 };
         if !peer.has_tunnel() {
             return Self(Self::NO_TUNNEL);
         }
         match tables.slot(peer.slot()) {
             0 => Self(Self::DEVICE_GONE),
-            ifindex => Self(Self::TUNNEL | is_bypassed | ifindex as u64),
+            ifindex => Self(Self::TUNNEL | others | ifindex as u64),
         }
     }
 

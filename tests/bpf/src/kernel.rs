@@ -368,8 +368,7 @@ pub fn replace_origins<T: BorrowMut<MapData>>(
     Ok(())
 }
 
-/// The same of those that are there. What the programs ask is whether there is an entry; the kernel takes devices that exist, and
-/// loopback does.
+/// The same of those that are there: all of them the loopback device, since the kernel takes none that does not exist.
 pub fn replace_alive<T: BorrowMut<MapData>>(alive: &mut DevMapHash<T>, world: &World) -> Result<()> {
     let old: Vec<_> = alive.keys().collect::<Result<_, _>>()?;
     old.iter().try_for_each(|key| alive.remove(*key))?;

@@ -100,8 +100,7 @@ impl<K: Kernel> Node<K> {
 
     /// Says once who is spoken to in plain from now on, and who is not any more.
     pub(super) fn tell_bypasses(&mut self, now: Now) {
-        let is_so = |bypassed: &Bypassed| is_on(bypassed, now);
-        let peers = self.bypassing_in_force().into_iter().filter(|(_, bypassed)| is_so(bypassed));
+        let peers = self.bypassing_in_force().into_iter().filter(|(_, bypassed)| is_on(bypassed, now));
         let current: BTreeMap<String, Bypassed> =
             peers.map(|(peer, bypassed)| (peer.clone(), bypassed.clone())).collect();
         let told = std::mem::replace(&mut self.bypasses.told, current.clone());
@@ -112,7 +111,7 @@ impl<K: Kernel> Node<K> {
                     by = readable(by),
                     reason = readable(reason),
                     %until,
-                    "bypass: packets to this node travel in plain, but for those of which policies require encryption"
+                    "bypass: in some seconds at the latest packets to this node travel in plain, but for those of which policies require encryption"
                 );
             }
         }

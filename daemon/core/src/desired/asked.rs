@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use kubeveil_abi::{Asked, MAX_PREFIXES, Origin, PrefixKind};
 use kubeveil_api::policy::PolicyMode;
 
-use super::{Desired, Inputs};
+use super::{Desired, Inputs, SLACK};
 use crate::{
     observed::{Datapath, Prefix},
     origin::{Origins, is_alive},
@@ -32,9 +32,6 @@ pub(super) fn unknown(policies: &Policies) -> Asked {
         Some(PolicyMode::Prefer | PolicyMode::Exempt) | None => Asked::Mesh,
     }
 }
-
-/// Seconds by which two clocks differ that go differently, and are read one after the other.
-const SLACK: u32 = 2;
 
 /// What is asked for of who has this standing, in a mesh of mode `base`, and until when, seconds since boot.
 fn of(base: FlowMode, standing: Option<Standing>, inputs: &Inputs<'_>) -> (Asked, u32) {
@@ -125,11 +122,11 @@ pub(super) fn ask(
         let (asked, until) = match holder.kind {
             PrefixKind::RemotePods if is_loose(asked) && !has_room => (Asked::Mesh, 0),
             PrefixKind::LocalPods if origins.disputed.contains(&address) => {
-                out.held_back.insert(address, Why::Disputed);
+                out.held_back.insert(address, HeldBack::Disputed);
                 continue;
             }
             PrefixKind::LocalPods if is_loose(asked) && !origins.known.contains_key(&address) => {
-                out.held_back.insert(address, Why::DeviceUnknown);
+                out.held_back.insert(address, HeldBack::DeviceUnknown);
                 (Asked::Mesh, 0)
             }
             // What no node owns goes nowhere, whatever is asked of it.
@@ -149,16 +146,19 @@ pub(super) fn ask(
             prefixes.insert(own, Prefix { asked, until, ..holder });
         }
         let datapath = inputs.observed.datapath.as_ref();
-        let is_more = is_loose(asked) || asked == Asked::Mesh && unknown != Asked::Mesh;
-        if is_more && holder.kind == PrefixKind::LocalPods && is_gone(&address, &origins.known, datapath) {
-            out.held_back.insert(address, Why::DeviceGone);
+        let falls_to_stricter = is_loose(asked) || asked == Asked::Mesh && unknown != Asked::Mesh;
+        if falls_to_stricter
+            && holder.kind == PrefixKind::LocalPods
+            && is_gone(&address, &origins.known, datapath)
+        {
+            out.held_back.insert(address, HeldBack::DeviceGone);
         }
     }
 }
 
 /// Why an address of a pod of this node is held to more than policies ask of that pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Why {
+pub enum HeldBack {
     /// Less would be asked of it than of all, but it is not known by which device it speaks.
     DeviceUnknown,
     /// The device by which it spoke is gone.

@@ -230,15 +230,15 @@ impl Maps {
         let mut out = BTreeSet::new();
         for origin in origins.values() {
             match self.alive.get(origin.key(), 0) {
-                Ok(_) => drop(out.insert(origin.key())),
-                Err(MapError::KeyNotFound) => {}
+                Ok(there) if there.if_index == origin.device => drop(out.insert(origin.key())),
+                Ok(_) | Err(MapError::KeyNotFound) => {}
                 Err(e) => return Err(failed("read", names::ALIVE)(e)),
             }
         }
         Ok(out)
     }
 
-    /// Says by which device a pod speaks, which is there now.
+    /// Says by which device a pod speaks. One that is not there any more is not told of, and is no error.
     pub fn put_origin(&mut self, address: IpAddr, origin: Origin) -> Result<(), KernelError> {
         // That it is there first: what is said of the address holds only then.
         match self.alive.insert(origin.key(), origin.device, None, 0) {

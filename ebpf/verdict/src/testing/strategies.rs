@@ -87,6 +87,8 @@ impl Scene {
     pub const PEERS: u8 = 4;
     /// Devices: a pod's, the underlay, the tunnels of both slots.
     pub const POD_DEVICE: u32 = 7;
+    /// The device that is there in every network namespace.
+    pub const LOOPBACK: u32 = 1;
     /// See [`Scene::POD_DEVICE`].
     pub const UNDERLAY: u32 = 2;
     /// See [`Scene::POD_DEVICE`].
@@ -343,10 +345,10 @@ pub fn policies(now: u32) -> impl Strategy<Value = Policies> {
         Just((PrefixKind::UnownedPods, 0)),
     ];
     let one = (whose, asked(), until).prop_map(|((kind, peer), asked, until)| (kind, peer, asked, until));
-    let device = prop::sample::select(&[Scene::POD_DEVICE, 8][..]);
+    let via = prop::sample::select(&[Scene::POD_DEVICE, 8][..]);
     let origin = prop::option::of(
-        (device.clone(), device, any::<bool>())
-            .prop_map(|(device, via, is_alive)| (Origin { device, via, pod: [device, via] }, is_alive)),
+        (via, any::<bool>())
+            .prop_map(|(via, is_alive)| (Origin { device: Scene::LOOPBACK, via, pod: [1, via] }, is_alive)),
     );
     (asked(), prop::collection::vec(one, 0..4), origin).prop_map(|(unknown, asked, origin)| Policies {
         unknown,

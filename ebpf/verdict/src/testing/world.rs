@@ -107,10 +107,9 @@ impl World {
 }
 
 impl World {
-    /// Its pod is one that speaks by the device that [`Scene`](super::Scene) gives to pods, which is there.
+    /// Its pod is one whose device is there, and whose packets come in by the one that [`Scene`](super::Scene) gives to pods.
     pub fn bind_pod(&mut self) {
-        let device = super::Scene::POD_DEVICE;
-        let origin = Origin { device, via: device, pod: [1, 2] };
+        let origin = Origin { device: super::Scene::LOOPBACK, via: super::Scene::POD_DEVICE, pod: [1, 2] };
         self.bind_pod_to(origin);
         self.alive.insert(origin.key());
     }

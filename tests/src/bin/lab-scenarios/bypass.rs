@@ -124,7 +124,6 @@ fn ends(stage: &mut Stage) -> Result<()> {
     stage.close()?;
     let (tally, census) = stage.send(concerned(stage, 200), PACKETS)?;
     encrypted(&tally, &census).context("after its end, without daemons")?;
-    // What would be forged now is not believed any more.
     sleep_until(end + GRACE);
     // Another daemon does not begin it again.
     for node in BOTH {

@@ -1,9 +1,12 @@
 //! Who a pod is ends with its device: whoever has its address then is somebody else, though nobody is there to tell, and the source
 //! still tells of the first. Only the first node has a daemon, so there is no tunnel.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{Manifest, Mode};
+use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, none_arrived, pod};
 use serde_json::{Value, json};
 
@@ -67,13 +70,9 @@ fn given_on(stage: &mut Stage) -> Result<()> {
     ends_with_its_pod(stage, |_| Ok(()))
 }
 
-/// What may pass does so before the device is found, too; so that has to be waited for by itself.
+/// What may pass does so before the device is found, too; so that has to be waited for by itself. Nobody else of the node has spoken.
 fn wait_for_device(stage: &mut Stage) -> Result<()> {
-    let found = kubeveil_tests::process::wait_until(
-        std::time::Duration::from_secs(20),
-        std::time::Duration::from_millis(100),
-        || Ok(devices(stage)? >= 2),
-    )?;
+    let found = wait_until(Duration::from_secs(20), Duration::from_millis(100), || Ok(devices(stage)? >= 2))?;
     ensure!(found, "the device of 1a is not found");
     Ok(())
 }
@@ -86,6 +85,7 @@ fn devices(stage: &Stage) -> Result<u64> {
 
 /// `connect` is what the plugin does with a pod beyond what the lab does.
 fn ends_with_its_pod(stage: &mut Stage, connect: impl FnOnce(&Stage) -> Result<()>) -> Result<()> {
+    let before = devices(stage)?;
     stage.lab.daemon(Node(1)).kill()?;
     is_plain(stage, "1a", "2a").context("while no daemon is there")?;
     stage.lab.replace_pod(pod("1a"))?;
@@ -93,8 +93,11 @@ fn ends_with_its_pod(stage: &mut Stage, connect: impl FnOnce(&Stage) -> Result<(
     another_has_its_address(stage).context("while no daemon is there")?;
     stage.lab.daemon(Node(1)).start()?;
     another_has_its_address(stage).context("the source tells of the old pod")?;
-    let known = devices(stage)?;
-    ensure!(known <= 2, "{known} addresses are known by their device, and of 1a's both are not");
+    let after = devices(stage)?;
+    ensure!(
+        after + 2 == before,
+        "{before} addresses were known by their device, and {after} are without both of 1a's"
+    );
     let other = |items: &mut Vec<Value>, at: usize| items[at]["metadata"]["uid"] = json!("another");
     write(stage, &with_pod(stage, pod("1a"), other)?)?;
     wait_for(stage, "1a", "2a", true).context("the source tells of the new pod")?;

@@ -272,9 +272,9 @@ fn less_is_asked_of_who_is_known_by_device() {
         let desired = over(of_payments(Mode::Require, &pods, PolicyMode::Exempt), &Owners::new(), observed).0;
         (asked_in(&desired, "10.244.1.8/32"), desired.held_back.into_values().collect::<Vec<_>>())
     };
-    assert_eq!(told(&Observed::default()), (None, vec![Why::DeviceUnknown]));
+    assert_eq!(told(&Observed::default()), (None, vec![HeldBack::DeviceUnknown]));
     let exempt = Some(Asked::Exempt);
-    assert_eq!(told(&devices(&[("10.244.1.8", 10)], &[])), (exempt, vec![Why::DeviceGone]));
+    assert_eq!(told(&devices(&[("10.244.1.8", 10)], &[])), (exempt, vec![HeldBack::DeviceGone]));
     assert_eq!(told(&devices(&[("10.244.1.8", 10)], &[10])), (exempt, vec![]));
     let mut others = devices(&[("10.244.1.8", 10)], &[10]);
     let datapath = others.datapath.as_mut().expect("a datapath");
@@ -282,7 +282,7 @@ fn less_is_asked_of_who_is_known_by_device() {
         origin.pod = [1, 2];
         datapath.alive = [origin.key()].into();
     }
-    assert_eq!(told(&others), (None, vec![Why::Disputed]));
+    assert_eq!(told(&others), (None, vec![HeldBack::Disputed]));
 }
 
 /// Whose device is gone matters where more is asked of a pod that is not known.
@@ -290,7 +290,9 @@ fn less_is_asked_of_who_is_known_by_device() {
 fn a_device_that_is_gone_is_told_of_where_it_matters() {
     let gone = devices(&[("10.244.1.8", 10)], &[]);
     let pods = [("ledger", "me", "shop", "10.244.1.8"), ("other", "me", "payments", "10.244.1.9")];
-    for (asked, held_back) in [(PolicyMode::Require, vec![Why::DeviceGone]), (PolicyMode::Prefer, vec![])] {
+    for (asked, held_back) in
+        [(PolicyMode::Require, vec![HeldBack::DeviceGone]), (PolicyMode::Prefer, vec![])]
+    {
         let desired = over(of_payments(Mode::Observe, &pods, asked), &Owners::new(), &gone).0;
         assert_eq!(desired.held_back.into_values().collect::<Vec<_>>(), held_back, "{asked}");
     }
