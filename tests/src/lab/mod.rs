@@ -208,7 +208,9 @@ impl Lab {
 
     /// From now on there is a route to `pod` alone, and it is no port of its node's bridge.
     pub fn route_pod(&self, pod: Pod) -> Result<()> {
-        batch(Some(&pod.node.name()), &plan::routed_lines(pod, self.spec.families))
+        batch(Some(&pod.node.name()), &plan::routed_lines(pod, self.spec.families))?;
+        // The bridge answered for its gateway so far, and hears nothing of it any more.
+        batch(Some(&pod.name()), &["neigh flush dev eth0".to_owned()])
     }
 
     /// Takes the lab down. Goes on past an error, and reports them all.
