@@ -3,12 +3,12 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::rotation::MOST_WORDS;
+
 /// Bypasses that the mesh holds, the newest last: those that are on, and as history the last that were.
 pub const MOST_BYPASSES: usize = 20;
 /// Seconds that one lasts at most: a day.
 pub const LONGEST_BYPASS: i64 = 24 * 3600;
-/// Characters of the longest reason, and of the longest name of who asked.
-pub const MOST_WORDS: usize = 256;
 
 /// One entry of `spec.bypasses`: from when it is written until `until`, packets between two nodes travel in plain, but for flows of which
 /// policies require encryption.
@@ -55,11 +55,6 @@ impl Bypass {
     /// Whether it has not ended, by a clock that shows `now`.
     pub fn is_on(&self, now: Timestamp) -> bool {
         now < self.until
-    }
-
-    /// Seconds that it was asked for.
-    pub fn length(&self) -> u64 {
-        u64::try_from(self.until.as_second().saturating_sub(self.at.as_second())).unwrap_or(0)
     }
 
     /// The field that stands against it, and why. The API server says the same.

@@ -7,20 +7,18 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use kubeveil_api::{
-    bypass::{Bypass, LONGEST_BYPASS, MOST_BYPASSES, MOST_WORDS, bypasses_and},
+    bypass::{Bypass, LONGEST_BYPASS, MOST_BYPASSES, bypasses_and},
     mesh::Mode,
     problem::{few, readable},
 };
-use kubeveil_core::{
-    control::{Control, Refusal, Sight},
-    problem::Problem,
-};
+use kubeveil_core::control::{Control, Sight};
 use serde_json::{Value, json};
 
 use crate::{
-    FINDING, Output, UNREACHABLE, USAGE, patience,
-    source::SourceArg,
+    FINDING, Output, patience,
+    source::{SourceArg, on_record},
     status::{age, grid},
+    stop::Stop,
 };
 
 /// A shorter one would be over before all nodes have begun.
@@ -85,29 +83,8 @@ fn length(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What ends a command before it has done what it is for.
-enum Stop {
-    Finding(String),
-    Usage(String),
-    Unreachable(Problem),
-}
-
-impl From<Problem> for Stop {
-    fn from(problem: Problem) -> Self {
-        Self::Unreachable(problem)
-    }
-}
-
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Changed => {
-                Self::Finding(format!("{refusal}; look at `kubeveil bypass list`, and try again"))
-            }
-            Refusal::Problem(problem) => Self::Unreachable(problem),
-        }
-    }
-}
+/// Where to look when the mesh was changed meanwhile.
+const LOOK: &str = "kubeveil bypass list";
 
 /// The command.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<u8> {
@@ -119,15 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Some(Command::List) => list(&mut *control, json),
         Some(Command::End { node, peer }) => end(&mut *control, node, peer, json),
     };
-    Ok(done.unwrap_or_else(|stop| {
-        let (code, words) = match stop {
-            Stop::Finding(words) => (FINDING, words),
-            Stop::Usage(words) => (USAGE, words),
-            Stop::Unreachable(problem) => (UNREACHABLE, problem.to_string()),
-        };
-        eprintln!("kubeveil: {words}");
-        code
-    }))
+    Ok(done.unwrap_or_else(Stop::tell))
 }
 
 /// Whole seconds, as they are written.
@@ -147,7 +116,7 @@ fn begin(control: &mut dyn Control, request: &Request, json: bool) -> Result<u8,
         nodes: [node.clone(), peer.clone()],
         at: now,
         until: SignedDuration::try_from(*length).ok().and_then(|l| now.checked_add(l).ok()).unwrap_or(now),
-        by: control.who()?.chars().take(MOST_WORDS).collect(),
+        by: on_record(control)?,
         reason: reason.clone(),
     };
     refuse(&sight, &bypass)?;
@@ -156,7 +125,9 @@ fn begin(control: &mut dyn Control, request: &Request, json: bool) -> Result<u8,
             "{MOST_BYPASSES} bypasses are on, which is all there may be: end one first (`kubeveil bypass list`)"
         ))
     })?;
-    control.change(&sight, &json!({ "spec": { "bypasses": all } }))?;
+    control
+        .change(&sight, &json!({ "spec": { "bypasses": all } }))
+        .map_err(|refusal| Stop::refused(refusal, LOOK))?;
     if json {
         println!("{}", json!({ "event": "begun", "bypass": bypass }));
     } else {
@@ -216,7 +187,9 @@ fn end(control: &mut dyn Control, node: &str, peer: &str, json: bool) -> Result<
     if ended.is_empty() {
         return Err(Stop::Finding(format!("no bypass is on between {node} and {peer}")));
     }
-    control.change(&sight, &json!({ "spec": { "bypasses": all } }))?;
+    control
+        .change(&sight, &json!({ "spec": { "bypasses": all } }))
+        .map_err(|refusal| Stop::refused(refusal, LOOK))?;
     if json {
         println!("{}", json!({ "event": "ended", "bypasses": ended }));
     } else {

@@ -12,6 +12,7 @@ mod rotate;
 mod server;
 mod source;
 mod status;
+mod stop;
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 

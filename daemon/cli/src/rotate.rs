@@ -11,14 +11,14 @@ use jiff::Timestamp;
 use kubeveil_api::{rotation::RotationSpec, selector::LabelSelector};
 use kubeveil_core::{
     announced::Announced,
-    control::{Control, Refusal, Sight},
+    control::{Control, Sight},
     problem::Problem,
     rotation::{history, progress::Progress},
 };
 use kubeveil_keys::Generation;
 use serde_json::json;
 
-use crate::{FINDING, Output, TIMED_OUT, UNREACHABLE, USAGE, patience, source::SourceArg};
+use crate::{FINDING, Output, TIMED_OUT, patience, source::SourceArg, stop::Stop};
 
 /// Arguments of `rotate`.
 #[derive(Debug, Args)]
@@ -72,34 +72,6 @@ enum Command {
     },
 }
 
-/// What ends a command before it has done what it is for.
-#[derive(Debug)]
-enum Stop {
-    /// With a finding, in words.
-    Finding(String),
-    /// It was asked for in a way that makes no sense.
-    Usage(String),
-    /// Nobody answers, or not what is needed.
-    Unreachable(Problem),
-}
-
-impl From<Problem> for Stop {
-    fn from(problem: Problem) -> Self {
-        Self::Unreachable(problem)
-    }
-}
-
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Changed => {
-                Self::Finding(format!("{refusal}; look at `kubeveil rotate status`, and try again"))
-            }
-            Refusal::Problem(problem) => Self::Unreachable(problem),
-        }
-    }
-}
-
 /// The cluster, and what was last seen of it.
 struct Desk {
     control: Box<dyn Control>,
@@ -145,7 +117,7 @@ impl Desk {
     }
 
     /// Changes the mesh's spec. Where nobody else keeps the history, that too.
-    fn change(&mut self, look: &Look, spec: serde_json::Value) -> Result<(), Refusal> {
+    fn change(&mut self, look: &Look, spec: serde_json::Value) -> Result<(), Stop> {
         let mut patch = json!({ "spec": spec });
         if self.control.keeps_status() {
             let mut wanted = json!(look.sight.mesh.spec);
@@ -154,7 +126,8 @@ impl Desk {
                 patch["status"] = json!({ "rotations": history::records(&records(look), &wanted, &look.progress, look.now) });
             }
         }
-        self.control.change(&look.sight, &patch)
+        let done = self.control.change(&look.sight, &patch);
+        done.map_err(|refusal| Stop::refused(refusal, "kubeveil rotate status"))
     }
 
     /// Brings the history up to date where nobody else does. That it can't be written harms nothing.
@@ -193,15 +166,7 @@ pub(crate) fn run(arguments: &Rotate) -> anyhow::Result<u8> {
         Ok(End::Done) => 0,
         Ok(End::Stragglers) => FINDING,
         Ok(End::TimedOut) => TIMED_OUT,
-        Err(stop) => {
-            let (code, words) = match stop {
-                Stop::Finding(words) => (FINDING, words),
-                Stop::Usage(words) => (USAGE, words),
-                Stop::Unreachable(problem) => (UNREACHABLE, problem.to_string()),
-            };
-            eprintln!("kubeveil: {words}");
-            code
-        }
+        Err(stop) => stop.tell(),
     })
 }
 

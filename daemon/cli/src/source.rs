@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf, str::FromStr};
 
-use kubeveil_api::problem::Problem;
+use kubeveil_api::{problem::Problem, rotation::MOST_WORDS};
 use kubeveil_core::{control::Control, policy::census::Census};
 use kubeveil_kubernetes::{KubernetesControl, Origin, Pace};
 use kubeveil_manifests::FolderControl;
@@ -48,6 +48,11 @@ impl SourceArg {
         let mut control = self.open(runtime.handle());
         Ok(control.census())
     }
+}
+
+/// Who asks, as it goes on record.
+pub(crate) fn on_record(control: &mut dyn Control) -> Result<String, Problem> {
+    Ok(control.who()?.chars().take(MOST_WORDS).collect())
 }
 
 /// The person at this terminal, and the machine. Nobody vouches for it.

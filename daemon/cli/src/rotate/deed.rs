@@ -12,6 +12,7 @@ use kubeveil_keys::PublicKey;
 use serde_json::json;
 
 use super::{Desk, End, Look, Rotate, Stop, records, show, wait};
+use crate::source::on_record;
 
 /// Asks for new keys of all nodes, or for one node's.
 pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
@@ -57,22 +58,17 @@ fn asked(
     arguments: &Rotate,
 ) -> Result<serde_json::Value, Stop> {
     let seconds = u32::try_from(arguments.deadline.as_secs()).unwrap_or(u32::MAX);
-    let mut spec = request(generation, &who(desk)?, &arguments.reason, look.now);
+    let mut spec = request(generation, &on_record(&mut *desk.control)?, &arguments.reason, look.now);
     spec["rotation"]["nodeSelector"] = selector(look, arguments);
     spec["rotation"]["deadlineSeconds"] = json!((seconds != DEADLINE_SECONDS).then_some(seconds));
     Ok(spec)
-}
-
-/// Who asks, as it goes on record.
-fn who(desk: &mut Desk) -> Result<String, Stop> {
-    Ok(desk.control.who()?.chars().take(MOST_WORDS).collect())
 }
 
 /// The deeds that are on record, and this one, to be written with what it changes.
 fn deeds(desk: &mut Desk, look: &Look, what: DeedKind, node: &str) -> Result<Vec<Deed>, Stop> {
     let deed = Deed {
         at: Timestamp::from_second(look.now.as_second()).unwrap_or(look.now),
-        by: who(desk)?,
+        by: on_record(&mut *desk.control)?,
         what,
         generation: look.progress.generation.number(),
         node: node.to_owned(),
