@@ -7,12 +7,12 @@ use kubeveil_api::{
     condition::{Condition, READY, find, keep_transitions},
     mesh::Mode,
     pod_slice::SlicedPod,
-    policy::{PolicyMode, PolicyStatus},
+    policy::PolicyStatus,
     problem::few_statements,
     schedule::Period,
 };
 use kubeveil_core::{
-    policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, Standing, census::Resident},
+    policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, census::Resident},
     rotation::schedule::is_too_old,
 };
 
@@ -70,13 +70,7 @@ impl Selected {
             let [all, sharing] = self.counts.entry(policy.clone()).or_default();
             (*all, *sharing) = (*all + 1, *sharing + u32::from(*host_network));
         }
-        let is_told = |standing: &Standing| match standing.mode {
-            // Though the mesh requires it of all: pairs that adoption leaves open are closed to whom a policy is about.
-            PolicyMode::Require => true,
-            PolicyMode::Prefer => base == FlowMode::Require,
-            PolicyMode::Exempt => base != FlowMode::Observe,
-        };
-        let standing = policies.standing(&pod.labels).filter(is_told);
+        let standing = policies.standing(&pod.labels).filter(|standing| standing.is_exception(base));
         let Some(standing) = standing.filter(|_| !pod.addresses.is_empty()) else { return };
         let sliced = SlicedPod {
             namespace: id.namespace.clone(),

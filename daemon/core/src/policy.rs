@@ -87,6 +87,16 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Does it come to something else than a mesh of mode `base` asks of all? What a policy requires does, though the mesh requires it of all:
+    /// pairs that adoption leaves open are closed to whom a policy is about. Where nothing is steered there is nothing to be exempt from.
+    pub fn is_exception(&self, base: FlowMode) -> bool {
+        match self.mode {
+            PolicyMode::Require => true,
+            PolicyMode::Prefer => base == FlowMode::Require,
+            PolicyMode::Exempt => base != FlowMode::Observe,
+        }
+    }
+
     /// The stricter of both. Of two exemptions that is none: either of them suffices, so the later end counts.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

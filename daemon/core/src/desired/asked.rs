@@ -35,14 +35,11 @@ pub(super) fn unknown(policies: &Policies) -> Asked {
 
 /// What is asked for of who has this standing, in a mesh of mode `base`, and until when, seconds since boot.
 fn of(base: FlowMode, standing: Option<Standing>, inputs: &Inputs<'_>) -> (Asked, u32) {
-    let Some(standing) = standing else { return (Asked::Mesh, 0) };
+    let exception = standing.filter(|standing| standing.is_exception(base));
+    let Some(standing) = exception else { return (Asked::Mesh, 0) };
     match standing.mode {
         PolicyMode::Require => (Asked::Require, 0),
-        PolicyMode::Prefer if base == FlowMode::Require => (Asked::Prefer, 0),
-        // As the mesh does of all.
-        PolicyMode::Prefer => (Asked::Mesh, 0),
-        // Where nothing is steered there is nothing to be exempt from.
-        PolicyMode::Exempt if base == FlowMode::Observe => (Asked::Mesh, 0),
+        PolicyMode::Prefer => (Asked::Prefer, 0),
         PolicyMode::Exempt => match standing.until {
             None => (Asked::Exempt, 0),
             Some(until) => {
