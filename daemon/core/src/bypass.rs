@@ -78,7 +78,7 @@ pub struct Seen<'a> {
     pub bypasses: &'a [Bypass],
     /// The mesh says no more than that.
     pub is_whole: bool,
-    /// What stands in the map for the nodes that they are about.
+    /// What stands in the map for the nodes that they are about ([`standing`]).
     pub standing: BTreeMap<String, PeerValue>,
     /// What became of the record.
     pub kept: Kept,
@@ -90,26 +90,22 @@ pub struct Seen<'a> {
     pub epoch: Duration,
 }
 
-impl<'a> Seen<'a> {
-    /// What `bypasses` say of `node`, and `datapath` of the others.
-    pub fn of(
-        node: &'a str,
-        bypasses: &'a [Bypass],
-        assignment: &Assignment,
-        datapath: &Datapath,
-        boot: &'a str,
-        (now, epoch): (Duration, Duration),
-        is_whole: bool,
-    ) -> Self {
-        let value = |peer: &str| {
-            let mut prefixes = assignment.of(peer).iter().filter_map(|(net, _)| datapath.prefixes.get(net));
-            datapath.peers.get(&prefixes.next()?.peer).copied()
-        };
-        let peers = bypasses.iter().filter_map(|bypass| bypass.peer_of(node));
-        let standing = peers.filter_map(|peer| Some((peer.to_owned(), value(peer)?))).collect();
-        Self { node, bypasses, standing, kept: Kept::Whole, boot, now, epoch, is_whole }
-    }
+/// What stands in the map for the nodes that `bypasses` of `node` are about.
+pub fn standing(
+    node: &str,
+    bypasses: &[Bypass],
+    assignment: &Assignment,
+    datapath: &Datapath,
+) -> BTreeMap<String, PeerValue> {
+    let value = |peer: &str| {
+        let mut prefixes = assignment.of(peer).iter().filter_map(|(net, _)| datapath.prefixes.get(net));
+        datapath.peers.get(&prefixes.next()?.peer).copied()
+    };
+    let peers = bypasses.iter().filter_map(|bypass| bypass.peer_of(node));
+    peers.filter_map(|peer| Some((peer.to_owned(), value(peer)?))).collect()
+}
 
+impl Seen<'_> {
     fn second(&self) -> u32 {
         second(self.now)
     }
@@ -303,9 +299,9 @@ impl Record {
         self
     }
 
-    /// What the datapath is told of it. To be asked of what a step over `seen` gave.
-    pub fn bypassing(&self, seen: &Seen<'_>) -> Bypassing {
-        let now = second(seen.now);
+    /// What the datapath is told of it.
+    pub fn bypassing(&self, now: Duration) -> Bypassing {
+        let now = second(now);
         let mut peers: BTreeMap<String, Bypassed> = BTreeMap::new();
         for entry in self.entries.iter().filter(|entry| entry.is_heard(now)) {
             let bypassed = Bypassed {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 use jiff::Timestamp;
 use kubeveil_api::status::BypassStatus;
 use kubeveil_core::{
-    bypass::{Bypassed, Bypassing, Kept, Record, Seen},
+    bypass::{Bypassed, Bypassing, Kept, Record, Seen, standing},
     ownership::Assignment,
     policy::FlowMode,
     problem::{Problem, ProblemKind, readable},
@@ -49,8 +49,7 @@ impl Bypasses {
 
     /// Takes in what is seen; true if the datapath has to be told something else.
     fn look(&mut self, seen: &Seen<'_>) -> (bool, Option<Problem>) {
-        let seen = Seen { kept: self.kept, ..seen.clone() };
-        let mut next = self.record.step(&seen);
+        let mut next = self.record.step(seen);
         let mut problem = None;
         // Most meshes never have one.
         let is_idle = !next.has_entries() && !self.record.has_entries() && self.kept != Kept::Unreadable;
@@ -64,7 +63,7 @@ impl Bypasses {
             }
         }
         let problem = problem.or_else(|| next.waiting().next().map(|(peer, at)| waits(peer, at)));
-        let bypassing = next.bypassing(&seen);
+        let bypassing = next.bypassing(seen.now);
         self.record = next;
         let changes = bypassing != self.bypassing;
         self.bypassing = bypassing;
@@ -90,9 +89,16 @@ impl<K: Kernel> Node<K> {
         let Some(datapath) = &outcome.observed.datapath else { return false };
         let said = knowledge.snapshot().mesh.as_ref().map_or(&[][..], |mesh| &mesh.bypasses);
         let boot = self.bypasses.boot.clone();
-        let clocks = (now.monotonic, now.epoch);
-        let is_whole = knowledge.synced().is_some();
-        let seen = Seen::of(&self.name, said, assignment, datapath, &boot, clocks, is_whole);
+        let seen = Seen {
+            node: &self.name,
+            bypasses: said,
+            is_whole: knowledge.synced().is_some(),
+            standing: standing(&self.name, said, assignment, datapath),
+            kept: self.bypasses.kept,
+            boot: &boot,
+            now: now.monotonic,
+            epoch: now.epoch,
+        };
         let (changes, problem) = self.bypasses.look(&seen);
         outcome.problems.extend(problem);
         changes
@@ -100,7 +106,7 @@ impl<K: Kernel> Node<K> {
 
     /// Says once who is spoken to in plain from now on, and who is not any more.
     pub(super) fn tell_bypasses(&mut self, now: Now) {
-        let peers = self.bypassing_in_force().into_iter().filter(|(_, bypassed)| is_on(bypassed, now));
+        let peers = self.in_force(now);
         let current: BTreeMap<String, Bypassed> =
             peers.map(|(peer, bypassed)| (peer.clone(), bypassed.clone())).collect();
         let told = std::mem::replace(&mut self.bypasses.told, current.clone());
@@ -122,16 +128,16 @@ impl<K: Kernel> Node<K> {
         }
     }
 
-    /// What is bypassed where something is steered.
-    fn bypassing_in_force(&self) -> Vec<(&String, &Bypassed)> {
+    /// Nodes that are spoken to in plain, or are about to be. Where nothing is steered nothing is bypassed.
+    fn in_force(&self, now: Now) -> impl Iterator<Item = (&String, &Bypassed)> {
         let is_observed = self.snapshot().mode() == Some(FlowMode::Observe);
-        self.bypasses.bypassing.peers.iter().filter(|_| !is_observed).collect()
+        let is_on = move |bypassed: &Bypassed| now.monotonic.as_secs() < u64::from(bypassed.end);
+        self.bypasses.bypassing.peers.iter().filter(move |(_, bypassed)| !is_observed && is_on(bypassed))
     }
 
     /// The nodes that are spoken to in plain, for people.
     pub(crate) fn bypassed(&self, now: Now) -> Vec<BypassStatus> {
-        let peers = self.bypassing_in_force().into_iter().filter(|(_, bypassed)| is_on(bypassed, now));
-        peers
+        self.in_force(now)
             .map(|(peer, bypassed)| BypassStatus {
                 node: peer.clone(),
                 until: bypassed.until,
@@ -154,9 +160,4 @@ fn waits(peer: &str, at: Timestamp) -> Problem {
         advice: "What the other node sends in plain is dropped here: set the clock, or end the bypass"
             .to_owned(),
     }
-}
-
-/// It is spoken to in plain, or about to be.
-fn is_on(bypassed: &Bypassed, now: Now) -> bool {
-    now.monotonic.as_secs() < u64::from(bypassed.end)
 }

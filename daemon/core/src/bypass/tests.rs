@@ -40,7 +40,7 @@ fn standing(value: PeerValue) -> BTreeMap<String, PeerValue> {
 
 /// From when on, and until when.
 fn of(record: &Record, seen: &Seen<'_>) -> Option<(u32, u32)> {
-    let bypassing = record.bypassing(seen);
+    let bypassing = record.bypassing(seen.now);
     assert!(bypassing.peers.keys().all(|peer| peer == "b"), "{bypassing:?}");
     bypassing.peers.get("b").map(|bypassed| (bypassed.from, bypassed.end))
 }
@@ -61,7 +61,7 @@ fn its_life() {
     assert_eq!(waits(&record, 107), Some(593));
     let tunnel = PeerValue::tunnel(1, 3);
     let value = |record: &Record, now: u64, beneath| {
-        let bypassed = record.bypassing(&seen(&all, now)).peers.remove("b");
+        let bypassed = record.bypassing(seen(&all, now).now).peers.remove("b");
         bypassed.map(|bypassed| bypassed.over(beneath, Duration::from_secs(now)))
     };
     assert_eq!(value(&record, 106, tunnel), Some(tunnel.bypass_heard(700 + BYPASS_GRACE)));
@@ -293,7 +293,7 @@ fn another_boot_goes_by_a_clock_that_has_gone_on() {
     let later = [bypass(100, 6_000)];
     let put_off = Seen { bypasses: &later, ..booted(EPOCH + 300) };
     assert_eq!(step(&record, &put_off).1, Some((20 + LEAD, 420)));
-    assert_eq!(step(&record, &put_off).0.bypassing(&put_off).peers["b"].until, all[0].until);
+    assert_eq!(step(&record, &put_off).0.bypassing(put_off.now).peers["b"].until, all[0].until);
     // A kernel that does not tell its boots apart: their seconds do.
     let alike = Seen { boot: BOOT, ..booted(EPOCH + 300) };
     assert_eq!(step(&record, &alike).1, Some((20 + LEAD, 420)));
@@ -331,7 +331,7 @@ fn nobody_is_named_for_what_another_wrote() {
     let untils = [("alice", alices.until), ("bob", bobs.until)];
     let both = [[alices.clone(), bobs.clone()], [bobs.clone(), alices.clone()], [turned, alices.clone()]];
     let named = |record: &Record, seen: &Seen<'_>| {
-        let bypassed = record.bypassing(seen).peers.remove("b").expect("on");
+        let bypassed = record.bypassing(seen.now).peers.remove("b").expect("on");
         assert!(untils.contains(&(&*bypassed.by, bypassed.until)), "{bypassed:?}");
         assert_eq!(bypassed.reason, if bypassed.by == "bob" { "INC-2" } else { "INC-1" });
         (bypassed.by, bypassed.end)
