@@ -31,6 +31,8 @@ pub struct Origins {
     pub known: BTreeMap<IpAddr, Origin>,
     /// Addresses of which the source tells otherwise than the device that is there: whose they are nobody can say.
     pub disputed: BTreeSet<IpAddr>,
+    /// Addresses of pods behind bridges whose devices were not found yet.
+    pub unfound: BTreeSet<IpAddr>,
 }
 
 /// The devices of `node`'s pods as they should stand in the map. Without a source in sync nobody is forgotten; where no policy asks for anything
@@ -39,12 +41,12 @@ pub fn origins(node: &str, knowledge: &Knowledge, observed: &Observed) -> Origin
     static NONE: BTreeMap<IpAddr, Origin> = BTreeMap::new();
     let stands = observed.datapath.as_ref().map_or(&NONE, |datapath| &datapath.origins);
     let snapshot = knowledge.snapshot();
+    let mut origins = Origins::default();
     let holders = match snapshot.policies.is_empty() {
         true => BTreeMap::new(),
         false => holders(node, &snapshot.workloads),
     };
     let ways = Ways::of(observed);
-    let mut origins = Origins::default();
     for (address, pods) in &holders {
         match stands.get(address) {
             Some(there) if is_alive(observed.datapath.as_ref(), there) => {
@@ -54,11 +56,12 @@ pub fn origins(node: &str, knowledge: &Knowledge, observed: &Observed) -> Origin
                 origins.known.insert(*address, *there);
             }
             Some(gone) if pods.contains(&gone.pod) => drop(origins.known.insert(*address, *gone)),
-            _ if origins.known.len() < MAX_ORIGINS => {
-                origins.known.extend(ways.origin(pods, *address).map(|origin| (*address, origin)));
-            }
-            // The map is full: bound to nothing.
-            _ => {}
+            // Where the map is full it is bound to nothing.
+            _ => match ways.origin(pods, *address).filter(|_| origins.known.len() < MAX_ORIGINS) {
+                Some(found) => drop(origins.known.insert(*address, found)),
+                None if ways.is_behind_a_bridge(*address) => drop(origins.unfound.insert(*address)),
+                None => {}
+            },
         }
     }
     if knowledge.synced().is_none() {
@@ -71,18 +74,6 @@ pub fn origins(node: &str, knowledge: &Knowledge, observed: &Observed) -> Origin
 /// Is its device there?
 pub fn is_alive(datapath: Option<&Datapath>, origin: &Origin) -> bool {
     datapath.is_some_and(|datapath| datapath.alive.contains(&origin.key()))
-}
-
-/// Addresses of pods behind bridges whose devices were not found yet.
-pub fn unfound(node: &str, knowledge: &Knowledge, observed: &Observed) -> BTreeSet<IpAddr> {
-    let snapshot = knowledge.snapshot();
-    if snapshot.policies.is_empty() || observed.datapath.is_none() {
-        return BTreeSet::new();
-    }
-    let ways = Ways::of(observed);
-    let known = origins(node, knowledge, observed).known;
-    let unfound = holders(node, &snapshot.workloads).into_keys().filter(|at| !known.contains_key(at));
-    unfound.filter(|address| ways.is_behind_a_bridge(*address)).collect()
 }
 
 /// Pods that have an address, in few words.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use kubeveil_core::{
     desired::{Desired, HeldBack},
     observed::Observed,
-    origin,
+    origin::origins,
     problem::{Problem, ProblemKind, few},
     snapshot::Knowledge,
 };
@@ -141,7 +141,11 @@ impl<K: Kernel> Node<K> {
 
     /// Asks bridges for pods whose devices were not found yet, as long as there are any.
     pub(super) fn look_for_pods(&mut self, knowledge: &Knowledge, observed: &mut Observed, now: Now) {
-        let unfound = origin::unfound(&self.name, knowledge, observed);
+        // Before the maps are seen nobody knows who was found.
+        let unfound = match observed.datapath {
+            Some(_) => origins(&self.name, knowledge, observed).unfound,
+            None => BTreeSet::new(),
+        };
         if !unfound.is_empty() {
             let read = self.kernel.neighbours();
             observed.neighbours = self.beside("neighbours", read).unwrap_or_default();

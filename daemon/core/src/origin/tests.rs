@@ -198,7 +198,8 @@ fn nobody_is_forgotten_on_hearsay() {
 /// Bridges are asked as long as somebody behind one is not found, and only where policies are.
 #[test]
 fn bridges_are_asked_for_who_is_behind_one() {
-    let looks = |snapshot: Snapshot, host: &Observed| !unfound("me", &whole(snapshot), host).is_empty();
+    let looks =
+        |snapshot: Snapshot, host: &Observed| !origins("me", &whole(snapshot), host).unfound.is_empty();
     let mut host = host(&[], &[]);
     assert!(!looks(with(&[pod("uid", "me", &[A, B])]), &host));
     assert!(looks(with(&[pod("uid", "me", &["10.244.1.99"])]), &host));

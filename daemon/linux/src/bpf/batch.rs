@@ -1,4 +1,4 @@
-//! All entries of a map in a few calls (`BPF_MAP_LOOKUP_BATCH`, for tries since Linux 5.13), which aya 0.14 lacks. One by
+//! All entries of a map in a few calls (`BPF_MAP_LOOKUP_BATCH`, for hashes since Linux 5.6, for tries since 5.13), which aya 0.14 lacks. One by
 //! one, each costs two.
 
 use std::{
@@ -19,7 +19,7 @@ pub(super) fn entries<const K: usize, const V: usize>(
 ) -> io::Result<Vec<([u32; K], [u32; V])>> {
     let mut out = Vec::new();
     let (mut keys, mut values) = (vec![[0; K]; MOST], vec![[0; V]; MOST]);
-    // Where the next call goes on: a key.
+    // Where the next call goes on: a key, or for a hash the number of a bucket in its first word.
     let mut position: Option<[u32; K]> = None;
     loop {
         let mut next = [0; K];

@@ -217,12 +217,12 @@ impl Maps {
 
     /// The devices of this node's pods, by their addresses.
     pub fn origins(&self) -> Result<BTreeMap<IpAddr, Origin>, KernelError> {
-        let mut out = BTreeMap::new();
-        for entry in self.origins.iter() {
-            let (address, Raw(origin)) = entry.map_err(failed("read", names::ORIGINS))?;
-            out.extend(net(128, address).map(|net| (net.addr(), origin)));
-        }
-        Ok(out)
+        let read = batch::entries(self.origins.map().fd().as_fd());
+        let entries = read.map_err(|e| KernelError::new("read", format!("map {}", names::ORIGINS), e))?;
+        let origin = |(address, [device, via, uid, since]): (Address, [u32; 4])| {
+            Some((net(128, address)?.addr(), Origin { device, via, pod: [uid, since] }))
+        };
+        Ok(entries.into_iter().filter_map(origin).collect())
     }
 
     /// Keys of those of their devices that are there.
