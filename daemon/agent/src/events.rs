@@ -2,6 +2,8 @@
 
 use std::{sync::mpsc, time::Duration};
 
+use kubeveil_api::watch::Watched;
+use kubeveil_linux::{Flow, KernelError};
 use tokio::sync::oneshot;
 
 use crate::status::View;
@@ -16,14 +18,27 @@ pub(crate) enum Event {
     /// The source may say something else.
     Hear,
     /// Somebody wants to know.
-    Ask(oneshot::Sender<Box<View>>),
+    Ask(Question),
     /// The process is to end; the kernel keeps everything.
     Stop,
 }
 
-/// Asks the node's thread for its view; `None` if it does not answer in time.
-pub(crate) async fn ask(events: &mpsc::Sender<Event>) -> Option<Box<View>> {
-    let (answer, view) = oneshot::channel();
-    events.send(Event::Ask(answer)).ok()?;
-    tokio::time::timeout(PATIENCE, view).await.ok()?.ok()
+/// What the node's thread is asked, and where it answers.
+pub(crate) enum Question {
+    /// How the node is.
+    View(oneshot::Sender<Box<View>>),
+    /// To watch packets of these flows from now on, and of no others.
+    Watch(Vec<Flow>, oneshot::Sender<Result<(), KernelError>>),
+    /// What was seen of them since.
+    Seen(oneshot::Sender<Result<Watched, KernelError>>),
+}
+
+/// Asks the node's thread; `None` if it does not answer in time.
+pub(crate) async fn ask<A>(
+    events: &mpsc::Sender<Event>,
+    question: impl FnOnce(oneshot::Sender<A>) -> Question,
+) -> Option<A> {
+    let (answer, answered) = oneshot::channel();
+    events.send(Event::Ask(question(answer))).ok()?;
+    tokio::time::timeout(PATIENCE, answered).await.ok()?.ok()
 }

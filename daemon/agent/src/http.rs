@@ -15,7 +15,7 @@ use axum::{
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use kubeveil_abi::FWMARK;
 use kubeveil_api::status::Status;
@@ -25,12 +25,16 @@ use kubeveil_core::{
 };
 use kubeveil_linux::route::Routes;
 use rustix::{fs::Mode, process::umask};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::oneshot,
+};
 
 use crate::{
-    events::{self, Event},
+    events::{self, Event, Question},
     metrics,
     status::View,
+    watch,
 };
 
 /// Between two tries to open a door.
@@ -47,16 +51,26 @@ pub(crate) struct Door {
     pub(crate) closed: Closed,
     /// For what only the status document tells: one question a peer, which the loop need not wait for.
     pub(crate) routes: Routes,
+    /// Held by who watches packets: one at a time.
+    pub(crate) watching: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Problems by door.
 pub(crate) type Closed = Arc<Mutex<BTreeMap<String, Problem>>>;
 
 impl Door {
-    async fn ask(&self) -> Result<Box<View>, Response> {
+    /// What the node's thread answers.
+    pub(crate) async fn question<A>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<A>) -> Question,
+    ) -> Result<A, Response> {
         let late =
             || (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response();
-        let mut view = events::ask(&self.events).await.ok_or_else(late)?;
+        events::ask(&self.events, question).await.ok_or_else(late)
+    }
+
+    async fn ask(&self) -> Result<Box<View>, Response> {
+        let mut view = self.question(Question::View).await?;
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         view.status.problems.extend(closed.values().cloned());
         Ok(view)
@@ -96,8 +110,11 @@ pub(crate) async fn serve_metrics(address: SocketAddr, door: Door) {
 /// Serves the status document on `socket`, which only root may open.
 pub(crate) async fn serve_status(socket: PathBuf, door: Door) {
     let closed = door.closed.clone();
-    let routes = Router::new().route("/v1/status", get(status)).route("/metrics", get(exposition));
-    let routes = routes.with_state(Arc::new(door));
+    let routes = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/watch", post(watch::watch))
+        .route("/metrics", get(exposition))
+        .with_state(Arc::new(door));
     let listener = until_open(&format!("{} (--socket)", socket.display()), &closed, || bind(&socket)).await;
     if let Err(e) = axum::serve(listener, routes).await {
         tracing::error!("serve {}: {e}", socket.display());

@@ -17,6 +17,7 @@ mod status;
 mod totals;
 mod uninstall;
 mod veil_node;
+mod watch;
 
 use std::{ffi::OsStr, path::Path, process::ExitCode};
 

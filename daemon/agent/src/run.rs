@@ -24,12 +24,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{self, Args, LogFormat},
-    events::Event,
+    events::{Event, Question},
     http::{self, Door},
     lock,
     metrics::{Durations, SharedDurations},
     node::{Node, Now},
     status::{self, View},
+    watch,
 };
 
 /// The eBPF object that this build embeds.
@@ -85,6 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         durations: durations.clone(),
         closed: http::Closed::default(),
         routes: Routes::connect()?,
+        watching: Arc::default(),
     };
     // Doors that can't be opened (a port in use) are tried again: no reason to leave a node unguarded.
     runtime.spawn(http::serve_status(args.socket.clone(), door.clone()));
@@ -171,7 +173,7 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
                 continue;
             }
             match inbox.recv_timeout(left.min(until_glance)) {
-                Ok(Event::Ask(answer)) => tell(node, answer),
+                Ok(Event::Ask(question)) => answer(node, question),
                 Ok(event @ (Event::Stir | Event::Hear)) => {
                     thread::sleep(BURST);
                     stirred = if matches!(event, Event::Hear) { Stirred::Source } else { Stirred::Kernel };
@@ -184,7 +186,7 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
         // The rest of the burst, as much as there is now.
         for event in inbox.try_iter().take(BACKLOG) {
             match event {
-                Event::Ask(answer) => tell(node, answer),
+                Event::Ask(question) => answer(node, question),
                 Event::Stop => return,
                 Event::Stir => stirred = Stirred::Kernel,
                 Event::Hear if stirred == Stirred::Nothing => stirred = Stirred::Source,
@@ -194,7 +196,16 @@ fn go_round<K: Kernel>(node: &mut Node<K>, inbox: &mpsc::Receiver<Event>, durati
     }
 }
 
-/// Answers one question, from a look at the kernel that is fresh but not fresher than anybody needs: who
+/// Whoever asked may have gone, and hears nothing then.
+fn answer<K: Kernel>(node: &mut Node<K>, question: Question) {
+    match question {
+        Question::View(answer) => tell(node, answer),
+        Question::Watch(flows, answer) => drop(answer.send(node.kernel.watch(&flows))),
+        Question::Seen(answer) => drop(answer.send(watch::seen(node, now().monotonic))),
+    }
+}
+
+/// Tells how the node is, from a look at the kernel that is fresh but not fresher than anybody needs: who
 /// asks without end must not keep the node from its work.
 ///
 /// While a handshake is awaited a look could find it before the next way round does, and call a peer up
@@ -211,7 +222,6 @@ fn tell<K: Kernel>(node: &mut Node<K>, answer: oneshot::Sender<Box<View>>) {
             node.look(now);
         }
     }
-    // Whoever asked may have gone.
     drop(answer.send(Box::new(status::view(node, now))));
 }
 

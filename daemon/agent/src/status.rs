@@ -285,12 +285,22 @@ fn backstop(standing: &Standing) -> BackstopStatus {
 }
 
 /// Which way the packets of a counter went.
-fn direction(of: kubeveil_abi::Direction) -> Direction {
+pub(crate) fn direction(of: kubeveil_abi::Direction) -> Direction {
     match of {
         kubeveil_abi::Direction::Egress => Direction::Egress,
         kubeveil_abi::Direction::Ingress => Direction::Ingress,
         kubeveil_abi::Direction::Tunnel => Direction::Tunnel,
         kubeveil_abi::Direction::Backstop => Direction::Backstop,
+    }
+}
+
+/// What packets are held to.
+pub(crate) fn flow_mode(of: kubeveil_abi::FlowMode) -> FlowMode {
+    match of {
+        kubeveil_abi::FlowMode::Observe => FlowMode::Observe,
+        kubeveil_abi::FlowMode::Exempt => FlowMode::Exempt,
+        kubeveil_abi::FlowMode::Prefer => FlowMode::Prefer,
+        kubeveil_abi::FlowMode::Require | kubeveil_abi::FlowMode::Insist => FlowMode::Require,
     }
 }
 

@@ -22,6 +22,8 @@ pub mod problem;
 pub mod rotation;
 pub mod schedule;
 pub mod selector;
+pub mod service;
 pub mod status;
 pub mod veil_node;
+pub mod watch;
 mod words;

@@ -3,32 +3,57 @@
 use std::{io::ErrorKind, os::unix::fs::FileTypeExt as _, path::Path};
 
 use anyhow::{Context as _, Result, bail};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Request,
+    body::Bytes,
+    client::conn::http1,
+    header::{CONTENT_TYPE, HOST},
+    http::request::Builder,
+};
 use hyper_util::rt::TokioIo;
-use kubeveil_api::status::{STATUS_VERSION, Status};
+use kubeveil_api::{
+    status::{STATUS_VERSION, Status},
+    watch::{WATCH_VERSION, Watch, Watched},
+};
+use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, runtime};
 
 /// The status document of the daemon behind `socket`.
 pub(crate) fn status(socket: &Path) -> Result<Status> {
-    let body =
-        runtime::Builder::new_current_thread().enable_all().build()?.block_on(get(socket, "/v1/status"))?;
+    document(socket, Request::get("/v1/status"), String::new(), ("status document", STATUS_VERSION))
+}
+
+/// What it sees of packets, when the time to watch is over.
+pub(crate) fn watch(socket: &Path, watch: &Watch) -> Result<Watched> {
+    let request = Request::post("/v1/watch").header(CONTENT_TYPE, "application/json");
+    document(socket, request, serde_json::to_string(watch)?, ("packets seen", WATCH_VERSION))
+}
+
+/// The answer to a request, a document of this name and version.
+fn document<D: DeserializeOwned>(
+    socket: &Path,
+    request: Builder,
+    body: String,
+    (what, version): (&str, u32),
+) -> Result<D> {
+    let request = request.header(HOST, "kubeveild").body(Full::new(Bytes::from(body)))?;
+    let answer = runtime::Builder::new_current_thread().enable_all().build()?.block_on(send(socket, request))?;
     let document: serde_json::Value =
-        serde_json::from_slice(&body).context("the daemon's answer is no JSON")?;
-    let version = document.get("schemaVersion").and_then(serde_json::Value::as_u64);
-    if version != Some(u64::from(STATUS_VERSION)) {
+        serde_json::from_slice(&answer).context("the daemon's answer is no JSON")?;
+    let said = document.get("schemaVersion").and_then(serde_json::Value::as_u64);
+    if said != Some(u64::from(version)) {
         bail!(
-            "the daemon speaks version {version:?} of the status document, this program {STATUS_VERSION}; use the kubeveil of the daemon's version"
+            "the daemon speaks version {said:?} of the {what}, this program {version}; use the kubeveil of the daemon's version"
         );
     }
     serde_json::from_value(document).context("read the daemon's answer")
 }
 
-async fn get(socket: &Path, path: &str) -> Result<Bytes> {
+async fn send(socket: &Path, request: Request<Full<Bytes>>) -> Result<Bytes> {
     let stream = UnixStream::connect(socket).await.map_err(|e| explain(socket, e))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get(path).header(HOST, "kubeveild").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await.context("ask the daemon")?;
     let answered = response.status();
     let body = response.into_body().collect().await.context("read the daemon's answer")?.to_bytes();

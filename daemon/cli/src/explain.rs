@@ -1,38 +1,55 @@
 //! `kubeveil explain`: what becomes of packets between two ends, and why.
 
-use std::path::PathBuf;
+mod seen;
+mod table;
+
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use jiff::Timestamp;
 use kubeveil_api::{
     policy::FlowMode,
-    problem::{few, readable},
     status::{PeerStatus, Status, TunnelState, Way},
+    watch::LONGEST_WATCH,
 };
-use kubeveil_core::policy::explain::{Course, End, Explanation, Note, Place, Who, explain};
+use kubeveil_core::policy::{
+    census::Census,
+    explain::{Course, Explanation, Note, Who, explain},
+    services::{ServiceId, Services, Target},
+};
 use kubeveil_keys::Generation;
 use serde::Serialize;
 
-use crate::{FINDING, Output, SOCKET, UNREACHABLE, USAGE, ask, policy::by, show, source::SourceArg};
+use self::seen::Observed;
+use crate::{FINDING, Output, SOCKET, UNREACHABLE, USAGE, ask, patience, show, source::SourceArg};
 
 /// Options of `explain`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Who sends: NAMESPACE/POD, node/NAME or an address.
+    /// Who sends: NAMESPACE/POD, svc/NAMESPACE/NAME, node/NAME or an address.
     #[arg(value_name = "SRC")]
-    from: Who,
+    from: Target,
     /// Who is sent to, likewise.
     #[arg(value_name = "DST")]
-    to: Who,
+    to: Target,
+    /// Watch for so long, such as 5s (at most 10m), and show the packets of this flow that the node sees, with what became of them.
+    #[arg(long, value_name = "TIME", value_parser = time_to_watch)]
+    watch: Option<Duration>,
     /// Where the cluster is: `kubernetes`, as kubectl finds it; `kubernetes:KUBECONFIG`; or `dir:PATH`, the folder that the daemons read.
     #[arg(long, default_value = "kubernetes", env = "KUBEVEIL_SOURCE")]
     source: SourceArg,
-    /// Socket of this node's daemon, which knows the tunnel; only root may open it.
+    /// Socket of this node's daemon, which knows the tunnel and sees packets; only root may open it.
     #[arg(long, default_value = SOCKET, env = "KUBEVEIL_SOCKET")]
     socket: PathBuf,
     /// Lines for people or JSON for programs.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
+}
+
+fn time_to_watch(text: &str) -> Result<Duration, String> {
+    let time = patience(text)?;
+    let is_whole = time.subsec_nanos() == 0 && (1..=LONGEST_WATCH.into()).contains(&time.as_secs());
+    if is_whole { Ok(time) } else { Err("must be whole seconds, from 1s to 10m".to_owned()) }
 }
 
 /// The document.
@@ -41,10 +58,49 @@ pub(crate) struct Options {
 struct Document {
     schema_version: u32,
     #[serde(flatten)]
+    flows: Flows,
+}
+
+/// Between two ends, or whomever a Service can choose.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Flows {
+    One(Box<Flow>),
+    Chosen {
+        /// Which Services are meant.
+        services: Vec<ServiceId>,
+        /// One for each that can be chosen.
+        flows: Vec<Flow>,
+    },
+}
+
+impl Flows {
+    fn all_mut(&mut self) -> &mut [Flow] {
+        match self {
+            Self::One(flow) => std::slice::from_mut(flow),
+            Self::Chosen { flows, .. } => flows,
+        }
+    }
+
+    fn all(&self) -> &[Flow] {
+        match self {
+            Self::One(flow) => std::slice::from_ref(flow),
+            Self::Chosen { flows, .. } => flows,
+        }
+    }
+}
+
+/// Packets between two ends.
+#[derive(Debug, Serialize)]
+struct Flow {
+    #[serde(flatten)]
     explanation: Explanation,
     /// Absent where nothing crosses the wire between two nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     now: Option<Carried>,
+    /// Absent where both are on one node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen: Option<Observed>,
 }
 
 /// How packets between both nodes go at this moment.
@@ -66,39 +122,87 @@ enum Carried {
     NotKnown { ask_on: Vec<String>, why: String },
 }
 
-/// Exit code 0: nothing of it is on the wire in plain; 1: it could be; 2: somebody does not exist; 3: the cluster can't be read.
+/// Exit code 0: nothing of it is on the wire in plain; 1: it could be; 2: somebody does not exist; 3: the cluster can't be read, or
+/// packets not be watched.
 pub(crate) fn run(options: &Options) -> anyhow::Result<u8> {
-    let census = match options.source.census()? {
-        Ok(census) => census,
+    let (census, services) = match options.source.census_and_services()? {
+        Ok(surveyed) => surveyed,
         Err(problem) => {
             eprintln!("kubeveil: {problem}");
             return Ok(UNREACHABLE);
         }
     };
-    let explanation = match explain(&census, &options.from, &options.to, Timestamp::now()) {
-        Ok(explanation) => explanation,
+    let targets = [&options.from, &options.to];
+    let services = match services {
+        Ok(services) => services,
+        Err(problem) if targets.iter().any(|target| matches!(target, Target::Service(_))) => {
+            eprintln!("kubeveil: {problem}");
+            return Ok(UNREACHABLE);
+        }
+        // Who may not read them asks of addresses that are none of theirs.
+        Err(_) => Services::default(),
+    };
+    let mut flows = match flows(&census, &services, targets, Timestamp::now()) {
+        Ok(flows) => flows,
         Err(why) => {
             eprintln!("kubeveil: {why}");
             return Ok(USAGE);
         }
     };
-    let nodes = explanation.from.place.node().zip(explanation.to.place.node());
-    let now = nodes.filter(|_| explanation.course == Course::Crosses).map(|(from, to)| {
-        let status = ask::status(&options.socket).map_err(|e| format!("{e:#}"));
-        carried(from, to, &explanation, status)
+    now(&mut flows, ask::status(&options.socket));
+    let is_watched = seen::observe(&mut flows, &census, options.watch, &options.socket);
+    let can_be_plain = flows.all().iter().any(|flow| flow.explanation.can_be_plain);
+    let document = Document { schema_version: 1, flows };
+    show(options.output, || table::table(&document.flows), &document);
+    Ok(match is_watched {
+        Err(why) => {
+            eprintln!("kubeveil: packets can't be watched: {why}");
+            UNREACHABLE
+        }
+        Ok(()) if can_be_plain => FINDING,
+        Ok(()) => 0,
+    })
+}
+
+/// Each flow that there can be between both.
+fn flows(census: &Census, services: &Services, targets: [&Target; 2], at: Timestamp) -> Result<Flows, String> {
+    let meant = targets.map(|target| services.of(target));
+    let ends = |at: usize| match (&meant[at], targets[at]) {
+        (Some(service), _) | (None, Target::Service(service)) => services.chosen(service, census),
+        (None, Target::One(who)) => Ok(vec![who.clone()]),
+    };
+    let (from, to): (Vec<Who>, Vec<Who>) = (ends(0)?, ends(1)?);
+    let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (from, to)));
+    let explained = pairs.map(|(from, to)| {
+        let explanation = explain(census, from, to, at)?;
+        Ok(Flow { explanation, now: None, seen: None })
     });
-    let code = if explanation.can_be_plain { FINDING } else { 0 };
-    let document = Document { schema_version: 1, explanation, now };
-    show(options.output, || table(&document), &document);
-    Ok(code)
+    let mut flows = explained.collect::<Result<Vec<Flow>, String>>()?;
+    let mut services: Vec<ServiceId> = meant.into_iter().flatten().collect();
+    services.dedup();
+    Ok(match flows.pop() {
+        Some(only) if services.is_empty() => Flows::One(Box::new(only)),
+        last => Flows::Chosen { services, flows: flows.into_iter().chain(last).collect() },
+    })
+}
+
+/// Adds what a daemon says of the tunnels that flows take.
+fn now(flows: &mut Flows, status: anyhow::Result<Status>) {
+    let status = status.map_err(|e| format!("{e:#}"));
+    for flow in flows.all_mut() {
+        let explanation = &flow.explanation;
+        let nodes = explanation.from.place.node().zip(explanation.to.place.node());
+        let nodes = nodes.filter(|_| explanation.course == Course::Crosses);
+        flow.now = nodes.map(|(from, to)| carried(from, to, explanation, status.as_ref()));
+    }
 }
 
 /// What `status` says of packets between both nodes, for the flow that is explained.
-fn carried(from: &str, to: &str, explanation: &Explanation, status: Result<Status, String>) -> Carried {
+fn carried(from: &str, to: &str, explanation: &Explanation, status: Result<&Status, &String>) -> Carried {
     let not_known = |why: String| Carried::NotKnown { ask_on: vec![from.to_owned(), to.to_owned()], why };
     let status = match status {
         Ok(status) => status,
-        Err(why) => return not_known(why),
+        Err(why) => return not_known(why.clone()),
     };
     let peer = match status.node.as_str() {
         node if node == from => to,
@@ -108,7 +212,7 @@ fn carried(from: &str, to: &str, explanation: &Explanation, status: Result<Statu
     let Some(found) = status.peers.iter().find(|found| found.node == peer) else {
         return not_known(format!("the daemon of {} does not know {peer}", status.node));
     };
-    let way = way_of_flow(&status, found, explanation);
+    let way = way_of_flow(status, found, explanation);
     Carried::Known {
         on: status.node.clone(),
         to: peer.to_owned(),
@@ -133,124 +237,6 @@ fn way_of_flow(status: &Status, peer: &PeerStatus, explanation: &Explanation) ->
         false => Way::Dropped,
         true if is_bypassed => Way::Tunnel,
         true => peer.way,
-    }
-}
-
-fn table(document: &Document) -> String {
-    let explanation = &document.explanation;
-    let mut out = end("From", &explanation.from) + &end("To", &explanation.to);
-    let mut line = |head: &str, text: &str| out += &format!("{head:<6} {text}\n");
-    match &explanation.flow {
-        Some(flow) => line("Flow", &format!("{}, {}", flow.mode, by(&flow.rules))),
-        None => line("Flow", "left alone"),
-    }
-    line("", means(explanation));
-    if let Some(now) = &document.now {
-        line("Now", &going(now));
-    }
-    for note in &explanation.notes {
-        line("Note", &words(note));
-    }
-    out
-}
-
-fn end(head: &str, end: &End) -> String {
-    let on = |node: &Option<String>| {
-        node.as_ref().map_or_else(|| "on no node".to_owned(), |node| format!("on {node}"))
-    };
-    let who = match &end.place {
-        Place::Pod { pod, node, addresses } => {
-            let addresses = few(addresses.iter(), 2);
-            let addresses = if addresses.is_empty() { "without an address" } else { &addresses };
-            format!("pod {pod} {}, {addresses}", on(node))
-        }
-        Place::HostPod { pod, node } => format!("pod {pod} {}, of its node's network", on(node)),
-        Place::Node { node } => format!("node {node}"),
-        Place::UnknownPod { address, node } => {
-            format!("{address}, of the pods' range of {node}; no pod that is known has it")
-        }
-        Place::UnownedPod { address } => format!("{address}, of the mesh's podCIDRs, and of no node's range"),
-        Place::NoNode { address } => {
-            format!("{address}, of the mesh's nodeCIDRs, and no node that is known has it")
-        }
-        Place::Outside { address } => format!("{address}, outside of the mesh's podCIDRs and nodeCIDRs"),
-    };
-    let mut out = format!("{head:<6} {who}\n");
-    let is_pod = matches!(end.place, Place::Pod { .. });
-    if is_pod && end.held.selected_by.is_empty() {
-        out += &format!("{:6} no policy selects it\n", "");
-    }
-    for selecting in &end.held.selected_by {
-        let until = match selecting.until {
-            Some(until) if selecting.ended => format!(" (ended {until:.0})"),
-            Some(until) => format!(" (until {until:.0})"),
-            None => String::new(),
-        };
-        out += &format!("{:6} selected by {}: {}{until}\n", "", selecting.policy, selecting.mode);
-    }
-    if is_pod || matches!(end.place, Place::UnknownPod { .. } | Place::UnownedPod { .. }) {
-        out += &format!("{:6} held to {}, {}\n", "", end.held.mode, by(&end.held.rules));
-    }
-    out
-}
-
-/// What that comes to on the wire.
-fn means(explanation: &Explanation) -> &'static str {
-    match (explanation.course, explanation.flow.as_ref().map(|flow| flow.mode)) {
-        (Course::Local, _) => "Both ends are on one node: nothing crosses the wire.",
-        (Course::Hosts, _) => "From node to node, in plain: kubeveil does not touch it.",
-        (Course::Outside, _) => "To or from outside of the mesh, in plain: kubeveil does not touch it.",
-        (_, Some(FlowMode::Require)) if explanation.can_be_plain => {
-            "By a proven tunnel; without one dropped, but for what the notes say."
-        }
-        (_, Some(FlowMode::Require)) => "By a proven tunnel, or dropped.",
-        (_, Some(FlowMode::Prefer)) => "By a proven tunnel; without one in plain, and counted.",
-        (_, Some(FlowMode::Exempt)) => "By a proven tunnel; without one in plain.",
-        (_, Some(FlowMode::Observe)) => "In plain: nothing is steered; what would be dropped is counted.",
-        (_, None) => "",
-    }
-}
-
-fn going(now: &Carried) -> String {
-    match now {
-        Carried::Known { on, to, way, state, generation, reason } => {
-            let reason =
-                reason.as_ref().map_or_else(String::new, |reason| format!(" ({})", readable(reason)));
-            let way = match way {
-                Way::Tunnel => "in the tunnel",
-                Way::Plain => "in plain",
-                Way::Dropped => "nowhere, they are dropped",
-            };
-            format!(
-                "from {on} to {to} its packets go {way}{reason}; tunnel {state}, key generation {generation}"
-            )
-        }
-        Carried::NotKnown { ask_on, why } => {
-            format!("not known from here; run it on {} as root ({why})", ask_on.join(" or "))
-        }
-    }
-}
-
-fn words(note: &Note) -> String {
-    match note {
-        Note::WhileDevicesAreKnown => "less than the mesh asks for holds only while the node of each pod knows by which device it speaks; `kubeveil status` there names those of which it does not".to_owned(),
-        Note::Adopting { deadline } => format!(
-            "spec.adoption leaves a pair of nodes open until its tunnel is proven, at most until {deadline:.0}; `kubeveil status` on either node names open pairs"
-        ),
-        Note::Bypassed { until, by, reason } => format!(
-            "in plain until {until:.0} by bypass of {}: {}",
-            readable(by),
-            readable(reason)
-        ),
-        Note::DroppedByReceiver => "the controller has not told other nodes yet of whom encryption is required here (VeilPodSlice): what the other end sends without a tunnel is dropped by the receiver, but was on the wire".to_owned(),
-        Note::Uninstalled => "spec.uninstall of the mesh asks all agents to clean up, and pod traffic travels in plain from then on".to_owned(),
-        Note::HostNetwork { pod } => format!("{pod} has no address of its own, so no policy holds it"),
-        Note::HasEnded { pod } => format!("{pod} has ended: its addresses may be another pod's by now"),
-        Note::NotRunning { pod } => format!("{pod} has no node or no address yet; it is said what will hold"),
-        Note::NamespaceUnknown { pod } => format!("the Namespace of {pod} is not known, so it is held to what is asked of whoever is not known"),
-        Note::AddressShared { pods } => format!("{} are all said to have that address; the strictest counts", few(pods.iter(), 5)),
-        Note::NoTunnel { address } => format!("{address} is of no node's range, so there is no tunnel for it"),
-        Note::Masqueraded { mode } => format!("where masquerading gives the pod its node's address, packets to another node's are held to {mode}: nobody can tell whose they are"),
     }
 }
 

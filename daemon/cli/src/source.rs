@@ -3,7 +3,10 @@
 use std::{env, path::PathBuf, str::FromStr};
 
 use kubeveil_api::{problem::Problem, rotation::MOST_WORDS};
-use kubeveil_core::{control::Control, policy::census::Census};
+use kubeveil_core::{
+    control::Control,
+    policy::{census::Census, services::Services},
+};
 use kubeveil_kubernetes::{KubernetesControl, Origin, Pace};
 use kubeveil_manifests::FolderControl;
 use tokio::runtime::{Builder, Handle};
@@ -48,7 +51,17 @@ impl SourceArg {
         let mut control = self.open(runtime.handle());
         Ok(control.census())
     }
+
+    /// The same, and who is behind Services.
+    pub(crate) fn census_and_services(&self) -> anyhow::Result<Surveyed> {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let mut control = self.open(runtime.handle());
+        Ok(control.census().map(|census| (census, control.services())))
+    }
 }
+
+/// A census, and Services if they may be read.
+pub(crate) type Surveyed = Result<(Census, Result<Services, Problem>), Problem>;
 
 /// Who asks, as it goes on record.
 pub(crate) fn on_record(control: &mut dyn Control) -> Result<String, Problem> {

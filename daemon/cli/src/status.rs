@@ -235,7 +235,7 @@ pub(crate) fn age(seconds: u64) -> String {
 
 /// Bytes, in binary units.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = n as f64;
     let mut unit = 0;

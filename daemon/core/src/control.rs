@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use kubeveil_api::mesh::EncryptionMesh;
 
-use crate::{policy::census::Census, problem::Problem, snapshot::NodeFacts};
+use crate::{
+    policy::{census::Census, services::Services},
+    problem::Problem,
+    snapshot::NodeFacts,
+};
 
 /// The cluster at one moment.
 #[derive(Clone, Debug)]
@@ -39,6 +43,9 @@ pub trait Control {
 
     /// All that decides on flows between pods. Something that can't be read is an error: without it nobody can say what holds.
     fn census(&mut self) -> Result<Census, Problem>;
+
+    /// Who is behind Services.
+    fn services(&mut self) -> Result<Services, Problem>;
 
     /// Who is asking, as it will be on record.
     fn who(&mut self) -> Result<String, Problem>;

@@ -9,8 +9,10 @@ pub mod diff;
 pub mod expect;
 pub mod explain;
 mod given;
+mod place;
 pub mod pods;
 pub mod ruling;
+pub mod services;
 #[cfg(test)]
 mod tests;
 

@@ -10,7 +10,7 @@ use kube::core::{
 use kubeveil_api::{mesh::EncryptionMesh, names, policy::PolicyMode, problem::Problem};
 use kubeveil_core::{
     control::{Control, Refusal, Sight},
-    policy::{Policies, census::Census},
+    policy::{Policies, census::Census, services::Services},
     snapshot::NodeFacts,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -163,6 +163,7 @@ impl KubernetesControl {
 }
 
 const NODES: &str = "/api/v1/nodes";
+const ENDPOINTS: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const SLICES: &str = "/apis/kubeveil.io/v1alpha1/veilpodslices";
 const POLICIES: &str = "/apis/kubeveil.io/v1alpha1/encryptionpolicies";
 const CLUSTER_POLICIES: &str = "/apis/kubeveil.io/v1alpha1/clusterencryptionpolicies";
@@ -228,6 +229,11 @@ impl Control for KubernetesControl {
             // An agent watches the pods of its own node, and of others hears by slices.
             told: Some(told),
         })
+    }
+
+    fn services(&mut self) -> Result<Services, Problem> {
+        let services = self.list("/api/v1/services", "services", true)?;
+        Ok(Services::new(services, self.list(ENDPOINTS, "endpointslices.discovery.k8s.io", true)?))
     }
 
     fn who(&mut self) -> Result<String, Problem> {

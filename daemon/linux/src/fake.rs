@@ -32,7 +32,7 @@ use kubeveil_core::{
 };
 use kubeveil_keys::PublicKey;
 
-use crate::Removed;
+use crate::{Flow, Removed, Sightings};
 
 pub use calls::{Call, Failure};
 
@@ -57,6 +57,10 @@ pub struct FakeKernel {
     answering: BTreeSet<PublicKey>,
     clock: Duration,
     fault: Option<calls::Fault>,
+    /// What somebody watches.
+    pub watched: Vec<Flow>,
+    /// What is seen of it: whoever plays the packets says so.
+    pub sightings: Sightings,
     /// Every action that was tried, in order.
     pub tried: Vec<Action>,
 }

@@ -24,5 +24,5 @@ pub mod sysctl;
 pub mod wireguard;
 
 pub use error::KernelError;
-pub use port::{Count, Kernel, Removed, Secrets};
+pub use port::{Count, Flow, Kernel, Removed, Secrets, Sighting, Sightings};
 pub use real::RealKernel;

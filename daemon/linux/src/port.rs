@@ -1,6 +1,6 @@
 //! The port: all that the daemon wants of a kernel.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use kubeveil_abi::{Direction, FlowMode, Reason, is_observed};
 use kubeveil_core::{
@@ -32,6 +32,35 @@ impl Count {
     pub const fn observed(&self) -> bool {
         is_observed(self.mode, self.reason)
     }
+}
+
+/// Packets from one address to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Flow {
+    /// Source, as the IP header has it.
+    pub source: IpAddr,
+    /// Destination.
+    pub destination: IpAddr,
+}
+
+/// What was seen of a flow that is watched, by one program and for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// Which.
+    pub flow: Flow,
+    /// How many packets, and what became of them.
+    pub count: Count,
+    /// When the last of them was, since boot.
+    pub last: Duration,
+}
+
+/// All that was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sightings {
+    /// In the order of flows, programs and reasons.
+    pub found: Vec<Sighting>,
+    /// There was no more room: other verdicts may have been.
+    pub is_full: bool,
 }
 
 /// What [`Kernel::remove_everything`] took away.
@@ -80,6 +109,12 @@ pub trait Kernel: Send {
 
     /// Reads the datapath's counters; those that are not zero.
     fn counters(&mut self) -> Result<Vec<Count>, KernelError>;
+
+    /// Watches packets of these flows from now on, and of no others (at most [`kubeveil_abi::MAX_WATCHED`]); what was seen is forgotten.
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError>;
+
+    /// What was seen of them since.
+    fn seen(&mut self) -> Result<Sightings, KernelError>;
 
     /// Forgets flows that have been silent too long; says how many are left.
     fn sweep_flows(&mut self) -> Result<usize, KernelError>;

@@ -11,7 +11,7 @@ use kubeveil_core::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    Count, Kernel, KernelError, Removed, Secrets,
+    Count, Flow, Kernel, KernelError, Removed, Secrets, Sightings,
     backstop::{Backstops, route_checks},
     bpf::{Bpf, Held, Pins},
     link::Links,
@@ -251,6 +251,18 @@ impl Kernel for RealKernel {
             }
         }
         Ok(counts)
+    }
+
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
+        match &mut self.bpf {
+            // Who watches nothing wants nothing.
+            None if flows.is_empty() => Ok(()),
+            _ => self.bpf()?.maps.watches.set(flows),
+        }
+    }
+
+    fn seen(&mut self) -> Result<Sightings, KernelError> {
+        self.bpf()?.maps.watches.seen()
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {

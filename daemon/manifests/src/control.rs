@@ -10,7 +10,7 @@ use std::{
 use kubeveil_api::{mesh::EncryptionMesh, names, problem::readable};
 use kubeveil_core::{
     control::{Control, Refusal, Sight},
-    policy::census::Census,
+    policy::{census::Census, services::Services},
     problem::{Problem, ProblemKind},
 };
 use serde::Deserialize as _;
@@ -65,6 +65,25 @@ impl Control for FolderControl {
             nodes: snapshot.nodes.clone(),
             told: None,
         })
+    }
+
+    /// Nothing of the daemons' hangs on these, so what can't be read as one is none.
+    fn services(&mut self) -> Result<Services, Problem> {
+        let (mut services, mut slices) = (Vec::new(), Vec::new());
+        for text in folder::contents(&self.path)?.into_values().flatten() {
+            for document in serde_norway::Deserializer::from_str(&text) {
+                let Ok(value) = Value::deserialize(document) else { break };
+                let items = value["items"].as_array().cloned();
+                for object in items.unwrap_or_else(|| vec![value]) {
+                    match object["kind"].as_str() {
+                        Some("Service") => services.extend(serde_json::from_value(object)),
+                        Some("EndpointSlice") => slices.extend(serde_json::from_value(object)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(Services::new(services, slices))
     }
 
     fn who(&mut self) -> Result<String, Problem> {

@@ -54,6 +54,14 @@ pub const fn counter_index(direction: Direction, mode: FlowMode, reason: Reason)
     (direction as u32 * MODES + mode as u32) * ROOM + reason as u32
 }
 
+/// What [`counter_index`] was made of.
+pub fn counted(index: u32) -> Option<(Direction, FlowMode, Reason)> {
+    let direction = *Direction::ALL.get((index / (MODES * ROOM)) as usize)?;
+    let mode = *FlowMode::ALL.get((index / ROOM % MODES) as usize)?;
+    let reason = Reason::ALL.iter().find(|reason| **reason as u32 == index % ROOM)?;
+    Some((direction, mode, *reason))
+}
+
 /// Was the verdict of what is counted there not carried out, so that the packet passed? In the mode observe that is every
 /// packet; in prefer, and of what is exempt, one that require would have dropped, where [`Reason::Preferred`] or
 /// [`Reason::Exempted`] does not say so by itself.
@@ -82,7 +90,9 @@ mod tests {
         for direction in Direction::ALL {
             for mode in FlowMode::ALL {
                 for reason in Reason::ALL {
-                    let place = &mut taken[counter_index(direction, mode, *reason) as usize];
+                    let index = counter_index(direction, mode, *reason);
+                    assert_eq!(counted(index), Some((direction, mode, *reason)));
+                    let place = &mut taken[index as usize];
                     assert!(!core::mem::replace(place, true), "{direction:?} {mode:?} {reason:?}");
                 }
             }

@@ -16,10 +16,11 @@ mod origin;
 mod peer;
 mod prefix;
 mod reason;
+mod watch;
 
 pub use address::{Address, v4, v4_mapped_length};
 pub use config::{Config, ENVELOPE_PORTS, FlowMode, GENEVE, Mode};
-pub use counter::{COUNTERS, Counter, Direction, counter_index, is_observed};
+pub use counter::{COUNTERS, Counter, Direction, counted, counter_index, is_observed};
 pub use device::DeviceKind;
 pub use epoch::is_settled;
 pub use flow::{FlowKey, FlowValue};
@@ -27,6 +28,7 @@ pub use origin::Origin;
 pub use peer::{BYPASS_GRACE, PeerState, PeerValue};
 pub use prefix::{Asked, PrefixKind, PrefixValue};
 pub use reason::{Reason, Verdict};
+pub use watch::{Seen, SeenKey, WatchKey};
 
 /// Version of everything in this crate. Maps are pinned under `kubeveil/v<ABI_VERSION>/`.
 pub const ABI_VERSION: u32 = 3;
@@ -44,6 +46,10 @@ pub const MAX_DEVICES: usize = 1_024;
 pub const MAX_ORIGINS: usize = 4_096;
 /// Flows from pods behind a remote node's own address that [`names::FLOWS`] can hold.
 pub const MAX_FLOWS: usize = 65_536;
+/// Flows that [`names::WATCHED`] can hold.
+pub const MAX_WATCHED: usize = 256;
+/// What [`names::SEEN`] can hold: of each flow a few programs, modes and reasons.
+pub const MAX_SEEN: usize = 4_096;
 
 /// Name of the WireGuard device of an even (`0`) or odd (`1`) key generation.
 pub const DEVICE_NAMES: [&str; 2] = ["kubeveil0", "kubeveil1"];

@@ -21,9 +21,16 @@ pub const ALIVE: &str = "ALIVE";
 pub const COUNTERS: &str = "COUNTERS";
 /// Array of one word: which state of [`PREFIXES`] and [`ORIGINS`] this is, see [`is_settled`](crate::is_settled).
 pub const EPOCH: &str = "EPOCH";
+/// Array of one word: how many flows [`WATCHED`] holds; 0, and nobody looks there.
+pub const WATCH: &str = "WATCH";
+/// Hash: [`WatchKey`](crate::WatchKey) -> a number of its own.
+pub const WATCHED: &str = "WATCHED";
+/// Per-CPU hash: [`SeenKey`](crate::SeenKey) -> [`Seen`](crate::Seen).
+pub const SEEN: &str = "SEEN";
 /// Every map, in the order in which they are opened.
-pub const MAPS: [&str; 10] =
-    [CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, ORIGINS, ALIVE, FLOWS, COUNTERS, EPOCH];
+pub const MAPS: [&str; 13] = [
+    CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, ORIGINS, ALIVE, FLOWS, COUNTERS, EPOCH, WATCH, WATCHED, SEEN,
+];
 
 /// Egress of underlay devices.
 pub const STEER: &str = "steer";

@@ -5,7 +5,7 @@ use aya_ebpf::{
 use kubeveil_abi::{Direction, FlowMode, Reason, Verdict, counter_index};
 use kubeveil_verdict::{Decision, MssClamp};
 
-use crate::{answer, maps, skb::Skb};
+use crate::{answer, maps, skb::Skb, watch};
 
 /// The next program of the device decides: `TCX_NEXT`, and for clsact `TC_ACT_UNSPEC`; both are -1
 /// (`include/uapi/linux/bpf.h`, `enum tcx_action_base`).
@@ -23,10 +23,10 @@ pub fn carry_out(skb: &Skb, direction: Direction, decision: &Decision) -> i32 {
     // A tag would go into the tunnel with the packet, and the far end knows none.
     if (is_tunnelled || is_answered) && !pop_tags(skb) {
         // Whatever it was held to, it does not pass.
-        maps::count(counter_index(direction, FlowMode::Require, Reason::Unparsable), decision.length);
+        note(skb, counter_index(direction, FlowMode::Require, Reason::Unparsable), decision.length);
         return TC_ACT_SHOT;
     }
-    maps::count(counter_index(direction, decision.mode, decision.reason), decision.length);
+    note(skb, counter_index(direction, decision.mode, decision.reason), decision.length);
     match verdict {
         Verdict::Pass => {
             let is_bypassed = matches!((direction, decision.reason), (Direction::Egress, Reason::Bypassed));
@@ -45,6 +45,15 @@ pub fn carry_out(skb: &Skb, direction: Direction, decision: &Decision) -> i32 {
             // header off on the way into a device that has none.
             unsafe { bpf_redirect(decision.ifindex, 0) as i32 }
         }
+    }
+}
+
+/// Counts the packet, and shows it to whoever watches.
+#[inline(always)]
+fn note(skb: &Skb, counter: u32, length: u32) {
+    maps::count(counter, length);
+    if watch::is_on() {
+        watch::watch(skb.raw, counter, length);
     }
 }
 

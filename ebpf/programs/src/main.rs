@@ -11,6 +11,7 @@ mod backstop;
 mod maps;
 mod prefixes;
 mod skb;
+mod watch;
 
 use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
 use kubeveil_abi::Direction;

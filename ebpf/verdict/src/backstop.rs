@@ -30,7 +30,7 @@ pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Con
         Some(_) => return None,
         None => {}
     }
-    let (held, reason) = match ends(bytes) {
+    let (held, reason) = match ends_of_ip(bytes) {
         Some([source, destination]) => {
             let destination = tables.owner(&destination)?;
             if !matches!(destination.kind, PrefixKind::RemotePods | PrefixKind::UnownedPods) {
@@ -44,9 +44,10 @@ pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Con
     Some(Decision::new(held, reason, bytes.length()))
 }
 
-/// Where the packet comes from and goes to (RFC 791, section 3.1; RFC 8200, section 3). Nothing else in the header matters here.
+/// Where a packet that begins with its IP header comes from and goes to (RFC 791, section 3.1; RFC 8200, section 3). Nothing else in the
+/// header matters here.
 #[inline(always)]
-fn ends(bytes: &impl Bytes) -> Option<[Address; 2]> {
+pub fn ends_of_ip(bytes: &impl Bytes) -> Option<[Address; 2]> {
     let [first] = bytes.words(0)?;
     match u32::from_be(first) >> 28 {
         4 => bytes.words(12).map(|[source, destination]| [v4(source), v4(destination)]),

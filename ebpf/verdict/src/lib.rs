@@ -29,14 +29,14 @@ mod transport;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use backstop::{Hop, backstop};
+pub use backstop::{Hop, backstop, ends_of_ip};
 pub use decision::Decision;
 pub use deliver::deliver;
 pub use envelope::{Content, Ends, inside};
 pub use fit::{Fit, Fitting, fitting};
 pub use guard::guard;
 pub use mode::{Ask, Held, Owner, held};
-pub use packet::{Bytes, Meta, Packet, Parsed, is_vlan, parse};
+pub use packet::{Bytes, Meta, Packet, Parsed, ends, is_vlan, parse};
 pub use steer::{clamp_of_bypassed, replace, steer};
 pub use tables::{Route, Tables};
 pub use tcp::MssClamp;

@@ -159,6 +159,15 @@ pub fn parse(protocol: u16, bytes: &impl Bytes) -> Parsed {
     Parsed::Ip(packet)
 }
 
+/// Where an IP packet whose EtherType is `protocol` comes from and goes to.
+#[inline(always)]
+pub fn ends(protocol: u16, bytes: &impl Bytes) -> Option<[Address; 2]> {
+    match parse_header(protocol, bytes, 0) {
+        Parsed::Ip(packet) => Some([packet.source, packet.destination]),
+        Parsed::NonIp | Parsed::Unparsable => None,
+    }
+}
+
 /// Reads the network header of what begins at `at` with the EtherType `protocol`. Its length is not held against
 /// the room: what an envelope or an ICMP error holds may go on elsewhere.
 #[inline(always)]

@@ -12,7 +12,8 @@ use kubeveil_core::{
     snapshot::{Knowledge, Snapshot},
     source::{Source, SourceState},
 };
-use kubeveil_linux::{Count, KernelError, Removed, Secrets, fake::FakeKernel};
+use kubeveil_abi::{Direction, FlowMode, Reason};
+use kubeveil_linux::{Count, Flow, KernelError, Removed, Secrets, Sighting, Sightings, fake::FakeKernel};
 
 use super::*;
 
@@ -42,7 +43,7 @@ impl Asker {
         let (answer, view) = oneshot::channel();
         self.waits = Some(view);
         // The loop may have ended.
-        let _ = self.events.send(Event::Ask(answer));
+        let _ = self.events.send(Event::Ask(Question::View(answer)));
     }
 }
 
@@ -73,6 +74,14 @@ impl Kernel for SlowKernel {
             asker.ask();
         }
         self.inner.counters()
+    }
+
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
+        self.inner.watch(flows)
+    }
+
+    fn seen(&mut self) -> Result<Sightings, KernelError> {
+        self.inner.seen()
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {
@@ -167,4 +176,30 @@ fn questions_without_end_keep_nobody_from_going_round() {
     looping.join().expect("the loop ends");
     assert!(rounds >= ROUNDS, "{rounds} ways round while {answers} questions were answered");
     assert!(answers > BACKLOG, "{answers} questions are no flood");
+}
+
+#[test]
+fn what_the_kernel_saw_is_told_with_its_verdict() {
+    let (costs, state) = (Costs::default(), tempfile::tempdir().expect("folder"));
+    let mut node = node(&costs, state.path());
+    let address = |text: &str| text.parse().expect("an address");
+    let flow = Flow { source: address("fd00:10:244:1::2"), destination: address("fd00:10:244:2::2") };
+    let (armed, mut done) = oneshot::channel();
+    answer(&mut node, Question::Watch(vec![flow], armed));
+    done.try_recv().expect("an answer").expect("it is watched");
+    assert_eq!(node.kernel.inner.watched, [flow]);
+    let count = |mode, reason| Count { direction: Direction::Egress, mode, reason, packets: 3, bytes: 300 };
+    let sighting = |count| Sighting { flow, count, last: Duration::from_secs(1) };
+    node.kernel.inner.sightings.found = vec![
+        sighting(count(FlowMode::Insist, Reason::NoTunnel)),
+        sighting(count(FlowMode::Observe, Reason::NoTunnel)),
+    ];
+    let seen = watch::seen(&mut node, Duration::from_millis(1_250)).expect("read").seen;
+    let told: Vec<_> =
+        seen.iter().map(|s| (s.verdict.name(), s.mode.name(), s.reason.as_str(), s.age_ms)).collect();
+    assert_eq!(
+        told,
+        [("drop", "require", "no_tunnel", 250), ("would_drop", "observe", "no_tunnel", 250)]
+    );
+    assert!(seen[0].advice.starts_with("The peer has no proven tunnel"), "{:?}", seen[0]);
 }

@@ -38,7 +38,7 @@ fn status() -> Status {
 
 fn way(explanation: &Explanation, status: Status) -> Option<Way> {
     let nodes = [&explanation.from, &explanation.to].map(|end| end.place.node().expect("a node"));
-    match carried(nodes[0], nodes[1], explanation, Ok(status)) {
+    match carried(nodes[0], nodes[1], explanation, Ok(&status)) {
         Carried::Known { way, .. } => Some(way),
         Carried::NotKnown { .. } => None,
     }
@@ -80,7 +80,7 @@ fn who_has_to_be_encrypted_is_not_bypassed() {
     let required = explained("one", "three", true);
     assert_eq!(way(&required, bypassed(true)), Some(Way::Tunnel));
     assert_eq!(way(&required, bypassed(false)), Some(Way::Dropped));
-    let Carried::Known { reason, .. } = carried("node-1", "node-3", &required, Ok(bypassed(true))) else {
+    let Carried::Known { reason, .. } = carried("node-1", "node-3", &required, Ok(&bypassed(true))) else {
         panic!("it is known")
     };
     assert_eq!(reason, None);
@@ -96,7 +96,7 @@ fn who_has_to_be_encrypted_is_not_bypassed() {
 #[test]
 fn where_no_daemon_of_an_end_answers_nothing_is_guessed() {
     let explanation = explained("two", "three", true);
-    let told = |status| match carried("node-2", "node-3", &explanation, status) {
+    let told = |status: Result<Status, String>| match carried("node-2", "node-3", &explanation, status.as_ref()) {
         Carried::NotKnown { ask_on, why } => (ask_on, why),
         known @ Carried::Known { .. } => panic!("{known:?}"),
     };
@@ -113,9 +113,9 @@ fn no_control_character_of_a_bypass_reaches_the_terminal() {
     let peer = status.peers.iter_mut().find(|peer| peer.node == "node-3").expect("there");
     (peer.way, peer.reason) = (Way::Plain, Some(format!("bypassed by {by}: {reason}")));
     let mut explanation = explained("one", "three", false);
-    let now = Some(carried("node-1", "node-3", &explanation, Ok(status)));
+    let now = Some(carried("node-1", "node-3", &explanation, Ok(&status)));
     explanation.notes.push(Note::Bypassed { until: Timestamp::UNIX_EPOCH, by, reason });
-    let text = table(&Document { schema_version: 1, explanation, now });
+    let text = table::table(&Flows::One(Box::new(Flow { explanation, now, seen: None })));
     assert_eq!(text.matches("\u{fffd}eve\u{fffd}: a\u{fffd}[2J\u{fffd}b").count(), 2, "{text:?}");
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
 }
@@ -123,6 +123,6 @@ fn no_control_character_of_a_bypass_reaches_the_terminal() {
 #[test]
 fn a_person_reads_it() {
     let explanation = explained("one", "three", false);
-    let now = Some(carried("node-1", "node-3", &explanation, Ok(status())));
-    insta::assert_snapshot!("explain_table", table(&Document { schema_version: 1, explanation, now }));
+    let now = Some(carried("node-1", "node-3", &explanation, Ok(&status())));
+    insta::assert_snapshot!("explain_table", table::table(&Flows::One(Box::new(Flow { explanation, now, seen: None }))));
 }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use kubeveil_api::{mesh::MeshSpec, pod, problem::few, selector::Labels};
 use serde::{Serialize, Serializer};
 
-use super::{Policies, pods::Pod, ruling::Law};
+use super::{Policies, place::Place, pods::Pod, ruling::Law};
 use crate::{
     ownership::{Assignment, Class, Owners, assign},
     snapshot::{Knowledge, NodeFacts, Snapshot},
@@ -122,6 +122,21 @@ impl Census {
     /// What decides on everybody.
     pub fn law(&self) -> Law {
         Law { mesh: self.mesh.mode, policies: self.policies.clone() }
+    }
+
+    /// Addresses by which packets are who that is.
+    pub fn addresses(&self, place: &Place) -> BTreeSet<IpAddr> {
+        match place {
+            Place::Pod { addresses, .. } => addresses.clone(),
+            Place::HostPod { node: Some(node), .. } | Place::Node { node } => {
+                self.nodes.get(node).into_iter().flat_map(|facts| facts.internal_ips.iter().copied()).collect()
+            }
+            Place::HostPod { node: None, .. } => BTreeSet::new(),
+            Place::UnknownPod { address, .. }
+            | Place::UnownedPod { address }
+            | Place::NoNode { address }
+            | Place::Outside { address } => [*address].into(),
+        }
     }
 
     /// Pods that exist, where somebody looks for one that does not: of its name elsewhere, else of its namespace, else namespaces.

@@ -1,118 +1,18 @@
 //! What becomes of packets between two ends, and why: as data.
 
-use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use jiff::Timestamp;
 use kubeveil_api::{bypass::Bypass, mesh::Mode, policy::FlowMode};
 use serde::Serialize;
 
+pub use super::place::{Place, Who};
 use super::{
+    PolicyId,
     census::{Census, Holder, PodId, Resident},
-    ruling::{FlowRuling, Law, Rule, Ruling, Subject},
+    ruling::{FlowRuling, Law, Rule, Ruling, Subject, as_text},
 };
 use crate::ownership::Assignment;
-
-/// Whom somebody asks about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Who {
-    /// A pod.
-    Pod(PodId),
-    /// A node itself, and pods of its network.
-    Node(String),
-    /// Whoever has this address.
-    Address(IpAddr),
-}
-
-impl FromStr for Who {
-    type Err = String;
-
-    /// `NAMESPACE/NAME`, `node/NAME`, or an address.
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
-        }
-        if let Some(name) = text.strip_prefix("node/").filter(|name| !name.is_empty() && !name.contains('/'))
-        {
-            return Ok(Self::Node(name.to_owned()));
-        }
-        if text.starts_with("svc/") {
-            return Err("Services are not looked up; name a pod behind it: a packet is judged after the Service has chosen one".to_owned());
-        }
-        text.parse()
-            .map(Self::Pod)
-            .map_err(|_| "must be NAMESPACE/POD, node/NAME or an IP address".to_owned())
-    }
-}
-
-/// Who an end is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum Place {
-    /// A pod.
-    Pod {
-        /// Its name.
-        pod: PodId,
-        /// Where it runs; absent until that is decided.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        node: Option<String>,
-        /// Its addresses.
-        addresses: BTreeSet<IpAddr>,
-    },
-    /// A pod of its node's network: for all that matters, the node.
-    HostPod {
-        /// Its name.
-        pod: PodId,
-        /// Where it runs.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        node: Option<String>,
-    },
-    /// A node itself.
-    Node {
-        /// Its name.
-        node: String,
-    },
-    /// An address of a node's range of pods that no pod is known to have.
-    UnknownPod {
-        /// It.
-        address: IpAddr,
-        /// The node.
-        node: String,
-    },
-    /// An address of the mesh's ranges of pods that is of no node's.
-    UnownedPod {
-        /// It.
-        address: IpAddr,
-    },
-    /// An address of the mesh's ranges of nodes that no node is known to have.
-    NoNode {
-        /// It.
-        address: IpAddr,
-    },
-    /// An address outside of the mesh's ranges.
-    Outside {
-        /// It.
-        address: IpAddr,
-    },
-}
-
-impl Place {
-    /// The node that it is on, or is.
-    pub fn node(&self) -> Option<&str> {
-        match self {
-            Self::Pod { node, .. } | Self::HostPod { node, .. } => node.as_deref(),
-            Self::Node { node } | Self::UnknownPod { node, .. } => Some(node),
-            Self::UnownedPod { .. } | Self::NoNode { .. } | Self::Outside { .. } => None,
-        }
-    }
-
-    fn is_host(&self) -> bool {
-        matches!(self, Self::HostPod { .. } | Self::Node { .. })
-    }
-
-    fn is_outside(&self) -> bool {
-        matches!(self, Self::NoNode { .. } | Self::Outside { .. })
-    }
-}
 
 /// One of both ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -199,6 +99,16 @@ pub enum Note {
     },
 }
 
+/// What would be without a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Without {
+    /// Which.
+    #[serde(serialize_with = "as_text")]
+    pub policy: PolicyId,
+    /// What the flow would be held to.
+    pub flow: FlowRuling,
+}
+
 /// What becomes of packets between two ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -212,6 +122,9 @@ pub struct Explanation {
     /// What they are held to; absent where they are left alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow: Option<FlowRuling>,
+    /// What they would be held to without one of the policies that select an end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Without>,
     /// They could be on the wire in plain.
     pub can_be_plain: bool,
     /// What else one has to know.
@@ -222,6 +135,7 @@ pub struct Explanation {
 pub fn explain(census: &Census, from: &Who, to: &Who, now: Timestamp) -> Result<Explanation, String> {
     let desk = Desk { census, law: census.law(), assignment: census.assignment(), now };
     let mut notes = Vec::new();
+    let who = [from, to];
     let (from, to) = (desk.end(from, &mut notes)?, desk.end(to, &mut notes)?);
     let course = course(&from.place, &to.place);
     let flow = (course == Course::Crosses).then(|| desk.law.on_flow([&from.held, &to.held], now));
@@ -229,7 +143,8 @@ pub fn explain(census: &Census, from: &Who, to: &Who, now: Timestamp) -> Result<
         None => course != Course::Local,
         Some(flow) => desk.can_be_plain(flow, [&from, &to], &mut notes),
     };
-    Ok(Explanation { from, to, course, flow, can_be_plain, notes })
+    let without = if flow.is_some() { desk.without(who, [&from, &to])? } else { Vec::new() };
+    Ok(Explanation { from, to, course, flow, without, can_be_plain, notes })
 }
 
 fn course(from: &Place, to: &Place) -> Course {
@@ -254,6 +169,21 @@ struct Desk<'a> {
 }
 
 impl Desk<'_> {
+    /// The same flow, once without each of the policies that select an end.
+    fn without(&self, who: [&Who; 2], ends: [&End; 2]) -> Result<Vec<Without>, String> {
+        let selecting = ends.into_iter().flat_map(|end| &end.held.selected_by).filter(|one| !one.ended);
+        let policies: BTreeSet<&PolicyId> = selecting.map(|one| &one.policy).collect();
+        let without = |policy: &PolicyId| {
+            let law = self.law.without(policy);
+            let desk = Desk { law, assignment: self.assignment.clone(), ..*self };
+            let mut untold = Vec::new();
+            let [from, to] = who.map(|who| desk.end(who, &mut untold));
+            let flow = desk.law.on_flow([&from?.held, &to?.held], self.now);
+            Ok(Without { policy: policy.clone(), flow })
+        };
+        policies.into_iter().map(without).collect()
+    }
+
     fn end(&self, who: &Who, notes: &mut Vec<Note>) -> Result<End, String> {
         match who {
             Who::Pod(id) => {

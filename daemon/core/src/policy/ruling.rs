@@ -85,7 +85,7 @@ impl fmt::Display for Rule {
     }
 }
 
-fn as_text<S: Serializer>(policy: &PolicyId, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn as_text<S: Serializer>(policy: &PolicyId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(policy)
 }
 
@@ -126,6 +126,14 @@ impl Law {
     /// What happens to a flow of which no policy asks for anything.
     pub fn base(&self) -> FlowMode {
         self.policies.base(self.mesh)
+    }
+
+    /// As it would be without a policy.
+    #[must_use]
+    pub fn without(&self, policy: &PolicyId) -> Self {
+        let rest = self.policies.iter().filter(|(id, _)| *id != policy);
+        let rest = rest.map(|(id, policy)| (id.clone(), policy.clone())).collect();
+        Self { mesh: self.mesh, policies: Policies::new(rest) }
     }
 
     fn mesh_rule(&self) -> Rule {

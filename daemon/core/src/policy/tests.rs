@@ -1,6 +1,7 @@
 //! Held to a naive evaluation, written apart: by pods, in which every policy is looked at for each end of each flow.
 
 mod explained;
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

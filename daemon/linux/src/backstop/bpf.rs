@@ -176,6 +176,7 @@ fn data(map: &Map) -> io::Result<&MapData> {
         | Map::HashMap(data)
         | Map::LpmTrie(data)
         | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
         | Map::DevMapHash(data) => Ok(data),
         _ => Err(io::Error::other("a map of a kind that the datapath has none of")),
     }
@@ -196,22 +197,24 @@ fn load_program(instructions: &[bpf_insn], license: &CString) -> Result<OwnedFd,
     for (to, from) in load.prog_name.iter_mut().zip(names::BACKSTOP.bytes()) {
         *to = from.cast_signed();
     }
-    load.log_level = 1;
-    load.log_size = LOG;
-    load.log_buf = log.as_mut_ptr() as u64;
-    call::object(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|source| {
-        let text = String::from_utf8_lossy(&log);
-        let said = text.trim_end_matches('\0').trim_end();
-        tracing::debug!("the verifier on {}:\n{said}", names::BACKSTOP);
-        // Its last line but the summary says what it disliked.
-        let last = said.lines().rfind(|line| !line.starts_with("processed ")).unwrap_or_default();
-        let object = if last.is_empty() {
-            names::BACKSTOP.to_owned()
-        } else {
-            format!("{} ({last})", names::BACKSTOP)
-        };
-        KernelError::new(LOAD, object, source)
+    // What the verifier says is wanted of a failure only: where it says more than there is room for, that is one (ENOSPC).
+    call::object(bpf_cmd::BPF_PROG_LOAD, &mut attr).or_else(|refused| {
+        // SAFETY: as above.
+        let load = unsafe { &mut attr.__bindgen_anon_3 };
+        (load.log_level, load.log_size, load.log_buf) = (1, LOG, log.as_mut_ptr() as u64);
+        call::object(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|_| said_of(refused, &log))
     })
+}
+
+fn said_of(source: io::Error, log: &[u8]) -> KernelError {
+    let text = String::from_utf8_lossy(log);
+    let said = text.trim_end_matches('\0').trim_end();
+    tracing::debug!("the verifier on {}:\n{said}", names::BACKSTOP);
+    // Its last line but the summary says what it disliked.
+    let last = said.lines().rfind(|line| !line.starts_with("processed ")).unwrap_or_default();
+    let object =
+        if last.is_empty() { names::BACKSTOP.to_owned() } else { format!("{} ({last})", names::BACKSTOP) };
+    KernelError::new(LOAD, object, source)
 }
 
 /// Links the program at the priority that is free.

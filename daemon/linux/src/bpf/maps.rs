@@ -18,17 +18,17 @@ use aya::{
 use ipnet::IpNet;
 use kubeveil_abi::{
     Address, Asked, Config, Counter, DeviceKind, Direction, FlowKey, FlowMode, FlowValue, MAX_SLOTS, Origin,
-    PeerValue, PrefixKind, PrefixValue, Reason, counter_index, is_settled, names, v4_mapped_length,
+    PeerValue, PrefixKind, PrefixValue, Reason, Seen, SeenKey, WatchKey, counter_index, is_settled, names, v4_mapped_length,
 };
 use kubeveil_core::observed::Prefix;
 
-use super::{Pins, batch, peers::PeerArray};
+use super::{Pins, batch, peers::PeerArray, watches::Watches};
 use crate::{Count, KernelError};
 
 /// A structure of the ABI, for aya.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 // SAFETY: the ABI's structures are `repr(C)`, of unsigned words, without padding; their sizes are asserted there.
 unsafe impl Pod for Raw<Config> {}
@@ -42,6 +42,12 @@ unsafe impl Pod for Raw<FlowKey> {}
 unsafe impl Pod for Raw<FlowValue> {}
 // SAFETY: as above.
 unsafe impl Pod for Raw<Counter> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<WatchKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<SeenKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<Seen> {}
 
 /// All maps of the datapath.
 pub struct Maps {
@@ -55,16 +61,18 @@ pub struct Maps {
     flows: HashMap<MapData, Raw<FlowKey>, Raw<FlowValue>>,
     counters: PerCpuArray<MapData, Raw<Counter>>,
     epoch: Array<MapData, u32>,
+    /// What somebody watches.
+    pub watches: Watches,
     /// We have made the epoch odd: thousands of prefixes in a row need not ask for it again.
     unsettled: bool,
 }
 
-fn failed(operation: &'static str, map: &str) -> impl FnOnce(MapError) -> KernelError {
+pub(super) fn failed(operation: &'static str, map: &str) -> impl FnOnce(MapError) -> KernelError {
     move |e| KernelError::new(operation, format!("map {map}"), e)
 }
 
 /// Writes one entry: what the map says is the same, whatever its type.
-fn written(map: &str, done: Result<(), MapError>) -> Result<(), KernelError> {
+pub(super) fn written(map: &str, done: Result<(), MapError>) -> Result<(), KernelError> {
     done.map_err(failed("write", map))
 }
 
@@ -76,7 +84,7 @@ fn is_no_device(error: &std::io::Error) -> bool {
 }
 
 /// A key that is gone already was what we wanted.
-fn removed(map: &str, done: Result<(), MapError>) -> Result<(), KernelError> {
+pub(super) fn removed(map: &str, done: Result<(), MapError>) -> Result<(), KernelError> {
     match done {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -104,6 +112,7 @@ impl Maps {
             flows: typed!(HashMap, names::FLOWS),
             counters: typed!(PerCpuArray, names::COUNTERS),
             epoch: typed!(Array, names::EPOCH),
+            watches: Watches::open(pins)?,
             unsettled: false,
         })
     }
@@ -254,13 +263,13 @@ impl Maps {
             }
         }
         self.unsettle()?;
-        written(names::ORIGINS, self.origins.insert(key(IpNet::from(address)).data(), Raw(origin), 0))
+        written(names::ORIGINS, self.origins.insert(self::address(address), Raw(origin), 0))
     }
 
     /// Forgets by which device an address speaks.
     pub fn remove_origin(&mut self, address: IpAddr) -> Result<(), KernelError> {
         self.unsettle()?;
-        removed(names::ORIGINS, self.origins.remove(&key(IpNet::from(address)).data()))
+        removed(names::ORIGINS, self.origins.remove(&self::address(address)))
     }
 
     /// Counters that are not zero, over all CPUs.
@@ -344,6 +353,11 @@ impl Maps {
 
 fn value_of(prefix: Prefix) -> PrefixValue {
     PrefixValue::new(prefix.kind, prefix.peer).asking(prefix.asked, prefix.until)
+}
+
+/// An address as the ABI has it.
+pub(super) fn address(address: IpAddr) -> Address {
+    key(IpNet::from(address)).data()
 }
 
 fn key(net: IpNet) -> Key<Address> {

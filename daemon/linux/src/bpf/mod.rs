@@ -17,6 +17,7 @@ mod maps;
 mod peers;
 mod pins;
 mod trial;
+mod watches;
 
 pub use attach::remove_filters;
 pub(crate) use held::Held;

@@ -8,7 +8,7 @@ use kubeveil_core::{
 };
 
 use super::FakeKernel;
-use crate::{Count, Kernel, KernelError, Removed, Secrets};
+use crate::{Count, Flow, Kernel, KernelError, Removed, Secrets, Sightings};
 
 /// A call of the port.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +92,15 @@ impl Kernel for FakeKernel {
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
         self.unless_failing(&Call::Counters, ("read", "the counters".to_owned()), |_| Ok(Vec::new()))
+    }
+
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
+        (self.watched, self.sightings) = (flows.to_vec(), Sightings::default());
+        Ok(())
+    }
+
+    fn seen(&mut self) -> Result<Sightings, KernelError> {
+        Ok(self.sightings.clone())
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {

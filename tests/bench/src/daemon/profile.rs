@@ -10,7 +10,7 @@ use kubeveil_core::{
     action::Action,
     observed::{Neighbours, Observed, TunnelDevice},
 };
-use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets};
+use kubeveil_linux::{Count, Flow, Kernel, KernelError, Removed, Secrets, Sightings};
 
 /// Since it was last taken.
 #[derive(Clone, Copy, Debug, Default)]
@@ -89,6 +89,14 @@ impl<K: Kernel> Kernel for Profiled<K> {
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
         self.0.counters()
+    }
+
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
+        self.0.watch(flows)
+    }
+
+    fn seen(&mut self) -> Result<Sightings, KernelError> {
+        self.0.seen()
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {

@@ -14,6 +14,7 @@ mod matrix;
 mod reasons;
 mod too_big;
 mod verified;
+mod watched;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
         trial("the_kernel_decides_as_the_host_does", differential::kernel_and_host_agree),
         trial("every_condition", matrix::every_condition),
         trial("what_the_verifier_looks_at", verified::verified),
+        trial("watched/what_is_counted_is_seen", watched::what_is_counted_is_seen),
+        trial("watched/others_are_not_seen", watched::others_are_not_seen),
+        trial("watched/the_backstop_shows_what_it_drops", watched::the_backstop_shows_what_it_drops),
         trial("backstop/the_program_holds", backstop::the_program_holds),
         trial("backstop/nftables_holds", backstop::nftables_holds),
         trial("backstop/an_index_guards_nobody", backstop::an_index_guards_nobody),

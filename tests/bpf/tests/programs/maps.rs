@@ -14,7 +14,7 @@ const READ_ONLY_BY_PROGRAMS: u32 = 1 << 7;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Type, sizes of key and value, entries and flags of every map.
-fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 10] {
+fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 13] {
     let address = size_of::<abi::Address>();
     [
         (abi::names::CONFIG, MapType::Array, 4, size_of::<abi::Config>(), 1, 0),
@@ -50,6 +50,23 @@ fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 10] {
         ),
         (abi::names::COUNTERS, MapType::PerCpuArray, 4, size_of::<abi::Counter>(), abi::COUNTERS, 0),
         (abi::names::EPOCH, MapType::Array, 4, 4, 1, 0),
+        (abi::names::WATCH, MapType::Array, 4, 4, 1, 0),
+        (
+            abi::names::WATCHED,
+            MapType::Hash,
+            size_of::<abi::WatchKey>(),
+            4,
+            abi::MAX_WATCHED,
+            NO_PREALLOC,
+        ),
+        (
+            abi::names::SEEN,
+            MapType::PerCpuHash,
+            size_of::<abi::SeenKey>(),
+            size_of::<abi::Seen>(),
+            abi::MAX_SEEN,
+            NO_PREALLOC,
+        ),
     ]
 }
 
@@ -75,7 +92,7 @@ pub(crate) fn are_as_the_abi_says() -> Result<()> {
 fn data(map: &Map) -> Result<&MapData> {
     Ok(match map {
         Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => data,
-        Map::DevMapHash(data) => data,
+        Map::DevMapHash(data) | Map::PerCpuHashMap(data) => data,
         other => bail!("{other:?}"),
     })
 }

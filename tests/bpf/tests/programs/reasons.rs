@@ -12,7 +12,7 @@ use kubeveil_verdict::{
     testing::{Place, Scene, Situation, Slice, Transport, World},
 };
 
-use crate::kernel::{Kernel, NEXT, REDIRECT, SHOT, boot_seconds};
+use crate::kernel::{Kernel, NEXT, REDIRECT, Ran, SHOT, boot_seconds};
 
 use Direction::{Egress, Ingress, Tunnel};
 pub(crate) use table::cases;
@@ -23,12 +23,12 @@ type Change = fn(&mut Scene, &mut World, &mut Situation);
 /// One packet, and what is to become of it.
 pub(crate) struct Case {
     what: &'static str,
-    direction: Direction,
+    pub(crate) direction: Direction,
     mode: Mode,
     ends: (Place, Place),
     ingress: u32,
     change: Change,
-    expected: Reason,
+    pub(crate) expected: Reason,
 }
 
 /// The link header, which the kernel counts in its length.
@@ -60,11 +60,7 @@ impl Case {
                 on_host(self.direction, &situation, &world)
             };
             ensure!(decision.reason == expected, "on the host: {decision:?} (IPv6: {is_v6})");
-            let ran = if is_overlay {
-                kernel.run_program(names::REPLACE, &situation, &situation.build.frame(), 0, 1)?
-            } else {
-                kernel.run(self.direction, &situation)?
-            };
+            let ran = self.send(&mut kernel, &situation)?;
             let counters = kernel.counters()?;
             let index = counter_index(self.direction, decision.mode, expected);
             ensure!(
@@ -80,6 +76,15 @@ impl Case {
         Ok(())
     }
 
+    /// Through the program that it is for.
+    pub(crate) fn send(&self, kernel: &mut Kernel, situation: &Situation) -> Result<Ran> {
+        if self.expected == Reason::Replaced {
+            kernel.run_program(names::REPLACE, situation, &situation.build.frame(), 0, 1)
+        } else {
+            kernel.run(self.direction, situation)
+        }
+    }
+
     /// `prefer` drops nothing but what came out of a tunnel.
     fn verdict(&self, expected: Reason) -> Verdict {
         match (self.mode, expected.verdict()) {
@@ -91,7 +96,7 @@ impl Case {
         }
     }
 
-    fn situation(&self, is_v6: bool) -> (World, Situation) {
+    pub(crate) fn situation(&self, is_v6: bool) -> (World, Situation) {
         let mut scene = Scene { now: boot_seconds(), ..Scene::calm(self.mode) };
         let transport = Transport::Udp(40_000, 53);
         let mut situation = Situation::new(self.ends.0, self.ends.1, is_v6, transport).by(self.ingress);

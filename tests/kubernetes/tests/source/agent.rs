@@ -13,7 +13,7 @@ use kubeveil_core::{
     observed::{Neighbours, Observed},
 };
 use kubeveil_keys::{Generation, PrivateKey};
-use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets, fake::FakeKernel};
+use kubeveil_linux::{Count, Flow, Kernel, KernelError, Removed, Secrets, Sightings, fake::FakeKernel};
 use kubeveil_tests_kubernetes::{
     cluster::InApiServer,
     server::Server,
@@ -57,6 +57,14 @@ impl Kernel for Watched {
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
         self.with(FakeKernel::counters)
+    }
+
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
+        self.with(|kernel| kernel.watch(flows))
+    }
+
+    fn seen(&mut self) -> Result<Sightings, KernelError> {
+        self.with(FakeKernel::seen)
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {

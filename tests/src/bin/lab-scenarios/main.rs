@@ -13,6 +13,7 @@ mod control;
 mod crashes;
 mod devices;
 mod disk;
+mod explained;
 mod firewall;
 mod forgery;
 mod kernel;
@@ -140,6 +141,7 @@ fn main() -> ExitCode {
         probe::ALL,
         modes::ALL,
         policies::ALL,
+        explained::ALL,
         adoption::ALL,
         bypass::ALL,
         by_hand::ALL,

@@ -20,7 +20,7 @@ use kubeveil_core::{
     source::{Changes, Source, SourceState},
 };
 use kubeveil_keys::{Generation, PrivateKey};
-use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets, fake::FakeKernel};
+use kubeveil_linux::{Count, Flow, Kernel, KernelError, Removed, Secrets, Sightings, fake::FakeKernel};
 
 use crate::node::{Node, Now};
 
@@ -144,6 +144,14 @@ impl Kernel for Shared {
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
         self.with(|k| k.counters())
+    }
+
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
+        self.with(|k| k.watch(flows))
+    }
+
+    fn seen(&mut self) -> Result<Sightings, KernelError> {
+        self.with(|k| k.seen())
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {

@@ -98,7 +98,7 @@ proptest! {
 }
 
 /// Two nodes, pods of payments and shop on each, and these policies.
-fn census(mode: Mode, policies: &[(&str, PolicyMode)], more: &[(&str, &str, &str)]) -> Census {
+pub(super) fn census(mode: Mode, policies: &[(&str, PolicyMode)], more: &[(&str, &str, &str)]) -> Census {
     let pods = [
         ("payments/ledger", "a", "10.244.1.8"),
         ("shop/web", "a", "10.244.1.7"),
@@ -262,6 +262,27 @@ fn who_is_bypassed_is_told_by_whom_and_until_when() {
     assert!(!is_plain(&census, "shop/web", "payments/ledger-2"));
     census.mesh.bypasses = vec![bypass("a", "b", 0), bypass("a", "c", 99)];
     assert!(!is_plain(&census, "shop/web", "shop/web-2"), "over, and others'");
+}
+
+/// Of each policy that selects an end and is in force; the mesh decides where none is left, with what policies elsewhere make of it.
+#[test]
+fn what_would_be_without_a_policy_is_told() {
+    let told = |census: &Census, from: &str, to: &str| {
+        let without = explained(census, from, to).without;
+        without.iter().map(|w| (w.policy.name.clone(), w.flow.mode)).collect::<Vec<_>>()
+    };
+    let mut both = census(Mode::Observe, &[("payments", PolicyMode::Require), ("shop", PolicyMode::Require)], &[]);
+    let (payments, shop) = ("payments-require".to_owned(), "shop-require".to_owned());
+    assert_eq!(
+        told(&both, "payments/ledger", "shop/web-2"),
+        [(payments.clone(), FlowMode::Require), (shop, FlowMode::Require)],
+        "the other one still asks for it"
+    );
+    assert_eq!(told(&both, "payments/ledger", "payments/ledger-2"), [(payments.clone(), FlowMode::Prefer)]);
+    assert_eq!(told(&both, "payments/ledger", "node/a"), [], "nothing crosses the wire");
+    both = census(Mode::Observe, &[("payments", PolicyMode::Require)], &[]);
+    assert_eq!(told(&both, "payments/ledger", "shop/web-2"), [(payments, FlowMode::Observe)]);
+    assert_eq!(told(&both, "shop/web", "shop/web-2"), [], "no policy selects an end");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use kubeveil_core::{
 };
 use kubeveil_keys::{Generation, PrivateKey, PublicKey};
 use kubeveil_linux::{
-    Count, Kernel, KernelError, Removed, Secrets,
+    Count, Flow, Kernel, KernelError, Removed, Secrets, Sightings,
     fake::{Call, Failure, FakeKernel},
 };
 
@@ -399,6 +399,14 @@ impl Kernel for Watched {
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
         lock(&self.watch).calls.push(LOOKS + 1);
         self.kernel.counters()
+    }
+
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
+        self.kernel.watch(flows)
+    }
+
+    fn seen(&mut self) -> Result<Sightings, KernelError> {
+        self.kernel.seen()
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {

@@ -15,7 +15,7 @@ use kubeveil_core::{
     problem::{Problem, ProblemKind},
     source::{Changes, Source, SourceState},
 };
-use kubeveil_linux::{Count, Kernel, KernelError, Removed, Secrets};
+use kubeveil_linux::{Count, Flow, Kernel, KernelError, Removed, Secrets, Sightings};
 
 use super::pair::{Shows, files};
 use crate::node::tests::bench::{Shared, World};
@@ -94,6 +94,14 @@ impl Kernel for Stepped {
 
     fn counters(&mut self) -> Result<Vec<Count>, KernelError> {
         self.kernel().counters()
+    }
+
+    fn watch(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
+        self.kernel().watch(flows)
+    }
+
+    fn seen(&mut self) -> Result<Sightings, KernelError> {
+        self.kernel().seen()
     }
 
     fn sweep_flows(&mut self) -> Result<usize, KernelError> {

@@ -1,0 +1,82 @@
+//! What somebody watches: packets between addresses that are named, by verdict. As long as nobody does, a packet costs one
+//! look into an array of one.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, PerCpuHashMap},
+    helpers::bpf_ktime_get_boot_ns,
+    macros::btf_map,
+};
+use kubeveil_abi::{Address, MAX_SEEN, MAX_WATCHED, Seen, SeenKey, WatchKey};
+
+use crate::skb::Skb;
+
+#[btf_map]
+static WATCH: Array<u32, 1> = Array::new();
+
+#[btf_map]
+static WATCHED: HashMap<WatchKey, u32, MAX_WATCHED, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+static SEEN: PerCpuHashMap<SeenKey, Seen, MAX_SEEN, { BPF_F_NO_PREALLOC as usize }> = PerCpuHashMap::new();
+
+/// Is anything watched?
+#[inline(always)]
+pub fn is_on() -> bool {
+    WATCH.get(0).is_some_and(|flows| *flows != 0)
+}
+
+/// Adds a packet of `length` bytes, counted at `counter`, to what was seen of its flow. A global function to the verifier, as
+/// `find_owner` is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn watch(skb: *mut __sk_buff, counter: u32, length: u32) -> u32 {
+    let skb = Skb { raw: skb };
+    if let Some([source, destination]) = kubeveil_verdict::ends(skb.meta().protocol, &skb) {
+        see(source, destination, counter, length);
+    }
+    // Such a function has to return something.
+    0
+}
+
+/// The same of a packet whose ends are known, each address in two words.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn watch_ends(s0: u64, s1: u64, d0: u64, d1: u64, counted: u64) -> u32 {
+    let address = |upper: u64, lower: u64| [(upper >> 32) as u32, upper as u32, (lower >> 32) as u32, lower as u32];
+    see(address(s0, s1), address(d0, d1), (counted >> 32) as u32, counted as u32);
+    0
+}
+
+#[inline(always)]
+fn see(source: Address, destination: Address, counter: u32, length: u32) {
+    // SAFETY: copied at once.
+    let Some(watch) = unsafe { WATCHED.get(WatchKey { source, destination }) }.copied() else {
+        return;
+    };
+    let key = SeenKey { watch, counter };
+    // SAFETY: no argument, no side effect.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if add(&key, length, now) {
+        return;
+    }
+    let first = Seen { packets: 1, bytes: u64::from(length), last: now };
+    // Another CPU may have been first. A table that is full sees no more kinds of verdicts, and whoever reads it is told.
+    if SEEN.insert(key, first, BPF_NOEXIST.into()).is_err() {
+        add(&key, length, now);
+    }
+}
+
+#[inline(always)]
+fn add(key: &SeenKey, length: u32, now: u64) -> bool {
+    let Some(seen) = SEEN.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: this CPU's own memory, which lives until the program ends. A program that interrupts this one here may lose a count.
+    unsafe {
+        (*seen).packets += 1;
+        (*seen).bytes += u64::from(length);
+        (*seen).last = now;
+    }
+    true
+}
