@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod cluster;
+mod clusters;
 mod codegen;
 mod demo;
 mod fuzz;
@@ -62,6 +63,8 @@ enum InCheckout {
     /// Rotation apart from the kernel: some nodes, many schedules
     #[command(disable_help_flag = true)]
     Simulate(simulate::Arguments),
+    /// Policies on random clusters, held to a reference: a million, or `--number`
+    Clusters(clusters::Arguments),
     /// Formatting, clippy, dependency rules, licences, paths
     Lint(lint::Arguments),
     /// Make what is made from the types: the CustomResourceDefinitions
@@ -115,6 +118,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         InCheckout::Codegen(arguments) => codegen::run(&workspace, &arguments),
         InCheckout::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         InCheckout::Simulate(arguments) => simulate::run(&workspace, &arguments),
+        InCheckout::Clusters(arguments) => clusters::run(&workspace, &arguments),
         InCheckout::Lint(arguments) => lint::run(&workspace, &arguments),
         InCheckout::Lab(arguments) => lab::run(&workspace, arguments),
         InCheckout::Vm(arguments) => lab::run_vm(&workspace, arguments),

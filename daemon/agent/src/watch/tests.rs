@@ -49,9 +49,13 @@ impl Noted {
     }
 
     async fn until(&self, count: usize) {
-        while self.all().len() < count {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let reached = async {
+            while self.all().len() < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let done = tokio::time::timeout(Duration::from_secs(10), reached).await;
+        done.unwrap_or_else(|_| panic!("only told to watch {:?}", self.all()));
     }
 }
 

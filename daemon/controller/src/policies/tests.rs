@@ -108,6 +108,27 @@ fn only_of_exceptions_others_are_told() {
     }
 }
 
+/// What agents watch follows the exceptions, not the cluster: 500 among 150,000 pods of 600 nodes.
+#[test]
+fn what_others_are_told_is_as_much_as_there_are_exceptions() {
+    const NODES: u32 = 600;
+    const PODS: u32 = 150_000;
+    const EXCEPTIONS: u32 = 500;
+    let pods = (0..PODS).map(|n| {
+        let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n);
+        let app = if n % (PODS / EXCEPTIONS) == 0 { "ledger" } else { "web" };
+        pod(&format!("pod-{n}"), &format!("node-{}", n / (PODS / NODES)), app, &address.to_string())
+    });
+    let census = census(vec![seen_policy("p", policy("ledger", PolicyMode::Require))], pods);
+    let selected = Selected::of(&census, &readable(&census), Mode::Observe);
+    let told: Vec<_> = selected.slices.values().flatten().collect();
+    assert_eq!((told.len(), selected.counts[&id("p")]), (EXCEPTIONS as usize, [EXCEPTIONS, 0]));
+    assert!(selected.slices.len() <= EXCEPTIONS as usize, "nodes without any have none");
+    // Of each no more than its names, addresses and mode.
+    let bytes = serde_json::to_vec(&selected.slices).expect("JSON").len();
+    assert!(bytes < EXCEPTIONS as usize * 150, "{bytes} bytes of {EXCEPTIONS} pods");
+}
+
 /// Of a pod whose namespace is not known nothing can be said.
 #[test]
 fn without_its_namespace_a_pod_is_not_told_of() {

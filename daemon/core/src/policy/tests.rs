@@ -152,8 +152,15 @@ fn naive((namespaces, policies, one, other, mesh): &Case, now: Timestamp) -> Flo
     strictest.expect("two ends")
 }
 
+/// So many random clusters; or as many as somebody wants (`cargo xtask clusters`).
+fn clusters(usually: u32) -> ProptestConfig {
+    let wanted = std::env::var("KUBEVEIL_CLUSTERS").ok();
+    let cases = wanted.map_or(usually, |number| number.parse().expect("KUBEVEIL_CLUSTERS is a number"));
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(clusters(10_000))]
 
     #[test]
     fn by_standing_is_as_by_pods(case in case()) {
@@ -216,7 +223,7 @@ fn told(pods: &Pods, base: FlowMode) -> BTreeMap<IpAddr, Option<Option<Standing>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(clusters(2_000))]
 
     /// Step by step it comes to what it does from scratch, and tells of every address that is otherwise.
     #[test]

@@ -54,6 +54,21 @@ pub(crate) fn write(stage: &Stage, manifest: &Manifest) -> Result<()> {
     manifest.write(&stage.lab.manifests())
 }
 
+/// What he asks for of all pods of namespaces with another.
+fn of_namespaces() -> Manifest {
+    let object = json!({
+        "apiVersion": "kubeveil.io/v1alpha1",
+        "kind": "ClusterEncryptionPolicy",
+        "metadata": { "name": "audited" },
+        "spec": {
+            "namespaceSelector": { "matchLabels": { "audited": "yes" } },
+            "podSelector": {},
+            "mode": "require",
+        },
+    });
+    Manifest { file: "audited-policy.yaml".to_owned(), object }
+}
+
 /// The pods, after `change` of the object of one of them.
 pub(crate) fn with_pod(
     stage: &Stage,
@@ -140,11 +155,12 @@ fn comes_and_goes(stage: &mut Stage) -> Result<()> {
     is_plain(stage, "1b", "2b")
 }
 
-/// A pod that nobody has told of yet is held to the strictest there is, and from its first packet on; a label makes a pod another, and
-/// so does its namespace's policy; one that has ended gives its address back.
+/// A pod that nobody has told of yet is held to the strictest there is, and from its first packet on; a label makes a pod another, its own
+/// or its namespace's, also while it is to end; one that has ended gives its address back.
 fn identity(stage: &mut Stage) -> Result<()> {
     let shop = pod("1a");
     write(stage, &labelled())?;
+    write(stage, &of_namespaces())?;
     write(stage, &with_pod(stage, shop, |items, at| drop(items.remove(at)))?)?;
     stage.lab.daemon(Node(1)).start()?;
     is_held_back(stage, "1a", "2a").context("before anybody has told of the pod")?;
@@ -158,6 +174,23 @@ fn identity(stage: &mut Stage) -> Result<()> {
         wait_for(stage, "1a", "2a", false).context("the pod has the label")?;
         write(stage, &with_pod(stage, shop, |_, _| ())?)?;
         wait_for(stage, "1a", "2a", true).context("the label is gone")?;
+        let dying = |items: &mut Vec<Value>, at: usize| {
+            label(items, at);
+            items[at]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        };
+        write(stage, &with_pod(stage, shop, dying)?)?;
+        wait_for(stage, "1a", "2a", false).context("the pod has the label, and is to end")?;
+        write(stage, &with_pod(stage, shop, |_, _| ())?)?;
+        wait_for(stage, "1a", "2a", true).context("it was another one")?;
+        let audited = |items: &mut Vec<Value>, at: usize| {
+            let namespace = items[at]["metadata"]["namespace"].clone();
+            let it = items.iter_mut().find(|item| item["kind"] == "Namespace" && item["metadata"]["name"] == namespace);
+            it.expect("pods have their namespaces")["metadata"]["labels"]["audited"] = json!("yes");
+        };
+        write(stage, &with_pod(stage, shop, audited)?)?;
+        wait_for(stage, "1a", "2a", false).context("its namespace has the label")?;
+        write(stage, &with_pod(stage, shop, |_, _| ())?)?;
+        wait_for(stage, "1a", "2a", true).context("its namespace has it no more")?;
         let ended = |items: &mut Vec<Value>, at: usize| items[at]["status"]["phase"] = json!("Succeeded");
         write(stage, &with_pod(stage, shop, ended)?)?;
         wait_for(stage, "1a", "2a", false).context("the pod has ended")

@@ -26,7 +26,7 @@ fn law((_, policies, _, _, mesh): &Case) -> Law {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(clusters(4_000))]
 
     /// It is what the daemons decide, and the rule that is named asks for just that.
     #[test]
