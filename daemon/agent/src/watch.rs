@@ -74,7 +74,7 @@ pub(crate) fn seen<K: Kernel>(node: &mut Node<K>, now: Duration) -> Result<Watch
         schema_version: WATCH_VERSION,
         node: node.name.clone(),
         seen: sightings.found.into_iter().map(seen).collect(),
-        is_full: sightings.is_full,
+        is_short: sightings.is_short,
     })
 }
 

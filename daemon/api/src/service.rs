@@ -60,10 +60,14 @@ pub struct LoadBalancer {
 
 /// One of `status.loadBalancer.ingress`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Ingress {
     /// Its address; empty where it has a name.
     #[serde(default)]
     pub ip: String,
+    /// `Proxy`: packets of the cluster's own go out to the load balancer. Else (`VIP`, by default) nodes take them themselves.
+    #[serde(default)]
+    pub ip_mode: String,
 }
 
 /// `discovery.k8s.io/v1` EndpointSlice.
@@ -93,4 +97,10 @@ pub struct EndpointConditions {
     /// Whether packets are sent there; not known counts as yes.
     #[serde(default)]
     pub ready: Option<bool>,
+    /// Whether it would answer, though it be about to end; not known: as `ready`.
+    #[serde(default)]
+    pub serving: Option<bool>,
+    /// Whether it is about to end.
+    #[serde(default)]
+    pub terminating: Option<bool>,
 }

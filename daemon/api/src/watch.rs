@@ -65,8 +65,8 @@ pub struct Watched {
     pub node: String,
     /// What was seen; a flow that is not named was not.
     pub seen: Vec<Seen>,
-    /// There was no more room: other verdicts may have been.
-    pub is_full: bool,
+    /// Packets were seen that could not be noted: there were more than is told.
+    pub is_short: bool,
 }
 
 /// Packets of one flow that met one verdict at one place.

@@ -3,7 +3,7 @@
 mod seen;
 mod table;
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt::Display, path::PathBuf, time::Duration};
 
 use clap::Args;
 use jiff::Timestamp;
@@ -13,8 +13,7 @@ use kubeveil_api::{
     watch::LONGEST_WATCH,
 };
 use kubeveil_core::policy::{
-    census::Census,
-    explain::{Course, Explanation, Note, Who, explain},
+    explain::{Course, Desk, Explanation, Note, Who},
     services::{ServiceId, Services, Target},
 };
 use kubeveil_keys::Generation;
@@ -103,6 +102,15 @@ struct Flow {
     seen: Option<Observed>,
 }
 
+impl Flow {
+    /// By what holds, or by what is so.
+    fn can_be_plain(&self) -> bool {
+        self.explanation.can_be_plain
+            || matches!(self.now, Some(Carried::Known { way: Way::Plain, .. }))
+            || self.seen.as_ref().is_some_and(Observed::is_plain)
+    }
+}
+
 /// How packets between both nodes go at this moment.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -122,64 +130,78 @@ enum Carried {
     NotKnown { ask_on: Vec<String>, why: String },
 }
 
-/// Exit code 0: nothing of it is on the wire in plain; 1: it could be; 2: somebody does not exist; 3: the cluster can't be read, or
-/// packets not be watched.
+/// Exit code 0: nothing of it is on the wire in plain; 1: it could be, or was seen there; 2: somebody does not exist; 3: the cluster
+/// can't be read, or packets not be watched.
 pub(crate) fn run(options: &Options) -> anyhow::Result<u8> {
-    let (census, services) = match options.source.census_and_services()? {
-        Ok(surveyed) => surveyed,
-        Err(problem) => {
-            eprintln!("kubeveil: {problem}");
-            return Ok(UNREACHABLE);
-        }
-    };
     let targets = [&options.from, &options.to];
+    let may_be_services =
+        targets.iter().any(|target| matches!(target, Target::Service(_) | Target::One(Who::Address(_))));
+    let (census, services) = match options.source.census_and_services(may_be_services)? {
+        Ok(surveyed) => surveyed,
+        Err(problem) => return Ok(stopped(&problem, UNREACHABLE)),
+    };
+    let desk = Desk::at(&census, Timestamp::now());
+    let is_needed = |target: &&Target| match target {
+        Target::Service(_) => true,
+        Target::One(Who::Address(address)) => desk.is_nobodys(address),
+        Target::One(_) => false,
+    };
     let services = match services {
         Ok(services) => services,
-        Err(problem) if targets.iter().any(|target| matches!(target, Target::Service(_))) => {
-            eprintln!("kubeveil: {problem}");
-            return Ok(UNREACHABLE);
-        }
-        // Who may not read them asks of addresses that are none of theirs.
+        // That of a Service is nobody else's, and looks as if it were somebody's outside.
+        Err(problem) if targets.iter().any(is_needed) => return Ok(stopped(&problem, UNREACHABLE)),
         Err(_) => Services::default(),
     };
-    let mut flows = match flows(&census, &services, targets, Timestamp::now()) {
+    let mut flows = match flows(&desk, &services, targets) {
         Ok(flows) => flows,
-        Err(why) => {
-            eprintln!("kubeveil: {why}");
-            return Ok(USAGE);
-        }
+        Err(why) => return Ok(stopped(&why, USAGE)),
     };
-    now(&mut flows, ask::status(&options.socket));
+    let status = ask::status(&options.socket).map_err(|e| format!("{e:#}"));
+    now(&mut flows, status.as_ref());
     let is_watched = seen::observe(&mut flows, &census, options.watch, &options.socket);
-    let can_be_plain = flows.all().iter().any(|flow| flow.explanation.can_be_plain);
+    if let Ok(status) = &status {
+        seen::blind_spots(&mut flows, status);
+    }
+    let is_plain = flows.all().iter().any(Flow::can_be_plain);
     let document = Document { schema_version: 1, flows };
     show(options.output, || table::table(&document.flows), &document);
     Ok(match is_watched {
-        Err(why) => {
-            eprintln!("kubeveil: packets can't be watched: {why}");
-            UNREACHABLE
-        }
-        Ok(()) if can_be_plain => FINDING,
+        Err(why) => stopped(&format!("packets can't be watched: {why}"), UNREACHABLE),
+        Ok(()) if is_plain => FINDING,
         Ok(()) => 0,
     })
 }
 
+fn stopped(why: &impl Display, code: u8) -> u8 {
+    eprintln!("kubeveil: {why}");
+    code
+}
+
+/// More would be told than anybody reads.
+const MOST_FLOWS: usize = 256;
+
 /// Each flow that there can be between both.
-fn flows(census: &Census, services: &Services, targets: [&Target; 2], at: Timestamp) -> Result<Flows, String> {
-    let meant = targets.map(|target| services.of(target));
-    let ends = |at: usize| match (&meant[at], targets[at]) {
-        (Some(service), _) | (None, Target::Service(service)) => services.chosen(service, census),
-        (None, Target::One(who)) => Ok(vec![who.clone()]),
+fn flows(desk: &Desk<'_>, services: &Services, targets: [&Target; 2]) -> Result<Flows, String> {
+    let meant = targets.map(|target| services.of(target, desk));
+    let ends = |at: usize| match (&meant[at][..], targets[at]) {
+        ([], Target::One(who)) => Ok(vec![who.clone()]),
+        (meant, _) => {
+            let chosen: Result<Vec<_>, String> = meant.iter().map(|id| services.chosen(id, desk)).collect();
+            chosen.map(|all| all.concat())
+        }
     };
     let (from, to): (Vec<Who>, Vec<Who>) = (ends(0)?, ends(1)?);
+    let count = from.len() * to.len();
+    if count > MOST_FLOWS {
+        return Err(format!("there are {count} ways between these, and {MOST_FLOWS} are the most; name pods"));
+    }
     let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (from, to)));
     let explained = pairs.map(|(from, to)| {
-        let explanation = explain(census, from, to, at)?;
+        let explanation = desk.explain(from, to)?;
         Ok(Flow { explanation, now: None, seen: None })
     });
     let mut flows = explained.collect::<Result<Vec<Flow>, String>>()?;
-    let mut services: Vec<ServiceId> = meant.into_iter().flatten().collect();
-    services.dedup();
+    let services: Vec<ServiceId> = meant.into_iter().flatten().collect();
     Ok(match flows.pop() {
         Some(only) if services.is_empty() => Flows::One(Box::new(only)),
         last => Flows::Chosen { services, flows: flows.into_iter().chain(last).collect() },
@@ -187,13 +209,12 @@ fn flows(census: &Census, services: &Services, targets: [&Target; 2], at: Timest
 }
 
 /// Adds what a daemon says of the tunnels that flows take.
-fn now(flows: &mut Flows, status: anyhow::Result<Status>) {
-    let status = status.map_err(|e| format!("{e:#}"));
+fn now(flows: &mut Flows, status: Result<&Status, &String>) {
     for flow in flows.all_mut() {
         let explanation = &flow.explanation;
         let nodes = explanation.from.place.node().zip(explanation.to.place.node());
         let nodes = nodes.filter(|_| explanation.course == Course::Crosses);
-        flow.now = nodes.map(|(from, to)| carried(from, to, explanation, status.as_ref()));
+        flow.now = nodes.map(|(from, to)| carried(from, to, explanation, status));
     }
 }
 

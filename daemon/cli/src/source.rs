@@ -52,11 +52,14 @@ impl SourceArg {
         Ok(control.census())
     }
 
-    /// The same, and who is behind Services.
-    pub(crate) fn census_and_services(&self) -> anyhow::Result<Surveyed> {
+    /// The same, and if that is wanted who is behind Services.
+    pub(crate) fn census_and_services(&self, wants_services: bool) -> anyhow::Result<Surveyed> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let mut control = self.open(runtime.handle());
-        Ok(control.census().map(|census| (census, control.services())))
+        let census = control.census();
+        Ok(census.map(|census| {
+            (census, if wants_services { control.services() } else { Ok(Services::default()) })
+        }))
     }
 }
 

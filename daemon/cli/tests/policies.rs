@@ -234,6 +234,74 @@ fn a_flow_is_explained() {
     );
 }
 
+const SERVICES: &str = "apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Service
+  metadata: {name: ledger, namespace: payments}
+  spec: {clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7], selector: {app: ledger}}
+- apiVersion: v1
+  kind: Service
+  metadata: {name: web, namespace: shop}
+  spec: {clusterIP: None, selector: {app: web}}
+- apiVersion: serving.knative.dev/v1
+  kind: Service
+  metadata: {name: web, namespace: shop}
+- apiVersion: discovery.k8s.io/v1
+  kind: EndpointSlice
+  metadata: {name: ledger-x, namespace: payments, labels: {kubernetes.io/service-name: ledger}}
+  addressType: IPv4
+  endpoints: [{addresses: [10.244.1.8], conditions: {ready: true}}, {addresses: [10.244.2.8], conditions: {ready: false}}]
+";
+
+#[test]
+fn a_service_is_whomever_it_can_choose() {
+    let dir = folder(&[
+        ("mesh.yaml", MESH),
+        ("cluster.yaml", CLUSTER),
+        ("pci.yaml", POLICY),
+        ("services.yaml", SERVICES),
+    ]);
+    let explain = |ends: [&str; 2], more: &[&str]| {
+        kubeveil(dir.path(), &[&["explain"], &ends[..], &["--source", "dir:."], more].concat())
+    };
+    let (code, told, _) = explain(["shop/web-1", "svc/payments/ledger"], &[]);
+    insta::assert_snapshot!("explain_a_service", told);
+    assert_eq!(code, Some(0));
+    assert_eq!(explain(["shop/web-1", "10.96.0.7"], &[]).1, told, "by its address");
+    let (code, json, _) = explain(["svc/shop/web", "svc/payments/ledger"], &["-o", "json"]);
+    let document: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(code, Some(0));
+    assert_eq!(document["services"], serde_json::json!(["svc/shop/web", "svc/payments/ledger"]));
+    assert_eq!(document["flows"][0]["from"]["pod"], "shop/web-1");
+    assert_eq!(document["flows"][0]["flow"]["mode"], "require");
+    let (code, told, wrong) = explain(["shop/web-1", "svc/payments/ledgers"], &[]);
+    assert_eq!((code, told.as_str()), (Some(2), ""));
+    assert!(wrong.contains("there is no svc/payments/ledgers; there is svc/payments/ledger"), "{wrong}");
+}
+
+/// Where no daemon is to see anything, the rest is told all the same, and that it lacks something.
+#[test]
+fn what_can_not_be_watched_is_told() {
+    let dir = folder(&[("mesh.yaml", MESH), ("cluster.yaml", CLUSTER), ("pci.yaml", POLICY)]);
+    let explain = |ends: [&str; 2], watch: &str| {
+        let more = ["--source", "dir:.", "--watch", watch];
+        kubeveil(dir.path(), &[&["explain"], &ends[..], &more].concat())
+    };
+    let (code, told, wrong) = explain(["shop/web-1", "payments/ledger-1"], "1s");
+    assert_eq!(code, Some(3));
+    assert!(told.contains("Flow   require") && told.contains("Seen   not observed: connect to"), "{told}");
+    assert!(wrong.contains("packets can't be watched: connect to no.sock"), "{wrong}");
+    let (code, told, wrong) = explain(["shop/web-1", "payments/ledger-2"], "1s");
+    assert_eq!((code, wrong.as_str()), (Some(0), ""), "both are on one node");
+    assert!(!told.contains("Seen"), "{told}");
+    for time in ["0s", "1ms", "11m", "x"] {
+        let (code, _, wrong) = explain(["shop/web-1", "payments/ledger-1"], time);
+        assert!(code == Some(2) && wrong.contains("--watch <TIME>"), "{time}: {wrong}");
+    }
+}
+
 #[test]
 fn a_difference_is_told_before_it_is_made() {
     let dir = folder(&[("cluster/mesh.yaml", MESH), ("cluster/pods.yaml", CLUSTER), ("new.yaml", POLICY)]);

@@ -59,8 +59,8 @@ pub struct Sighting {
 pub struct Sightings {
     /// In the order of flows, programs and reasons.
     pub found: Vec<Sighting>,
-    /// There was no more room: other verdicts may have been.
-    pub is_full: bool,
+    /// Packets were seen that could not be noted: there were more than is told.
+    pub is_short: bool,
 }
 
 /// What [`Kernel::remove_everything`] took away.

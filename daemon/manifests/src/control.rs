@@ -75,9 +75,11 @@ impl Control for FolderControl {
                 let Ok(value) = Value::deserialize(document) else { break };
                 let items = value["items"].as_array().cloned();
                 for object in items.unwrap_or_else(|| vec![value]) {
-                    match object["kind"].as_str() {
-                        Some("Service") => services.extend(serde_json::from_value(object)),
-                        Some("EndpointSlice") => slices.extend(serde_json::from_value(object)),
+                    match (object["apiVersion"].as_str(), object["kind"].as_str()) {
+                        (Some("v1"), Some("Service")) => services.extend(serde_json::from_value(object)),
+                        (Some("discovery.k8s.io/v1"), Some("EndpointSlice")) => {
+                            slices.extend(serde_json::from_value(object));
+                        }
                         _ => {}
                     }
                 }

@@ -28,7 +28,7 @@ pub use origin::Origin;
 pub use peer::{BYPASS_GRACE, PeerState, PeerValue};
 pub use prefix::{Asked, PrefixKind, PrefixValue};
 pub use reason::{Reason, Verdict};
-pub use watch::{Seen, SeenKey, WatchKey};
+pub use watch::{Seen, SeenKey, WATCH_FLOWS, WATCH_LOST, WATCH_WORDS, WatchKey};
 
 /// Version of everything in this crate. Maps are pinned under `kubeveil/v<ABI_VERSION>/`.
 pub const ABI_VERSION: u32 = 3;

@@ -21,7 +21,7 @@ pub const ALIVE: &str = "ALIVE";
 pub const COUNTERS: &str = "COUNTERS";
 /// Array of one word: which state of [`PREFIXES`] and [`ORIGINS`] this is, see [`is_settled`](crate::is_settled).
 pub const EPOCH: &str = "EPOCH";
-/// Array of one word: how many flows [`WATCHED`] holds; 0, and nobody looks there.
+/// Array of words: [`WATCH_FLOWS`](crate::WATCH_FLOWS), [`WATCH_LOST`](crate::WATCH_LOST).
 pub const WATCH: &str = "WATCH";
 /// Hash: [`WatchKey`](crate::WatchKey) -> a number of its own.
 pub const WATCHED: &str = "WATCHED";

@@ -1,5 +1,12 @@
 use crate::Address;
 
+/// Word of [`names::WATCH`](crate::names::WATCH): how many flows are watched; 0, and nobody looks further.
+pub const WATCH_FLOWS: u32 = 0;
+/// Word of [`names::WATCH`](crate::names::WATCH): not 0 where a packet was seen and could not be noted.
+pub const WATCH_LOST: u32 = 1;
+/// Words of [`names::WATCH`](crate::names::WATCH).
+pub const WATCH_WORDS: u32 = 2;
+
 /// Key of [`names::WATCHED`](crate::names::WATCHED): packets that somebody wants to see, by what their IP header says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -1,5 +1,5 @@
 //! What somebody watches: packets between addresses that are named, by verdict. As long as nobody does, a packet costs one
-//! look into an array of one.
+//! look into an array.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -7,12 +7,14 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_boot_ns,
     macros::btf_map,
 };
-use kubeveil_abi::{Address, MAX_SEEN, MAX_WATCHED, Seen, SeenKey, WatchKey};
+use kubeveil_abi::{
+    Address, MAX_SEEN, MAX_WATCHED, Seen, SeenKey, WATCH_FLOWS, WATCH_LOST, WATCH_WORDS, WatchKey,
+};
 
 use crate::skb::Skb;
 
 #[btf_map]
-static WATCH: Array<u32, 1> = Array::new();
+static WATCH: Array<u32, { WATCH_WORDS as usize }> = Array::new();
 
 #[btf_map]
 static WATCHED: HashMap<WatchKey, u32, MAX_WATCHED, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -23,7 +25,7 @@ static SEEN: PerCpuHashMap<SeenKey, Seen, MAX_SEEN, { BPF_F_NO_PREALLOC as usize
 /// Is anything watched?
 #[inline(always)]
 pub fn is_on() -> bool {
-    WATCH.get(0).is_some_and(|flows| *flows != 0)
+    WATCH.get(WATCH_FLOWS).is_some_and(|flows| *flows != 0)
 }
 
 /// Adds a packet of `length` bytes, counted at `counter`, to what was seen of its flow. A global function to the verifier, as
@@ -61,9 +63,13 @@ fn see(source: Address, destination: Address, counter: u32, length: u32) {
         return;
     }
     let first = Seen { packets: 1, bytes: u64::from(length), last: now };
-    // Another CPU may have been first. A table that is full sees no more kinds of verdicts, and whoever reads it is told.
-    if SEEN.insert(key, first, BPF_NOEXIST.into()).is_err() {
-        add(&key, length, now);
+    // Another CPU may have been first. Else there was no memory, or no room for another verdict, and whoever reads it is told.
+    if SEEN.insert(key, first, BPF_NOEXIST.into()).is_err()
+        && !add(&key, length, now)
+        && let Some(lost) = WATCH.get_ptr_mut(WATCH_LOST)
+    {
+        // SAFETY: an aligned word of the map, to which all write the same.
+        unsafe { lost.write_volatile(1) };
     }
 }
 

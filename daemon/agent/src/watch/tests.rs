@@ -33,7 +33,7 @@ impl Noted {
                     }
                     Event::Ask(Question::Seen(answer)) => {
                         let (node, seen) = ("node-1".to_owned(), Vec::new());
-                        drop(answer.send(Ok(Watched { schema_version: 1, node, seen, is_full: false })));
+                        drop(answer.send(Ok(Watched { schema_version: 1, node, seen, is_short: false })));
                     }
                     _ => {}
                 }

@@ -11,7 +11,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kubeveil_api::{
-    status::{Direction, Verdict},
+    status::{BackstopForm, Direction, Status, Verdict},
     watch::{self, MOST_FLOWS, Seen, Watch, Watched},
 };
 use kubeveil_core::policy::{
@@ -35,8 +35,11 @@ pub(super) enum Observed {
         there: Vec<Seen>,
         /// From DST to SRC.
         back: Vec<Seen>,
-        /// There was no more room for other verdicts.
-        is_full: bool,
+        /// There were more than could be noted.
+        is_short: bool,
+        /// What can't be seen by this.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        blind_spot: Option<&'static str>,
     },
     /// Nobody watched.
     NotObserved { why: String },
@@ -52,26 +55,33 @@ pub(super) fn observe(
     let wanted: BTreeSet<watch::Flow> =
         flows.all().iter().flat_map(|flow| both_ways(&flow.explanation, census)).flatten().collect();
     let watched = match time {
+        // Of two pods of one node nothing can be seen, which nobody has to be told of.
         None => Err("--watch 5s, as root on the node of either end, shows its packets".to_owned()),
-        Some(_) if wanted.is_empty() => Err("no packet of it leaves a node".to_owned()),
+        Some(_) if wanted.is_empty() => Err("the ends have no address of one family".to_owned()),
         Some(time) => watched(wanted, time, socket),
     };
-    for flow in flows.all_mut() {
+    let mut is_local = true;
+    for flow in flows.all_mut().iter_mut().filter(|flow| flow.explanation.course != Course::Local) {
+        is_local = false;
         let [there, back] = both_ways(&flow.explanation, census);
-        flow.seen = (flow.explanation.course != Course::Local).then(|| match &watched {
-            Ok((watched, seconds)) => Observed::Watched {
-                on: watched.node.clone(),
-                seconds: *seconds,
-                there: of(watched, &there),
-                back: of(watched, &back),
-                is_full: watched.is_full,
-            },
+        flow.seen = Some(match &watched {
+            Ok((watched, seconds)) => of(watched, *seconds, &flow.explanation, [&there, &back]),
             Err(why) => Observed::NotObserved { why: why.clone() },
         });
     }
     match watched {
-        Err(why) if time.is_some() => Err(why),
+        Err(why) if time.is_some() && !is_local => Err(why),
         _ => Ok(()),
+    }
+}
+
+/// What the daemon of this node can't see.
+pub(super) fn blind_spots(flows: &mut Flows, status: &Status) {
+    let is_nftables = status.backstop.form == BackstopForm::Nftables;
+    for flow in flows.all_mut() {
+        if let Some(Observed::Watched { blind_spot, .. }) = &mut flow.seen {
+            *blind_spot = is_nftables.then_some("what the backstop drops, which is nftables here, is not seen");
+        }
     }
 }
 
@@ -89,8 +99,28 @@ fn both_ways(explanation: &Explanation, census: &Census) -> [Vec<watch::Flow>; 2
     [flows(&from, &to), flows(&to, &from)]
 }
 
-fn of(watched: &Watched, flows: &[watch::Flow]) -> Vec<Seen> {
-    watched.seen.iter().filter(|seen| flows.contains(&seen.flow)).cloned().collect()
+pub(super) fn of(
+    watched: &Watched,
+    seconds: u32,
+    explanation: &Explanation,
+    [there, back]: [&Vec<watch::Flow>; 2],
+) -> Observed {
+    let nodes = [&explanation.from, &explanation.to].map(|end| end.place.node());
+    let is_elsewhere = nodes.iter().all(|node| node.is_some_and(|node| node != watched.node));
+    if is_elsewhere {
+        return Observed::NotObserved { why: format!("the daemon here is that of {}", watched.node) };
+    }
+    let among = |flows: &Vec<watch::Flow>| {
+        watched.seen.iter().filter(|seen| flows.contains(&seen.flow)).cloned().collect()
+    };
+    Observed::Watched {
+        on: watched.node.clone(),
+        seconds,
+        there: among(there),
+        back: among(back),
+        is_short: watched.is_short,
+        blind_spot: None,
+    }
 }
 
 /// What the daemon sees within that time, and the seconds of it.
@@ -131,29 +161,44 @@ fn wait(time: Duration, is_done: impl Fn() -> bool) {
 }
 
 impl Observed {
+    /// Was some of it on the wire in plain?
+    pub(super) fn is_plain(&self) -> bool {
+        let Self::Watched { there, back, .. } = self else { return false };
+        there.iter().chain(back).any(|seen| match (seen.direction, seen.verdict) {
+            // What left was encrypted, or not; or it did not leave.
+            (Direction::Egress | Direction::Backstop, verdict) => {
+                !matches!(verdict, Verdict::Tunnel | Verdict::Wrap | Verdict::Replace | Verdict::Drop)
+            }
+            // Whatever becomes of what came by the wire as it is.
+            (Direction::Ingress, _) => true,
+            (Direction::Tunnel, _) => false,
+        })
+    }
+
     /// For people.
     pub(super) fn lines(&self) -> Vec<String> {
         match self {
             Self::NotObserved { why } => vec![format!("not observed: {why}")],
-            Self::Watched { on, seconds, there, back, is_full } => {
+            Self::Watched { on, seconds, there, back, is_short, blind_spot } => {
                 let mut lines = vec![format!("on {on}, in {seconds} s:")];
                 if there.is_empty() && back.is_empty() {
                     lines.push("nothing, either way: nobody spoke, or it looks different here; packets of an envelope, or behind masquerading, have their nodes' addresses (ask with node/NAME)".to_owned());
-                    return lines;
+                } else {
+                    lines.extend(one_way("there", there).chain(one_way("back", back)));
                 }
-                for (way, seen) in [("there", there), ("back", back)] {
-                    if seen.is_empty() {
-                        lines.push(format!("{way:<5} nothing"));
-                    }
-                    lines.extend(seen.iter().map(|seen| format!("{way:<5} {}", packets(seen))));
+                if *is_short {
+                    lines.push("there were more than could be noted".to_owned());
                 }
-                if *is_full {
-                    lines.push("there was no more room: other verdicts may have been".to_owned());
-                }
+                lines.extend(blind_spot.map(str::to_owned));
                 lines
             }
         }
     }
+}
+
+fn one_way(way: &str, seen: &[Seen]) -> impl Iterator<Item = String> {
+    let nothing = seen.is_empty().then(|| format!("{way:<5} nothing"));
+    seen.iter().map(move |seen| format!("{way:<5} {}", packets(seen))).chain(nothing)
 }
 
 fn packets(seen: &Seen) -> String {

@@ -1,4 +1,8 @@
-use kubeveil_api::{mesh::Mode, status::BypassStatus};
+use kubeveil_api::{
+    mesh::Mode,
+    status::{BypassStatus, Direction, Verdict},
+    watch::{self, Seen, Watched},
+};
 use kubeveil_manifests::gather;
 
 use super::*;
@@ -25,7 +29,7 @@ fn explained(from: &str, to: &str, knows_all: bool) -> Explanation {
     let mut census = gathered.census(Some(Mode::Prefer)).expect("a mesh's mode");
     census.told = (!knows_all).then(Default::default);
     let who = |name: &str| format!("n/{name}").parse().expect("a pod");
-    explain(&census, &who(from), &who(to), Timestamp::UNIX_EPOCH).expect("both exist")
+    Desk::at(&census, Timestamp::UNIX_EPOCH).explain(&who(from), &who(to)).expect("both exist")
 }
 
 /// The daemon of node-1, without a tunnel to node-3.
@@ -125,4 +129,85 @@ fn a_person_reads_it() {
     let explanation = explained("one", "three", false);
     let now = Some(carried("node-1", "node-3", &explanation, Ok(&status())));
     insta::assert_snapshot!("explain_table", table::table(&Flows::One(Box::new(Flow { explanation, now, seen: None }))));
+}
+
+/// Packets from node-1's pod, and back, as its daemon saw them.
+fn watched(seen: &[(&str, Direction, Verdict, &str)]) -> Observed {
+    let one = |(way, direction, verdict, reason): &(&str, Direction, Verdict, &str)| {
+        let ends = ["10.244.1.2", "10.244.3.2"].map(|text| text.parse().expect("an address"));
+        let [source, destination] = if *way == "there" { ends } else { [ends[1], ends[0]] };
+        Seen {
+            flow: watch::Flow { source, destination },
+            direction: *direction,
+            verdict: *verdict,
+            reason: (*reason).to_owned(),
+            advice: "Look there.".to_owned(),
+            mode: FlowMode::Require,
+            packets: 12,
+            bytes: 12_288,
+            age_ms: 1_212,
+        }
+    };
+    let of = |way: &str| seen.iter().filter(|seen| seen.0 == way).map(one).collect();
+    Observed::Watched {
+        on: "node-1".to_owned(),
+        seconds: 5,
+        there: of("there"),
+        back: of("back"),
+        is_short: false,
+        blind_spot: None,
+    }
+}
+
+/// What is on the wire is not encrypted because it should be.
+#[test]
+fn what_was_seen_in_plain_counts() {
+    use Direction::{Backstop, Egress, Ingress, Tunnel};
+    use Verdict::{Drop, Pass, Replace, WouldDrop, WouldTunnel, Wrap};
+    for (way, direction, verdict, is_plain) in [
+        ("there", Egress, Verdict::Tunnel, false),
+        ("there", Egress, Wrap, false),
+        ("there", Egress, Replace, false),
+        ("there", Egress, Drop, false),
+        ("there", Egress, Pass, true),
+        ("there", Egress, WouldTunnel, true),
+        ("there", Egress, WouldDrop, true),
+        ("there", Backstop, Drop, false),
+        ("there", Backstop, WouldDrop, true),
+        ("back", Tunnel, Pass, false),
+        ("back", Ingress, Drop, true),
+        ("back", Ingress, Pass, true),
+    ] {
+        let seen = watched(&[("there", Egress, Verdict::Tunnel, "tunnelled"), (way, direction, verdict, "x")]);
+        assert_eq!(seen.is_plain(), is_plain, "{direction} {verdict}");
+        let flow = Flow { explanation: explained("one", "three", true), now: None, seen: Some(seen) };
+        assert_eq!(flow.can_be_plain(), is_plain, "{direction} {verdict}");
+    }
+    let now = carried("node-1", "node-3", &explained("one", "three", false), Ok(&status()));
+    assert!(Flow { explanation: explained("one", "three", true), now: Some(now), seen: None }.can_be_plain());
+}
+
+#[test]
+fn a_person_reads_what_was_seen() {
+    let told = |seen: Observed| seen.lines().join("\n");
+    insta::assert_snapshot!(told(watched(&[
+        ("there", Direction::Egress, Verdict::Tunnel, "tunnelled"),
+        ("there", Direction::Egress, Verdict::Drop, "too_big"),
+    ])));
+    assert!(told(watched(&[])).ends_with("(ask with node/NAME)"));
+    let Observed::Watched { on, seconds, there, back, .. } = watched(&[]) else { panic!("it is watched") };
+    let short = Observed::Watched { on, seconds, there, back, is_short: true, blind_spot: Some("nothing here") };
+    assert!(told(short).ends_with("there were more than could be noted\nnothing here"));
+}
+
+/// One that is neither end's has seen nothing of it, and does not say that nobody spoke.
+#[test]
+fn a_daemon_of_neither_end_saw_nothing() {
+    let of = |node: &str| {
+        let watched =
+            Watched { schema_version: 1, node: node.to_owned(), seen: Vec::new(), is_short: false };
+        seen::of(&watched, 5, &explained("two", "three", true), [&Vec::new(), &Vec::new()])
+    };
+    assert!(matches!(of("node-2"), Observed::Watched { .. }));
+    assert!(matches!(of("node-1"), Observed::NotObserved { why } if why == "the daemon here is that of node-1"));
 }

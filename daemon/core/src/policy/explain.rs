@@ -1,6 +1,10 @@
 //! What becomes of packets between two ends, and why: as data.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use kubeveil_api::{bypass::Bypass, mesh::Mode, policy::FlowMode};
@@ -133,18 +137,7 @@ pub struct Explanation {
 
 /// What becomes of packets from `from` to `to` at `now`; or who of them does not exist, and who does.
 pub fn explain(census: &Census, from: &Who, to: &Who, now: Timestamp) -> Result<Explanation, String> {
-    let desk = Desk { census, law: census.law(), assignment: census.assignment(), now };
-    let mut notes = Vec::new();
-    let who = [from, to];
-    let (from, to) = (desk.end(from, &mut notes)?, desk.end(to, &mut notes)?);
-    let course = course(&from.place, &to.place);
-    let flow = (course == Course::Crosses).then(|| desk.law.on_flow([&from.held, &to.held], now));
-    let can_be_plain = match &flow {
-        None => course != Course::Local,
-        Some(flow) => desk.can_be_plain(flow, [&from, &to], &mut notes),
-    };
-    let without = if flow.is_some() { desk.without(who, [&from, &to])? } else { Vec::new() };
-    Ok(Explanation { from, to, course, flow, without, can_be_plain, notes })
+    Desk::at(census, now).explain(from, to)
 }
 
 fn course(from: &Place, to: &Place) -> Course {
@@ -160,15 +153,49 @@ fn course(from: &Place, to: &Place) -> Course {
     }
 }
 
-/// What an explanation is made of.
-struct Desk<'a> {
+/// What explanations are made of.
+#[derive(Clone, Debug)]
+pub struct Desk<'a> {
     census: &'a Census,
     law: Law,
-    assignment: Assignment,
+    assignment: Arc<Assignment>,
     now: Timestamp,
 }
 
-impl Desk<'_> {
+impl<'a> Desk<'a> {
+    /// A cluster at `now`.
+    pub fn at(census: &'a Census, now: Timestamp) -> Self {
+        Self { census, law: census.law(), assignment: census.assignment().into(), now }
+    }
+
+    /// The same for one flow of many.
+    pub fn explain(&self, from: &Who, to: &Who) -> Result<Explanation, String> {
+        let mut notes = Vec::new();
+        let who = [from, to];
+        let (from, to) = (self.end(from, &mut notes)?, self.end(to, &mut notes)?);
+        let course = course(&from.place, &to.place);
+        let flow = (course == Course::Crosses).then(|| self.law.on_flow([&from.held, &to.held], self.now));
+        let can_be_plain = match &flow {
+            None => course != Course::Local,
+            Some(flow) => self.can_be_plain(flow, [&from, &to], &mut notes),
+        };
+        let without = if flow.is_some() { self.without(who, [&from, &to])? } else { Vec::new() };
+        Ok(Explanation { from, to, course, flow, without, can_be_plain, notes })
+    }
+
+    pub(super) fn holder(&self, address: &IpAddr) -> Holder {
+        self.census.holder(&self.assignment, address).0
+    }
+
+    /// It is no pod's and no node's.
+    pub fn is_nobodys(&self, address: &IpAddr) -> bool {
+        matches!(self.holder(address), Holder::Unowned | Holder::NoNode | Holder::Outside)
+    }
+
+    pub(super) fn pods(&self) -> &'a BTreeMap<PodId, Resident> {
+        &self.census.pods
+    }
+
     /// The same flow, once without each of the policies that select an end.
     fn without(&self, who: [&Who; 2], ends: [&End; 2]) -> Result<Vec<Without>, String> {
         let selecting = ends.into_iter().flat_map(|end| &end.held.selected_by).filter(|one| !one.ended);

@@ -10,12 +10,13 @@ use std::{
 use kubeveil_api::{
     problem::few,
     selector::Labels,
-    service::{EndpointSlice, SERVICE_NAME, Service},
+    service::{Endpoint, EndpointConditions, EndpointSlice, SERVICE_NAME, Service},
 };
 use serde::{Serialize, Serializer};
 
 use super::{
-    census::{Census, PodId},
+    census::{Holder, PodId},
+    explain::Desk,
     place::Who,
 };
 
@@ -57,7 +58,9 @@ impl FromStr for Target {
 
     /// `svc/NAMESPACE/NAME`, else as [`Who`] is written.
     fn from_str(text: &str) -> Result<Self, String> {
-        let Some(name) = text.strip_prefix("svc/") else {
+        // A namespace may be called svc.
+        let name = text.strip_prefix("svc/").filter(|name| name.contains('/'));
+        let Some(name) = name else {
             return text.parse().map(Self::One);
         };
         let id: PodId = name.parse().map_err(|_| "a Service is svc/NAMESPACE/NAME".to_owned())?;
@@ -72,8 +75,32 @@ struct Behind {
     addresses: BTreeSet<IpAddr>,
     selector: Labels,
     external_name: String,
-    /// What its EndpointSlices name, ready ones; `None`: it has none.
-    endpoints: Option<BTreeSet<IpAddr>>,
+    /// What its EndpointSlices name; `None`: it has none.
+    endpoints: Option<Endpoints>,
+}
+
+/// Addresses of those behind a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Endpoints {
+    ready: BTreeSet<IpAddr>,
+    /// About to end, and still serving: kube-proxy takes these where nobody is ready (KEP-1669).
+    last: BTreeSet<IpAddr>,
+}
+
+impl Endpoints {
+    fn add(&mut self, endpoint: &Endpoint) {
+        let EndpointConditions { ready, serving, terminating } = endpoint.conditions;
+        let address = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok());
+        if ready != Some(false) {
+            self.ready.extend(address);
+        } else if terminating == Some(true) && serving == Some(true) {
+            self.last.extend(address);
+        }
+    }
+
+    fn chosen(&self) -> &BTreeSet<IpAddr> {
+        if self.ready.is_empty() { &self.last } else { &self.ready }
+    }
 }
 
 /// Services by name.
@@ -83,10 +110,14 @@ pub struct Services(BTreeMap<ServiceId, Behind>);
 impl Services {
     /// As objects say. An address that nobody can read is left out.
     pub fn new(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Self {
-        let id = |namespace: Option<String>, name| ServiceId { namespace: namespace.unwrap_or_default(), name };
+        let id = |namespace: Option<String>, name| ServiceId {
+            namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+            name,
+        };
         let mut all: BTreeMap<ServiceId, Behind> = BTreeMap::new();
         for Service { metadata, spec, status } in services {
-            let given = status.load_balancer.ingress.iter().map(|ingress| &ingress.ip);
+            let given = status.load_balancer.ingress.iter().filter(|ingress| ingress.ip_mode != "Proxy");
+            let given = given.map(|ingress| &ingress.ip);
             let addresses = spec.cluster_ips.iter().chain([&spec.cluster_ip]).chain(&spec.external_ips);
             let addresses = addresses.chain(given).filter_map(|text| text.parse().ok()).collect();
             let (selector, external_name) = (spec.selector, spec.external_name);
@@ -96,27 +127,27 @@ impl Services {
         for slice in slices {
             let name = slice.metadata.labels.get(SERVICE_NAME).cloned().unwrap_or_default();
             if let Some(behind) = all.get_mut(&id(slice.metadata.namespace, name)) {
-                let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready != Some(false));
-                let addresses = ready.filter_map(|endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok());
-                behind.endpoints.get_or_insert_default().extend(addresses);
+                let endpoints = behind.endpoints.get_or_insert_default();
+                slice.endpoints.iter().for_each(|endpoint| endpoints.add(endpoint));
             }
         }
         Self(all)
     }
 
-    /// The Service that is meant: by its name, or by an address of its own.
-    pub fn of(&self, target: &Target) -> Option<ServiceId> {
+    /// The Services that are meant: by name, or by an address that is nobody else's. Several may have one, and tell packets by the port.
+    pub fn of(&self, target: &Target, desk: &Desk<'_>) -> Vec<ServiceId> {
         match target {
-            Target::Service(id) => Some(id.clone()),
-            Target::One(Who::Address(address)) => {
-                self.0.iter().find(|(_, behind)| behind.addresses.contains(address)).map(|(id, _)| id.clone())
+            Target::Service(id) => vec![id.clone()],
+            Target::One(Who::Address(address)) if desk.is_nobodys(address) => {
+                let has = |behind: &Behind| behind.addresses.contains(address);
+                self.0.iter().filter(|(_, behind)| has(behind)).map(|(id, _)| id.clone()).collect()
             }
-            Target::One(_) => None,
+            Target::One(_) => Vec::new(),
         }
     }
 
     /// Whom it can choose; or why nobody.
-    pub fn chosen(&self, id: &ServiceId, census: &Census) -> Result<Vec<Who>, String> {
+    pub fn chosen(&self, id: &ServiceId, desk: &Desk<'_>) -> Result<Vec<Who>, String> {
         let Some(behind) = self.0.get(id) else {
             return Err(format!("there is no {id}; {}", self.near(id)));
         };
@@ -124,9 +155,9 @@ impl Services {
             return Err(format!("{id} is another name for {}, and has nobody behind it", behind.external_name));
         }
         let chosen: Vec<Who> = match &behind.endpoints {
-            Some(addresses) => endpoints(addresses, census),
+            Some(endpoints) => who(endpoints.chosen(), desk),
             None if behind.selector.is_empty() => Vec::new(),
-            None => selected(behind, id, census).map(|id| Who::Pod(id.clone())).collect(),
+            None => selected(behind, id, desk).map(|id| Who::Pod(id.clone())).collect(),
         };
         if chosen.is_empty() {
             return Err(format!("nobody who is ready is behind {id}: packets to it reach nobody"));
@@ -145,24 +176,27 @@ impl Services {
     }
 }
 
-/// Pods by their names, each once though it have an address of either family; and who is no pod.
-fn endpoints(addresses: &BTreeSet<IpAddr>, census: &Census) -> Vec<Who> {
-    let mut pods = BTreeMap::new();
-    for (id, resident) in &census.pods {
-        pods.extend(resident.pod.addresses.iter().map(|address| (*address, id)));
+/// Who has these addresses: a pod or a node once, though it have one of either family. Where several pods are said to have one, it stays an
+/// address, of which the strictest counts.
+fn who(addresses: &BTreeSet<IpAddr>, desk: &Desk<'_>) -> Vec<Who> {
+    let (mut pods, mut nodes, mut others) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    for address in addresses {
+        match desk.holder(address) {
+            Holder::Pods(found) if found.len() == 1 => pods.extend(found),
+            Holder::Node(node) => drop(nodes.insert(node)),
+            _ => others.push(Who::Address(*address)),
+        }
     }
-    let of_pods: BTreeSet<&PodId> = addresses.iter().filter_map(|address| pods.get(address).copied()).collect();
-    let others = addresses.iter().filter(|address| !pods.contains_key(address));
-    of_pods.into_iter().cloned().map(Who::Pod).chain(others.copied().map(Who::Address)).collect()
+    pods.into_iter().map(Who::Pod).chain(nodes.into_iter().map(Who::Node)).chain(others).collect()
 }
 
 /// Pods of its namespace with all of its labels.
 fn selected<'a>(
     behind: &'a Behind,
     id: &'a ServiceId,
-    census: &'a Census,
+    desk: &'a Desk<'a>,
 ) -> impl Iterator<Item = &'a PodId> {
     let is_behind = |labels: &Labels| behind.selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-    let of = census.pods.iter().filter(|(pod, _)| pod.namespace == id.namespace);
+    let of = desk.pods().iter().filter(|(pod, _)| pod.namespace == id.namespace);
     of.filter(move |(_, resident)| !resident.has_ended && is_behind(&resident.pod.labels)).map(|(pod, _)| pod)
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, time::Duration};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap};
-use kubeveil_abi::{MAX_SEEN, Seen, SeenKey, WatchKey, counted, names};
+use kubeveil_abi::{Seen, SeenKey, WATCH_FLOWS, WATCH_LOST, WatchKey, counted, names};
 
 use super::{
     Pins,
@@ -13,7 +13,7 @@ use crate::{Count, Flow, KernelError, Sighting, Sightings};
 
 /// The maps of it.
 pub struct Watches {
-    count: Array<MapData, u32>,
+    words: Array<MapData, u32>,
     watched: HashMap<MapData, Raw<WatchKey>, u32>,
     seen: PerCpuHashMap<MapData, Raw<SeenKey>, Raw<Seen>>,
     /// By their numbers.
@@ -27,21 +27,29 @@ impl Watches {
     pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
         let data = |name| MapData::from_pin(pins.map(name)).map_err(failed("open", name));
         let mut watches = Self {
-            count: Map::Array(data(names::WATCH)?).try_into().map_err(failed("open", names::WATCH))?,
+            words: Map::Array(data(names::WATCH)?).try_into().map_err(failed("open", names::WATCH))?,
             watched: Map::HashMap(data(names::WATCHED)?).try_into().map_err(failed("open", names::WATCHED))?,
             seen: Map::PerCpuHashMap(data(names::SEEN)?).try_into().map_err(failed("open", names::SEEN))?,
             flows: BTreeMap::new(),
             next: 0,
         };
-        if watches.count.get(&0, 0).map_err(failed("read", names::WATCH))? != 0 {
+        if watches.word(WATCH_FLOWS)? != 0 {
             watches.set(&[])?;
         }
         Ok(watches)
     }
 
+    fn word(&self, at: u32) -> Result<u32, KernelError> {
+        self.words.get(&at, 0).map_err(failed("read", names::WATCH))
+    }
+
+    fn set_word(&mut self, at: u32, value: u32) -> Result<(), KernelError> {
+        written(names::WATCH, self.words.set(at, value, 0))
+    }
+
     /// Watches these flows from now on, and no others; what was seen is forgotten.
     pub fn set(&mut self, flows: &[Flow]) -> Result<(), KernelError> {
-        written(names::WATCH, self.count.set(0, 0, 0))?;
+        self.set_word(WATCH_FLOWS, 0)?;
         self.flows.clear();
         for key in keys(names::WATCHED, self.watched.keys())? {
             removed(names::WATCHED, self.watched.remove(&key))?;
@@ -49,13 +57,14 @@ impl Watches {
         for key in keys(names::SEEN, self.seen.keys())? {
             removed(names::SEEN, self.seen.remove(&key))?;
         }
+        self.set_word(WATCH_LOST, 0)?;
         for flow in flows {
             let key = WatchKey { source: address(flow.source), destination: address(flow.destination) };
             written(names::WATCHED, self.watched.insert(Raw(key), self.next, 0))?;
             self.flows.insert(self.next, *flow);
             self.next = self.next.wrapping_add(1);
         }
-        written(names::WATCH, self.count.set(0, u32::try_from(flows.len()).unwrap_or(u32::MAX), 0))
+        self.set_word(WATCH_FLOWS, u32::try_from(flows.len()).unwrap_or(u32::MAX))
     }
 
     /// What was seen of them.
@@ -65,10 +74,8 @@ impl Watches {
             return Err(KernelError::new("read", "what is watched", lost));
         }
         let mut found = Vec::new();
-        let mut entries = 0;
         for entry in self.seen.iter() {
             let (Raw(key), cpus) = entry.map_err(failed("read", names::SEEN))?;
-            entries += 1;
             let Some((flow, (direction, mode, reason))) =
                 self.flows.get(&key.watch).zip(counted(key.counter))
             else {
@@ -81,7 +88,7 @@ impl Watches {
             found.push(Sighting { flow: *flow, count, last: Duration::from_nanos(last) });
         }
         found.sort_by_key(|seen| (seen.flow, seen.count.direction as u32, seen.count.reason, seen.count.mode));
-        Ok(Sightings { found, is_full: entries >= MAX_SEEN })
+        Ok(Sightings { found, is_short: self.word(WATCH_LOST)? != 0 })
     }
 }
 

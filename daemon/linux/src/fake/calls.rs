@@ -100,6 +100,10 @@ impl Kernel for FakeKernel {
     }
 
     fn seen(&mut self) -> Result<Sightings, KernelError> {
+        if self.watched.is_empty() {
+            let lost = io::Error::other("its maps were made anew meanwhile; ask again");
+            return Err(KernelError::new("read", "what is watched", lost));
+        }
         Ok(self.sightings.clone())
     }
 

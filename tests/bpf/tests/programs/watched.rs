@@ -145,8 +145,8 @@ pub(crate) fn the_backstop_shows_what_it_drops() -> Result<()> {
         for to in [REMOTE, UNOWNED].as_flattened() {
             ensure!(!passes(to)?, "{to} is not dropped");
         }
-        let Sightings { found, is_full } = cell.kernel.seen()?;
-        ensure!(!is_full && found.len() == flows.len(), "{found:?}");
+        let Sightings { found, is_short } = cell.kernel.seen()?;
+        ensure!(!is_short && found.len() == flows.len(), "{found:?}");
         for Sighting { flow, count, last } in &found {
             ensure!(flows.contains(flow), "{flow:?} is another's");
             let outcome = (count.direction, count.mode, count.reason, count.packets);

@@ -8,7 +8,8 @@ use kubeveil_core::{
     policy::{
         FlowMode, Policies,
         diff::diff,
-        explain::{Course, Who, explain},
+        explain::{Course, Desk, Who, explain},
+        services::ServiceId,
     },
     snapshot::NodeFacts,
     source::{Changes, SourceState},
@@ -301,6 +302,26 @@ fn a_person_is_told_what_decides(world: &mut dyn World) {
     assert_eq!(asked("10.244.2.7", "10.244.1.7"), (Course::Crosses, require));
     assert_eq!(asked("payments/web", "node/node-1"), (Course::Crosses, prefer));
     assert_eq!(asked("payments/proxy", "192.0.2.1"), (Course::Hosts, String::new()));
+    // By slices that name its pods, though its selector names others.
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "ledger", "namespace": PAYMENTS},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 443}]},
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": "ledger-x", "namespace": PAYMENTS, "labels": {"kubernetes.io/service-name": "ledger"},
+        },
+        "endpoints": [{"addresses": ["10.244.1.7"], "conditions": {"ready": true}}],
+        "ports": [{"port": 443}],
+    });
+    let desk = Desk::at(&census, Timestamp::UNIX_EPOCH);
+    let id = ServiceId { namespace: PAYMENTS.to_owned(), name: "ledger".to_owned() };
+    for (object, chosen) in [(&service, "payments/web"), (&slice, "payments/ledger")] {
+        world.put_object(object).unwrap();
+        let services = world.control().unwrap().services().unwrap();
+        assert_eq!(services.chosen(&id, &desk), Ok(vec![chosen.parse().unwrap()]));
+    }
     let mut after = census.law();
     after.policies = Policies::default();
     let changes = diff(&census, &census.law(), &after, Timestamp::UNIX_EPOCH).changes;

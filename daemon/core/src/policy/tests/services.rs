@@ -10,7 +10,8 @@ use kubeveil_api::{
 
 use super::explained::census;
 use crate::policy::{
-    explain::Who,
+    census::Census,
+    explain::{Desk, Who},
     services::{ServiceId, Services, Target},
 };
 
@@ -28,7 +29,7 @@ fn service(name: &str, spec: ServiceSpec) -> Service {
 fn slice(of: &str, endpoints: &[(&str, Option<bool>)]) -> EndpointSlice {
     let endpoint = |(address, ready): &(&str, Option<bool>)| Endpoint {
         addresses: vec![(*address).to_owned()],
-        conditions: EndpointConditions { ready: *ready },
+        conditions: EndpointConditions { ready: *ready, ..EndpointConditions::default() },
     };
     EndpointSlice {
         metadata: metadata("x", &[(SERVICE_NAME, of)]),
@@ -38,6 +39,10 @@ fn slice(of: &str, endpoints: &[(&str, Option<bool>)]) -> EndpointSlice {
 
 fn named(name: &str) -> ServiceId {
     ServiceId { namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+fn desk(census: &Census) -> Desk<'_> {
+    Desk::at(census, Timestamp::UNIX_EPOCH)
 }
 
 fn pod(name: &str) -> Who {
@@ -62,9 +67,9 @@ fn its_endpoints_are_who_can_be_chosen() {
         service("alias", ServiceSpec { external_name: "example.com".to_owned(), ..ServiceSpec::default() }),
     ];
     let services = Services::new(services, slices);
-    let node = Who::Address("192.0.2.1".parse().expect("an address"));
-    assert_eq!(services.chosen(&named("web"), &census), Ok(vec![pod("shop/web"), pod("shop/web-2"), node]));
-    let refused = |name: &str| services.chosen(&named(name), &census).expect_err("nobody");
+    let node = Who::Node("a".to_owned());
+    assert_eq!(services.chosen(&named("web"), &desk(&census)), Ok(vec![pod("shop/web"), pod("shop/web-2"), node]));
+    let refused = |name: &str| services.chosen(&named(name), &desk(&census)).expect_err("nobody");
     assert_eq!(refused("empty"), "nobody who is ready is behind svc/shop/empty: packets to it reach nobody");
     assert!(refused("alias").contains("another name for example.com"));
     assert_eq!(
@@ -85,8 +90,8 @@ fn without_slices_its_selector_says_who() {
     let spec = |selector| ServiceSpec { selector, ..ServiceSpec::default() };
     let services = vec![service("web", spec(selector)), service("any", spec(Labels::new()))];
     let services = Services::new(services, Vec::new());
-    assert_eq!(services.chosen(&named("web"), &census), Ok(vec![pod("shop/web")]));
-    assert!(services.chosen(&named("any"), &census).is_err(), "without a selector nobody is selected");
+    assert_eq!(services.chosen(&named("web"), &desk(&census)), Ok(vec![pod("shop/web")]));
+    assert!(services.chosen(&named("any"), &desk(&census)).is_err(), "without a selector nobody is selected");
 }
 
 #[test]
@@ -98,20 +103,51 @@ fn it_is_meant_by_its_name_and_by_its_addresses() {
         external_ips: texts(&["198.51.100.7"]),
         ..ServiceSpec::default()
     };
-    let ingress = vec![Ingress { ip: "203.0.113.7".to_owned() }, Ingress::default()];
+    let ingress = |ip: &str, mode: &str| Ingress { ip: ip.to_owned(), ip_mode: mode.to_owned() };
+    // As k3s' load balancer has it, and one that packets go out to.
+    let ingress = vec![
+        ingress("203.0.113.7", ""),
+        ingress("192.0.2.1", "VIP"),
+        ingress("203.0.113.8", "Proxy"),
+        ingress("", ""),
+    ];
     let status = ServiceStatus { load_balancer: LoadBalancer { ingress } };
     let web = Service { status, ..service("web", spec) };
     let headless = service("headless", ServiceSpec { cluster_ip: "None".to_owned(), ..ServiceSpec::default() });
-    let services = Services::new(vec![web, headless], Vec::new());
-    let meant = |text: &str| services.of(&text.parse::<Target>().expect("a target"));
-    for text in ["svc/shop/web", "10.96.0.7", "fd00:96::7", "198.51.100.7", "203.0.113.7"] {
-        assert_eq!(meant(text), Some(named("web")), "{text}");
+    let tls = service("tls", ServiceSpec { external_ips: texts(&["198.51.100.7"]), ..ServiceSpec::default() });
+    let services = Services::new(vec![web, tls, headless], Vec::new());
+    let census = census(Mode::Prefer, &[], &[]);
+    let meant = |text: &str| services.of(&text.parse::<Target>().expect("a target"), &desk(&census));
+    for text in ["svc/shop/web", "10.96.0.7", "fd00:96::7", "203.0.113.7"] {
+        assert_eq!(meant(text), [named("web")], "{text}");
     }
-    assert_eq!(meant("svc/shop/headless"), Some(named("headless")));
-    for text in ["10.96.0.8", "shop/web", "node/a"] {
-        assert_eq!(meant(text), None, "{text}");
+    assert_eq!(meant("198.51.100.7"), [named("tls"), named("web")], "by the port");
+    assert_eq!(meant("svc/shop/headless"), [named("headless")]);
+    for text in ["10.96.0.8", "shop/web", "node/a", "192.0.2.1", "203.0.113.8"] {
+        assert_eq!(meant(text), [], "{text}");
     }
-    for text in ["svc/web", "svc/", "svc/a/b/c", "web"] {
+    for text in ["svc/", "svc/a/b/c", "svc//b", "web"] {
         assert!(text.parse::<Target>().is_err(), "{text}");
     }
+    let pod = Target::One(Who::Pod("svc/web".parse().expect("a pod")));
+    assert_eq!("svc/web".parse(), Ok(pod), "a namespace may be called so");
+}
+
+/// While the last of them ends; and whoever has an address that two are said to have is not made up.
+#[test]
+fn where_nobody_is_ready_who_still_serves_is_chosen() {
+    let census = census(Mode::Prefer, &[], &[("shop/twin", "b", "10.244.2.8")]);
+    let ending = |address: &str, serving| Endpoint {
+        addresses: vec![address.to_owned()],
+        conditions: EndpointConditions { ready: Some(false), serving: Some(serving), terminating: Some(true) },
+    };
+    let mut slice = slice("web", &[]);
+    slice.endpoints = vec![ending("10.244.2.8", true), ending("10.244.1.8", false)];
+    let all = |slice: &EndpointSlice| {
+        let services = Services::new(vec![service("web", ServiceSpec::default())], vec![slice.clone()]);
+        services.chosen(&named("web"), &desk(&census)).expect("somebody")
+    };
+    assert_eq!(all(&slice), [Who::Address("10.244.2.8".parse().expect("an address"))]);
+    slice.endpoints.push(Endpoint { addresses: vec!["10.244.2.7".to_owned()], ..Endpoint::default() });
+    assert_eq!(all(&slice), [pod("shop/web-2")]);
 }
