@@ -118,6 +118,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 }
 
 mod pairs {
+    use std::sync::Arc;
+
     use ipnet::IpNet;
     use kubeveil_core::ownership::{Owner, Owners};
     use serde::{Deserialize as _, Deserializer, Serializer};
@@ -127,7 +129,7 @@ mod pairs {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Owners, D::Error> {
-        Ok(Vec::<(IpNet, Owner)>::deserialize(deserializer)?.into_iter().collect())
+        Ok(Vec::<(IpNet, Arc<Owner>)>::deserialize(deserializer)?.into_iter().collect())
     }
 }
 
@@ -144,7 +146,7 @@ mod tests {
         kept.snapshot.nodes.insert("a".to_owned(), Default::default());
         kept.owners.insert(
             "10.0.0.0/8".parse().expect("net"),
-            kubeveil_core::ownership::Owner { name: "a".to_owned(), uid: "u".to_owned() },
+            kubeveil_core::ownership::Owner { name: "a".to_owned(), uid: "u".to_owned() }.into(),
         );
         file.keep(&kept).expect("written");
         assert_eq!(KeptFile::<Kept>::open(dir.path(), "known.json").1, kept);

@@ -43,15 +43,16 @@ impl Watch {
             return Some("flows: there is none to watch".to_owned());
         }
         if self.flows.len() > MOST_FLOWS {
-            return Some(format!("flows: {} are more than {MOST_FLOWS}; ask for fewer ends", self.flows.len()));
+            return Some(format!(
+                "flows: {} are more than {MOST_FLOWS}; ask for fewer ends",
+                self.flows.len()
+            ));
         }
         if !(1..=LONGEST_WATCH).contains(&self.seconds) {
             return Some(format!("seconds: must be from 1 to {LONGEST_WATCH}"));
         }
         let mixed = self.flows.iter().find(|flow| flow.source.is_ipv4() != flow.destination.is_ipv4());
-        mixed.map(|flow| {
-            format!("flows: {} and {} are of different families", flow.source, flow.destination)
-        })
+        mixed.map(|flow| format!("flows: {} and {} are of different families", flow.source, flow.destination))
     }
 }
 

@@ -38,7 +38,8 @@ fn document<D: DeserializeOwned>(
     (what, version): (&str, u32),
 ) -> Result<D> {
     let request = request.header(HOST, "kubeveild").body(Full::new(Bytes::from(body)))?;
-    let answer = runtime::Builder::new_current_thread().enable_all().build()?.block_on(send(socket, request))?;
+    let answer =
+        runtime::Builder::new_current_thread().enable_all().build()?.block_on(send(socket, request))?;
     let document: serde_json::Value =
         serde_json::from_slice(&answer).context("the daemon's answer is no JSON")?;
     let said = document.get("schemaVersion").and_then(serde_json::Value::as_u64);

@@ -193,7 +193,9 @@ fn flows(desk: &Desk<'_>, services: &Services, targets: [&Target; 2]) -> Result<
     let (from, to): (Vec<Who>, Vec<Who>) = (ends(0)?, ends(1)?);
     let count = from.len() * to.len();
     if count > MOST_FLOWS {
-        return Err(format!("there are {count} ways between these, and {MOST_FLOWS} are the most; name pods"));
+        return Err(format!(
+            "there are {count} ways between these, and {MOST_FLOWS} are the most; name pods"
+        ));
     }
     let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (from, to)));
     let explained = pairs.map(|(from, to)| {

@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -37,8 +38,9 @@ pub struct Owner {
     pub uid: String,
 }
 
-/// Recorded owners, by prefix. Kept on disk.
-pub type Owners = BTreeMap<IpNet, Owner>;
+/// Recorded owners, by prefix. Kept on disk. One of several prefixes is held once: thousands of nodes have four each, and the record is
+/// copied.
+pub type Owners = BTreeMap<IpNet, Arc<Owner>>;
 
 /// The outcome of [`assign`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,6 +125,7 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let mut owners = recorded.clone();
     let mut prefixes = BTreeMap::new();
     let mut contested = BTreeSet::new();
+    let mut once: BTreeMap<(&str, &str), Arc<Owner>> = BTreeMap::new();
     for claim in &claims {
         let on_record = recorded.get(&claim.prefix).is_some_and(|owner| claim.is_of(owner));
         if !on_record {
@@ -143,8 +146,8 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
         }
         // What is known in part could record a thief, whose rival is only not read yet.
         if knowledge.synced().is_some() {
-            let owner = Owner { name: claim.node.to_owned(), uid: claim.uid.to_owned() };
-            owners.insert(claim.prefix, owner);
+            let owner = || Owner { name: claim.node.to_owned(), uid: claim.uid.to_owned() }.into();
+            owners.insert(claim.prefix, once.entry((claim.node, claim.uid)).or_insert_with(owner).clone());
         }
         prefixes.insert(claim.prefix, (claim.node.to_owned(), claim.class));
     }

@@ -28,9 +28,8 @@ pub const WATCHED: &str = "WATCHED";
 /// Per-CPU hash: [`SeenKey`](crate::SeenKey) -> [`Seen`](crate::Seen).
 pub const SEEN: &str = "SEEN";
 /// Every map, in the order in which they are opened.
-pub const MAPS: [&str; 13] = [
-    CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, ORIGINS, ALIVE, FLOWS, COUNTERS, EPOCH, WATCH, WATCHED, SEEN,
-];
+pub const MAPS: [&str; 13] =
+    [CONFIG, PREFIXES, PEERS, SLOTS, DEVICES, ORIGINS, ALIVE, FLOWS, COUNTERS, EPOCH, WATCH, WATCHED, SEEN];
 
 /// Egress of underlay devices.
 pub const STEER: &str = "steer";

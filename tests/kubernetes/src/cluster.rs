@@ -241,6 +241,8 @@ fn kind_of(object: &Value) -> ApiResource {
     let (group, version, plural) = match kind {
         "Pod" => ("", "v1", "pods"),
         "Namespace" => ("", "v1", "namespaces"),
+        "Service" => ("", "v1", "services"),
+        "EndpointSlice" => ("discovery.k8s.io", "v1", "endpointslices"),
         "ServiceAccount" => ("", "v1", "serviceaccounts"),
         "EncryptionPolicy" => (names::GROUP, "v1alpha1", "encryptionpolicies"),
         "ClusterEncryptionPolicy" => (names::GROUP, "v1alpha1", "clusterencryptionpolicies"),

@@ -5,6 +5,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use kubeveil_abi::{Direction, FlowMode, Reason};
 use kubeveil_core::{
     action::Action,
     observed::{Neighbours, Observed},
@@ -12,7 +13,6 @@ use kubeveil_core::{
     snapshot::{Knowledge, Snapshot},
     source::{Source, SourceState},
 };
-use kubeveil_abi::{Direction, FlowMode, Reason};
 use kubeveil_linux::{Count, Flow, KernelError, Removed, Secrets, Sighting, Sightings, fake::FakeKernel};
 
 use super::*;
@@ -197,9 +197,6 @@ fn what_the_kernel_saw_is_told_with_its_verdict() {
     let seen = watch::seen(&mut node, Duration::from_millis(1_250)).expect("read").seen;
     let told: Vec<_> =
         seen.iter().map(|s| (s.verdict.name(), s.mode.name(), s.reason.as_str(), s.age_ms)).collect();
-    assert_eq!(
-        told,
-        [("drop", "require", "no_tunnel", 250), ("would_drop", "observe", "no_tunnel", 250)]
-    );
+    assert_eq!(told, [("drop", "require", "no_tunnel", 250), ("would_drop", "observe", "no_tunnel", 250)]);
     assert!(seen[0].advice.starts_with("The peer has no proven tunnel"), "{:?}", seen[0]);
 }

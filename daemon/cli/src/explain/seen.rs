@@ -80,7 +80,8 @@ pub(super) fn blind_spots(flows: &mut Flows, status: &Status) {
     let is_nftables = status.backstop.form == BackstopForm::Nftables;
     for flow in flows.all_mut() {
         if let Some(Observed::Watched { blind_spot, .. }) = &mut flow.seen {
-            *blind_spot = is_nftables.then_some("what the backstop drops, which is nftables here, is not seen");
+            *blind_spot =
+                is_nftables.then_some("what the backstop drops, which is nftables here, is not seen");
         }
     }
 }

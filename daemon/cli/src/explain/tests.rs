@@ -100,10 +100,11 @@ fn who_has_to_be_encrypted_is_not_bypassed() {
 #[test]
 fn where_no_daemon_of_an_end_answers_nothing_is_guessed() {
     let explanation = explained("two", "three", true);
-    let told = |status: Result<Status, String>| match carried("node-2", "node-3", &explanation, status.as_ref()) {
-        Carried::NotKnown { ask_on, why } => (ask_on, why),
-        known @ Carried::Known { .. } => panic!("{known:?}"),
-    };
+    let told =
+        |status: Result<Status, String>| match carried("node-2", "node-3", &explanation, status.as_ref()) {
+            Carried::NotKnown { ask_on, why } => (ask_on, why),
+            known @ Carried::Known { .. } => panic!("{known:?}"),
+        };
     let both = vec!["node-2".to_owned(), "node-3".to_owned()];
     assert_eq!(told(Ok(status())), (both.clone(), "the daemon here is that of node-1".to_owned()));
     assert_eq!(told(Err("only root may ask".to_owned())), (both, "only root may ask".to_owned()));
@@ -128,7 +129,10 @@ fn no_control_character_of_a_bypass_reaches_the_terminal() {
 fn a_person_reads_it() {
     let explanation = explained("one", "three", false);
     let now = Some(carried("node-1", "node-3", &explanation, Ok(&status())));
-    insta::assert_snapshot!("explain_table", table::table(&Flows::One(Box::new(Flow { explanation, now, seen: None }))));
+    insta::assert_snapshot!(
+        "explain_table",
+        table::table(&Flows::One(Box::new(Flow { explanation, now, seen: None })))
+    );
 }
 
 /// Packets from node-1's pod, and back, as its daemon saw them.
@@ -178,7 +182,8 @@ fn what_was_seen_in_plain_counts() {
         ("back", Ingress, Drop, true),
         ("back", Ingress, Pass, true),
     ] {
-        let seen = watched(&[("there", Egress, Verdict::Tunnel, "tunnelled"), (way, direction, verdict, "x")]);
+        let seen =
+            watched(&[("there", Egress, Verdict::Tunnel, "tunnelled"), (way, direction, verdict, "x")]);
         assert_eq!(seen.is_plain(), is_plain, "{direction} {verdict}");
         let flow = Flow { explanation: explained("one", "three", true), now: None, seen: Some(seen) };
         assert_eq!(flow.can_be_plain(), is_plain, "{direction} {verdict}");
@@ -196,7 +201,8 @@ fn a_person_reads_what_was_seen() {
     ])));
     assert!(told(watched(&[])).ends_with("(ask with node/NAME)"));
     let Observed::Watched { on, seconds, there, back, .. } = watched(&[]) else { panic!("it is watched") };
-    let short = Observed::Watched { on, seconds, there, back, is_short: true, blind_spot: Some("nothing here") };
+    let short =
+        Observed::Watched { on, seconds, there, back, is_short: true, blind_spot: Some("nothing here") };
     assert!(told(short).ends_with("there were more than could be noted\nnothing here"));
 }
 
@@ -204,10 +210,11 @@ fn a_person_reads_what_was_seen() {
 #[test]
 fn a_daemon_of_neither_end_saw_nothing() {
     let of = |node: &str| {
-        let watched =
-            Watched { schema_version: 1, node: node.to_owned(), seen: Vec::new(), is_short: false };
+        let watched = Watched { schema_version: 1, node: node.to_owned(), seen: Vec::new(), is_short: false };
         seen::of(&watched, 5, &explained("two", "three", true), [&Vec::new(), &Vec::new()])
     };
     assert!(matches!(of("node-2"), Observed::Watched { .. }));
-    assert!(matches!(of("node-1"), Observed::NotObserved { why } if why == "the daemon here is that of node-1"));
+    assert!(
+        matches!(of("node-1"), Observed::NotObserved { why } if why == "the daemon here is that of node-1")
+    );
 }

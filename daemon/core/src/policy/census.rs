@@ -128,9 +128,12 @@ impl Census {
     pub fn addresses(&self, place: &Place) -> BTreeSet<IpAddr> {
         match place {
             Place::Pod { addresses, .. } => addresses.clone(),
-            Place::HostPod { node: Some(node), .. } | Place::Node { node } => {
-                self.nodes.get(node).into_iter().flat_map(|facts| facts.internal_ips.iter().copied()).collect()
-            }
+            Place::HostPod { node: Some(node), .. } | Place::Node { node } => self
+                .nodes
+                .get(node)
+                .into_iter()
+                .flat_map(|facts| facts.internal_ips.iter().copied())
+                .collect(),
             Place::HostPod { node: None, .. } => BTreeSet::new(),
             Place::UnknownPod { address, .. }
             | Place::UnownedPod { address }

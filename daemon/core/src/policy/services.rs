@@ -152,7 +152,10 @@ impl Services {
             return Err(format!("there is no {id}; {}", self.near(id)));
         };
         if !behind.external_name.is_empty() {
-            return Err(format!("{id} is another name for {}, and has nobody behind it", behind.external_name));
+            return Err(format!(
+                "{id} is another name for {}, and has nobody behind it",
+                behind.external_name
+            ));
         }
         let chosen: Vec<Who> = match &behind.endpoints {
             Some(endpoints) => who(endpoints.chosen(), desk),
@@ -196,7 +199,8 @@ fn selected<'a>(
     id: &'a ServiceId,
     desk: &'a Desk<'a>,
 ) -> impl Iterator<Item = &'a PodId> {
-    let is_behind = |labels: &Labels| behind.selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+    let is_behind =
+        |labels: &Labels| behind.selector.iter().all(|(key, value)| labels.get(key) == Some(value));
     let of = desk.pods().iter().filter(|(pod, _)| pod.namespace == id.namespace);
     of.filter(move |(_, resident)| !resident.has_ended && is_behind(&resident.pod.labels)).map(|(pod, _)| pod)
 }

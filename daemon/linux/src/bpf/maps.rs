@@ -18,7 +18,8 @@ use aya::{
 use ipnet::IpNet;
 use kubeveil_abi::{
     Address, Asked, Config, Counter, DeviceKind, Direction, FlowKey, FlowMode, FlowValue, MAX_SLOTS, Origin,
-    PeerValue, PrefixKind, PrefixValue, Reason, Seen, SeenKey, WatchKey, counter_index, is_settled, names, v4_mapped_length,
+    PeerValue, PrefixKind, PrefixValue, Reason, Seen, SeenKey, WatchKey, counter_index, is_settled, names,
+    v4_mapped_length,
 };
 use kubeveil_core::observed::Prefix;
 

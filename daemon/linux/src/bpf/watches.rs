@@ -28,7 +28,9 @@ impl Watches {
         let data = |name| MapData::from_pin(pins.map(name)).map_err(failed("open", name));
         let mut watches = Self {
             words: Map::Array(data(names::WATCH)?).try_into().map_err(failed("open", names::WATCH))?,
-            watched: Map::HashMap(data(names::WATCHED)?).try_into().map_err(failed("open", names::WATCHED))?,
+            watched: Map::HashMap(data(names::WATCHED)?)
+                .try_into()
+                .map_err(failed("open", names::WATCHED))?,
             seen: Map::PerCpuHashMap(data(names::SEEN)?).try_into().map_err(failed("open", names::SEEN))?,
             flows: BTreeMap::new(),
             next: 0,
@@ -87,7 +89,8 @@ impl Watches {
             let count = Count { direction, mode, reason, packets, bytes };
             found.push(Sighting { flow: *flow, count, last: Duration::from_nanos(last) });
         }
-        found.sort_by_key(|seen| (seen.flow, seen.count.direction as u32, seen.count.reason, seen.count.mode));
+        found
+            .sort_by_key(|seen| (seen.flow, seen.count.direction as u32, seen.count.reason, seen.count.mode));
         Ok(Sightings { found, is_short: self.word(WATCH_LOST)? != 0 })
     }
 }

@@ -51,14 +51,7 @@ fn expected() -> [(&'static str, MapType, usize, usize, usize, u32); 13] {
         (abi::names::COUNTERS, MapType::PerCpuArray, 4, size_of::<abi::Counter>(), abi::COUNTERS, 0),
         (abi::names::EPOCH, MapType::Array, 4, 4, 1, 0),
         (abi::names::WATCH, MapType::Array, 4, 4, abi::WATCH_WORDS as usize, 0),
-        (
-            abi::names::WATCHED,
-            MapType::Hash,
-            size_of::<abi::WatchKey>(),
-            4,
-            abi::MAX_WATCHED,
-            NO_PREALLOC,
-        ),
+        (abi::names::WATCHED, MapType::Hash, size_of::<abi::WatchKey>(), 4, abi::MAX_WATCHED, NO_PREALLOC),
         (
             abi::names::SEEN,
             MapType::PerCpuHash,

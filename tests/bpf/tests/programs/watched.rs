@@ -163,7 +163,8 @@ pub(crate) fn the_backstop_shows_what_it_drops() -> Result<()> {
         // As a daemon that was killed leaves it.
         cell.restart()?;
         cell.run(Action::LoadPrograms)?;
-        let armed: Array<_, u32> = Map::Array(MapData::from_pin(cell.pin("maps").join(names::WATCH))?).try_into()?;
+        let armed: Array<_, u32> =
+            Map::Array(MapData::from_pin(cell.pin("maps").join(names::WATCH))?).try_into()?;
         ensure!(armed.get(&0, 0)? == 0, "the next daemon watches on");
         ensure!(cell.kernel.seen().is_err(), "nothing is watched, and nobody is told");
         Ok(())

@@ -184,7 +184,9 @@ fn identity(stage: &mut Stage) -> Result<()> {
         wait_for(stage, "1a", "2a", true).context("it was another one")?;
         let audited = |items: &mut Vec<Value>, at: usize| {
             let namespace = items[at]["metadata"]["namespace"].clone();
-            let it = items.iter_mut().find(|item| item["kind"] == "Namespace" && item["metadata"]["name"] == namespace);
+            let it = items
+                .iter_mut()
+                .find(|item| item["kind"] == "Namespace" && item["metadata"]["name"] == namespace);
             it.expect("pods have their namespaces")["metadata"]["labels"]["audited"] = json!("yes");
         };
         write(stage, &with_pod(stage, shop, audited)?)?;

@@ -271,7 +271,8 @@ fn what_would_be_without_a_policy_is_told() {
         let without = explained(census, from, to).without;
         without.iter().map(|w| (w.policy.name.clone(), w.flow.mode)).collect::<Vec<_>>()
     };
-    let mut both = census(Mode::Observe, &[("payments", PolicyMode::Require), ("shop", PolicyMode::Require)], &[]);
+    let mut both =
+        census(Mode::Observe, &[("payments", PolicyMode::Require), ("shop", PolicyMode::Require)], &[]);
     let (payments, shop) = ("payments-require".to_owned(), "shop-require".to_owned());
     assert_eq!(
         told(&both, "payments/ledger", "shop/web-2"),

@@ -3,8 +3,8 @@
 use kubeveil_api::{
     object::Metadata,
     service::{
-        Endpoint, EndpointConditions, EndpointSlice, Ingress, LoadBalancer, SERVICE_NAME, Service, ServiceSpec,
-        ServiceStatus,
+        Endpoint, EndpointConditions, EndpointSlice, Ingress, LoadBalancer, SERVICE_NAME, Service,
+        ServiceSpec, ServiceStatus,
     },
 };
 
@@ -68,7 +68,10 @@ fn its_endpoints_are_who_can_be_chosen() {
     ];
     let services = Services::new(services, slices);
     let node = Who::Node("a".to_owned());
-    assert_eq!(services.chosen(&named("web"), &desk(&census)), Ok(vec![pod("shop/web"), pod("shop/web-2"), node]));
+    assert_eq!(
+        services.chosen(&named("web"), &desk(&census)),
+        Ok(vec![pod("shop/web"), pod("shop/web-2"), node])
+    );
     let refused = |name: &str| services.chosen(&named(name), &desk(&census)).expect_err("nobody");
     assert_eq!(refused("empty"), "nobody who is ready is behind svc/shop/empty: packets to it reach nobody");
     assert!(refused("alias").contains("another name for example.com"));
@@ -113,8 +116,10 @@ fn it_is_meant_by_its_name_and_by_its_addresses() {
     ];
     let status = ServiceStatus { load_balancer: LoadBalancer { ingress } };
     let web = Service { status, ..service("web", spec) };
-    let headless = service("headless", ServiceSpec { cluster_ip: "None".to_owned(), ..ServiceSpec::default() });
-    let tls = service("tls", ServiceSpec { external_ips: texts(&["198.51.100.7"]), ..ServiceSpec::default() });
+    let headless =
+        service("headless", ServiceSpec { cluster_ip: "None".to_owned(), ..ServiceSpec::default() });
+    let tls =
+        service("tls", ServiceSpec { external_ips: texts(&["198.51.100.7"]), ..ServiceSpec::default() });
     let services = Services::new(vec![web, tls, headless], Vec::new());
     let census = census(Mode::Prefer, &[], &[]);
     let meant = |text: &str| services.of(&text.parse::<Target>().expect("a target"), &desk(&census));
@@ -139,7 +144,11 @@ fn where_nobody_is_ready_who_still_serves_is_chosen() {
     let census = census(Mode::Prefer, &[], &[("shop/twin", "b", "10.244.2.8")]);
     let ending = |address: &str, serving| Endpoint {
         addresses: vec![address.to_owned()],
-        conditions: EndpointConditions { ready: Some(false), serving: Some(serving), terminating: Some(true) },
+        conditions: EndpointConditions {
+            ready: Some(false),
+            serving: Some(serving),
+            terminating: Some(true),
+        },
     };
     let mut slice = slice("web", &[]);
     slice.endpoints = vec![ending("10.244.2.8", true), ending("10.244.1.8", false)];
