@@ -45,7 +45,8 @@ pub extern "C" fn watch(skb: *mut __sk_buff, counter: u32, length: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn watch_ends(s0: u64, s1: u64, d0: u64, d1: u64, counted: u64) -> u32 {
-    let address = |upper: u64, lower: u64| [(upper >> 32) as u32, upper as u32, (lower >> 32) as u32, lower as u32];
+    let address =
+        |upper: u64, lower: u64| [(upper >> 32) as u32, upper as u32, (lower >> 32) as u32, lower as u32];
     see(address(s0, s1), address(d0, d1), (counted >> 32) as u32, counted as u32);
     0
 }
