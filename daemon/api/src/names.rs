@@ -12,6 +12,8 @@ pub const MESH: &str = "default";
 pub const ANNOUNCEMENTS_DIR: &str = "announcements";
 /// Folder of a manifest source in which agents write what they say of themselves.
 pub const STATUS_DIR: &str = "status";
+/// Labels of agents' pods, as a selector.
+pub const AGENTS: &str = "app.kubernetes.io/name=kubeveil,app.kubernetes.io/component=agent";
 
 /// Longest name of a Node: a DNS subdomain (RFC 1123), in bytes.
 const MAX_NAME: usize = 253;

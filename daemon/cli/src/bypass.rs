@@ -9,9 +9,12 @@ use jiff::{SignedDuration, Timestamp};
 use kubeveil_api::{
     bypass::{Bypass, LONGEST_BYPASS, MOST_BYPASSES, bypasses_and},
     mesh::Mode,
-    problem::{few, readable},
+    problem::{Problem, few, readable},
 };
-use kubeveil_core::control::{Control, Sight};
+use kubeveil_core::{
+    agent::{Life, why_not_ready},
+    control::{Control, Sight},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -56,6 +59,9 @@ struct Request {
     /// Why, for the record.
     #[arg(long, required = true)]
     reason: Option<String>,
+    /// Though a node's agent is gone or not ready, which is an outage of this pair until the end.
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -106,7 +112,8 @@ fn now() -> Timestamp {
 }
 
 fn begin(control: &mut dyn Control, request: &Request, json: bool) -> Result<u8, Stop> {
-    let Request { node: Some(node), peer: Some(peer), length: Some(length), reason: Some(reason) } = request
+    let Request { node: Some(node), peer: Some(peer), length: Some(length), reason: Some(reason), force } =
+        request
     else {
         return Err(Stop::Usage("--node, --peer, --for and --reason are all needed".to_owned()));
     };
@@ -120,6 +127,7 @@ fn begin(control: &mut dyn Control, request: &Request, json: bool) -> Result<u8,
         reason: reason.clone(),
     };
     refuse(&sight, &bypass)?;
+    let doubts = doubts(control, &bypass, *force)?;
     let all = bypasses_and(&sight.mesh.spec.bypasses, bypass.clone(), now).ok_or_else(|| {
         Stop::Finding(format!(
             "{MOST_BYPASSES} bypasses are on, which is all there may be: end one first (`kubeveil bypass list`)"
@@ -129,9 +137,10 @@ fn begin(control: &mut dyn Control, request: &Request, json: bool) -> Result<u8,
         .change(&sight, &json!({ "spec": { "bypasses": all } }))
         .map_err(|refusal| Stop::refused(refusal, LOOK))?;
     if json {
-        println!("{}", json!({ "event": "begun", "bypass": bypass }));
+        println!("{}", json!({ "event": "begun", "bypass": bypass, "doubts": doubts }));
     } else {
         println!("{}", begun(&bypass, length.as_secs(), sight.mesh.spec.mode));
+        doubts.iter().for_each(|doubt| println!("{doubt}"));
     }
     Ok(0)
 }
@@ -150,6 +159,50 @@ fn refuse(sight: &Sight, bypass: &Bypass) -> Result<(), Stop> {
         }
         None => Ok(()),
     }
+}
+
+/// What speaks against it that both nodes carry it out: of who does not, the other one's packets are dropped until the end. Refused
+/// where anything is known to, unless by force.
+fn doubts(control: &mut dyn Control, bypass: &Bypass, force: bool) -> Result<Vec<String>, Stop> {
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    for node in &bypass.nodes {
+        let why = match control.agent(node) {
+            Ok(agent) => {
+                if agent.life == Life::Unknown {
+                    unknown.push(node.clone());
+                }
+                why_not_ready(agent.life, agent.said.as_ref())
+            }
+            Err(problem) if force => Some(format!("it can't be asked: {problem}")),
+            Err(problem) => return Err(Stop::Unreachable(by_force(problem, node))),
+        };
+        known.extend(why.map(|why| format!("{node}: {}", readable(&why))));
+    }
+    let status = if control.keeps_status() { "kubeveil status` there" } else { "kubectl get veil`" };
+    if !known.is_empty() && !force {
+        return Err(Stop::Finding(format!(
+            "a node whose agent does not carry it out drops what comes in plain, so nothing would pass between both until the end:\n  \
+             {}\nBegin it when that is mended (`{status}), or with --force if such an outage is meant",
+            known.join("\n  ")
+        )));
+    }
+    let mut doubts: Vec<String> = known.iter().map(|why| format!("By force, though {why}")).collect();
+    if !unknown.is_empty() {
+        let named = unknown.join(" and ");
+        doubts.push(format!(
+            "Whether the daemons of {named} live can't be told from a folder, only what they said last: `{status} tells."
+        ));
+    }
+    Ok(doubts)
+}
+
+/// Who may not look can still do it.
+fn by_force(problem: Problem, node: &str) -> Problem {
+    let advice = format!(
+        "{}. Until then nobody knows whether {node} would carry the bypass out; --force begins it all the same",
+        problem.advice.trim_end_matches('.')
+    );
+    Problem { advice, ..problem }
 }
 
 /// What that means, so that nobody does it unawares.

@@ -27,8 +27,21 @@ fn folder() -> tempfile::TempDir {
     for name in ["node-1", "node-2", "node-3"] {
         let node = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, uid: u}}\n");
         fs::write(dir.path().join(format!("{name}.yaml")), node).expect("written");
+        says(dir.path(), name, Some("True"));
     }
     dir
+}
+
+/// What the daemon of a node says of itself, if it has said something.
+fn says(dir: &Path, node: &str, ready: Option<&str>) {
+    let file = dir.join("status").join(format!("{node}.yaml"));
+    let Some(ready) = ready else { return fs::remove_file(file).expect("removed") };
+    fs::create_dir_all(dir.join("status")).expect("a folder");
+    let status = format!(
+        "apiVersion: kubeveil.io/v1alpha1\nkind: VeilNode\nmetadata: {{name: {node}}}\nstatus:\n  conditions:\n  - {{type: Ready, \
+         status: '{ready}', reason: R, message: waits for the disk, lastTransitionTime: '2026-11-30T00:00:00Z'}}\n"
+    );
+    fs::write(file, status).expect("written");
 }
 
 fn bypass(dir: &Path, user: &str, arguments: &[&str]) -> Output {
@@ -114,6 +127,45 @@ fn what_makes_no_sense_is_refused_and_nothing_is_written() {
         assert_eq!(said(dir.path(), "alice", &arguments).0, Some(2), "{arguments:?}");
     }
     assert_eq!(fs::read_to_string(dir.path().join("mesh.yaml")).expect("there"), MESH);
+}
+
+/// Towards a node that does not carry it out a bypass is an outage: nobody begins one unawares.
+#[test]
+fn a_node_that_would_not_carry_it_out_is_named() {
+    let dir = folder();
+    let dir = dir.path();
+    let forced = [&BEGIN[..], &["--force"]].concat();
+    for (ready, why) in [
+        (Some("False"), "node-2: waits for the disk"),
+        (Some("Unknown"), "node-2: waits for the disk"),
+        (None, "node-2: its agent has said nothing yet"),
+    ] {
+        says(dir, "node-2", ready);
+        let (code, told, refused) = said(dir, "alice", &BEGIN);
+        assert_eq!(code, Some(1), "{ready:?}: {told}");
+        assert!(refused.contains(why) && !refused.contains("node-1:"), "{refused}");
+        assert!(refused.contains("--force") && refused.contains("kubeveil status` there"), "{refused}");
+        assert_eq!(listed(dir), (Some(0), vec![]), "nothing was begun");
+        if ready.is_none() {
+            let (code, told, _) = said(dir, "alice", &forced);
+            assert_eq!(code, Some(0));
+            assert!(told.contains(&format!("By force, though {why}")), "{told}");
+            assert_eq!(listed(dir).1.len(), 1);
+            says(dir, "node-2", Some("True"));
+        }
+    }
+    // What can't be known is said.
+    let (code, told, _) = said(dir, "alice", &BEGIN);
+    assert_eq!(code, Some(0));
+    assert!(
+        told.contains("Whether the daemons of node-1 and node-2 live can't be told from a folder"),
+        "{told}"
+    );
+    fs::write(dir.join("status/node-1.yaml"), "status: {conditions: 5}").expect("written");
+    let (code, _, why) = said(dir, "alice", &BEGIN);
+    assert_eq!(code, Some(3));
+    assert!(why.contains("status/node-1.yaml: can't be read") && why.contains("--force"), "{why}");
+    assert_eq!(said(dir, "alice", &forced).0, Some(0));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use kubeveil_api::{
-    condition::{Condition, READY, find, keep_transitions},
+    condition::{Condition, find, keep_transitions},
     mesh::Mode,
     pod_slice::SlicedPod,
     policy::PolicyStatus,
@@ -12,6 +12,7 @@ use kubeveil_api::{
     schedule::Period,
 };
 use kubeveil_core::{
+    agent::{Life, why_not_ready},
     policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, census::Resident},
     rotation::schedule::is_too_old,
 };
@@ -142,10 +143,8 @@ fn behind<'a>(policy: &SeenPolicy, sets: &Sets, seen: &'a Seen) -> BTreeSet<&'a 
         && find(&policy.status.conditions, IN_FORCE).is_some_and(Condition::holds);
     let holds = |node: &&String| {
         // What an agent said last counts no more where it is gone, or does not enforce.
-        let said = seen.veil_nodes.get(*node).and_then(Option::as_ref).filter(|said| {
-            let is_ready = find(&said.conditions, READY).is_some_and(Condition::holds);
-            is_ready && seen.agents.get(*node).copied().unwrap_or_default()
-        });
+        let said = seen.veil_nodes.get(*node).and_then(Option::as_ref);
+        let said = said.filter(|_| why_not_ready(Life::of_pod(seen.agents.get(*node).copied()), said).is_none());
         let digest = said.and_then(|said| said.policies.as_deref());
         digest.is_some_and(|digest| sets.holds(&policy.id, digest).unwrap_or(was_in_force))
     };

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use kubeveil_api::{
-    condition::{self, BYPASSED, Condition, ConditionStatus, READY, ROTATING, keep_transitions},
+    condition::{BYPASSED, Condition, ConditionStatus, READY, ROTATING, keep_transitions},
     mesh::{MeshSpec, MeshStatus, Mode},
     problem::few_statements,
     rotation::{RotationRecord, RotationResult},
@@ -10,10 +10,13 @@ use kubeveil_api::{
     veil_node::VeilNodeStatus,
 };
 
-use kubeveil_core::rotation::{
-    history::{is_late, records},
-    progress::Progress,
-    schedule::is_too_old,
+use kubeveil_core::{
+    agent::{self, Life},
+    rotation::{
+        history::{is_late, records},
+        progress::Progress,
+        schedule::is_too_old,
+    },
 };
 
 use crate::{
@@ -70,17 +73,7 @@ fn said<'a>(seen: &'a Seen, node: &str) -> Option<&'a VeilNodeStatus> {
 }
 
 fn why_not_ready(seen: &Seen, node: &str) -> Option<String> {
-    match seen.agents.get(node) {
-        None => return Some("no agent".to_owned()),
-        Some(false) => return Some("its agent's pod is not ready".to_owned()),
-        Some(true) => {}
-    }
-    let Some(said) = said(seen, node) else { return Some("its agent has said nothing yet".to_owned()) };
-    match condition::find(&said.conditions, READY) {
-        Some(ready) if ready.holds() => None,
-        Some(ready) => Some(ready.message.clone()),
-        None => Some("its agent does not say".to_owned()),
-    }
+    agent::why_not_ready(Life::of_pod(seen.agents.get(node).copied()), said(seen, node))
 }
 
 /// Ordered pairs of nodes: from one to another.

@@ -38,8 +38,6 @@ type Loose = Object<Option<Value>, Value>;
 
 /// How long the first lists may take.
 const FIRST: Duration = Duration::from_secs(60);
-/// Label and value by which agents' pods are found.
-const AGENTS: &str = "app.kubernetes.io/name=kubeveil,app.kubernetes.io/component=agent";
 
 /// Watches, as long as it lives.
 pub(crate) struct Watches {
@@ -69,7 +67,7 @@ impl Watches {
             kind,
         );
         let pods = Api::namespaced(client.clone(), &options.namespace);
-        let pods = watch.start(pods, all().labels(AGENTS), ());
+        let pods = watch.start(pods, all().labels(names::AGENTS), ());
         let seen = async {
             nodes.wait_until_ready().await?;
             veil_nodes.wait_until_ready().await?;

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use kubeveil_api::mesh::EncryptionMesh;
 
 use crate::{
+    agent::Agent,
     policy::{census::Census, services::Services},
     problem::Problem,
     snapshot::NodeFacts,
@@ -46,6 +47,9 @@ pub trait Control {
 
     /// Who is behind Services.
     fn services(&mut self) -> Result<Services, Problem>;
+
+    /// The agent of `node`, as far as it can be known.
+    fn agent(&mut self, node: &str) -> Result<Agent, Problem>;
 
     /// Who is asking, as it will be on record.
     fn who(&mut self) -> Result<String, Problem>;

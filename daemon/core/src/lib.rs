@@ -7,6 +7,7 @@
 
 pub mod action;
 pub mod adoption;
+pub mod agent;
 pub mod announced;
 pub mod backstop;
 pub mod bypass;

@@ -7,8 +7,11 @@ use kube::core::{
     Request,
     params::{ListParams, Patch, PatchParams, PostParams},
 };
-use kubeveil_api::{mesh::EncryptionMesh, names, policy::PolicyMode, problem::Problem};
+use kubeveil_api::{
+    mesh::EncryptionMesh, names, policy::PolicyMode, problem::Problem, veil_node::VeilNode,
+};
 use kubeveil_core::{
+    agent::{Agent, Life},
     control::{Control, Refusal, Sight},
     policy::{Policies, census::Census, services::Services},
     snapshot::NodeFacts,
@@ -30,6 +33,7 @@ const MANAGER: &str = "kubeveil";
 const PAGE: u32 = 500;
 /// The API server's answer to a change of what is not any more as it was.
 const CONFLICT: u16 = 409;
+const NOT_FOUND: u16 = 404;
 
 /// An API server, to be looked at and changed now and then.
 pub struct KubernetesControl {
@@ -84,7 +88,7 @@ impl KubernetesControl {
 
     fn ask(&mut self, request: Request, deed: Deed, how: How<'_>) -> Result<String, Refused> {
         let request = match how {
-            How::Get => request.get(names::MESH, &Default::default()),
+            How::Get(name) => request.get(name, &Default::default()),
             How::List(params) => request.list_metadata(params),
             How::ListWhole(params) => request.list(params),
             How::Create(body) => request.create(&PostParams::default(), body),
@@ -112,8 +116,19 @@ impl KubernetesControl {
         resource: &'static str,
         is_whole: bool,
     ) -> Result<Vec<T>, Problem> {
+        self.list_some(path, resource, is_whole, &ListParams::default())
+    }
+
+    /// The same of those that `params` select.
+    fn list_some<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        resource: &'static str,
+        is_whole: bool,
+        params: &ListParams,
+    ) -> Result<Vec<T>, Problem> {
         let deed = Deed { verb: "list", resource };
-        let mut params = ListParams::default().limit(PAGE);
+        let mut params = params.clone().limit(PAGE);
         let mut all = Vec::new();
         loop {
             let how = if is_whole { How::ListWhole(&params) } else { How::List(&params) };
@@ -123,7 +138,7 @@ impl KubernetesControl {
             if page.metadata.r#continue.is_empty() {
                 return Ok(all);
             }
-            params = ListParams::default().limit(PAGE).continue_token(&page.metadata.r#continue);
+            params = params.continue_token(&page.metadata.r#continue);
         }
     }
 
@@ -141,7 +156,7 @@ impl KubernetesControl {
 
     fn mesh(&mut self) -> Result<(EncryptionMesh, String), Problem> {
         const GET: Deed = Deed { verb: "get", resource: MESHES };
-        let text = self.ask(meshes(), GET, How::Get).map_err(|refused| refused.problem)?;
+        let text = self.ask(meshes(), GET, How::Get(names::MESH)).map_err(|refused| refused.problem)?;
         let Versioned { metadata } = self.read(&text, GET)?;
         Ok((self.read(&text, GET)?, metadata.resource_version))
     }
@@ -162,6 +177,8 @@ impl KubernetesControl {
     }
 }
 
+const VEIL_NODES: &str = "/apis/kubeveil.io/v1alpha1/veilnodes";
+const PODS: &str = "/api/v1/pods";
 const NODES: &str = "/api/v1/nodes";
 const ENDPOINTS: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const SLICES: &str = "/apis/kubeveil.io/v1alpha1/veilpodslices";
@@ -177,7 +194,7 @@ struct Refused {
 
 /// What is asked.
 enum How<'a> {
-    Get,
+    Get(&'a str),
     List(&'a ListParams),
     ListWhole(&'a ListParams),
     Create(Vec<u8>),
@@ -208,7 +225,7 @@ impl Control for KubernetesControl {
             .map_err(|(field, why)| refused(&format!("EncryptionMesh {}", names::MESH), &field, &why))?;
         let policies = self.policies()?;
         let namespaces: Vec<NamespaceObject> = self.list("/api/v1/namespaces", "namespaces", true)?;
-        let pods: Vec<PodObject> = self.list("/api/v1/pods", "pods", true)?;
+        let pods: Vec<PodObject> = self.list(PODS, "pods", true)?;
         let nodes: Vec<NodeObject> = self.list(NODES, "nodes", true)?;
         // Who may not read them is not told who was told.
         let slices: Vec<SliceObject> =
@@ -234,6 +251,20 @@ impl Control for KubernetesControl {
     fn services(&mut self) -> Result<Services, Problem> {
         let services = self.list("/api/v1/services", "services", true)?;
         Ok(Services::new(services, self.list(ENDPOINTS, "endpointslices.discovery.k8s.io", true)?))
+    }
+
+    fn agent(&mut self, node: &str) -> Result<Agent, Problem> {
+        const GET: Deed = Deed { verb: "get", resource: "veilnodes.kubeveil.io" };
+        let said = match self.ask(Request::new(VEIL_NODES), GET, How::Get(node)) {
+            Ok(text) => self.read::<VeilNode>(&text, GET)?.status,
+            Err(refused) if refused.code == Some(NOT_FOUND) => None,
+            Err(refused) => return Err(refused.problem),
+        };
+        let of_node = format!("spec.nodeName={node}");
+        let agents = ListParams::default().labels(names::AGENTS).fields(&of_node);
+        let pods: Vec<PodObject> = self.list_some(PODS, "pods", true, &agents)?;
+        let is_ready = pods.iter().map(PodObject::is_ready).reduce(|one, other| one || other);
+        Ok(Agent { life: Life::of_pod(is_ready), said })
     }
 
     fn who(&mut self) -> Result<String, Problem> {

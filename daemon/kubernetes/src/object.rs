@@ -244,6 +244,12 @@ impl PodObject {
         Read::of(metadata.within_namespace(), resident.pod, Vec::new())
     }
 
+    /// Whether its kubelet says that it is ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        let mut conditions = self.status.conditions.iter().flatten();
+        conditions.any(|condition| condition.r#type == "Ready" && condition.status == "True")
+    }
+
     /// The pod by its name, with what a person has to know of it.
     pub(crate) fn resident(self) -> (PodId, Resident) {
         let (metadata, resident) = self.apart();

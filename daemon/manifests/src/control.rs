@@ -7,8 +7,9 @@ use std::{
     time::Instant,
 };
 
-use kubeveil_api::{mesh::EncryptionMesh, names, problem::readable};
+use kubeveil_api::{mesh::EncryptionMesh, names, problem::readable, veil_node::VeilNode};
 use kubeveil_core::{
+    agent::{Agent, Life},
     control::{Control, Refusal, Sight},
     policy::{census::Census, services::Services},
     problem::{Problem, ProblemKind},
@@ -86,6 +87,17 @@ impl Control for FolderControl {
             }
         }
         Ok(Services::new(services, slices))
+    }
+
+    fn agent(&mut self, node: &str) -> Result<Agent, Problem> {
+        let path = self.path.join(names::STATUS_DIR).join(format!("{node}.yaml"));
+        let said = match folder::read(&path, folder::MAX_ANNOUNCEMENT_BYTES) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(|e| unread(&path, &e.to_string()))?),
+        };
+        let said = said.map(|text| serde_norway::from_str::<VeilNode>(&text)).transpose();
+        let said = said.map_err(|e| unread(&path, &e.to_string()))?;
+        Ok(Agent { life: Life::Unknown, said: said.and_then(|said| said.status) })
     }
 
     fn who(&mut self) -> Result<String, Problem> {
@@ -168,6 +180,16 @@ fn not_alone(path: &Path) -> Problem {
         message: format!("holds other objects beside EncryptionMesh {}", names::MESH),
         advice: "Give the mesh a file of its own: a command that changes it leaves others' objects alone"
             .to_owned(),
+    }
+}
+
+fn unread(path: &Path, why: &str) -> Problem {
+    Problem {
+        kind: ProblemKind::Manifest,
+        object: format!("file {}", path.display()),
+        field: String::new(),
+        message: format!("can't be read: {}", readable(why)),
+        advice: "The daemon of that node writes it: does it run there, on this folder?".to_owned(),
     }
 }
 

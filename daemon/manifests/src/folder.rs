@@ -33,7 +33,7 @@ use crate::{
 pub(crate) const MAX_BYTES: u64 = 256 << 20;
 /// The same of an announcement, which other nodes write: a Node with one annotation of at most 8 KiB. It also bounds
 /// the time that a hostile one takes to be read.
-const MAX_ANNOUNCEMENT_BYTES: u64 = 64 << 10;
+pub(crate) const MAX_ANNOUNCEMENT_BYTES: u64 = 64 << 10;
 
 /// A folder of manifests.
 pub struct Folder {

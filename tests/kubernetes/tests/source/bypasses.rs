@@ -1,15 +1,20 @@
 //! Two nodes are bypassed by a person's own credentials, on a real API server.
 
 use http::Method;
+use kubeveil_core::{agent::why_not_ready, control::Control};
+use kubeveil_kubernetes::{KubernetesControl, Origin};
 use kubeveil_tests_kubernetes::{
     ask::{Request, ask},
-    cluster::InApiServer,
+    cluster::{InApiServer, pace, veil_node_kind},
     server::{Server, Who},
     world::{World as _, until},
 };
 use serde_json::{Value, json};
 
-use crate::suite::mesh;
+use crate::{
+    controller::{agent, namespace, says},
+    suite::mesh,
+};
 
 /// The policy's messages.
 pub(crate) const WROTE: &str =
@@ -88,4 +93,41 @@ pub(crate) fn nobody_writes_in_anothers_name(server: &mut Server) {
     other.impersonates = Some("alice");
     ask(server, &admin, &other).unwrap();
     ask(server, &admin, &Request::new(Method::DELETE, &format!("{bindings}/alice"), "")).unwrap();
+}
+
+/// Which agents would not carry one out, by what the controller goes by too; and who may not look is told what he may not.
+pub(crate) fn an_agent_that_is_gone_is_known(server: &mut Server) {
+    let world = InApiServer::new(server).unwrap();
+    namespace(server);
+    let mut control = world.control().unwrap();
+    let mut why = || {
+        let agent = control.agent("node-3").unwrap();
+        why_not_ready(agent.life, agent.said.as_ref()).unwrap_or_default()
+    };
+    assert_eq!(why(), "no agent");
+    agent(server, "node-3", false);
+    assert_eq!(why(), "its agent's pod is not ready");
+    agent(server, "node-3", true);
+    assert_eq!(why(), "its agent has said nothing yet");
+    world.put(&veil_node_kind(), &json!({"metadata": {"name": "node-3"}})).unwrap();
+    assert_eq!(why(), "its agent has said nothing yet");
+    let status = |ready: &str| {
+        let mut status = serde_json::to_value(says(2, &[])).unwrap();
+        (status["conditions"][0]["status"], status["conditions"][0]["message"]) =
+            (json!(ready), json!("waits"));
+        world.put_status(&veil_node_kind(), "node-3", &status).unwrap();
+    };
+    status("False");
+    assert_eq!(why(), "waits");
+    status("True");
+    assert_eq!(why(), "");
+    let pod = "/api/v1/namespaces/kubeveil/pods/agent-on-node-3";
+    let gone = Request::new(Method::DELETE, pod, r#"{"gracePeriodSeconds": 0}"#);
+    ask(server, &server.client(Who::Admin).unwrap(), &gone).unwrap();
+    assert_eq!(why(), "no agent");
+
+    let nobody = Origin::Kubeconfig(server.kubeconfig(Who::Nobody).unwrap());
+    let mut control = KubernetesControl::new(nobody, pace(), server.runtime.handle());
+    let told = control.agent("node-3").unwrap_err().to_string();
+    assert!(told.contains("veilnodes"), "{told}");
 }

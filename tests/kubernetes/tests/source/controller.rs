@@ -68,7 +68,7 @@ pub(crate) fn namespace(server: &Server) {
 }
 
 /// `node` has an agent whose pod is ready, or not.
-fn agent(server: &Server, node: &str, is_ready: bool) {
+pub(crate) fn agent(server: &Server, node: &str, is_ready: bool) {
     let client = server.client(Who::Admin).unwrap();
     let name = format!("agent-on-{node}");
     server.runtime.block_on(async {
@@ -89,7 +89,7 @@ fn agent(server: &Server, node: &str, is_ready: bool) {
     });
 }
 
-fn says(peers: u32, not_encrypted: &[&str]) -> VeilNodeStatus {
+pub(crate) fn says(peers: u32, not_encrypted: &[&str]) -> VeilNodeStatus {
     let ready = Condition::new("Ready", true, "Enforcing", String::new(), jiff::Timestamp::UNIX_EPOCH);
     let others = not_encrypted.iter().map(|node| Unencrypted {
         node: (*node).to_owned(),

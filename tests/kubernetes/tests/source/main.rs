@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         ("rotation::nobody_asks_in_anothers_name", rotation::nobody_asks_in_anothers_name),
         ("rotation::nobody_does_anything_in_anothers_name", rotation::nobody_does_anything_in_anothers_name),
         ("bypasses::nobody_writes_in_anothers_name", bypasses::nobody_writes_in_anothers_name),
+        ("bypasses::an_agent_that_is_gone_is_known", bypasses::an_agent_that_is_gone_is_known),
         (
             "rotation::the_controller_begins_what_is_scheduled",
             rotation::the_controller_begins_what_is_scheduled,
