@@ -21,11 +21,11 @@ pub struct Bypass {
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::two_nodes"))]
     pub nodes: [String; 2],
     /// When it was written.
-    #[serde(deserialize_with = "crate::mesh::time")]
+    #[serde(deserialize_with = "crate::moment::time")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub at: Timestamp,
     /// When it ends by itself, at most a day later. It may be brought forward, and never put off: write another one.
-    #[serde(deserialize_with = "crate::mesh::time")]
+    #[serde(deserialize_with = "crate::moment::time")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub until: Timestamp,
     /// Who wrote it; on Kubernetes the user as the API server knows him.

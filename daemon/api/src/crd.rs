@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     bypass::TWO_NODES,
     mesh::{MeshSpec, MeshStatus},
+    moment::{self, NO_TIME},
     names,
     pod_slice::SlicedPod,
     policy::{ClusterEncryptionPolicySpec, EncryptionPolicySpec, PolicyStatus},
@@ -362,8 +363,8 @@ pub(crate) fn time(_: &mut SchemaGenerator) -> Schema {
         "type": "string",
         "maxLength": 40,
         "x-kubernetes-validations": [rule(
-            "self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$')",
-            "is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339)",
+            &format!("self.matches('{}') && !self.matches('^(0000|9999)')", moment::pattern()),
+            NO_TIME,
         )],
     })
 }

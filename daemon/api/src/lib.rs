@@ -10,6 +10,7 @@ pub mod condition;
 #[cfg(feature = "schema")]
 pub mod crd;
 pub mod mesh;
+mod moment;
 pub mod names;
 pub mod node;
 pub mod object;

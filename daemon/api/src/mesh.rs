@@ -154,7 +154,7 @@ pub struct Ranges {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Adoption {
     /// … or until this moment, though it be not proven. Written as RFC 3339 has it.
-    #[serde(deserialize_with = "time")]
+    #[serde(deserialize_with = "crate::moment::time")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub deadline: Timestamp,
 }
@@ -164,19 +164,6 @@ impl Adoption {
     pub fn deadline(&self) -> Duration {
         Duration::from_secs(u64::try_from(self.deadline.as_second()).unwrap_or(0))
     }
-}
-
-pub(crate) fn some_time<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Timestamp>, D::Error> {
-    time(deserializer).map(Some)
-}
-
-pub(crate) fn time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|_| {
-        serde::de::Error::custom("is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339)")
-    })
 }
 
 impl MeshSpec {

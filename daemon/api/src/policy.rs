@@ -105,7 +105,7 @@ pub struct ClusterEncryptionPolicySpec {
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::reason"))]
     pub reason: Option<String>,
     /// When an exemption ends by itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::moment::some_time")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub until: Option<Timestamp>,
     /// Keys that are older are told of, by this policy's condition KeysCurrent and on the nodes: all nodes', since these pods speak to any. Nothing

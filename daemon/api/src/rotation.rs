@@ -67,7 +67,7 @@ pub struct RotationSpec {
     #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
     pub requested_by: String,
     /// When.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::mesh::some_time")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::moment::some_time")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub requested_at: Option<Timestamp>,
     /// Why.
@@ -105,7 +105,7 @@ words! {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Deed {
     /// When.
-    #[serde(deserialize_with = "crate::mesh::time")]
+    #[serde(deserialize_with = "crate::moment::time")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::time"))]
     pub at: Timestamp,
     /// Who; on Kubernetes the user as the API server knows him.

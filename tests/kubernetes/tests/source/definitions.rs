@@ -26,10 +26,17 @@ const REFUSED: &[(&str, &str, &str)] = &[
         r#"["hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTm1="]"#,
         "is no WireGuard public key: must be 44 characters of base64",
     ),
+    ("adoption", r#"{"deadline": "2027-01-31T12:00:00"}"#, NO_TIME),
+    ("adoption", r#"{"deadline": "2027-02-29T12:00:00Z"}"#, NO_TIME),
     (
-        "adoption",
-        r#"{"deadline": "2027-01-31T12:00:00"}"#,
-        "is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339)",
+        "bypasses",
+        r#"[{"nodes": ["a", "b"], "at": "2026-02-30T12:00:00Z", "until": "2026-03-01T12:00:00Z", "by": "admin", "reason": "x"}]"#,
+        NO_TIME,
+    ),
+    (
+        "bypasses",
+        r#"[{"nodes": ["a", "b"], "at": "2026-02-28T23:59:00Z", "until": "2026-02-28T24:00:00Z", "by": "admin", "reason": "x"}]"#,
+        NO_TIME,
     ),
     ("rotation", r#"{"every": "30"}"#, PERIOD),
     ("rotation", r#"{"every": ""}"#, PERIOD),
@@ -90,7 +97,20 @@ const REFUSED_POLICIES: &[(&str, &str, &str)] = &[
         r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "prefer", "until": "2027-01-31T12:00:00Z"}"#,
         "ends an exemption, and nothing else",
     ),
+    (
+        CLUSTER,
+        r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "exempt", "reason": "x", "until": "2026-02-30T00:00:00Z"}"#,
+        NO_TIME,
+    ),
+    (
+        CLUSTER,
+        r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "exempt", "reason": "x", "until": "9999-12-31T23:59:59Z"}"#,
+        NO_TIME,
+    ),
 ];
+
+const CLUSTER: &str = "ClusterEncryptionPolicy";
+const NO_TIME: &str = "is no time with its zone, as in 2027-01-31T12:00:00Z (RFC 3339), on a day that there is in the years 0001 to 9998";
 
 const VALUES: &str = "In and NotIn need values, Exists and DoesNotExist have none";
 const PERIOD: &str =
@@ -205,6 +225,10 @@ pub(crate) fn both_refuse_the_same(server: &mut Server) {
         ("revokedKeys", json!([&GOOD_KEY[1..]])),
         ("adoption", json!({"deadline": "2027-01-31t12:00:00.123456789z"})),
         ("adoption", json!({"deadline": "2027-01-31"})),
+        ("adoption", json!({"deadline": "2028-02-29T00:00:00Z"})),
+        ("adoption", json!({"deadline": "2100-02-29T00:00:00Z"})),
+        ("adoption", json!({"deadline": "2027-04-31T00:00:00Z"})),
+        ("adoption", json!({"deadline": "9998-12-31T23:59:59-23:59"})),
         ("adoption", json!({})),
         ("rotation", json!({"every": "1d2h3m"})),
         ("rotation", json!({"every": "00001d"})),
