@@ -31,6 +31,9 @@ pub struct Metadata {
     /// When it was made; absent until it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creation_timestamp: Option<jiff::Timestamp>,
+    /// Since when it is being deleted; absent unless it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_timestamp: Option<jiff::Timestamp>,
     /// What it is selected by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,

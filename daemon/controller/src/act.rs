@@ -2,7 +2,7 @@
 
 mod policies;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -29,7 +29,7 @@ use serde_json::json;
 
 use crate::{
     census::Census,
-    policies::Sets,
+    policies::{InForce, Sets},
     schedule,
     seen::{Node, Seen},
     status::status,
@@ -50,6 +50,11 @@ pub(crate) struct Writer {
     announced: Announced,
     /// As whom the API server knows us.
     who: Option<String>,
+    /// What is in force, by the time since `began` …
+    in_force: InForce,
+    began: Instant,
+    /// … and whether it is to be looked at again soon.
+    pub(crate) looks_again: bool,
     /// Policies that there were together.
     sets: Sets,
     /// What was said of policies, by their UIDs …
@@ -66,6 +71,9 @@ impl Writer {
             written: None,
             announced: Announced::default(),
             who: None,
+            in_force: InForce::default(),
+            began: Instant::now(),
+            looks_again: false,
             sets: Sets::default(),
             said: BTreeMap::new(),
             counted: BTreeMap::new(),

@@ -1,7 +1,11 @@
 //! Who pods are, and what policies ask for of them: kept by watches that are begun with the first policy, so a cluster without any costs
 //! nothing.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use kube::{
@@ -28,6 +32,9 @@ type PodObject = Object<PodSpec, PodStatus>;
 /// As `kubectl` has them.
 pub(crate) const KINDS: [[&str; 2]; 2] =
     [["EncryptionPolicy", "encryptionpolicies"], ["ClusterEncryptionPolicy", "clusterencryptionpolicies"]];
+
+/// Labels of a namespace, and whether it is being deleted.
+type Space = (Labels, bool);
 
 /// A pod that has not ended, by its name.
 pub(crate) type SeenPod = (PodId, Resident);
@@ -68,6 +75,8 @@ pub(crate) struct Census {
     pub(crate) policies: Vec<SeenPolicy>,
     /// Labels by name.
     pub(crate) namespaces: BTreeMap<String, Labels>,
+    /// Those namespaces that are being deleted, and what is in them, in any order.
+    pub(crate) ending: BTreeSet<String>,
     pub(crate) pods: BTreeMap<String, Arc<SeenPod>>,
     /// By node.
     pub(crate) slices: BTreeMap<String, SeenSlice>,
@@ -80,8 +89,8 @@ pub(crate) struct Watches {
     tasks: JoinSet<()>,
     policies: [Kept<SeenPolicy>; 2],
     slices: Kept<SeenSlice>,
-    /// Begun with the first policy.
-    workloads: Option<(Kept<Arc<SeenPod>>, Kept<Labels>)>,
+    /// Begun with the first policy, or where a controller before this one told of pods.
+    workloads: Option<(Kept<Arc<SeenPod>>, Kept<Space>)>,
 }
 
 impl Watches {
@@ -111,19 +120,23 @@ impl Watches {
         self.tasks.try_join_next().is_some()
     }
 
-    /// As of now; `None` until everything has been seen once. Without a policy nobody is asked who pods are.
+    /// As of now; `None` until everything has been seen once. Without a policy nobody is asked who pods are, unless other nodes were told of
+    /// some: what held them may have gone since their namespace does.
     pub(crate) fn seen(&mut self) -> Option<Census> {
         let [of_namespaces, of_cluster] = [self.policies[0].all()?, self.policies[1].all()?];
         let policies: Vec<_> = of_namespaces.into_values().chain(of_cluster.into_values()).collect();
         let slices = self.slices.all()?;
-        if policies.is_empty() {
+        if policies.is_empty() && slices.is_empty() {
             return Some(Census { slices, ..Census::default() });
         }
         let (pods, namespaces) = self.workloads();
-        Some(Census { policies, slices, pods: pods.all()?, namespaces: namespaces.all()? })
+        let (pods, spaces) = (pods.all()?, namespaces.all()?);
+        let ending = spaces.iter().filter(|(_, (_, ends))| *ends).map(|(name, _)| name.clone()).collect();
+        let namespaces = spaces.into_iter().map(|(name, (labels, _))| (name, labels)).collect();
+        Some(Census { policies, slices, pods, namespaces, ending })
     }
 
-    fn workloads(&mut self) -> (Kept<Arc<SeenPod>>, Kept<Labels>) {
+    fn workloads(&mut self) -> (Kept<Arc<SeenPod>>, Kept<Space>) {
         if let Some(begun) = &self.workloads {
             return begun.clone();
         }
@@ -134,7 +147,7 @@ impl Watches {
             seen_pod(pod).map(Arc::new)
         });
         self.start(&core("Namespace", "namespaces"), begun.1.clone(), Loose::name_any, |space, _| {
-            Some(space.labels().clone())
+            Some((space.labels().clone(), space.metadata.deletion_timestamp.is_some()))
         });
         self.workloads.insert(begun).clone()
     }

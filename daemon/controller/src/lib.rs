@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use axum::{Router, routing::get};
 use jiff::Timestamp;
 use kube_lease_manager::LeaseManagerBuilder;
+use kubeveil_core::lingering::SETTLE;
 use kubeveil_kubernetes::{Origin, Pace};
 use tokio::{
     net::TcpListener,
@@ -142,6 +143,7 @@ async fn lead(client: kube::Client, options: &Options) -> Result<()> {
                 AGAIN
             }
         };
+        let again = if writer.looks_again { again.min(SETTLE) } else { again };
         // Which of both it was does not matter.
         drop(tokio::time::timeout(again, stirred.notified()).await);
         tokio::time::sleep(BURST).await;

@@ -1,19 +1,26 @@
 //! What the other nodes are told of pods, and the policies' own status, from who pods are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use kubeveil_api::{
     condition::{Condition, find, keep_transitions},
     mesh::Mode,
     pod_slice::SlicedPod,
-    policy::PolicyStatus,
+    policy::{PolicyMode, PolicyStatus},
     problem::few_statements,
     schedule::Period,
 };
 use kubeveil_core::{
     agent::{Life, why_not_ready},
-    policy::{FlowMode, OfNamespace, Policies, Policy, PolicyId, census::Resident},
+    lingering::{Lingering, SETTLE},
+    policy::{
+        FlowMode, OfNamespace, Policies, Policy, PolicyId, Standing,
+        census::{PodId, Resident},
+    },
     rotation::schedule::is_too_old,
 };
 
@@ -33,10 +40,27 @@ const MOST_NAMED: usize = 5;
 /// Sets of policies that are remembered: an agent that is farther behind has not heard of the last one.
 const MOST_SETS: usize = 64;
 
-/// Those that can be read, or could be once.
-pub(crate) fn readable(census: &Census) -> Policies {
-    let read = census.policies.iter().filter_map(|seen| Some((seen.id.clone(), seen.good()?.clone())));
-    Policies::new(read.collect())
+/// What is in force, as the agents have it: of a namespace that is being deleted policies stand until it is gone.
+#[derive(Debug, Default)]
+pub(crate) struct InForce {
+    /// Which namespaces are another watch tells, perhaps later.
+    lingering: Lingering<PolicyId, Policy>,
+    before: Policies,
+}
+
+impl InForce {
+    /// As of `now`, monotonic: those that can be read, or could be once; true if that is to be looked at again soon.
+    pub(crate) fn see(&mut self, census: &Census, now: Duration) -> (Policies, bool) {
+        let read = census.policies.iter().filter_map(|seen| Some((seen.id.clone(), seen.good()?.clone())));
+        let (mut of_namespaces, of_cluster): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            read.partition(|(id, _)| id.namespace.is_some());
+        let waits = self.lingering.keep_in(&mut of_namespaces, SETTLE, now);
+        of_namespaces.extend(of_cluster);
+        let mut policies = Policies::new(of_namespaces);
+        policies.or_of(&self.before, &census.ending);
+        self.before.clone_from(&policies);
+        (policies, waits)
+    }
 }
 
 /// Pods, and what selects them.
@@ -56,22 +80,26 @@ impl Selected {
             .iter()
             .map(|(name, labels)| (name.as_str(), policies.of_namespace(name, labels)))
             .collect();
+        let held = held(census);
         let mut selected = Self { slices: BTreeMap::new(), counts: BTreeMap::new() };
         for pod in census.pods.values() {
             if let Some(of_namespace) = of_namespaces.get(pod.0.namespace.as_str()) {
-                selected.add(pod, of_namespace, base);
+                selected.add(pod, of_namespace, base, held.contains(&pod.0));
             }
         }
         selected
     }
 
-    fn add(&mut self, (id, resident): &SeenPod, policies: &OfNamespace, base: FlowMode) {
+    fn add(&mut self, (id, resident): &SeenPod, policies: &OfNamespace, base: FlowMode, is_held: bool) {
         let Resident { pod, host_network, .. } = resident;
         for (policy, _) in policies.selecting(&pod.labels) {
             let [all, sharing] = self.counts.entry(policy.clone()).or_default();
             (*all, *sharing) = (*all + 1, *sharing + u32::from(*host_network));
         }
-        let standing = policies.standing(&pod.labels).filter(|standing| standing.is_exception(base));
+        let asked = policies.standing(&pod.labels);
+        let held = is_held.then_some(Standing { mode: PolicyMode::Require, until: None });
+        let standing = asked.into_iter().chain(held).reduce(Standing::and);
+        let standing = standing.filter(|standing| standing.is_exception(base));
         let Some(standing) = standing.filter(|_| !pod.addresses.is_empty()) else { return };
         let sliced = SlicedPod {
             namespace: id.namespace.clone(),
@@ -82,6 +110,17 @@ impl Selected {
         };
         self.slices.entry(pod.node.clone()).or_default().push(sliced);
     }
+}
+
+/// Pods of namespaces that are being deleted of which the other nodes were told that encryption is required: by a policy that this
+/// controller, if it is a later one, has never seen.
+fn held(census: &Census) -> BTreeSet<PodId> {
+    let told = census.slices.values().filter_map(|slice| slice.pods.as_ref()).flatten();
+    let is_held =
+        |pod: &&SlicedPod| pod.mode == PolicyMode::Require && census.ending.contains(&pod.namespace);
+    told.filter(is_held)
+        .map(|pod| PodId { namespace: pod.namespace.clone(), name: pod.name.clone() })
+        .collect()
 }
 
 /// Which policies there were together, so that an agent that names a digest can be taken at its word for each of them.
@@ -144,7 +183,8 @@ fn behind<'a>(policy: &SeenPolicy, sets: &Sets, seen: &'a Seen) -> BTreeSet<&'a 
     let holds = |node: &&String| {
         // What an agent said last counts no more where it is gone, or does not enforce.
         let said = seen.veil_nodes.get(*node).and_then(Option::as_ref);
-        let said = said.filter(|_| why_not_ready(Life::of_pod(seen.agents.get(*node).copied()), said).is_none());
+        let said =
+            said.filter(|_| why_not_ready(Life::of_pod(seen.agents.get(*node).copied()), said).is_none());
         let digest = said.and_then(|said| said.policies.as_deref());
         digest.is_some_and(|digest| sets.holds(&policy.id, digest).unwrap_or(was_in_force))
     };

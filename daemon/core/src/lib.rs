@@ -15,6 +15,7 @@ pub mod control;
 pub mod desired;
 pub mod endpoint;
 pub mod index;
+pub mod lingering;
 pub mod mtu;
 pub mod observed;
 pub mod origin;

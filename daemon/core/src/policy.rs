@@ -18,7 +18,7 @@ mod tests;
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
 };
@@ -163,6 +163,15 @@ impl Policies {
     /// Those of `before` as well that are not among these.
     pub fn or_before(&mut self, before: &Self) {
         for (id, policy) in &before.all {
+            self.all.entry(id.clone()).or_insert_with(|| policy.clone());
+        }
+    }
+
+    /// Of what there was `before`, those of these namespaces as well. What ends a namespace takes its objects away in any order, so
+    /// that pods speak when the policies that held them are gone: as long as it is not over, those stand.
+    pub fn or_of(&mut self, before: &Self, namespaces: &BTreeSet<String>) {
+        let of_them = |id: &PolicyId| id.namespace.as_ref().is_some_and(|name| namespaces.contains(name));
+        for (id, policy) in before.all.iter().filter(|(id, _)| of_them(id)) {
             self.all.entry(id.clone()).or_insert_with(|| policy.clone());
         }
     }

@@ -47,6 +47,9 @@ pub struct Snapshot {
     /// What must be encrypted. Kept: who began anew while nobody answers holds all pods to the strictest of it.
     #[serde(default, skip_serializing_if = "Policies::is_empty")]
     pub policies: Policies,
+    /// Namespaces that are being deleted. Not kept.
+    #[serde(skip)]
+    pub ending: BTreeSet<String>,
     /// Who pods are. Not kept: who has an address now only a source that answers can say.
     #[serde(skip)]
     pub workloads: Arc<Workloads>,
@@ -193,12 +196,13 @@ impl Knowledge {
 
     /// What was known before stands until it is known to be gone: the union of a partial snapshot
     /// with `before`; a whole one replaces it, but for a mesh object that was deleted: the
-    /// last spec stands, and where there is none nothing is whole.
+    /// last spec stands, and where there is none nothing is whole; and for policies of a namespace that is about to end.
     pub fn or_before(self, before: &Snapshot) -> Self {
         match self {
             Self::Whole(Synced(mut now)) => {
                 now.keep_mesh(before);
                 now.keep_prefixes(before);
+                now.policies.or_of(&before.policies, &now.ending);
                 // Without a mesh, now or before, nobody knows what a pod is: no reason to take away what an
                 // earlier daemon knew.
                 if now.mesh.is_none() { Self::Partial(now) } else { Self::Whole(Synced(now)) }
@@ -280,6 +284,34 @@ mod tests {
         assert_eq!(told(whole.snapshot()), told(&now));
         let none = Knowledge::Whole(nodes(&["me"]).attest_whole()).or_before(&kept);
         assert_eq!(told(none.snapshot()), []);
+    }
+
+    /// Of a namespace that is deleted policies go before pods do; they stand until it is gone, over restarts too, and no other does.
+    #[test]
+    fn policies_of_a_namespace_that_ends_stand_until_it_is_gone() {
+        let with = |ids: &[(Option<&str>, &str)], ending: &[&str]| {
+            let policy = |(namespace, name): &(Option<&str>, &str)| {
+                let namespaces = Namespaces::Labelled(LabelSelector::default());
+                let (pods, mode) = (LabelSelector::default(), PolicyMode::Require);
+                let id = PolicyId { namespace: namespace.map(str::to_owned), name: (*name).to_owned() };
+                (id, Policy { namespaces, pods, mode, until: None, max_key_age: None })
+            };
+            let ending = ending.iter().map(|name| (*name).to_owned()).collect();
+            let policies = Policies::new(ids.iter().map(policy).collect());
+            Snapshot { policies, ending, ..nodes(&["me"]) }
+        };
+        let names = |now: Knowledge| -> Vec<String> {
+            now.snapshot().policies.iter().map(|(id, _)| id.name.clone()).collect()
+        };
+        let whole = |now: Snapshot| Knowledge::Whole(now.attest_whole());
+        let before = with(&[(Some("payments"), "mine"), (Some("shop"), "other"), (None, "all")], &[]);
+        let json = serde_json::to_string(&before).expect("JSON");
+        let before: Snapshot = serde_json::from_str(&json).expect("a snapshot");
+        let ends = whole(with(&[], &["payments", "elsewhere"])).or_before(&before);
+        assert!(ends.synced().is_some());
+        let still = whole(with(&[], &["payments"])).or_before(ends.snapshot());
+        assert_eq!([names(ends), names(still.clone())], [["mine"], ["mine"]]);
+        assert_eq!(names(whole(with(&[], &[])).or_before(still.snapshot())), [] as [&str; 0]);
     }
 
     #[test]

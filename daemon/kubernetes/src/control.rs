@@ -7,9 +7,7 @@ use kube::core::{
     Request,
     params::{ListParams, Patch, PatchParams, PostParams},
 };
-use kubeveil_api::{
-    mesh::EncryptionMesh, names, policy::PolicyMode, problem::Problem, veil_node::VeilNode,
-};
+use kubeveil_api::{mesh::EncryptionMesh, names, policy::PolicyMode, problem::Problem, veil_node::VeilNode};
 use kubeveil_core::{
     agent::{Agent, Life},
     control::{Control, Refusal, Sight},
@@ -240,7 +238,7 @@ impl Control for KubernetesControl {
         Ok(Census {
             mesh: mesh.spec,
             policies,
-            namespaces: namespaces.map(|read| (read.name, read.value)).collect(),
+            namespaces: namespaces.map(|read| (read.name, read.value.labels)).collect(),
             pods: pods.into_iter().map(PodObject::resident).collect(),
             nodes: nodes.map(|read| (read.name, read.value)).collect(),
             // An agent watches the pods of its own node, and of others hears by slices.

@@ -37,6 +37,9 @@ pub(crate) struct Metadata {
     pub(crate) resource_version: String,
     #[serde(default)]
     pub(crate) labels: Option<Labels>,
+    /// Present while it is being deleted.
+    #[serde(default)]
+    deletion_timestamp: Option<String>,
     #[serde(default)]
     annotations: Option<Annotations>,
 }
@@ -153,6 +156,14 @@ pub(crate) struct NamespaceObject {
     metadata: Metadata,
 }
 
+/// What is kept of a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Space {
+    pub(crate) labels: Labels,
+    /// It is being deleted, and what is in it, in any order.
+    pub(crate) ends: bool,
+}
+
 /// An `EncryptionPolicy` or a `ClusterEncryptionPolicy`. Its `spec` is read last, as a mesh's.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct PolicyObject {
@@ -264,9 +275,10 @@ impl PodObject {
 }
 
 impl NamespaceObject {
-    pub(crate) fn read(mut self) -> Read<Labels> {
+    pub(crate) fn read(mut self) -> Read<Space> {
         let labels = self.metadata.labels.take().unwrap_or_default();
-        Read::of(self.metadata, labels, Vec::new())
+        let space = Space { labels, ends: self.metadata.deletion_timestamp.is_some() };
+        Read::of(self.metadata, space, Vec::new())
     }
 }
 

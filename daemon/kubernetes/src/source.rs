@@ -7,6 +7,7 @@ use std::{
 
 use kubeveil_api::veil_node::VeilNodeStatus;
 use kubeveil_core::{
+    lingering::SETTLE,
     problem::Problem,
     source::{Changes, Source, SourceState},
 };
@@ -142,9 +143,12 @@ impl Source for Kubernetes {
         self.origin.to_string()
     }
 
-    fn read(&mut self, _: Duration) -> SourceState {
+    fn read(&mut self, now: Duration) -> SourceState {
         self.shared.with(|state| {
             state.store.take_changes();
+            // Which namespaces are being deleted nobody tells meanwhile.
+            let settle = if state.namespaces.is_some() { Duration::MAX } else { SETTLE };
+            let (knowledge, waits) = state.store.knowledge(settle, now);
             let problems = state
                 .nodes
                 .iter()
@@ -155,7 +159,7 @@ impl Source for Kubernetes {
                 .chain(state.policies.iter().flatten())
                 .chain(state.store.problems())
                 .cloned();
-            SourceState { problems: problems.collect(), knowledge: state.store.knowledge(), look_again: None }
+            SourceState { problems: problems.collect(), knowledge, look_again: waits.then_some(SETTLE) }
         })
     }
 

@@ -7,16 +7,21 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
-use kubeveil_api::{mesh::InForce, names, problem::Problem, selector::Labels};
+use kubeveil_api::{mesh::InForce, names, problem::Problem};
 use kubeveil_core::{
-    policy::pods::{Exceptions, Pod, Workloads},
+    lingering::Lingering,
+    policy::{
+        Policies, Policy, PolicyId,
+        pods::{Exceptions, Pod, Workloads},
+    },
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::Changes,
 };
 
-use crate::object::{Named, Read};
+use crate::object::{Named, Read, Space};
 
 /// Why a list does not count, and everything stays as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,10 +149,11 @@ pub(crate) struct Store {
     pub(crate) mesh: Objects<Option<InForce>>,
     /// This node's pods.
     pub(crate) pods: Objects<Pod>,
-    /// Labels of namespaces.
-    pub(crate) namespaces: Objects<Labels>,
+    pub(crate) namespaces: Objects<Space>,
     /// Policies, by their [`Scope`].
     pub(crate) policies: [Objects<Option<Named>>; 2],
+    /// Those of namespaces that are gone for a moment only: that their namespace is being deleted another watch tells.
+    lingering: Lingering<PolicyId, Policy>,
     /// What is asked for of pods of other nodes, by the node.
     pub(crate) slices: Objects<Arc<Exceptions>>,
     /// Those of the pods that have an address that is none of their node's.
@@ -165,6 +171,7 @@ impl Store {
             pods: Objects::default(),
             namespaces: Objects::default(),
             policies: Default::default(),
+            lingering: Lingering::default(),
             slices: Objects::default(),
             strangers: BTreeSet::new(),
             changes: no_changes(),
@@ -175,23 +182,39 @@ impl Store {
         &self.own
     }
 
-    /// Everything. Whole if all kinds were listed since the start, and this very node is there.
-    pub(crate) fn knowledge(&self) -> Knowledge {
+    /// Everything. Whole if all kinds were listed since the start, and this very node is there. A policy of a namespace that was deleted
+    /// less than `settle` before `now` still stands; true if there is one.
+    pub(crate) fn knowledge(&mut self, settle: Duration, now: Duration) -> (Knowledge, bool) {
+        let (policies, waits) = self.policies_in_force(settle, now);
         let nodes = self.nodes.by_name.iter().map(|(name, read)| (name.clone(), Arc::clone(&read.value)));
         let mesh = self.mesh.get(names::MESH).and_then(|read| read.value.clone());
         let mut snapshot = Snapshot {
             nodes: nodes.collect(),
             strangers: self.strangers.clone(),
-            policies: self.policies().filter_map(|read| read.value.clone()).collect::<Vec<_>>().into(),
+            policies,
+            ending: self.ending().cloned().collect(),
             workloads: self.workloads().into(),
             ..Snapshot::default()
         };
         snapshot.set_mesh(mesh);
-        if self.is_listed() && self.nodes.get(&self.own).is_some() {
-            Knowledge::Whole(snapshot.attest_whole())
-        } else {
-            Knowledge::Partial(snapshot)
-        }
+        let is_whole = self.is_listed() && self.nodes.get(&self.own).is_some();
+        let knowledge =
+            if is_whole { Knowledge::Whole(snapshot.attest_whole()) } else { Knowledge::Partial(snapshot) };
+        (knowledge, waits)
+    }
+
+    fn policies_in_force(&mut self, settle: Duration, now: Duration) -> (Policies, bool) {
+        let all = self.policies().filter_map(|read| read.value.clone());
+        let (mut of_namespaces, of_cluster): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.partition(|(id, _)| id.namespace.is_some());
+        let waits = self.lingering.keep_in(&mut of_namespaces, settle, now);
+        of_namespaces.extend(of_cluster);
+        (Policies::new(of_namespaces), waits)
+    }
+
+    /// Namespaces that are being deleted.
+    fn ending(&self) -> impl Iterator<Item = &String> {
+        self.namespaces.by_name.iter().filter(|(_, read)| read.value.ends).map(|(name, _)| name)
     }
 
     fn is_listed(&self) -> bool {
@@ -210,9 +233,10 @@ impl Store {
         self.policies.iter().flat_map(|policies| policies.by_name.values())
     }
 
-    /// Is something asked for of anybody?
+    /// Is something asked for of anybody, or may be still, by a policy that went before its namespace's pods?
     fn asks(&self) -> bool {
-        self.policies().any(|read| read.value.is_some())
+        let stands = self.policies().any(|read| read.value.is_some());
+        stands || !self.lingering.is_empty() || self.ending().next().is_some()
     }
 
     /// Of nobody where nothing is asked for of anybody.
@@ -225,7 +249,7 @@ impl Store {
         // Of our own pods we know better.
         let slices = self.slices.by_name.iter().filter(|(node, _)| **node != self.own);
         Workloads {
-            namespaces: namespaces.map(|(name, read)| (name.clone(), read.value.clone())).collect(),
+            namespaces: namespaces.map(|(name, read)| (name.clone(), read.value.labels.clone())).collect(),
             pods: pods.map(|read| (read.uid.clone(), read.value.clone())).collect(),
             elsewhere: slices.map(|(node, read)| (node.clone(), Arc::clone(&read.value))).collect(),
             knows_elsewhere: self.slices.listed,
@@ -289,7 +313,7 @@ impl Store {
     /// Namespaces as of a full list.
     pub(crate) fn list_namespaces(
         &mut self,
-        listed: Vec<Read<Labels>>,
+        listed: Vec<Read<Space>>,
         version: u64,
     ) -> Result<bool, Disbelief> {
         let asks = self.asks();
@@ -299,7 +323,7 @@ impl Store {
     }
 
     /// One of them.
-    pub(crate) fn namespace(&mut self, read: Read<Labels>, is_deleted: bool) -> Result<bool, OutOfOrder> {
+    pub(crate) fn namespace(&mut self, read: Read<Space>, is_deleted: bool) -> Result<bool, OutOfOrder> {
         let asks = self.asks();
         let mut noted = Noted::new(&mut self.changes, false);
         self.namespaces.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;

@@ -9,6 +9,7 @@ use std::{
 
 use kubeveil_api::{names, selector::Labels};
 use kubeveil_core::{
+    lingering::{Lingering, SETTLE},
     policy::{
         Policies, Policy, PolicyId,
         census::{PodId, Resident},
@@ -20,9 +21,6 @@ use kubeveil_core::{
 };
 
 use crate::parse::{Object, parse, problem};
-
-/// How long an object must be gone before it counts as removed: editors write anew what they edit.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// What reading one file gave.
 pub(crate) type Content = Result<String, String>;
@@ -76,39 +74,6 @@ pub(crate) struct Index {
     policies: Lingering<PolicyId, Policy>,
     namespaces: Lingering<String, Labels>,
     pods: Lingering<String, Pod>,
-}
-
-/// What was there as of the last reading, or is gone for a moment only, and since when.
-#[derive(Debug)]
-struct Lingering<K, V> {
-    known: BTreeMap<K, V>,
-    gone: BTreeMap<K, Duration>,
-}
-
-impl<K, V> Default for Lingering<K, V> {
-    fn default() -> Self {
-        Self { known: BTreeMap::new(), gone: BTreeMap::new() }
-    }
-}
-
-impl<K: Ord + Clone, V: Clone> Lingering<K, V> {
-    /// What vanished from `found` a moment ago is put back into it. True if there is any.
-    fn keep_in(&mut self, found: &mut BTreeMap<K, V>, now: Duration) -> bool {
-        self.gone.retain(|key, _| !found.contains_key(key));
-        let mut waiting = false;
-        for (key, value) in &self.known {
-            if found.contains_key(key) {
-                continue;
-            }
-            let since = *self.gone.entry(key.clone()).or_insert(now);
-            if now.saturating_sub(since) < SETTLE {
-                waiting = true;
-                found.insert(key.clone(), value.clone());
-            }
-        }
-        self.known.clone_from(found);
-        waiting
-    }
 }
 
 impl Index {
@@ -213,8 +178,12 @@ impl Index {
                         }
                     }
                     Object::Namespace(namespace) => {
-                        let labels = namespace.metadata.labels.clone();
-                        workloads.namespaces.insert(namespace.metadata.name.clone(), labels);
+                        let (name, labels) =
+                            (namespace.metadata.name.clone(), namespace.metadata.labels.clone());
+                        if namespace.metadata.deletion_timestamp.is_some() {
+                            snapshot.ending.insert(name.clone());
+                        }
+                        workloads.namespaces.insert(name, labels);
                     }
                     Object::Test(_) => {}
                     Object::Pod(pod) => drop(workloads.pods.insert(uid_of(pod), Pod::from(&**pod))),
@@ -278,9 +247,9 @@ impl Index {
     fn keep_policies_for_a_while(&mut self, snapshot: &mut Snapshot, now: Duration) -> bool {
         let mut policies = Vec::from(std::mem::take(&mut snapshot.policies)).into_iter().collect();
         let mut workloads = Arc::unwrap_or_clone(std::mem::take(&mut snapshot.workloads));
-        let waiting = self.policies.keep_in(&mut policies, now)
-            | self.namespaces.keep_in(&mut workloads.namespaces, now)
-            | self.pods.keep_in(&mut workloads.pods, now);
+        let waiting = self.policies.keep_in(&mut policies, SETTLE, now)
+            | self.namespaces.keep_in(&mut workloads.namespaces, SETTLE, now)
+            | self.pods.keep_in(&mut workloads.pods, SETTLE, now);
         (snapshot.policies, snapshot.workloads) = (Policies::new(policies), Arc::new(workloads));
         waiting
     }

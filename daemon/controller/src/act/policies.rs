@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{MANAGER, Writer};
 use crate::{
     census::{Census, KINDS, SeenPolicy},
-    policies::{Selected, readable, statuses},
+    policies::{Selected, statuses},
     seen::{Node, Seen},
 };
 
@@ -37,7 +37,8 @@ impl Writer {
         now: Timestamp,
     ) -> Result<()> {
         let Some(mesh) = &seen.mesh else { return Ok(()) };
-        let policies = readable(census);
+        let (policies, waits) = self.in_force.see(census, self.began.elapsed());
+        self.looks_again = waits;
         self.sets.see(&policies);
         let mut selected = Selected::of(census, &policies, mesh.object.spec.mode);
         if mesh.object.spec.uninstall {

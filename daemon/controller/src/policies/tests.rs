@@ -1,9 +1,12 @@
-use kubeveil_api::{policy::PolicyMode, selector::LabelSelector, veil_node::VeilNodeStatus};
-use kubeveil_core::policy::{Namespaces, census::PodId, pods::Pod};
+use kubeveil_api::{condition::READY, selector::LabelSelector, veil_node::VeilNodeStatus};
+use kubeveil_core::policy::{Namespaces, pods::Pod};
 use serde_json::json;
 
 use super::*;
-use crate::seen::{Mesh, Node};
+use crate::{
+    census::SeenSlice,
+    seen::{Mesh, Node},
+};
 
 fn id(name: &str) -> PolicyId {
     PolicyId { namespace: Some("payments".to_owned()), name: name.to_owned() }
@@ -40,7 +43,45 @@ fn pod(name: &str, node: &str, app: &str, address: &str) -> (String, SeenPod) {
 fn census(policies: Vec<SeenPolicy>, pods: impl IntoIterator<Item = (String, SeenPod)>) -> Census {
     let namespaces = [("payments".to_owned(), Default::default())].into();
     let pods = pods.into_iter().map(|(name, pod)| (name, pod.into())).collect();
-    Census { policies, namespaces, pods, slices: BTreeMap::new() }
+    Census { policies, namespaces, pods, ..Census::default() }
+}
+
+/// What is in force where nothing was before.
+fn readable(census: &Census) -> Policies {
+    InForce::default().see(census, Duration::ZERO).0
+}
+
+/// A namespace that is deleted loses its policies before its pods: the others go on being told of these, also by a controller that has
+/// never seen what held them; and of nobody when it is known that the namespace stays.
+#[test]
+fn of_a_namespace_that_ends_pods_are_held_until_they_are_gone() {
+    let pods = || [pod("ledger", "a", "ledger", "10.0.1.7"), pod("web", "a", "web", "10.0.1.8")];
+    let before = census(vec![seen_policy("p", policy("ledger", PolicyMode::Require))], pods());
+    let slices = |census: &Census, policies: &Policies| Selected::of(census, policies, Mode::Observe).slices;
+    let names = |slices: &BTreeMap<String, Vec<SlicedPod>>| {
+        slices.values().flatten().map(|pod| pod.name.clone()).collect::<Vec<_>>()
+    };
+    let mut in_force = InForce::default();
+    let told = slices(&before, &in_force.see(&before, Duration::ZERO).0);
+    assert_eq!(names(&told), ["ledger"]);
+    let seen = |(node, pods): (&String, &Vec<SlicedPod>)| {
+        (node.clone(), SeenSlice { pods: Some(pods.clone()), owner: None })
+    };
+    let gone = Census { slices: told.iter().map(seen).collect(), ..census(vec![], pods()) };
+    let ending = Census { ending: ["payments".to_owned()].into(), ..gone.clone() };
+    // Its watch may tell later that it ends.
+    let (policies, waits) = in_force.see(&gone, SETTLE);
+    assert_eq!((names(&slices(&gone, &policies)), waits), (vec!["ledger".to_owned()], true));
+    for at in [SETTLE, SETTLE * 2, SETTLE * 60] {
+        let (policies, _) = in_force.see(&ending, at);
+        assert_eq!(names(&slices(&ending, &policies)), ["ledger"], "{at:?}");
+        assert_eq!(policies.digest(), readable(&before).digest(), "as the agents have it");
+    }
+    assert_eq!(names(&slices(&ending, &readable(&ending))), ["ledger"], "another controller");
+    let only_web = Census { pods: census(vec![], [pods()[1].clone()]).pods, ..ending.clone() };
+    assert_eq!(slices(&only_web, &readable(&only_web)), BTreeMap::new());
+    assert_eq!(slices(&gone, &readable(&gone)), BTreeMap::new());
+    assert!(in_force.see(&census(vec![], []), SETTLE * 61).0.is_empty());
 }
 
 /// Two nodes, whose agents say that they hold pods to the policies of this digest.

@@ -1,9 +1,10 @@
 //! What is believed of lists and watches.
 
+use kubeveil_core::lingering::SETTLE;
 use serde_json::json;
 
 use super::*;
-use crate::object::{PolicyObject, SliceObject};
+use crate::object::{NamespaceObject, PolicyObject, SliceObject};
 
 const ME: &str = "me";
 
@@ -33,8 +34,12 @@ fn store() -> Store {
     store
 }
 
-fn names(store: &Store) -> Vec<String> {
-    store.knowledge().snapshot().nodes.keys().cloned().collect()
+fn known(store: &mut Store) -> Knowledge {
+    store.knowledge(SETTLE, Duration::ZERO).0
+}
+
+fn names(store: &mut Store) -> Vec<String> {
+    known(store).snapshot().nodes.keys().cloned().collect()
 }
 
 fn only(name: &str, said: &str) -> Changes {
@@ -45,17 +50,17 @@ fn only(name: &str, said: &str) -> Changes {
 fn all_lists_make_it_whole() {
     let mut store = Store::new(ME);
     assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
-    assert!(store.knowledge().synced().is_none());
+    assert!(known(&mut store).synced().is_none());
     assert_eq!(store.list_mesh(vec![], 9), Ok(true), "that there is none is news");
-    assert!(store.knowledge().synced().is_none());
+    assert!(known(&mut store).synced().is_none());
     assert_eq!(store.list_pods(vec![], 9), Ok(true), "that there is none is news");
     assert_eq!(store.list_namespaces(vec![], 9), Ok(true), "that there is none is news");
     assert_eq!(store.list_policies(Scope::Namespace, vec![], 9), Ok(true), "that there is none is news");
-    assert!(store.knowledge().synced().is_none());
+    assert!(known(&mut store).synced().is_none());
     assert_eq!(store.list_policies(Scope::Cluster, vec![], 9), Ok(true), "that there is none is news");
-    assert!(store.knowledge().synced().is_none());
+    assert!(known(&mut store).synced().is_none());
     assert_eq!(store.list_slices(vec![], 9), Ok(true), "that there is none is news");
-    assert!(store.knowledge().synced().is_some());
+    assert!(known(&mut store).synced().is_some());
     assert_eq!(store.take_changes(), Changes::Any);
 }
 
@@ -69,10 +74,10 @@ fn only_a_list_that_is_believed_removes() {
         (vec![node("b", 4, "said")], 11, Disbelief::LacksOwn(ME.to_owned())),
     ] {
         assert_eq!(store.list_nodes(listed, version), Err(why));
-        assert_eq!(names(&store), ["b", ME]);
+        assert_eq!(names(&mut store), ["b", ME]);
     }
     assert_eq!(store.list_nodes(vec![node(ME, 3, "")], 10), Ok(true));
-    assert_eq!(names(&store), [ME]);
+    assert_eq!(names(&mut store), [ME]);
 }
 
 /// The same list once more, a heartbeat, a bookmark.
@@ -114,24 +119,23 @@ fn a_pod_with_an_address_of_nobody_is_found() {
         problems: vec![],
     };
     let mut store = store();
-    let strangers =
-        |store: &Store| store.knowledge().snapshot().strangers.iter().cloned().collect::<Vec<_>>();
+    let strangers = |store: &mut Store| known(store).snapshot().strangers.iter().cloned().collect::<Vec<_>>();
     let mut own = node(ME, 11, "");
     Arc::make_mut(&mut own.value).pod_cidrs.push("10.1.0.0/24".parse().expect("net"));
     store.node(own.clone(), false).expect("followed");
     store.take_changes();
     assert_eq!(store.pod(pod(12, "10.1.0.7"), false), Ok(false));
     assert_eq!(store.pod(pod(13, "10.9.0.7"), false), Ok(true));
-    assert_eq!(strangers(&store), ["Pod n/p has the address 10.9.0.7"]);
+    assert_eq!(strangers(&mut store), ["Pod n/p has the address 10.9.0.7"]);
     assert_eq!(store.take_changes(), Changes::Any);
     assert_eq!(store.pod(pod(14, "10.9.0.7"), false), Ok(false), "told before");
     own.version = 15;
     Arc::make_mut(&mut own.value).pod_cidrs.push("10.9.0.0/24".parse().expect("net"));
     assert_eq!(store.node(own, false), Ok(true));
-    assert!(strangers(&store).is_empty());
+    assert!(strangers(&mut store).is_empty());
     assert_eq!(store.pod(pod(16, "10.8.0.7"), false), Ok(true));
     assert_eq!(store.pod(pod(17, "10.8.0.7"), true), Ok(true));
-    assert!(strangers(&store).is_empty());
+    assert!(strangers(&mut store).is_empty());
 }
 
 /// A watch that repeats itself changes nothing; one that leaps back can't be followed.
@@ -143,13 +147,13 @@ fn events_out_of_order_undo_nothing() {
         assert_eq!(store.node(late, false), Ok(false));
     }
     assert_eq!(store.node(node("b", 11, "old"), true), Ok(false), "it was made again since");
-    assert_eq!(store.knowledge().snapshot().nodes["b"].announcement.as_deref(), Some("new"));
+    assert_eq!(known(&mut store).snapshot().nodes["b"].announcement.as_deref(), Some("new"));
     store.node(node("b", 13, "new"), true).expect("followed");
     assert_eq!(store.node(node("b", 13, "new"), true), Ok(false), "told twice");
     assert_eq!(store.node(node("b", 12, "new"), false), Err(OutOfOrder), "it would come back to life");
     assert_eq!(store.node(node("c", 5, ""), false), Err(OutOfOrder));
     assert_eq!(store.node(node("d", 0, ""), false), Err(OutOfOrder), "a version that is no number");
-    assert_eq!(names(&store), [ME]);
+    assert_eq!(names(&mut store), [ME]);
 }
 
 /// That pods come and go is news where something is asked for of somebody; what is wrong with a policy leaves its last good state.
@@ -179,13 +183,13 @@ fn pods_are_news_where_something_is_asked_for() {
     store.node(own, false).expect("followed");
     store.take_changes();
     assert_eq!(store.pod(pod(11, "web"), false), Ok(false));
-    assert!(store.knowledge().snapshot().workloads.pods.is_empty());
+    assert!(known(&mut store).snapshot().workloads.pods.is_empty());
 
     let first = policy("12", "require").read(None);
     assert_eq!(store.policy(Scope::Namespace, first, false), Ok(true));
     assert_eq!(store.take_changes(), Changes::Any);
-    let known = store.knowledge();
-    let snapshot = known.snapshot();
+    let before_it = known(&mut store);
+    let snapshot = before_it.snapshot();
     assert_eq!((snapshot.policies.iter().count(), snapshot.workloads.pods.len()), (1, 1));
     assert_eq!(store.pod(pod(13, "ledger"), false), Ok(true));
     assert_eq!(store.pod(pod(14, "ledger"), false), Ok(false), "a heartbeat");
@@ -196,19 +200,53 @@ fn pods_are_news_where_something_is_asked_for() {
     let mut anew = Store { policies: Default::default(), ..self::store() };
     anew.list_policies(Scope::Cluster, vec![], 15).expect("believed");
     anew.list_policies(Scope::Namespace, vec![policy("15", "prefer").read(None)], 15).expect("believed");
-    assert!(anew.knowledge().synced().is_none());
+    assert!(known(&mut anew).synced().is_none());
     store.policy(Scope::Namespace, wrong, false).expect("followed");
-    assert!(store.knowledge().synced().is_some());
+    assert!(known(&mut store).synced().is_some());
     let told: Vec<String> = store.problems().map(ToString::to_string).collect();
     assert!(
         told.len() == 1 && told[0].contains("EncryptionPolicy n/p spec.mode: may only be require"),
         "{told:?}"
     );
-    assert_eq!(store.knowledge().snapshot().policies, known.snapshot().policies);
+    assert_eq!(known(&mut store).snapshot().policies, before_it.snapshot().policies);
 
     let gone = policy("16", "require").read(None);
     assert_eq!(store.policy(Scope::Namespace, gone, true), Ok(true));
-    assert!(store.knowledge().snapshot().policies.is_empty());
+    assert!(store.knowledge(SETTLE, SETTLE).1, "it stands for a moment");
+    assert!(store.knowledge(SETTLE, SETTLE * 2).0.snapshot().policies.is_empty());
+}
+
+/// That a policy goes since its namespace does is told by two watches, in any order; and who pods are is told as long as one may be held.
+#[test]
+fn a_policy_stands_until_it_is_known_whether_its_namespace_ends() {
+    let object = |name: &str, version: &str, deleted: Option<&str>| json!({"metadata": {"name": name, "namespace": "n", "resourceVersion": version, "deletionTimestamp": deleted}});
+    let space = |version: &str, deleted: Option<&str>| {
+        let mut object = object("n", version, deleted);
+        object["metadata"]["namespace"] = json!("");
+        serde_json::from_value::<NamespaceObject>(object).expect("an object").read()
+    };
+    let policy = |version: &str| {
+        let mut object = object("p", version, None);
+        object["spec"] = json!({"podSelector": {}, "mode": "require"});
+        serde_json::from_value::<PolicyObject>(object).expect("an object").read(None)
+    };
+    let mut store = store();
+    store.namespace(space("11", None), false).expect("followed");
+    store.policy(Scope::Namespace, policy("12"), false).expect("followed");
+    let is = |store: &mut Store, at: Duration| {
+        let (known, waits) = store.knowledge(SETTLE, at);
+        let now = known.snapshot();
+        (now.policies.iter().count(), now.ending.len(), now.workloads.namespaces.len(), waits)
+    };
+    assert_eq!(is(&mut store, Duration::ZERO), (1, 0, 1, false));
+    assert_eq!(store.policy(Scope::Namespace, policy("14"), true), Ok(true));
+    assert_eq!(is(&mut store, SETTLE), (1, 0, 1, true));
+    assert_eq!(store.namespace(space("13", Some("2026-11-30T00:00:00Z")), false), Ok(true), "heard of later");
+    assert_eq!(is(&mut store, SETTLE + SETTLE / 2), (1, 1, 1, true));
+    // From here on what was known before is kept (`Knowledge::or_before`).
+    assert_eq!(is(&mut store, SETTLE * 2), (0, 1, 1, false));
+    assert_eq!(store.namespace(space("15", Some("2026-11-30T00:00:00Z")), true), Ok(true));
+    assert_eq!(is(&mut store, SETTLE * 3), (0, 0, 0, false));
 }
 
 /// Of other nodes' pods, where a policy is there, and of no own pod, of which we know better; without a first list nobody knows of whom
@@ -223,38 +261,38 @@ fn what_is_asked_elsewhere_is_news_where_it_counts() {
         json!([{"namespace": "n", "name": "p", "addresses": ["10.2.0.7", "fd00:2::7"], "mode": "require"}]);
     let mut store = store();
     store.slices = Default::default();
-    assert!(store.knowledge().synced().is_none(), "they were never listed");
+    assert!(known(&mut store).synced().is_none(), "they were never listed");
     store.list_slices(vec![], 10).expect("believed");
-    assert!(store.knowledge().synced().is_some());
+    assert!(known(&mut store).synced().is_some());
     store.take_changes();
-    let elsewhere = |store: &Store| {
-        let elsewhere = store.knowledge().snapshot().workloads.elsewhere.clone();
+    let elsewhere = |store: &mut Store| {
+        let elsewhere = known(store).snapshot().workloads.elsewhere.clone();
         elsewhere.into_iter().map(|(node, of)| (node, of.len())).collect::<Vec<_>>()
     };
     let b = || vec![("b".to_owned(), 2)];
 
     assert_eq!(store.slice(slice("b", 11, ledger.clone()).read(), false), Ok(false), "there is no policy");
-    assert_eq!(elsewhere(&store), []);
+    assert_eq!(elsewhere(&mut store), []);
     let policy = json!({
         "metadata": {"name": "p", "namespace": "n", "resourceVersion": "12"},
         "spec": {"podSelector": {}, "mode": "require"},
     });
     let policy = serde_json::from_value::<PolicyObject>(policy).expect("an object").read(None);
     assert_eq!(store.policy(Scope::Namespace, policy, false), Ok(true));
-    assert_eq!(elsewhere(&store), b());
-    assert!(store.knowledge().snapshot().workloads.knows_elsewhere);
+    assert_eq!(elsewhere(&mut store), b());
+    assert!(known(&mut store).snapshot().workloads.knows_elsewhere);
     let mut unheard = Store { slices: Default::default(), ..self::store() };
     let again = store.policies[0].get("n/p").cloned().expect("a policy");
     unheard.policy(Scope::Namespace, again, false).expect("followed");
-    assert!(!unheard.knowledge().snapshot().workloads.knows_elsewhere);
+    assert!(!known(&mut unheard).snapshot().workloads.knows_elsewhere);
     assert_eq!(store.slice(slice(ME, 13, ledger.clone()).read(), false), Ok(false));
-    assert_eq!(elsewhere(&store), b(), "of our own");
+    assert_eq!(elsewhere(&mut store), b(), "of our own");
     assert_eq!(store.slice(slice("b", 14, ledger).read(), false), Ok(false), "the same");
 
     // Of whom nobody can read what is asked the most is.
     let wrong = json!([{"namespace": "n", "name": "p", "addresses": ["10.2.0.7", "x"], "mode": "insist"}]);
     assert_eq!(store.slice(slice("b", 15, wrong).read(), false), Ok(true));
-    assert_eq!(elsewhere(&store), vec![("b".to_owned(), 1)]);
+    assert_eq!(elsewhere(&mut store), vec![("b".to_owned(), 1)]);
     let told: Vec<String> = store.problems().map(ToString::to_string).collect();
     assert!(
         told.len() == 1 && told[0].starts_with("VeilPodSlice b pods[0].addresses[1]: invalid IP address"),
@@ -262,5 +300,5 @@ fn what_is_asked_elsewhere_is_news_where_it_counts() {
     );
     let gone = slice("b", 16, json!(null)).read();
     assert_eq!(store.slice(gone, true), Ok(true));
-    assert_eq!(elsewhere(&store), []);
+    assert_eq!(elsewhere(&mut store), []);
 }

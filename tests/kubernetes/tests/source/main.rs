@@ -8,6 +8,7 @@ mod charts;
 mod check;
 mod controller;
 mod definitions;
+mod ending;
 mod mischief;
 mod rights;
 mod rotation;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         ),
         ("controller::it_begins_what_is_scheduled", controller::it_begins_what_is_scheduled),
         ("controller::it_tells_other_nodes_of_exceptions", controller::it_tells_other_nodes_of_exceptions),
+        ("ending::pods_are_held_until_they_are_gone", ending::pods_are_held_until_they_are_gone),
         ("controller::a_rotation_is_told_of", told::a_rotation_is_told_of),
         ("controller::a_bypass_is_told_of", told::a_bypass_is_told_of),
         ("selectors::they_select_what_the_api_servers_do", selectors::they_select_what_the_api_servers_do),
