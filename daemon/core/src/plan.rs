@@ -127,6 +127,38 @@ fn is_succeeded(datapath: &Datapath, observed: &Observed) -> bool {
     })
 }
 
+/// The same of some addresses of other nodes' pods alone: `desired` and `observed` hold their entries.
+pub fn plan_addresses(
+    desired: &BTreeMap<IpNet, Prefix>,
+    observed: &BTreeMap<IpNet, Prefix>,
+    synced: Option<&Synced>,
+) -> Vec<Action> {
+    let (loose, mut actions): (Vec<_>, Vec<_>) = put(desired.iter(), observed).partition(is_loosening);
+    actions.extend(loose);
+    forget(desired, observed, synced, &mut actions);
+    actions
+}
+
+fn put<'a>(
+    desired: impl Iterator<Item = (&'a IpNet, &'a Prefix)>,
+    observed: &BTreeMap<IpNet, Prefix>,
+) -> impl Iterator<Item = Action> {
+    desired
+        .filter(|(prefix, want)| observed.get(prefix) != Some(want))
+        .map(|(prefix, want)| Action::PutPrefix(*prefix, *want))
+}
+
+/// Nothing is removed for being unknown.
+fn forget(
+    desired: &BTreeMap<IpNet, Prefix>,
+    observed: &BTreeMap<IpNet, Prefix>,
+    synced: Option<&Synced>,
+    actions: &mut Vec<Action>,
+) {
+    let gone = observed.keys().filter(|prefix| synced.is_some() && !desired.contains_key(*prefix));
+    actions.extend(gone.map(|prefix| Action::RemovePrefix(*prefix)));
+}
+
 /// What somebody else undid: the steps that lead back to `desired`, which was reached before. That a device is gone is
 /// no deed against us, unless it was a tunnel's.
 pub fn undone(
@@ -191,10 +223,7 @@ fn maps(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     // Then the longest: nobody is held to what is asked for of those whom we don't know before it is said who he is.
     owned.sort_by_key(|(prefix, _)| Reverse(prefix.prefix_len()));
     let all = ranges.into_iter().chain(owned);
-    let (loose, strict): (Vec<_>, Vec<_>) = all
-        .filter(|(prefix, want)| datapath.prefixes.get(prefix) != Some(want))
-        .map(|(prefix, want)| Action::PutPrefix(*prefix, *want))
-        .partition(is_loosening);
+    let (loose, strict): (Vec<_>, Vec<_>) = put(all, &datapath.prefixes).partition(is_loosening);
     // What was said of who had an address is taken back before another device may speak for it, and what loosens is said of who is
     // known to have it.
     actions.extend(strict);
@@ -413,11 +442,7 @@ fn remove(
     synced: Option<&Synced>,
     actions: &mut Vec<Action>,
 ) {
-    if synced.is_some() {
-        for prefix in datapath.prefixes.keys().filter(|p| !desired.prefixes.contains_key(p)) {
-            actions.push(Action::RemovePrefix(*prefix));
-        }
-    }
+    forget(&desired.prefixes, &datapath.prefixes, synced, actions);
     // After what was said of the address: without a device that would hold for whoever has it now.
     let gone = datapath.origins.keys().filter(|address| !desired.origins.contains_key(*address));
     actions.extend(gone.map(|address| Action::RemoveOrigin(*address)));

@@ -14,7 +14,10 @@ use kubeveil_api::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{FlowMode, Policies, pods::Workloads};
+use crate::policy::{
+    FlowMode, Policies,
+    pods::{Exceptions, Workloads},
+};
 
 /// A node, as far as Kubernetes and the node itself speak of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -175,6 +178,17 @@ impl Knowledge {
         let facts = snapshot.nodes.get_mut(node)?;
         Arc::make_mut(facts).announcement = announcement;
         Some(facts)
+    }
+
+    /// Of `node`'s pods this is asked for now; returns what was, and nothing else than of all is asked where that is empty.
+    pub fn hear_elsewhere(&mut self, node: &str, asked: Option<Arc<Exceptions>>) -> Arc<Exceptions> {
+        let (Self::Partial(snapshot) | Self::Whole(Synced(snapshot))) = self;
+        let elsewhere = &mut Arc::make_mut(&mut snapshot.workloads).elsewhere;
+        let before = match asked {
+            Some(asked) => elsewhere.insert(node.to_owned(), asked),
+            None => elsewhere.remove(node),
+        };
+        before.unwrap_or_default()
     }
 
     /// The proof that absence means removal.

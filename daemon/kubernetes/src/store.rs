@@ -374,8 +374,15 @@ impl Store {
         is_deleted: bool,
     ) -> Result<bool, OutOfOrder> {
         let asks = self.asks() && read.name != self.own;
+        // What can't be read is told, or not any more.
+        let had = self.slices.get(&read.name).map_or(&[][..], |before| &before.problems);
+        let tells = !read.problems.is_empty() || !had.is_empty();
         let mut noted = Noted::new(&mut self.changes, false);
-        self.slices.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;
+        self.slices.event(read, is_deleted, |name, _, is| match (asks, tells) {
+            (true, true) => noted.any(),
+            (true, false) => noted.slice(name, is),
+            (false, _) => {}
+        })?;
         Ok(noted.is_news)
     }
 
@@ -456,8 +463,23 @@ impl<'a> Noted<'a> {
             return self.any();
         }
         self.is_news = true;
-        if let Changes::Announcements(said) = self.changes {
-            said.insert(name.to_owned(), is.announcement.clone());
+        match self.changes {
+            Changes::Announcements(said) => drop(said.insert(name.to_owned(), is.announcement.clone())),
+            // Both at once is rare.
+            Changes::Elsewhere(_) => *self.changes = Changes::Any,
+            Changes::Any => {}
+        }
+    }
+
+    fn slice(&mut self, node: &str, is: Option<&Arc<Exceptions>>) {
+        self.is_news = true;
+        if *self.changes == no_changes() {
+            *self.changes = Changes::Elsewhere(BTreeMap::new());
+        }
+        match self.changes {
+            Changes::Elsewhere(said) => drop(said.insert(node.to_owned(), is.cloned())),
+            Changes::Announcements(_) => *self.changes = Changes::Any,
+            Changes::Any => {}
         }
     }
 }

@@ -1,8 +1,16 @@
 //! The short ways: a few nodes announce something else, or their tunnels have begun to answer, and nothing else has changed.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use kubeveil_core::{desired::Part, source::Changes};
+use kubeveil_core::{
+    desired::{Elsewhere, Part},
+    policy::pods::Exceptions,
+    source::Changes,
+};
 use kubeveil_linux::Kernel;
 
 use super::{Node, Now, changes};
@@ -29,9 +37,39 @@ impl<K: Kernel> Node<K> {
 
     /// `None` if it needs the whole way.
     fn hear_part(&mut self, now: Now) -> Option<Duration> {
-        let Changes::Announcements(said) = self.stands(now).then(|| self.source.changes())? else {
+        match self.stands(now).then(|| self.source.changes())? {
+            Changes::Any => None,
+            Changes::Announcements(said) => self.hear_announcements(said, now),
+            Changes::Elsewhere(said) => self.hear_of_pods(said, now),
+        }
+    }
+
+    /// Something else is asked for of other nodes' pods.
+    fn hear_of_pods(
+        &mut self,
+        said: BTreeMap<String, Option<Arc<Exceptions>>>,
+        now: Now,
+    ) -> Option<Duration> {
+        if said.len() > FEW {
             return None;
-        };
+        }
+        // Held once, it is changed where it is.
+        self.known.snapshot.workloads = Arc::default();
+        let before = said.into_iter().map(|(node, asked)| {
+            let before = self.knowledge.hear_elsewhere(&node, asked);
+            (node, before)
+        });
+        let before: BTreeMap<String, Arc<Exceptions>> = before.collect();
+        self.known.snapshot.workloads.clone_from(&self.knowledge.snapshot().workloads);
+        let resting = BTreeSet::new();
+        let inputs = self.inputs(&self.knowledge, &self.assignment, &self.last.observed, &resting, now);
+        let part = Elsewhere::of(&inputs, &self.last.desired, &before)?;
+        self.execute(&part.plan(self.knowledge.synced())).ok()?;
+        part.put_back(&mut self.last.desired, &mut self.last.observed);
+        Some(self.until_next(now))
+    }
+
+    fn hear_announcements(&mut self, said: BTreeMap<String, Option<String>>, now: Now) -> Option<Duration> {
         if said.len() > FEW || said.contains_key(&self.name) {
             return None;
         }

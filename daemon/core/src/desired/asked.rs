@@ -1,5 +1,7 @@
 //! What policies ask for, of whoever has an address.
 
+mod elsewhere;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -9,6 +11,8 @@ use std::{
 use ipnet::IpNet;
 use kubeveil_abi::{Asked, MAX_PREFIXES, Origin, PrefixKind};
 use kubeveil_api::policy::PolicyMode;
+
+pub use elsewhere::Elsewhere;
 
 use super::{Desired, Inputs, SLACK};
 use crate::{
@@ -22,6 +26,8 @@ use crate::{
 /// Addresses that have an entry of their own because more is asked of them than of all. With more of them in the cluster, other nodes'
 /// pods are held to it by their node's whole range: the map has room for those of 5,000 nodes beside ([`MAX_PREFIXES`]).
 const MOST_EXCEPTIONS: usize = 16_384;
+/// Of what it is told that they are more.
+const TOO_MANY: &str = "policies";
 const _: () = assert!(MOST_EXCEPTIONS + 5_000 * 4 < MAX_PREFIXES / 3 * 2);
 
 /// What is asked for of those whom nobody can tell from any other.
@@ -132,15 +138,8 @@ pub(super) fn ask(
         };
         // A node's own address is no pod's, whatever a pod says.
         let is_pods = prefixes.get(&own).is_none_or(|_| Some(own) == net);
-        // Said of pods of this node even where it goes without saying: what was said before has to give way, and nothing is removed on
-        // hearsay.
-        let is_worth_it =
-            asked != Asked::Mesh || holder.kind == PrefixKind::LocalPods && unknown != Asked::Mesh;
-        if is_worth_it && is_pods {
-            // Told anew only where it is another end.
-            let same = stands.get(&own).filter(|stands| stands.until.abs_diff(until) <= SLACK && until != 0);
-            let until = same.map_or(until, |stands| stands.until);
-            prefixes.insert(own, Prefix { asked, until, ..holder });
+        if let Some(entry) = entry(asked, until, unknown, holder, stands.get(&own)).filter(|_| is_pods) {
+            prefixes.insert(own, entry);
         }
         let datapath = inputs.observed.datapath.as_ref();
         let falls_to_stricter = is_loose(asked) || asked == Asked::Mesh && unknown != Asked::Mesh;
@@ -151,6 +150,23 @@ pub(super) fn ask(
             out.held_back.insert(address, HeldBack::DeviceGone);
         }
     }
+}
+
+/// What is said of an address that lies in the prefix `holder`, over what `stands` there; `None` where that says it already.
+fn entry(
+    asked: Asked,
+    until: u32,
+    unknown: Asked,
+    holder: Prefix,
+    stands: Option<&Prefix>,
+) -> Option<Prefix> {
+    // Said of pods of this node even where it goes without saying: what was said before has to give way, and nothing is removed on
+    // hearsay.
+    let is_worth_it = asked != Asked::Mesh || holder.kind == PrefixKind::LocalPods && unknown != Asked::Mesh;
+    // Told anew only where it is another end.
+    let same = stands.filter(|stands| stands.until.abs_diff(until) <= SLACK && until != 0);
+    let until = same.map_or(until, |stands| stands.until);
+    is_worth_it.then_some(Prefix { asked, until, ..holder })
 }
 
 /// Why an address of a pod of this node is held to more than policies ask of that pod.
@@ -169,7 +185,7 @@ pub enum HeldBack {
 fn too_many(required: usize, loose: usize) -> Problem {
     Problem {
         kind: ProblemKind::Manifest,
-        object: "policies".to_owned(),
+        object: TOO_MANY.to_owned(),
         field: String::new(),
         message: format!(
             "{required} addresses of which encryption is required, and {loose} of which less is asked than of all, are more than the \

@@ -287,18 +287,48 @@ fn what_is_asked_elsewhere_is_news_where_it_counts() {
     assert!(!known(&mut unheard).snapshot().workloads.knows_elsewhere);
     assert_eq!(store.slice(slice(ME, 13, ledger.clone()).read(), false), Ok(false));
     assert_eq!(elsewhere(&mut store), b(), "of our own");
-    assert_eq!(store.slice(slice("b", 14, ledger).read(), false), Ok(false), "the same");
+    assert_eq!(store.slice(slice("b", 14, ledger.clone()).read(), false), Ok(false), "the same");
+
+    // That alone is told by the node's name; with anything else all has to be seen.
+    store.take_changes();
+    let other = json!([{"namespace": "n", "name": "p", "addresses": ["10.2.0.8"], "mode": "require"}]);
+    let is_news = |store: &mut Store, slice: SliceObject, is_gone| {
+        assert_eq!(store.slice(slice.read(), is_gone), Ok(true));
+    };
+    let told = |store: &mut Store| match store.take_changes() {
+        Changes::Elsewhere(said) => {
+            said.into_iter().map(|(node, of)| (node, of.map(|of| of.len()))).collect()
+        }
+        _ => vec![],
+    };
+    is_news(&mut store, slice("b", 15, other.clone()), false);
+    is_news(&mut store, slice("c", 16, ledger.clone()), false);
+    is_news(&mut store, slice("c", 17, json!(null)), true);
+    assert_eq!(told(&mut store), [("b".to_owned(), Some(1)), ("c".to_owned(), None)]);
+    for node_first in [true, false] {
+        let (at, says) = if node_first { (18, "one") } else { (20, "two") };
+        let heard = node("b", at, says);
+        if node_first {
+            store.node(heard, false).expect("followed");
+            is_news(&mut store, slice("b", 19, ledger.clone()), false);
+        } else {
+            is_news(&mut store, slice("b", 21, other.clone()), false);
+            store.node(heard, false).expect("followed");
+        }
+        assert_eq!(store.take_changes(), Changes::Any);
+    }
 
     // Of whom nobody can read what is asked the most is.
     let wrong = json!([{"namespace": "n", "name": "p", "addresses": ["10.2.0.7", "x"], "mode": "insist"}]);
-    assert_eq!(store.slice(slice("b", 15, wrong).read(), false), Ok(true));
+    assert_eq!(store.slice(slice("b", 25, wrong).read(), false), Ok(true));
+    assert_eq!(store.take_changes(), Changes::Any, "somebody has to be told");
     assert_eq!(elsewhere(&mut store), vec![("b".to_owned(), 1)]);
     let told: Vec<String> = store.problems().map(ToString::to_string).collect();
     assert!(
         told.len() == 1 && told[0].starts_with("VeilPodSlice b pods[0].addresses[1]: invalid IP address"),
         "{told:?}"
     );
-    let gone = slice("b", 16, json!(null)).read();
+    let gone = slice("b", 26, json!(null)).read();
     assert_eq!(store.slice(gone, true), Ok(true));
     assert_eq!(elsewhere(&mut store), []);
 }

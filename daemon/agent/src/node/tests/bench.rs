@@ -15,6 +15,7 @@ use kubeveil_api::{
 use kubeveil_core::{
     action::Action,
     observed::{Neighbours, Observed},
+    policy::pods::Exceptions,
     problem::Problem,
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::{Changes, Source, SourceState},
@@ -70,6 +71,17 @@ impl Said {
         }
         (expected == *self).then_some(changes)
     }
+
+    /// Of which nodes' pods something else is asked for than `before`, if that is all.
+    fn elsewhere_since(&self, before: &Self) -> Option<BTreeMap<String, Option<Arc<Exceptions>>>> {
+        let mut expected = Self { reported: self.reported.clone(), ..before.clone() };
+        let now = &self.snapshot.workloads.elsewhere;
+        let was = &mut Arc::make_mut(&mut expected.snapshot.workloads).elsewhere;
+        let nodes = now.keys().chain(was.keys()).filter(|node| now.get(*node) != was.get(*node));
+        let changes: BTreeMap<_, _> = nodes.map(|node| (node.clone(), now.get(node).cloned())).collect();
+        was.clone_from(now);
+        (expected == *self && !changes.is_empty()).then_some(changes)
+    }
 }
 
 impl Source for World {
@@ -91,8 +103,10 @@ impl Source for World {
 
     fn changes(&mut self) -> Changes {
         let said = self.said();
-        let since = self.told.replace(said.clone()).and_then(|before| said.announcements_since(&before));
-        since.map_or(Changes::Any, Changes::Announcements)
+        let Some(before) = self.told.replace(said.clone()) else { return Changes::Any };
+        let elsewhere = said.elsewhere_since(&before).map(Changes::Elsewhere);
+        let announcements = || said.announcements_since(&before).map(Changes::Announcements);
+        elsewhere.or_else(announcements).unwrap_or(Changes::Any)
     }
 
     fn announce(&mut self, node: &str, _: &str, json: Option<&str>) -> Result<(), Problem> {

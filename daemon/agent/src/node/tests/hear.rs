@@ -5,7 +5,13 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use kubeveil_core::{action::Action, problem::ProblemKind};
+use kubeveil_abi::Asked;
+use kubeveil_api::{policy::PolicyMode, selector::LabelSelector};
+use kubeveil_core::{
+    action::Action,
+    policy::{Namespaces, Policies, Policy, PolicyId, Standing, pods::Workloads},
+    problem::ProblemKind,
+};
 use kubeveil_keys::PrivateKey;
 use kubeveil_linux::{Kernel as _, fake::Call};
 
@@ -190,4 +196,58 @@ fn what_the_short_way_did_is_nobodys_deed() {
     node.hear(bench.now());
     assert!(bench.kernel.with(|kernel| kernel.still_holds(&node.last.observed)).expect("a look"));
     assert!(!node.is_touched());
+}
+
+/// What is asked of other nodes' pods costs no look at the kernel either, one write an address, and is what the whole way would make of it.
+#[test]
+fn pods_elsewhere_cost_no_look_at_the_kernel() {
+    let (mut bench, mut node) = Bench::settled(5);
+    bench.kernel.with(|kernel| kernel.nobody_answers());
+    let policy = Policy {
+        namespaces: Namespaces::One("payments".to_owned()),
+        pods: LabelSelector::default(),
+        mode: PolicyMode::Require,
+        until: None,
+        max_key_age: None,
+    };
+    let id = PolicyId { namespace: Some("payments".to_owned()), name: "all".to_owned() };
+    bench.world.change(|said| {
+        said.snapshot.policies = Policies::new([(id, policy)].into());
+        said.snapshot.workloads = Arc::new(Workloads { knows_elsewhere: true, ..Workloads::default() });
+    });
+    bench.settle(&mut node);
+    let looks = looks(&bench);
+    let hears = |bench: &mut Bench, node: &mut crate::node::Node<super::bench::Shared>, pods: &[u8]| {
+        bench.seconds += 1;
+        node.pass(bench.now());
+        let require = Standing { mode: PolicyMode::Require, until: None };
+        let asked = pods.iter().map(|pod| ([10, 244, 4, *pod].into(), require)).collect();
+        bench.world.change(|said| {
+            let workloads = Arc::make_mut(&mut said.snapshot.workloads);
+            match pods {
+                [] => drop(workloads.elsewhere.remove("node-4")),
+                _ => drop(workloads.elsewhere.insert("node-4".to_owned(), Arc::new(asked))),
+            }
+        });
+        bench.tried();
+        let before = looks.load(Ordering::Relaxed);
+        node.hear(bench.now());
+        assert_eq!(looks.load(Ordering::Relaxed), before, "it looked");
+        let tried = bench.tried();
+        let (wanted, seen) = (node.last.desired.clone(), node.last.observed.clone());
+        node.pass(bench.now());
+        assert_eq!(bench.tried(), [], "{pods:?}");
+        assert_eq!(node.last.desired, wanted, "{pods:?}");
+        assert!(node.last.observed.holds_as(&seen), "{pods:?}");
+        let told = |action: Action| match action {
+            Action::PutPrefix(net, prefix) if prefix.asked == Asked::Require => format!("+{}", net.addr()),
+            Action::RemovePrefix(net) => format!("-{}", net.addr()),
+            other => other.to_string(),
+        };
+        tried.into_iter().map(told).collect::<Vec<_>>()
+    };
+    assert_eq!(hears(&mut bench, &mut node, &[8]), ["+10.244.4.8"]);
+    assert_eq!(hears(&mut bench, &mut node, &[8, 9]), ["+10.244.4.9"]);
+    assert_eq!(hears(&mut bench, &mut node, &[9]), ["-10.244.4.8"]);
+    assert_eq!(hears(&mut bench, &mut node, &[]), ["-10.244.4.9"]);
 }
