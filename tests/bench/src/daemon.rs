@@ -1,4 +1,5 @@
-//! The daemon's way round at 5,000 nodes: over the real kernel with WireGuard, but for [`rotation`], which has one of memory.
+//! The daemon's way round at 5,000 nodes: over the real kernel with WireGuard, but for [`rotation`], [`slices`] and [`window`], which
+//! have one of memory.
 //!
 //! Of those over the real kernel:
 //! The peers' keys are lower than this node's and the clock that the daemon is told stands still, so nobody is spoken
@@ -11,6 +12,8 @@ pub(crate) mod memory;
 mod profile;
 pub(crate) mod reconcile;
 pub(crate) mod rotation;
+pub(crate) mod slices;
+pub(crate) mod window;
 
 use std::{path::Path, time::Duration};
 

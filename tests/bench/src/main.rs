@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 use crate::{
-    daemon::{cluster, latency, memory, reconcile, rotation},
+    daemon::{cluster, latency, memory, reconcile, rotation, window},
     row::Row,
 };
 
@@ -56,6 +56,8 @@ enum Part {
     Latency,
     /// What one node has to do in a rotation
     Rotation,
+    /// From a pod at the API server to other nodes' kernels
+    Window,
     /// Pod to pod through WireGuard, also while keys are rotated
     Traffic,
     /// In a lab, of `traffic`: measures when it is told to
@@ -96,6 +98,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Part::Memory => with_wireguard("memory", || memory::measure(rounds))?,
         Part::Latency => with_wireguard("latency", || latency::measure(rounds))?,
         Part::Rotation => rotation::measure(rounds)?,
+        Part::Window => window::measure(rounds)?,
         Part::Traffic => with_wireguard("traffic", || traffic::measure(rounds))?,
         Part::Serve => return traffic::serve(),
         Part::Answer => return traffic::answer(),

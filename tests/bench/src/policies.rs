@@ -22,6 +22,7 @@ use kubeveil_tests_bpf::kernel::{Kernel, test_run};
 use kubeveil_verdict::testing::{World, address};
 
 use crate::{
+    daemon::slices,
     programs::{cluster, nanoseconds, node, situations},
     raw,
     row::{Row, Series},
@@ -40,17 +41,24 @@ const NAMESPACES: u16 = 50;
 pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     let mut rows = per_packet(rounds)?;
     rows.extend(deciding(rounds));
+    rows.extend(slices::measure(rounds)?);
     Ok(rows)
 }
 
-/// The same packets with policies and without, round by round.
+/// The same packets without policies and with; and of a pod of which nothing is asked among them, whose device is not known and is. Round
+/// by round.
 fn per_packet(rounds: usize) -> Result<Vec<Row>> {
     let plain = cluster(NODES);
-    let mut kernels = [Kernel::with(&plain)?, Kernel::with(&with_policies(plain))?];
+    let with = with_policies(plain.clone());
+    let free = with_free_pod(with.clone());
+    let mut bound = free.clone();
+    bound.bind_pod();
+    let worlds = [plain, with, free, bound];
+    let mut kernels = worlds.iter().map(Kernel::with).collect::<Result<Vec<_>>>()?;
     let mut empty = raw::Program::load(&[raw::NEXT, raw::EXIT])?;
     let situations: Vec<_> =
         situations(NODES).into_iter().filter(|(what, _, _)| what.starts_with("pod to pod")).collect();
-    let mut costs: Vec<[Series; 2]> = situations.iter().map(|_| Default::default()).collect();
+    let mut costs: Vec<[Series; 4]> = situations.iter().map(|_| Default::default()).collect();
     for round in 1..=rounds {
         say(format!("policies: round {round} of {rounds}"));
         for ((_, direction, situation), cost) in situations.iter().zip(&mut costs) {
@@ -63,12 +71,34 @@ fn per_packet(rounds: usize) -> Result<Vec<Row>> {
             }
         }
     }
-    let row = |((what, direction, _), [without, with]): (&(&str, Direction, _), &[Series; 2])| {
-        let name = format!("{}, {what}, {EXCEPTIONS} exceptions / no policy", direction.name());
-        let note = format!("{:.0} ns with, {:.0} ns without", with.median(), without.median());
-        Row::of(name, "ratio", &with.over(without)).at_most(1.15).note(note)
-    };
-    Ok(situations.iter().zip(&costs).map(row).collect())
+    let rows =
+        |((what, direction, _), [without, with, free, bound]): (&(&str, Direction, _), &[Series; 4])| {
+            let of = |name: String| format!("{}, {what}, {name}", direction.name());
+            let note = format!("{:.0} ns with, {:.0} ns without", with.median(), without.median());
+            let name = of(format!("{EXCEPTIONS} exceptions / no policy"));
+            let policies = Row::of(name, "ratio", &with.over(without));
+            let note_bound =
+                format!("{:.0} ns, {:.0} ns where its device is not known", bound.median(), free.median());
+            let bound = Row::of(
+                of("a pod bound to its device / one that is not".to_owned()),
+                "ratio",
+                &bound.over(free),
+            );
+            [policies.at_most(1.15).note(note), bound.note(note_bound)]
+        };
+    Ok(situations.iter().zip(&costs).flat_map(rows).collect())
+}
+
+/// Nothing is asked of the pod whose packets are measured: only of such a one it matters whether its device lives.
+fn with_free_pod(mut world: World) -> World {
+    for is_v6 in [false, true] {
+        let own = address(local(0, is_v6));
+        for (_, _, value) in world.prefixes.iter_mut().filter(|(at, length, _)| *at == own && *length == 128)
+        {
+            *value = PrefixValue::new(PrefixKind::LocalPods, 0);
+        }
+    }
+    world
 }
 
 /// Of every other one of this node's pods, and of some of other nodes', encryption is required; of who is unknown as well.

@@ -14,7 +14,7 @@ use clap::Args;
 
 use self::row::Row;
 use crate::{
-    build,
+    build, kubernetes,
     machine::{Kernel, Machine, Request},
     process, report, setup,
     workspace::Workspace,
@@ -26,7 +26,7 @@ const LIMIT: u64 = 3600;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Only parts whose name contains this: datapath, programs, policies, look, rotation, reconcile, memory, latency, traffic
+    /// Only parts whose name contains this: datapath, programs, policies, look, rotation, window, reconcile, memory, latency, traffic
     filter: Option<String>,
     /// How often each thing is measured
     #[arg(long)]
@@ -51,16 +51,19 @@ struct Part {
 enum Place {
     /// On this machine's own kernel: emulation would hide what is measured.
     Here,
+    /// The same, beside an API server.
+    ApiServer,
     /// Where there is WireGuard.
     WireGuard,
 }
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     Part { name: "datapath", place: Place::Here, rounds: 9 },
     Part { name: "programs", place: Place::Here, rounds: 9 },
     Part { name: "policies", place: Place::Here, rounds: 9 },
     Part { name: "look", place: Place::Here, rounds: 9 },
     Part { name: "rotation", place: Place::Here, rounds: 3 },
+    Part { name: "window", place: Place::ApiServer, rounds: 100 },
     Part { name: "reconcile", place: Place::WireGuard, rounds: 3 },
     Part { name: "memory", place: Place::WireGuard, rounds: 1 },
     Part { name: "latency", place: Place::WireGuard, rounds: 100 },
@@ -137,6 +140,9 @@ impl<'a> Bench<'a> {
             _ => match self.here(&self.folder.join(PROGRAM)) {
                 Ok(mut command) => {
                     command.args(words);
+                    if part.place == Place::ApiServer {
+                        command.env(kubernetes::VARIABLE, kubernetes::control_plane(self.workspace)?);
+                    }
                     command
                 }
                 // No privilege is no failure, and no silence.

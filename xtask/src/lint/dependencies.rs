@@ -84,11 +84,14 @@ const BENCH: &[&str] = &[
     "kubeveil-abi",
     "kubeveil-agent",
     "kubeveil-api",
+    "kubeveil-controller",
     "kubeveil-core",
     "kubeveil-keys",
+    "kubeveil-kubernetes",
     "kubeveil-linux",
     "kubeveil-manifests",
     "kubeveil-tests-bpf",
+    "kubeveil-tests-kubernetes",
     "kubeveil-verdict",
 ];
 

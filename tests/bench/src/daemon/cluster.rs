@@ -17,6 +17,7 @@ use kubeveil_api::{
     mesh::{MeshSpec, Mode},
 };
 use kubeveil_core::{
+    policy::pods::Exceptions,
     problem::Problem,
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::{Changes, Source, SourceState},
@@ -96,7 +97,7 @@ impl Other {
     }
 
     pub(crate) fn name(&self) -> String {
-        format!("node-{:05}", self.number)
+        name(self.number)
     }
 
     /// It says that it listens on `port`.
@@ -131,6 +132,11 @@ impl Other {
         let signed = Announcement::sign(&self.name(), &self.facts.uid, entries, NotFlipped::nobody(), &keys);
         Ok(signed.context("sign")?.to_json())
     }
+}
+
+/// What the node of this number is called.
+pub(crate) fn name(number: u16) -> String {
+    format!("node-{number:05}")
 }
 
 /// `count` nodes beside this one.
@@ -183,6 +189,8 @@ struct Said {
     snapshot: Snapshot,
     /// What has changed since it was last asked.
     heard: BTreeMap<String, Option<String>>,
+    /// What is asked for of nodes' pods, likewise.
+    elsewhere: BTreeMap<String, Option<Arc<Exceptions>>>,
     /// And that is not all.
     is_stirred: bool,
 }
@@ -213,6 +221,13 @@ impl Memory {
         Ok(announcement.generations().iter().map(|entry| entry.generation.number()).collect())
     }
 
+    /// Something else is asked for of the pods of a node.
+    pub(crate) fn hear_elsewhere(&self, node: &str, asked: Arc<Exceptions>) {
+        let mut said = self.said();
+        Arc::make_mut(&mut said.snapshot.workloads).elsewhere.insert(node.to_owned(), asked.clone());
+        said.elsewhere.insert(node.to_owned(), Some(asked));
+    }
+
     /// A node has another announcement.
     pub(crate) fn hear(&self, other: &Other) {
         let mut said = self.said();
@@ -228,7 +243,7 @@ impl Source for Memory {
 
     fn read(&mut self, _: Duration) -> SourceState {
         let mut said = self.said();
-        (said.heard, said.is_stirred) = (BTreeMap::new(), false);
+        (said.heard, said.elsewhere, said.is_stirred) = Default::default();
         let snapshot = said.snapshot.clone();
         SourceState {
             knowledge: Knowledge::Whole(snapshot.attest_whole()),
@@ -239,8 +254,12 @@ impl Source for Memory {
 
     fn changes(&mut self) -> Changes {
         let mut said = self.said();
-        let heard = std::mem::take(&mut said.heard);
-        if std::mem::take(&mut said.is_stirred) { Changes::Any } else { Changes::Announcements(heard) }
+        let (heard, elsewhere) = (std::mem::take(&mut said.heard), std::mem::take(&mut said.elsewhere));
+        match (std::mem::take(&mut said.is_stirred), heard.is_empty(), elsewhere.is_empty()) {
+            (false, _, true) => Changes::Announcements(heard),
+            (false, true, false) => Changes::Elsewhere(elsewhere),
+            _ => Changes::Any,
+        }
     }
 
     fn announce(&mut self, node: &str, _: &str, json: Option<&str>) -> Result<(), Problem> {
