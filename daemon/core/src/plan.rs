@@ -17,6 +17,7 @@ use crate::{
     desired::{Desired, DesiredPeer, DesiredTunnel},
     observed::{Datapath, Hook, Observed, Peer, Prefix, TunnelDevice},
     snapshot::Synced,
+    tunnels,
 };
 
 /// An address of host scope for each tunnel device, the same on every node; nobody is ever spoken to by it.
@@ -395,12 +396,17 @@ fn peer_actions(
     if let Some(endpoint) = want.endpoint {
         let announced_anew = written.get(&(device.clone(), key)).is_some_and(|last| *last != endpoint);
         // A peer that we want to reach and can't has not roamed: it never answered from elsewhere.
-        let lost = want.keepalive != 0 && have.endpoint != Some(endpoint);
-        if announced_anew || lost {
+        let is_wanted = want.keepalive != tunnels::at_rest(want.keepalive)
+            || want.keepalive != 0 && have.last_handshake.is_none();
+        if announced_anew || is_wanted && have.endpoint != Some(endpoint) {
             actions.push(Action::SetEndpoint(device.clone(), key, endpoint));
         }
     }
     if have.keepalive != want.keepalive {
+        // One goes out at once where there was none, and not where there was another (`drivers/net/wireguard/netlink.c`, `set_peer`).
+        if have.keepalive != 0 && want.keepalive != 0 {
+            actions.push(Action::SetKeepalive(device.clone(), key, 0));
+        }
         actions.push(Action::SetKeepalive(device, key, want.keepalive));
     }
 }

@@ -35,6 +35,9 @@ pub const STILL: Duration = Duration::from_secs(5);
 /// A node's list of peers that it has not moved yet is told anew no more often than this, but for its end; and, where it is shorter, in
 /// the node's place in the row.
 pub const TELL_EVERY: Duration = Duration::from_secs(10);
+/// A device that goes within this takes its peers with it: they are not removed one by one, as they give up what they had there. Longer
+/// than the silence and the row of 5,000 nodes.
+const GOES_WITHIN: Duration = Duration::from_secs(60);
 /// The nodes of a cluster take each step of a rotation one after another, about this far apart: each of them has to take in
 /// what all others say.
 const PACE: Duration = Duration::from_millis(10);
@@ -228,6 +231,11 @@ impl Rotation {
         let (_, since) = *self.free.filter(|(of, _)| *of == generation).get_or_insert((generation, view.now));
         self.free = Some((generation, since));
         held.is_empty() && view.now >= since + STILL + pace(view)
+    }
+
+    /// Is `generation` about to be given up, since nothing has held it up for a while but what is on its way?
+    pub fn goes_soon(&self, generation: Generation, now: Duration) -> bool {
+        self.free.is_some_and(|(of, since)| of == generation && now < since + GOES_WITHIN)
     }
 
     /// What this node says from now on: its generations, and to whom it does not send by the newest. `None` as long as no device

@@ -23,7 +23,15 @@ pub const REJECT_AFTER: Duration = Duration::from_secs(180);
 const GIVE_UP: Duration = Duration::from_secs(25);
 /// How long the peer with the lower key has the first word.
 const SECOND_WORD: Duration = Duration::from_secs(3);
-/// Interval of keepalives while a handshake is wanted, seconds. The first goes out at once.
+/// The same where an older tunnel carries packets meanwhile, so that nobody waits: the first word may have come before the other had a
+/// peer for it, and is said again by then (`REKEY_TIMEOUT` and a jitter: 5.3 s).
+const SECOND_WORD_AT_LEISURE: Duration = Duration::from_secs(7);
+/// How long WireGuard alone repeats the first word; it does so for 90 seconds (`REKEY_ATTEMPT_TIME`).
+const FIRST_WORDS: Duration = Duration::from_secs(15);
+/// The keepalive of a peer to whom this node has the first word, seconds: the longest there is. What it is for is the one that goes out
+/// as it is set; then it need not be taken back, since one empty packet in 18 hours is as good as none.
+pub const FIRST_KEEPALIVE: u16 = u16::MAX;
+/// Interval of keepalives while a handshake is wanted that did not come by itself, seconds.
 pub const PROVING_KEEPALIVE: u16 = 5;
 /// How often to look while something is unproven: at first, after [`PATIENCE`], and until [`RESIGNATION`];
 /// then the daemon's regular round has to do, since among thousands of nodes one is always down.
@@ -75,6 +83,24 @@ struct Track {
     received: u64,
     /// When the first packet was sent that nothing has come back for.
     unanswered_since: Option<Duration>,
+}
+
+/// A peer to whom a handshake may have to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct To<'a> {
+    /// The device that it is a peer of.
+    pub device: &'a str,
+    /// The device's key.
+    pub own: &'a PublicKey,
+    /// Its own.
+    pub peer: &'a PublicKey,
+    /// Another device of ours is older, and carries what there is.
+    pub is_at_leisure: bool,
+}
+
+/// The keepalive of a peer that no handshake is wanted of: what is as good as none is left as it is.
+pub const fn at_rest(stands: u16) -> u16 {
+    if stands == FIRST_KEEPALIVE { FIRST_KEEPALIVE } else { 0 }
 }
 
 /// What came and went by a device.
@@ -157,14 +183,20 @@ impl Tunnels {
         }
     }
 
-    /// Shall we set a keepalive, so that a handshake starts without waiting for traffic? The lower
-    /// key has the first word; the other joins in when nothing came of that, since it may be the
-    /// lower one that has an old session and sees no reason to speak.
-    pub fn initiates(&self, device: &str, own: &PublicKey, peer: &PublicKey, now: Duration) -> bool {
-        match self.health(device, peer, now) {
-            Health::Never(since) => own < peer || since >= SECOND_WORD,
-            Health::Stale(_) => true,
-            Health::Up(_) | Health::Idle(_) => false,
+    /// The keepalive of a peer, seconds, which has one of `stands`: one that is set starts a handshake without waiting for traffic. The
+    /// lower key has the first word; the other joins in when nothing came of that, since it may be the lower one that has an old session
+    /// and sees no reason to speak.
+    pub fn keepalive(&self, to: &To<'_>, stands: u16, now: Duration) -> u16 {
+        let is_first = to.own < to.peer;
+        let second_word = if to.is_at_leisure { SECOND_WORD_AT_LEISURE } else { SECOND_WORD };
+        match self.health(to.device, to.peer, now) {
+            Health::Never(since) if since >= if is_first { FIRST_WORDS } else { second_word } => {
+                PROVING_KEEPALIVE
+            }
+            Health::Never(_) if is_first => FIRST_KEEPALIVE,
+            Health::Never(_) => 0,
+            Health::Stale(_) => PROVING_KEEPALIVE,
+            Health::Up(_) | Health::Idle(_) => at_rest(stands),
         }
     }
 
@@ -269,15 +301,27 @@ mod tests {
         let health = |t: &Tunnels, now| t.health(DEVICE, &key(7), seconds(now));
         tunnels.observe(&with(None, 0), seconds(10), wall);
         assert_eq!(health(&tunnels, 12), Health::Never(seconds(2)));
-        assert!(tunnels.initiates(DEVICE, &key(1), &key(7), seconds(12)));
-        assert!(!tunnels.initiates(DEVICE, &key(9), &key(7), seconds(12)));
-        assert!(tunnels.initiates(DEVICE, &key(9), &key(7), seconds(13)));
+        let keepalive = |t: &Tunnels, own: u8, stands, now| {
+            let (own, peer) = (key(own), key(7));
+            let to = |is_at_leisure| To { device: DEVICE, own: &own, peer: &peer, is_at_leisure };
+            [false, true].map(|is_at_leisure| t.keepalive(&to(is_at_leisure), stands, seconds(now)))
+        };
+        assert_eq!(keepalive(&tunnels, 1, 0, 12), [FIRST_KEEPALIVE; 2]);
+        assert_eq!(keepalive(&tunnels, 1, FIRST_KEEPALIVE, 24), [FIRST_KEEPALIVE; 2]);
+        assert_eq!(keepalive(&tunnels, 1, FIRST_KEEPALIVE, 25), [PROVING_KEEPALIVE; 2]);
+        assert_eq!(keepalive(&tunnels, 9, 0, 12), [0; 2]);
+        assert_eq!(keepalive(&tunnels, 9, 0, 13), [PROVING_KEEPALIVE, 0]);
+        assert_eq!(keepalive(&tunnels, 9, 0, 17), [PROVING_KEEPALIVE; 2]);
         assert_eq!(tunnels.next_look(seconds(12)), Some(LOOK_OFTEN));
         assert_eq!(tunnels.next_look(seconds(40)), Some(LOOK_SELDOM));
         assert_eq!(tunnels.next_look(seconds(140)), None);
 
         tunnels.observe(&with(Some(1_000_003), 100), seconds(13), wall);
         assert_eq!(health(&tunnels, 20), Health::Up(seconds(7)));
+        // What was set for the first word stays; what was set since goes, and is nobody else's to set.
+        for (stands, rests) in [(0, 0), (FIRST_KEEPALIVE, FIRST_KEEPALIVE), (PROVING_KEEPALIVE, 0), (25, 0)] {
+            assert_eq!(keepalive(&tunnels, 1, stands, 20), [rests; 2]);
+        }
         assert_eq!(tunnels.next_look(seconds(20)), None);
         // Silence is no fault …
         assert_eq!(health(&tunnels, 500), Health::Idle(seconds(487)));
@@ -287,7 +331,7 @@ mod tests {
         assert_eq!(health(&tunnels, 524), Health::Idle(seconds(511)));
         tunnels.observe(&with(Some(1_000_003), 400), seconds(524), wall);
         assert_eq!(health(&tunnels, 525), Health::Stale(seconds(512)));
-        assert!(tunnels.initiates(DEVICE, &key(9), &key(7), seconds(525)));
+        assert_eq!(keepalive(&tunnels, 9, 0, 525), [PROVING_KEEPALIVE; 2]);
         tunnels.observe(&with(Some(1_000_504), 500), seconds(530), wall);
         assert_eq!(health(&tunnels, 530), Health::Up(Duration::ZERO));
     }

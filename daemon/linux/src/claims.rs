@@ -9,6 +9,7 @@ use kubeveil_core::{
     action::Action,
     backstop::{Backstop, Form, Range, Rules, Standing},
     observed::TunnelDevice,
+    tunnels::FIRST_KEEPALIVE,
 };
 use kubeveil_keys::{Generation, PrivateKey, PublicKey};
 
@@ -184,7 +185,7 @@ pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
         bench.run(Action::SetUp(index))?;
     }
     for (device, key, port, keepalive) in
-        [(DEVICE_NAMES[1], first, BASE_PORT, 0), (DEVICE_NAMES[0], second, BASE_PORT + 1, 1)]
+        [(DEVICE_NAMES[1], first, BASE_PORT, 0), (DEVICE_NAMES[0], second, BASE_PORT + 1, FIRST_KEEPALIVE)]
     {
         bench.run(Action::AddPeer {
             device: device.to_owned(),
@@ -196,6 +197,10 @@ pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
     }
     bench.await_handshake(DEVICE_NAMES[0], second)?;
     bench.await_handshake(DEVICE_NAMES[1], first)?;
+    claim(
+        bench.device()?.peers[&second].keepalive == FIRST_KEEPALIVE,
+        "a keepalive starts a handshake at once, however long it is",
+    )?;
 
     // No further handshake comes in between.
     bench.run(Action::SetKeepalive(DEVICE.to_owned(), second, 0))?;

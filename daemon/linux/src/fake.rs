@@ -55,6 +55,7 @@ pub struct FakeKernel {
     build: String,
     last_index: u32,
     answering: BTreeSet<PublicKey>,
+    speaking: BTreeSet<PublicKey>,
     clock: Duration,
     fault: Option<calls::Fault>,
     /// What somebody watches.
@@ -175,6 +176,12 @@ impl FakeKernel {
         self.answering.insert(key);
     }
 
+    /// The same, and it speaks first where its key is the lower one.
+    pub fn speak(&mut self, key: PublicKey) {
+        self.answer(key);
+        self.speaking.insert(key);
+    }
+
     /// From now on no peer answers.
     pub fn nobody_answers(&mut self) {
         self.answering.clear();
@@ -239,7 +246,7 @@ impl FakeKernel {
         Ok(())
     }
 
-    /// Handshakes that keepalives start, with those who answer.
+    /// Handshakes that keepalives start, on either side, with those who answer.
     fn shake(&mut self, device: &str) {
         let up = self.index(device).is_some_and(|index| self.links[&index].up);
         self.clock += Duration::from_secs(1);
@@ -248,7 +255,9 @@ impl FakeKernel {
         };
         let (own, mut shaken) = (tunnel.public_key, Vec::new());
         for (key, peer) in &mut tunnel.peers {
-            if peer.keepalive != 0 && peer.endpoint.is_some() && self.answering.contains(key) {
+            let is_spoken_to = || own.is_some_and(|own| *key < own) && self.speaking.contains(key);
+            let is_wanted = peer.keepalive != 0 || is_spoken_to() && peer.last_handshake.is_none();
+            if is_wanted && peer.endpoint.is_some() && self.answering.contains(key) {
                 peer.last_handshake = Some(self.clock);
                 shaken.push(*key);
             }

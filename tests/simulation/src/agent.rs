@@ -290,14 +290,17 @@ impl World {
     fn rouse(&mut self, place: usize, name: &str) {
         let Some(device) = self.machines[place].kernel.seen.tunnels.get(name) else { return };
         let (ifindex, parity) = (device.ifindex, usize::from(name == kubeveil_abi::DEVICE_NAMES[1]));
+        if !self.machines[place].kernel.seen.links.get(&ifindex).is_some_and(|link| link.up) {
+            return;
+        }
         let wanting =
             device.peers.iter().filter(|(_, peer)| peer.keepalive != 0 && peer.last_handshake.is_none());
         let keys: Vec<PublicKey> = wanting.map(|(key, _)| *key).collect();
         for key in keys {
-            if !self.machines[place].kernel.begins(ifindex, key) {
-                continue;
+            let since = self.now;
+            if self.machines[place].kernel.begins(ifindex, key, since) {
+                self.after(Duration::from_micros(50), Event::Keepalive(place, parity, ifindex, key, since));
             }
-            self.after(Duration::from_micros(50), Event::Keepalive(place, parity, ifindex, key));
         }
     }
 

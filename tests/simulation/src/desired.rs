@@ -8,7 +8,7 @@ use kubeveil_core::{
     desired::{Desired, DesiredPeer, DesiredTunnel, Remote},
     observed::{Observed, Peer},
     rotation::{self, Rotation},
-    tunnels::{Health, PROVING_KEEPALIVE},
+    tunnels::{self, Health, To},
 };
 use kubeveil_keys::{Generation, PublicKey};
 
@@ -51,7 +51,8 @@ pub(crate) fn desired(
         let standing = observed.tunnels.get(device).filter(|device| device.public_key == Some(*key));
         let is_up = |index: &u32| observed.links.get(index).is_some_and(|link| link.up);
         let up = standing.map(|device| device.ifindex).filter(is_up);
-        let (peers, keys) = peers(daemon, observed, (*generation, *key), &carriers);
+        let is_at_leisure = held.keys().next() < Some(generation);
+        let (peers, keys) = peers(daemon, observed, (*generation, *key), is_at_leisure, &carriers);
         let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
         out.tunnels
             .insert(device.to_owned(), DesiredTunnel { key: (*generation, *key), port, mtu: MTU, peers });
@@ -67,21 +68,24 @@ fn peers(
     daemon: &Daemon,
     observed: &Observed,
     (generation, own): (Generation, PublicKey),
+    is_at_leisure: bool,
     newer: &[Carrier],
 ) -> Peers {
     let (mut by_key, mut keys) = Peers::default();
     let device = DEVICE_NAMES[generation.parity()];
+    let standing = observed.tunnels.get(device);
     let revoked = daemon.known.mesh.as_ref().map_or(&[][..], |mesh| &mesh.revoked);
     for node in daemon.known.nodes.keys().copied().filter(|node| *node != daemon.name) {
         let allowed = address(place(node));
-        let mut held = observed.tunnels.get(device).into_iter().flat_map(|device| &device.peers);
+        let mut held = standing.into_iter().flat_map(|device| &device.peers);
         let holder = held.find(|(_, peer)| peer.allowed_ips.contains(&allowed));
         let Some(heard) = daemon.heard.get(node) else { continue };
         let is_older =
             |key: &PublicKey| heard.is_kept && holder.is_some_and(|(holder, _): (&_, &Peer)| holder != key);
         let key = heard.said.as_ref().and_then(|said| said.key(generation)).filter(|key| !is_older(key));
         let Some(key) = key else {
-            if heard.said.is_some() && !heard.is_kept {
+            let is_given_up = heard.said.is_some() && !heard.is_kept;
+            if is_given_up && !daemon.rotation.goes_soon(generation, daemon.began) {
                 continue;
             }
             if let Some((key, peer)) = holder.filter(|(key, _)| !revoked.contains(key)) {
@@ -91,19 +95,25 @@ fn peers(
                     keepalive: peer.keepalive,
                 };
                 by_key.entry(*key).or_insert(as_it_is);
-                keys.insert(node, *key);
+                if !is_given_up {
+                    keys.insert(node, *key);
+                }
             }
             continue;
         };
         if revoked.contains(&key) || by_key.contains_key(&key) {
             continue;
         }
-        let initiates = daemon.tunnels.initiates(device, &own, &key, daemon.began)
-            && !newer.iter().any(|newer| newer.health(daemon, node).is_proven());
+        let stands = standing.and_then(|device| device.peers.get(&key)).map_or(0, |peer| peer.keepalive);
+        let keepalive = if newer.iter().any(|newer| newer.health(daemon, node).is_proven()) {
+            tunnels::at_rest(stands)
+        } else {
+            daemon.tunnels.keepalive(&To { device, own: &own, peer: &key, is_at_leisure }, stands, daemon.began)
+        };
         let peer = DesiredPeer {
             endpoint: Some(endpoint(place(node), generation)),
             allowed_ips: [allowed].into(),
-            keepalive: if initiates { PROVING_KEEPALIVE } else { 0 },
+            keepalive,
         };
         by_key.insert(key, peer);
         keys.insert(node, key);

@@ -54,8 +54,8 @@ pub(crate) struct Kernel {
     owed: BTreeSet<(u32, PublicKey)>,
     /// Devices that somebody deleted: who has a session with one can't know.
     pub(crate) lost: BTreeSet<u32>,
-    /// Keepalives that go out, by device and peer.
-    beats: BTreeSet<(u32, PublicKey)>,
+    /// Keepalives that go out, by device and peer: since when.
+    beats: BTreeMap<(u32, PublicKey), Duration>,
 }
 
 impl Kernel {
@@ -70,7 +70,7 @@ impl Kernel {
             unanswered: BTreeMap::new(),
             owed: BTreeSet::new(),
             lost: BTreeSet::new(),
-            beats: BTreeSet::new(),
+            beats: BTreeMap::new(),
         }
     }
 
@@ -208,13 +208,15 @@ impl Kernel {
     }
 
     /// Keepalives begin; false if they go out already.
-    pub(crate) fn begins(&mut self, ifindex: u32, peer: PublicKey) -> bool {
-        self.beats.insert((ifindex, peer))
+    pub(crate) fn begins(&mut self, ifindex: u32, peer: PublicKey, now: Duration) -> bool {
+        let is_new = !self.beats.contains_key(&(ifindex, peer));
+        self.beats.entry((ifindex, peer)).or_insert(now);
+        is_new
     }
 
-    /// They end.
-    pub(crate) fn ends(&mut self, ifindex: u32, peer: PublicKey) {
-        self.beats.remove(&(ifindex, peer));
+    /// Do those still go out that began `at` that time?
+    pub(crate) fn goes_on(&self, ifindex: u32, peer: PublicKey, at: Duration) -> bool {
+        self.beats.get(&(ifindex, peer)) == Some(&at)
     }
 
     /// Somebody deletes the device of `parity`.
@@ -265,8 +267,9 @@ impl Kernel {
             | Action::ReplaceAllowedIps(device, ..)
             | Action::SetKeepalive(device, ..)
             | Action::RemovePeer(device, _) => {
-                if !self.seen.tunnels.contains_key(device) {
-                    return Err("no such device");
+                let ifindex = self.seen.tunnels.get(device).ok_or("no such device")?.ifindex;
+                if let Action::SetKeepalive(_, key, 0) | Action::RemovePeer(_, key) = action {
+                    self.beats.remove(&(ifindex, *key));
                 }
                 self.seen.expect(action);
             }

@@ -23,10 +23,10 @@ const NEW: Generation = Generation::new(1);
 const BURST: u64 = 20;
 /// A way round takes so long for each peer, microseconds (ARCHITECTURE.md: 100 to 200 ms at 5,000 nodes).
 const ROUND_EACH: u64 = 40;
-/// As in `core::tunnels`, milliseconds: `LOOK_OFTEN`, `SECOND_WORD`, and `PROVING_KEEPALIVE`.
+/// As in `core::tunnels`, milliseconds: `LOOK_OFTEN`, `SECOND_WORD_AT_LEISURE`; and WireGuard's `REKEY_TIMEOUT`.
 const LOOK: u64 = 250;
-const SECOND_WORD: u64 = 3000;
-const KEEPALIVE: u64 = 5000;
+const SECOND_WORD: u64 = 7000;
+const AGAIN: u64 = 5000;
 /// `core::rotation::STILL`, milliseconds.
 const STILL: u64 = 5000;
 /// Nothing takes longer.
@@ -332,10 +332,10 @@ impl Cluster {
             if theirs == 0 {
                 continue;
             }
-            // Who has the lower key speaks when it adds the other, and every five seconds; the other after three.
+            // Who has the lower key speaks when it adds the other, and every five seconds; the other after seven.
             let is_lower = self.nodes[place].key < self.nodes[other].key;
             let (lower, higher) = if is_lower { (now, theirs) } else { (theirs, now) };
-            let again = lower + higher.saturating_sub(lower).div_ceil(KEEPALIVE) * KEEPALIVE;
+            let again = lower + higher.saturating_sub(lower).div_ceil(AGAIN) * AGAIN;
             let shaken = again.min(higher + SECOND_WORD) + self.random.u64(1..=30);
             for (of, with) in [(place, other), (other, place)] {
                 let entry = Reverse((stamp(shaken), u32::try_from(with).unwrap_or(u32::MAX)));

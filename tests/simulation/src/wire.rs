@@ -231,17 +231,26 @@ impl World {
         })
     }
 
-    /// A keepalive is due; it begins a handshake where there is no session.
-    pub(crate) fn keepalive(&mut self, place: usize, parity: usize, ifindex: u32, key: PublicKey) {
+    /// A keepalive is due; it begins a handshake where there is no session, which WireGuard repeats for a while.
+    pub(crate) fn keepalive(
+        &mut self,
+        place: usize,
+        parity: usize,
+        ifindex: u32,
+        key: PublicKey,
+        since: Duration,
+    ) {
         let machine = &self.machines[place];
         let device = machine.kernel.device(parity).filter(|device| device.ifindex == ifindex);
         let peer = device.and_then(|device| Some((device.public_key?, device.peers.get(&key)?)));
-        let Some((own, peer)) = peer.filter(|(_, peer)| peer.keepalive != 0) else {
-            return self.machines[place].kernel.ends(ifindex, key);
+        let Some((own, peer)) = peer.filter(|_| machine.kernel.goes_on(ifindex, key, since)) else {
+            return;
         };
         let is_up = machine.kernel.seen.links.get(&ifindex).is_some_and(|link| link.up);
-        let wait = Duration::from_secs(u64::from(peer.keepalive));
         let wants_handshake = peer.last_handshake.is_none();
+        let is_repeated = wants_handshake && self.now < since + AT_MOST;
+        let wait =
+            if is_repeated { GREETS_EVERY } else { Duration::from_secs(u64::from(peer.keepalive)) };
         let to = peer.endpoint.and_then(place_of);
         if let Some(to) = to.filter(|_| is_up) {
             let way = Way { parity, ifindex, keys: (own, key), wants_handshake };
@@ -251,7 +260,7 @@ impl World {
                 self.dispatch(place, to, &way, false, false, 0);
             }
         }
-        self.after(wait, Event::Keepalive(place, parity, ifindex, key));
+        self.after(wait, Event::Keepalive(place, parity, ifindex, key, since));
     }
 
     /// The first message of a handshake goes out.

@@ -92,8 +92,8 @@ pub(crate) enum Event {
     Arrives(usize, u32, u32, Rc<Saying>),
     /// It is answered with the version.
     Answered(usize, u32, Rc<Saying>, Option<usize>),
-    /// A keepalive is due, to a peer of a device.
-    Keepalive(usize, usize, u32, PublicKey),
+    /// A keepalive is due, of those that go to a peer of a device since that time.
+    Keepalive(usize, usize, u32, PublicKey, Duration),
     /// The first message of a handshake arrives.
     Hello(Hello),
     /// The second.
@@ -267,7 +267,9 @@ impl World {
             Event::Publish(place, life) => self.publish(place, life),
             Event::Arrives(place, life, uid, said) => self.arrives(place, life, uid, said),
             Event::Answered(place, life, said, version) => self.answered(place, life, &said, version),
-            Event::Keepalive(place, parity, ifindex, key) => self.keepalive(place, parity, ifindex, key),
+            Event::Keepalive(place, parity, ifindex, key, since) => {
+                self.keepalive(place, parity, ifindex, key, since);
+            }
             Event::Hello(hello) => self.hello(hello),
             Event::Reply(hello) => self.reply(hello),
             Event::Confirm(hello) => self.confirm(hello),

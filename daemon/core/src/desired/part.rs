@@ -16,6 +16,7 @@ use crate::{
     observed::{Datapath, Observed},
     plan::{Endpoints, plan_part},
     snapshot::Synced,
+    tunnels::To,
 };
 
 /// What is wanted, and seen, of a few nodes alone.
@@ -88,9 +89,10 @@ impl Part {
             let (Some(key), &[(_, own)]) = (remote.key, inputs.keys) else { return false };
             let health = inputs.tunnels.health(&remote.device, &key, inputs.now);
             let peer = last.tunnels.get(&remote.device).and_then(|tunnel| tunnel.peers.get(&key));
-            let initiates = inputs.tunnels.initiates(&remote.device, &own, &key, inputs.now);
+            let to = To { device: &remote.device, own: &own, peer: &key, is_at_leisure: false };
+            let keepalive = |stands| inputs.tunnels.keepalive(&to, stands, inputs.now);
             carries(inputs, name, health) != remote.tunnelled
-                || peer.is_some_and(|peer| (peer.keepalive != 0) != initiates)
+                || peer.is_some_and(|peer| peer.keepalive != keepalive(peer.keepalive))
         };
         let turned = last.remotes.iter().filter(|(name, remote)| has_turned(name, remote));
         turned.map(|(name, _)| name.clone()).collect()

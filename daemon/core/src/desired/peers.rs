@@ -13,10 +13,10 @@ use super::{Carrier, DesiredPeer, Inputs};
 use crate::{
     announced::Heard,
     endpoint,
-    observed::{Observed, Peer},
+    observed::{Peer, TunnelDevice},
     ownership::Class,
     problem::{Problem, ProblemKind},
-    tunnels::{Health, PROVING_KEEPALIVE},
+    tunnels::{self, Health, To},
 };
 
 /// What comes of all nodes.
@@ -43,7 +43,10 @@ impl Peers {
     ) -> Self {
         let mut out = Self::default();
         let own_ips = addresses(inputs.assignment.of(inputs.node));
-        let holders = holders(inputs.observed, device);
+        let standing = inputs.observed.tunnels.get(device);
+        let holders = holders(standing);
+        let goes_soon = inputs.rotation.goes_soon(generation, inputs.now);
+        let is_at_leisure = inputs.keys.first().is_some_and(|(oldest, _)| *oldest < generation);
         let mut nodes: Vec<_> = nodes.filter(|(n, _)| *n != inputs.node).collect();
         // Of two nodes with one key, the one that the device has it for keeps it, whatever the other is called.
         nodes.sort_by_cached_key(|(node, owned)| {
@@ -68,14 +71,16 @@ impl Peers {
                     Heard::Past => holder.is_none_or(is_dead),
                     Heard::Kept => false,
                 };
-                if is_given_up {
+                if is_given_up && !goes_soon {
                     continue;
                 }
                 // A node whose announcement is not known (not any more, or not yet since we started) is not
                 // cut off for that: the peer that the device has for its prefixes stays as it is.
                 if let Some((key, peer)) = holder.filter(|(key, _)| !is_revoked(mesh, key)) {
                     out.by_key.entry(**key).or_insert_with(|| as_it_is(peer));
-                    out.keys.insert(node.to_owned(), **key);
+                    if !is_given_up {
+                        out.keys.insert(node.to_owned(), **key);
+                    }
                 }
                 continue;
             };
@@ -93,13 +98,18 @@ impl Peers {
                 });
                 continue;
             }
+            let stands = standing.and_then(|device| device.peers.get(&key)).map_or(0, |peer| peer.keepalive);
             // Nobody needs an older one that is proven on a newer.
-            let initiates = inputs.tunnels.initiates(device, &own_key, &key, inputs.now)
-                && !newer.iter().any(|newer| newer.health(inputs, node).is_proven());
+            let keepalive = if newer.iter().any(|newer| newer.health(inputs, node).is_proven()) {
+                tunnels::at_rest(stands)
+            } else {
+                let to = To { device, own: &own_key, peer: &key, is_at_leisure };
+                inputs.tunnels.keepalive(&to, stands, inputs.now)
+            };
             let peer = DesiredPeer {
                 endpoint: address.map(|a| SocketAddr::new(a, entry.port.get())),
                 allowed_ips: owned.iter().map(|(prefix, _)| *prefix).collect(),
-                keepalive: if initiates { PROVING_KEEPALIVE } else { 0 },
+                keepalive,
             };
             out.by_key.insert(key, peer);
             out.keys.insert(node.to_owned(), key);
@@ -162,8 +172,8 @@ fn refusal(
 }
 
 /// Which peer of the device holds each prefix.
-fn holders<'a>(observed: &'a Observed, device: &str) -> BTreeMap<IpNet, (&'a PublicKey, &'a Peer)> {
-    let peers = observed.tunnels.get(device).into_iter().flat_map(|d| &d.peers);
+fn holders(device: Option<&TunnelDevice>) -> BTreeMap<IpNet, (&PublicKey, &Peer)> {
+    let peers = device.into_iter().flat_map(|device| &device.peers);
     peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |p| (*p, (key, peer)))).collect()
 }
 

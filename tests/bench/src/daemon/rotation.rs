@@ -49,8 +49,9 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     Ok(vec![
         Row::of("kernel writes of a rotation, a peer", "writes", &writes)
             .at_most(2.0)
-            .note("it is added on the new device and its packets go the new way; the rest is keepalive on and off, since nobody here speaks by itself"),
-        Row::of("work of one node in a rotation of 5,000", "s", &work).note("over a kernel of memory, in all"),
+            .note("it is added on the new device, and its packets go the new way"),
+        Row::of("work of one node in a rotation of 5,000", "s", &work)
+            .note("over a kernel of memory, in all"),
         Row::of("its longest look", "s", &longest),
         Row::of("how long such a rotation lasts", "s", &lasted)
             .note("of the daemon's clock, where every step of the others comes as soon as it may"),
@@ -111,7 +112,7 @@ impl Stage {
     fn laid(own: &Own, others: &[Other], fresh: &[PrivateKey]) -> Result<Self> {
         let mut kernel = FakeKernel::new("bench", &["198.51.100.1/24".parse()?, "2001:db8:1::1/64".parse()?]);
         others.iter().for_each(|other| kernel.answer(other.public()));
-        fresh.iter().for_each(|key| kernel.answer(key.public()));
+        fresh.iter().for_each(|key| kernel.speak(key.public()));
         let (kernel, profile) = Profiled::new(kernel);
         let source = Memory::of(others);
         let (mesh, facts) = (cluster::mesh()?, cluster::own()?);

@@ -1,13 +1,14 @@
 //! What is wanted comes about, and nothing else is touched.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use kubeveil_core::{
     action::Action,
-    observed::{Link, Program},
+    observed::{Link, Peer, Program},
+    tunnels::{FIRST_KEEPALIVE, PROVING_KEEPALIVE, at_rest},
 };
 use kubeveil_keys::Generation;
-use kubeveil_linux::Secrets as _;
+use kubeveil_linux::{Secrets as _, fake::FakeKernel};
 
 use super::bench::{Bench, DEVICE, announce};
 
@@ -18,7 +19,8 @@ fn from_nothing_to_encrypted() {
     let tunnel = &truth.tunnels[DEVICE];
     assert_eq!(tunnel.public_key, node.keeper.info().map(|i| i.public));
     assert_eq!(tunnel.peers.len(), 2);
-    assert!(tunnel.peers.values().all(|p| p.keepalive == 0 && p.allowed_ips.len() == 4), "{tunnel:?}");
+    let is_at_rest = |keepalive| at_rest(keepalive) == keepalive;
+    assert!(tunnel.peers.values().all(|p| is_at_rest(p.keepalive) && p.allowed_ips.len() == 4), "{tunnel:?}");
     let datapath = truth.datapath.expect("loaded");
     assert_eq!(datapath.slots[0], tunnel.ifindex);
     assert_eq!(datapath.attached.len(), 3);
@@ -79,9 +81,40 @@ fn a_peer_that_roamed_is_left_where_it_is() {
     let (mut bench, mut node) = Bench::settled(2);
     bench.tried();
     let roamed = Some("198.51.100.7:4000".parse().expect("endpoint"));
-    bench.kernel.with(|k| k.tamper(DEVICE, |t| t.peers.values_mut().for_each(|p| p.endpoint = roamed)));
-    bench.settle(&mut node);
-    assert_eq!(bench.tried(), []);
+    for keepalive in [FIRST_KEEPALIVE, 0] {
+        let roams = |peer: &mut Peer| (peer.endpoint, peer.keepalive) = (roamed, keepalive);
+        bench.kernel.with(|k| k.tamper(DEVICE, |t| t.peers.values_mut().for_each(roams)));
+        bench.settle(&mut node);
+        assert_eq!(bench.tried(), []);
+    }
+}
+
+/// Who has the first word says it as it adds the other; where that came to nothing it goes out anew, and what is set for that is
+/// taken back.
+#[test]
+fn who_does_not_answer_is_spoken_to_again() {
+    let mut seen = BTreeSet::new();
+    while seen.len() < 2 {
+        let mut bench = Bench::new(2);
+        bench.kernel.with(FakeKernel::nobody_answers);
+        let mut node = bench.start();
+        (0..2).for_each(|_| drop(bench.settle(&mut node)));
+        let keepalives = |bench: &Bench| -> Vec<u16> {
+            let of = |action| match action {
+                Action::AddPeer { keepalive, .. } | Action::SetKeepalive(_, _, keepalive) => Some(keepalive),
+                _ => None,
+            };
+            bench.tried().into_iter().filter_map(of).collect()
+        };
+        let peer = bench.keys[0].public();
+        let is_first = node.keeper.info().expect("a key").public < peer;
+        let first = [FIRST_KEEPALIVE, 0, PROVING_KEEPALIVE];
+        assert_eq!(keepalives(&bench), if is_first { &first[..] } else { &first[1..] });
+        bench.kernel.with(|k| k.answer(peer));
+        bench.settle(&mut node);
+        assert_eq!((keepalives(&bench), bench.tunnelled()), (vec![0], 1));
+        seen.insert(is_first);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use kubeveil_core::{
     action::Action,
     backstop::Rules,
     observed::{Observed, Peer},
+    tunnels::at_rest,
 };
 use kubeveil_keys::PublicKey;
 
@@ -41,7 +42,9 @@ impl Names {
             state.push((None, format!("{name} {key:?} {port} {mark} {}", tunnel.sysctls_right)));
             for (key, Peer { endpoint, allowed_ips, keepalive, last_handshake, .. }) in &tunnel.peers {
                 let proven = last_handshake.is_some();
-                let fact = format!("{name} {key} {endpoint:?} {allowed_ips:?} {keepalive} {proven}");
+                // Which keepalive is for chance and time to say.
+                let speaks = if proven { at_rest(*keepalive) != *keepalive } else { *keepalive != 0 };
+                let fact = format!("{name} {key} {endpoint:?} {allowed_ips:?} {speaks} {proven}");
                 state.push((self.keys.get(key).copied(), fact));
             }
         }
