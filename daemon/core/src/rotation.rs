@@ -91,6 +91,8 @@ pub struct View<'a> {
     pub standing: BTreeSet<Generation>,
     /// What it said last, as its source has it.
     pub own: Option<Said<'a>>,
+    /// That is more than what was kept on disk.
+    pub is_told: bool,
     /// What the others said last.
     pub others: BTreeMap<&'a str, Said<'a>>,
     /// There is nobody but `others`, and those who say nothing.
@@ -239,7 +241,7 @@ impl Rotation {
     }
 
     /// What this node says from now on: its generations, and to whom it does not send by the newest. `None` as long as no device
-    /// stands.
+    /// stands, or what was said before is not known.
     pub fn says(&mut self, view: &View<'_>) -> Option<(Vec<(Generation, GenerationState)>, NotFlipped)> {
         // What was said stands as long as there is a key, though somebody took the device away for a moment.
         let is_said = |generation: &&Generation| {
@@ -253,11 +255,20 @@ impl Rotation {
         // A daemon that began anew and has not heard of all nodes may have been speaking to one of the others: what was said stands.
         let is_first = self.list.as_ref().is_none_or(|(of, _)| *of != newest);
         let list = if said.len() > 1 && is_first && !view.complete {
-            let own = view.own.filter(|own| own.newest() == newest);
-            let told = || (newest, own.map_or(NotFlipped::Many, |own| own.not_flipped.clone()));
-            // Once and for all: what the source tells of it is what was said a moment ago.
-            let stands = self.stands.take().filter(|(of, _)| *of == newest).unwrap_or_else(told);
-            self.stands.insert(stands).1.clone()
+            let told = view.own.filter(|own| own.newest() == newest).map(|own| own.not_flipped);
+            let stands = self.stands.take().filter(|(of, _)| *of == newest).map(|(_, list)| list);
+            // What was kept may be older than what the source tells of it, and that than what is on its way: whom either names.
+            let stands = match (stands, told) {
+                (Some(stands), Some(told)) => either(&stands, told),
+                (Some(stands), None) => stands,
+                (None, told) => told.cloned().unwrap_or(NotFlipped::Many),
+            };
+            let stands = self.stands.insert((newest, stands)).1.clone();
+            // Nor is what was kept said anew before it is known what was said since.
+            if !view.is_told {
+                return None;
+            }
+            stands
         } else {
             self.stands = None;
             self.at_times(newest, not_flipped(&said, view), view)
@@ -351,6 +362,14 @@ fn joins(wanted: Generation, view: &View<'_>) -> Generation {
     let most = having.into_iter().max_by_key(|(generation, nodes)| (*nodes, *generation));
     let said = view.own.map_or(Generation::FIRST, |own| own.newest());
     most.map_or(wanted, |(generation, _)| generation.max(said).min(wanted))
+}
+
+/// Whom either of two lists names.
+fn either(one: &NotFlipped, other: &NotFlipped) -> NotFlipped {
+    match (one, other) {
+        (NotFlipped::Nodes(one), NotFlipped::Nodes(other)) => NotFlipped::of(one.union(other).cloned()),
+        _ => NotFlipped::Many,
+    }
 }
 
 /// How long after the others begin this node takes its step: each has its place in a row as long as there are nodes.

@@ -12,7 +12,7 @@ use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
     api::{Saying, Stream},
-    daemon::{Daemon, Known, Outcome, Stage},
+    daemon::{Daemon, Outcome, Stage},
     desired::desired,
     rules::Rules,
     world::{Event, NAMES, World},
@@ -56,6 +56,8 @@ impl World {
     /// A list is answered, unless nobody answers: then it is asked for again.
     pub(crate) fn list(&mut self, place: usize, life: u32, stream: Stream) {
         let is_answered = self.is_answered(place) && self.now >= self.machines[place].deaf_until;
+        let past =
+            self.machines[place].past.filter(|(_, until)| self.now < *until && stream == Stream::Nodes);
         let Self { machines, api, .. } = self;
         let Some(daemon) = machines[place].daemon.as_mut().filter(|daemon| daemon.life == life) else {
             return;
@@ -64,7 +66,17 @@ impl World {
             let wait = self.millis(500, 2000);
             return self.after(wait, Event::List(place, life, stream));
         }
-        daemon.store.list(api, stream);
+        match past {
+            // What is older than what it has heard it does not believe.
+            Some((_, until)) if daemon.store.has_listed(stream) => {
+                return self.after(until - self.now, Event::List(place, life, stream));
+            }
+            Some((version, until)) => {
+                daemon.store.list_of(api, version);
+                self.after(until - self.now, Event::List(place, life, stream));
+            }
+            None => daemon.store.list(api, stream),
+        }
         self.news(place, life);
     }
 
@@ -73,6 +85,10 @@ impl World {
         if !self.is_answered(place) || self.now < self.machines[place].deaf_until {
             let wait = self.millis(200, 1500);
             return self.after(wait, Event::List(place, life, stream));
+        }
+        let is_past = self.machines[place].past.is_some_and(|(_, until)| self.now < until);
+        if is_past && stream == Stream::Nodes {
+            return;
         }
         let Self { machines, api, .. } = self;
         let Some(daemon) = machines[place].daemon.as_mut().filter(|daemon| daemon.life == life) else {
@@ -109,11 +125,11 @@ impl World {
 
     /// A way round begins.
     pub(crate) fn begin(&mut self, place: usize) {
-        let now = self.now;
+        let (now, rules) = (self.now, self.rules);
         let Some(daemon) = self.machines[place].daemon.as_mut() else { return };
         daemon.began = now;
         daemon.is_stirred = false;
-        daemon.read();
+        daemon.read(rules);
         daemon.stage = Some(Stage::Keys(0));
         self.figures.rounds += 1;
         self.soon(place);
@@ -159,10 +175,20 @@ impl World {
         let Some(daemon) = machine.daemon.as_mut() else { return Stage::Round(0) };
         daemon.next = Outcome::default();
         let step = (done < STEPS && daemon.is_open()).then(|| daemon.step(&machine.disk, rules)).flatten();
+        let is_left_out = daemon.mesh().left_out & 1 << place != 0;
         match step {
+            // Its device goes before the next of its name comes.
+            Some(Step::Make(generation))
+                if is_left_out
+                    && !machine.disk.is_empty()
+                    && !daemon.has_room(generation)
+                    && rules != Rules::TakesADeviceOver =>
+            {
+                Stage::Round(0)
+            }
             Some(Step::Make(generation)) if !is_full => {
                 daemon.made = Some(now);
-                self.make(place, generation);
+                self.make(place, generation, is_left_out);
                 Stage::Keys(done + 1)
             }
             Some(Step::Retire(generation)) => {
@@ -173,9 +199,14 @@ impl World {
         }
     }
 
-    fn make(&mut self, place: usize, generation: Generation) {
+    /// A key is made, or that which there is serves the next generation too.
+    fn make(&mut self, place: usize, generation: Generation, is_left_out: bool) {
+        let same = self.machines[place].disk.values().next_back().copied().filter(|_| is_left_out);
         let old = self.ledger.old_key(place, generation).filter(|_| self.rules == Rules::UsesAnOldKeyAgain);
-        let key = old.unwrap_or_else(|| self.new_key(place, generation));
+        let key = same.or(old).unwrap_or_else(|| self.new_key(place, generation));
+        if same.is_some() {
+            self.ledger.reuse(key, generation.parity());
+        }
         let disk = &mut self.machines[place].disk;
         disk.insert(generation, key);
         let parities: Vec<usize> = disk.keys().map(|generation| generation.parity()).collect();
@@ -198,16 +229,19 @@ impl World {
         let view = daemon.view(&machine.disk, &daemon.last, &mesh.revoked, Rules::Ours);
         let is_forced = generation.number() < mesh.retire_before && !holdups(generation, &view).is_empty();
         let Some(key) = machine.disk.remove(&generation) else { return };
+        let is_last = machine.disk.values().all(|other| *other != key);
         let is_revoked = mesh.revoked.contains(&key);
         self.note(|| format!("{}: gives the key of generation {generation} up", NAMES[place]));
         let now = self.now;
-        self.ledger.retire(place, key, now);
+        self.ledger.retire(place, Some(key).filter(|_| is_last), now);
         if is_forced || is_revoked {
-            self.ledger.destroy(key);
+            self.ledger.destroy(key, generation.parity());
             for other in 0..self.machines.len() {
                 let uses = |from: usize, to: usize| self.machines[from].kernel.way(to, self.wall(from));
                 let is_by = |way: Option<crate::kernel::Way>| {
-                    way.is_some_and(|way| way.keys.0 == key || way.keys.1 == key)
+                    way.is_some_and(|way| {
+                        way.parity == generation.parity() && (way.keys.0 == key || way.keys.1 == key)
+                    })
                 };
                 if is_by(uses(place, other)) || is_by(uses(other, place)) {
                     self.ledger.wound(place, other);
@@ -281,7 +315,7 @@ impl World {
             _ => return,
         };
         let way = self.machines[place].kernel.way(to, self.wall(place));
-        if way.is_some_and(|way| self.ledger.is_void(&way.keys)) {
+        if way.is_some_and(|way| self.ledger.is_void(&way.keys, way.parity)) {
             self.ledger.part(place, to);
         }
     }
@@ -328,7 +362,7 @@ impl World {
         let Some(daemon) = machine.daemon.as_mut() else { return };
         daemon.last = std::mem::take(&mut daemon.next);
         if daemon.is_whole {
-            machine.kept = Some(Known { mesh: daemon.known.mesh.clone(), nodes: daemon.known.nodes.clone() });
+            machine.kept = Some(daemon.keeps());
         }
         let wait = daemon.wait(&machine.disk, rules);
         let wait = if std::mem::take(&mut daemon.is_stirred) { BURST } else { wait };

@@ -45,6 +45,8 @@ pub(crate) struct Mesh {
     pub(crate) paused: bool,
     pub(crate) retire_before: u32,
     pub(crate) revoked: Vec<PublicKey>,
+    /// Nodes that the rotation leaves their key, a bit each by place.
+    pub(crate) left_out: u32,
 }
 
 /// Which of the two watches.
@@ -95,6 +97,26 @@ impl Api {
         self.log.push(Change::Node(name, Some(object)));
     }
 
+    /// The Nodes, and of each what it said then, where that is of an older generation.
+    fn nodes_at(&self, version: usize) -> BTreeMap<&'static str, Object> {
+        let then: BTreeMap<&str, &Object> = self.log[..version]
+            .iter()
+            .filter_map(|change| match change {
+                Change::Node(name, Some(object)) => Some((*name, object)),
+                _ => None,
+            })
+            .collect();
+        let newest = |object: &Object| Some(object.said.as_ref()?.generations.last()?.generation);
+        let mut nodes = self.nodes.clone();
+        for (name, node) in &mut nodes {
+            let then = then.get(name).filter(|then| then.uid == node.uid && then.said.is_some());
+            if let Some(then) = then.filter(|then| newest(then) < newest(node)) {
+                *node = (*then).clone();
+            }
+        }
+        nodes
+    }
+
     pub(crate) fn change_mesh(&mut self, change: impl FnOnce(&mut Mesh)) {
         let mut mesh = (*self.mesh).clone();
         change(&mut mesh);
@@ -118,6 +140,11 @@ impl Store {
         self.newest.iter().all(|newest| *newest > 0)
     }
 
+    /// That kind has been.
+    pub(crate) fn has_listed(&self, stream: Stream) -> bool {
+        self.newest[stream as usize] > 0
+    }
+
     /// A list as of now, of one kind.
     pub(crate) fn list(&mut self, api: &Api, stream: Stream) {
         match stream {
@@ -125,6 +152,12 @@ impl Store {
             Stream::Mesh => self.mesh = Some(Rc::clone(&api.mesh)),
         }
         self.newest[stream as usize] = api.version();
+    }
+
+    /// A list of Nodes that say what they said then.
+    pub(crate) fn list_of(&mut self, api: &Api, version: usize) {
+        self.nodes = api.nodes_at(version);
+        self.newest[Stream::Nodes as usize] = api.version();
     }
 
     /// Events of a watch up to `version`; whether any was news. What is told twice or late is known already.

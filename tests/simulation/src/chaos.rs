@@ -12,8 +12,8 @@ use crate::{
 /// One of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Deed {
-    /// The mesh wants a generation that is newer by so many.
-    Raise(u32),
+    /// The mesh wants a generation that is newer by so many, and leaves these nodes their keys.
+    Raise(u32, u32),
     Pause,
     Resume,
     /// Generations before the wanted one go at once.
@@ -36,6 +36,8 @@ pub(crate) enum Deed {
     Away(Option<usize>, Duration),
     /// A watch tells nothing.
     Deaf(usize, Duration),
+    /// The daemon ends, and the one that starts a little later hears for so long what the nodes said before, by so many changes.
+    Past(usize, usize, Duration),
     /// Keys can't be written.
     Full(usize, Duration),
     /// The wall clock jumps an hour, forward or back.
@@ -61,7 +63,8 @@ impl World {
         let rotations = self.random.u32(1..=3);
         for _ in 0..rotations {
             let by = if weather == Weather::Calm || !self.once_in(6) { 1 } else { self.random.u32(2..=3) };
-            self.lay_one(Deed::Raise(by), length);
+            let left_out = if self.random.bool() { self.random.u32(..) } else { 0 };
+            self.lay_one(Deed::Raise(by, left_out), length);
         }
         let deeds = match weather {
             Weather::Calm => 0,
@@ -83,7 +86,7 @@ impl World {
         let count = self.machines.len();
         let (one, other) = (self.random.usize(0..count), self.random.usize(0..count));
         let (short, long) = (self.millis(50, 8000), self.millis(1000, 40_000));
-        let kinds = if weather == Weather::Storm { 17 } else { 11 };
+        let kinds = if weather == Weather::Storm { 18 } else { 12 };
         match self.random.u32(0..kinds) {
             0 | 1 => Deed::Kill(one, short),
             2 | 3 => Deed::Fuse(one, self.random.u32(1..60)),
@@ -94,11 +97,12 @@ impl World {
             8 => Deed::Clock(one, self.random.bool()),
             9 => Deed::Pause,
             10 => Deed::Join,
-            11 => Deed::Leave(one),
-            12 => Deed::Replace(one),
-            13 => Deed::Reboot(one, long),
-            14 => Deed::DeleteDevice(one, self.random.usize(0..2)),
-            15 => Deed::RetireBefore,
+            11 => Deed::Past(one, self.random.usize(1..30), long),
+            12 => Deed::Leave(one),
+            13 => Deed::Replace(one),
+            14 => Deed::Reboot(one, long),
+            15 => Deed::DeleteDevice(one, self.random.usize(0..2)),
+            16 => Deed::RetireBefore,
             _ => Deed::Revoke(one),
         }
     }
@@ -110,7 +114,10 @@ impl World {
         let is_gone = |world: &Self, place: usize| world.machines[place].is_gone;
         self.note(|| format!("*** {deed:?}"));
         match deed {
-            Deed::Raise(by) => self.change_mesh(|mesh| mesh.generation += by),
+            Deed::Raise(by, left_out) => self.change_mesh(|mesh| {
+                mesh.generation += by;
+                mesh.left_out = left_out;
+            }),
             Deed::Pause => {
                 self.change_mesh(|mesh| mesh.paused = true);
                 let wait = self.millis(1000, 20_000);
@@ -168,6 +175,18 @@ impl World {
                 None => self.away_until = self.now + length,
             },
             Deed::Deaf(place, length) => self.machines[place].deaf_until = self.now + length,
+            Deed::Past(place, back, length) => {
+                let machine = &mut self.machines[place];
+                // By a file that is behind the kernel, and a source that is as well, nobody can know what stands there.
+                if let Some(daemon) = machine.daemon.as_ref().filter(|daemon| daemon.is_whole) {
+                    machine.kept = Some(daemon.keeps());
+                }
+                self.kill(place);
+                let version = self.api.version().saturating_sub(back);
+                self.machines[place].past = Some((version, self.now + length));
+                let wait = self.millis(50, 1000);
+                self.after(wait, Event::Start(place));
+            }
             Deed::Full(place, length) => self.machines[place].full_until = self.now + length,
             Deed::Clock(place, is_forward) => {
                 let hour = Duration::from_secs(3600);
@@ -176,7 +195,7 @@ impl World {
             }
             Deed::Revoke(place) => {
                 let Some(key) = self.machines[place].disk.values().next_back().copied() else { return };
-                self.ledger.destroy(key);
+                [0, 1].into_iter().for_each(|parity| self.ledger.destroy(key, parity));
                 self.ledger.wound_all(place);
                 self.ledger.disturbed_all();
                 self.change_mesh(|mesh| mesh.revoked.push(key));
@@ -222,7 +241,7 @@ impl World {
         for place in 0..self.machines.len() {
             let machine = &mut self.machines[place];
             (machine.cut_until, machine.deaf_until, machine.full_until) = Default::default();
-            machine.fuse = None;
+            (machine.fuse, machine.past) = (None, None);
             if machine.is_gone {
                 continue;
             }

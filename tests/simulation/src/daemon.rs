@@ -10,6 +10,7 @@ use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_api::announcement::{GenerationEntry, NotFlipped};
 use kubeveil_core::{
     action::Action,
+    announced::Heard as From,
     observed::Observed,
     rotation::{Rotation, STILL, Said, Step, View},
     tunnels::Tunnels,
@@ -37,8 +38,21 @@ pub(crate) struct Known {
 pub(crate) struct Heard {
     uid: u32,
     pub(crate) said: Option<Rc<Saying>>,
-    /// No source told of it since the daemon started.
-    pub(crate) is_kept: bool,
+    /// What an earlier daemon kept, until a source tells of something that is not older.
+    kept: Option<Rc<Saying>>,
+    /// A source has told of it since the daemon started.
+    is_told: bool,
+}
+
+impl Heard {
+    /// As in `core::announced`.
+    pub(crate) fn from(&self) -> From {
+        match (&self.kept, self.is_told) {
+            (None, _) => From::Told,
+            (Some(_), false) => From::Kept,
+            (Some(_), true) => From::Past,
+        }
+    }
 }
 
 /// What a way round came to.
@@ -96,7 +110,7 @@ impl Daemon {
         if let Some(kept) = kept {
             daemon.known = kept.clone();
             daemon.hear();
-            daemon.heard.values_mut().for_each(|heard| heard.is_kept = true);
+            daemon.heard.values_mut().for_each(|heard| heard.kept.clone_from(&heard.said));
         }
         daemon
     }
@@ -106,8 +120,9 @@ impl Daemon {
     }
 
     /// Takes in what the source has.
-    pub(crate) fn read(&mut self) {
-        let told: Vec<&str> = self.store.nodes.keys().copied().collect();
+    pub(crate) fn read(&mut self, rules: Rules) {
+        let told = self.store.nodes.iter().filter(|(_, node)| node.said.is_some());
+        let told: Vec<&str> = told.map(|(name, _)| *name).collect();
         let has_us = self.store.nodes.contains_key(self.name);
         self.is_whole = self.store.is_listed() && has_us && self.store.mesh.is_some();
         if let Some(mesh) = &self.store.mesh {
@@ -121,16 +136,34 @@ impl Daemon {
         self.hear();
         for name in told {
             if let Some(heard) = self.heard.get_mut(name) {
-                heard.is_kept = false;
+                heard.is_told = true;
+                let now = heard.said.as_deref().and_then(newest);
+                heard.kept.take_if(|kept| now >= newest(kept) || rules == Rules::BelievesThePast);
             }
         }
+    }
+
+    /// What is kept on disk: never what is older than what was.
+    pub(crate) fn keeps(&self) -> Known {
+        let mut known = self.known.clone();
+        for (name, heard) in &self.heard {
+            if let (Some(kept), Some(node)) = (&heard.kept, known.nodes.get_mut(name)) {
+                node.said = Some(Rc::clone(kept));
+            }
+        }
+        known
     }
 
     fn hear(&mut self) {
         let known = &self.known.nodes;
         self.heard.retain(|name, heard| known.get(name).is_some_and(|node| node.uid == heard.uid));
         for (name, node) in known {
-            let heard = self.heard.entry(name).or_insert(Heard { uid: node.uid, said: None, is_kept: false });
+            let heard = self.heard.entry(name).or_insert(Heard {
+                uid: node.uid,
+                said: None,
+                kept: None,
+                is_told: false,
+            });
             if node.said.is_some() {
                 heard.said.clone_from(&node.said);
             }
@@ -142,8 +175,14 @@ impl Daemon {
         self.known.nodes.contains_key(self.name)
     }
 
+    /// Is there no device by that generation's name, for all that was seen?
+    pub(crate) fn has_room(&self, generation: Generation) -> bool {
+        let is_there = self.last.observed.tunnels.contains_key(DEVICE_NAMES[generation.parity()]);
+        self.last.observed.datapath.is_some() && !is_there
+    }
+
     pub(crate) fn is_told_of_itself(&self) -> bool {
-        self.heard.get(self.name).is_some_and(|heard| !heard.is_kept)
+        self.heard.get(self.name).is_some_and(|heard| heard.from() == From::Told)
     }
 
     pub(crate) fn own(&self) -> Option<Said<'_>> {
@@ -167,7 +206,7 @@ impl Daemon {
             |key: &PublicKey| outcome.observed.tunnels.values().any(|device| device.public_key == Some(*key));
         let others = self.heard.iter().filter(|(name, _)| **name != self.name);
         let said = others.clone().filter_map(|(name, heard)| Some((*name, heard.said.as_deref()?.said())));
-        let is_told = others.clone().all(|(_, heard)| heard.said.is_none() || !heard.is_kept);
+        let is_told = others.clone().all(|(_, heard)| heard.from() == From::Told);
         let quiet = |generation: &Generation| {
             let quiet = self.tunnels.quiet(DEVICE_NAMES[generation.parity()], self.began);
             (
@@ -185,6 +224,7 @@ impl Daemon {
             standing: of(&stands),
             own: self.own(),
             others: said.collect(),
+            is_told: self.heard.get(self.name).is_none_or(|heard| heard.from() != From::Kept),
             complete: self.is_whole,
             whole: self.is_whole && is_told || rules == Rules::RemovesBeforeSync,
             ways: outcome.settled.then(|| outcome.ways.iter().map(|(name, by)| (*name, *by)).collect()),
@@ -273,3 +313,7 @@ impl Daemon {
 const RESYNC: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+fn newest(said: &Saying) -> Option<Generation> {
+    said.generations.last().map(|entry| entry.generation)
+}

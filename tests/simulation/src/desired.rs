@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, PeerState, PeerValue};
 use kubeveil_core::{
+    announced::Heard as From,
     desired::{Desired, DesiredPeer, DesiredTunnel, Remote},
     observed::{Observed, Peer},
     rotation::{self, Rotation},
@@ -80,11 +81,20 @@ fn peers(
         let mut held = standing.into_iter().flat_map(|device| &device.peers);
         let holder = held.find(|(_, peer)| peer.allowed_ips.contains(&allowed));
         let Some(heard) = daemon.heard.get(node) else { continue };
-        let is_older =
-            |key: &PublicKey| heard.is_kept && holder.is_some_and(|(holder, _): (&_, &Peer)| holder != key);
+        let from = heard.from();
+        let is_older = |key: &PublicKey| {
+            from != From::Told && holder.is_some_and(|(holder, _): (&_, &Peer)| holder != key)
+        };
         let key = heard.said.as_ref().and_then(|said| said.key(generation)).filter(|key| !is_older(key));
         let Some(key) = key else {
-            let is_given_up = heard.said.is_some() && !heard.is_kept;
+            let is_dead = |(key, _): (&PublicKey, &Peer)| {
+                matches!(daemon.tunnels.health(device, key, daemon.began), Health::Stale(_))
+            };
+            let is_given_up = match from {
+                From::Told => heard.said.is_some(),
+                From::Past => holder.is_none_or(is_dead),
+                From::Kept => false,
+            };
             if is_given_up && !daemon.rotation.goes_soon(generation, daemon.began) {
                 continue;
             }
@@ -108,7 +118,11 @@ fn peers(
         let keepalive = if newer.iter().any(|newer| newer.health(daemon, node).is_proven()) {
             tunnels::at_rest(stands)
         } else {
-            daemon.tunnels.keepalive(&To { device, own: &own, peer: &key, is_at_leisure }, stands, daemon.began)
+            daemon.tunnels.keepalive(
+                &To { device, own: &own, peer: &key, is_at_leisure },
+                stands,
+                daemon.began,
+            )
         };
         let peer = DesiredPeer {
             endpoint: Some(endpoint(place(node), generation)),

@@ -27,8 +27,8 @@ use crate::world::PLACES;
 pub(crate) struct Ledger {
     keys: BTreeMap<PublicKey, (usize, Generation)>,
     retired: BTreeSet<PublicKey>,
-    /// Ended by somebody's deed, whoever still sent by them.
-    destroyed: BTreeSet<PublicKey>,
+    /// Ended by somebody's deed, whoever still sent by them: on the device of each parity.
+    destroyed: BTreeSet<(PublicKey, usize)>,
     connected: [[bool; PLACES]; PLACES],
     wounds: [[u32; PLACES]; PLACES],
     budgets: [Budget; PLACES],
@@ -70,8 +70,9 @@ impl Ledger {
         old.next().copied()
     }
 
-    pub(crate) fn retire(&mut self, place: usize, key: PublicKey, now: Duration) {
-        self.retired.insert(key);
+    /// A node gives up a generation, and its key, unless that serves another too.
+    pub(crate) fn retire(&mut self, place: usize, key: Option<PublicKey>, now: Duration) {
+        self.retired.extend(key);
         let budget = &mut self.budgets[place];
         budget.rotated += budget.rotates_since.take().map_or(Duration::ZERO, |since| now - since);
     }
@@ -108,17 +109,18 @@ impl Ledger {
         self.retired.contains(key)
     }
 
-    pub(crate) fn destroy(&mut self, key: PublicKey) {
-        self.destroyed.insert(key);
+    pub(crate) fn destroy(&mut self, key: PublicKey, parity: usize) {
+        self.destroyed.insert((key, parity));
     }
 
-    pub(crate) fn is_destroyed(&self, key: &PublicKey) -> bool {
-        self.destroyed.contains(key)
+    /// A key serves another generation too.
+    pub(crate) fn reuse(&mut self, key: PublicKey, parity: usize) {
+        self.destroyed.remove(&(key, parity));
     }
 
-    /// Is either of the keys one that connects nobody any more?
-    pub(crate) fn is_void(&self, keys: &(PublicKey, PublicKey)) -> bool {
-        self.is_destroyed(&keys.0) || self.is_destroyed(&keys.1)
+    /// Is either of the keys one that connects nobody any more by the device of `parity`?
+    pub(crate) fn is_void(&self, keys: &(PublicKey, PublicKey), parity: usize) -> bool {
+        [keys.0, keys.1].iter().any(|key| self.destroyed.contains(&(*key, parity)))
     }
 
     /// Is the first connected to the second, and how often was the pair wounded?

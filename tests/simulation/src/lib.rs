@@ -7,9 +7,11 @@
 //!
 //! Chance does not come to everything: [`model`] looks at two or three nodes in every order, and [`scale`] counts what thousands of them say.
 //!
-//! Taken as given: the first list after a daemon's start is not older than what the daemon knew before (lists are asked for without a
-//! `resourceVersion`, so they are read from etcd's majority); signatures hold; a pair that has each other's keys on standing devices can
-//! make a session. Left out: nodes that a rotation leaves their key (`node_selector`).
+//! Taken as given: who starts is told what each node says now, or what it said with an older newest key (`announced::Heard::Past`), and
+//! not an older list of nodes of the same generation, which nobody can tell from a newer one (lists are asked for without a
+//! `resourceVersion`, so they are read from etcd's majority); nor of a mesh or a census of the past; and its file
+//! is as new as what it did. Signatures hold; a pair that has each
+//! other's keys on standing devices can make a session. Whom a rotation leaves its key goes by the mesh's word (`left_out`), not by labels.
 
 mod agent;
 mod api;

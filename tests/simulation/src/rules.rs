@@ -37,11 +37,16 @@ pub enum Rules {
     UsesAnOldKeyAgain,
     /// Every list is told at once.
     TellsWithoutEnd,
+    /// A node that keeps its key makes the next generation of it while the device of the one before stands: that goes by the same name and
+    /// has the same key, so its sessions pass for proof.
+    TakesADeviceOver,
+    /// What a source tells counts, though it be older than what was kept.
+    BelievesThePast,
 }
 
 impl Rules {
     /// Those that schedules find out within a hundred; the model and schedules laid down by hand find out others (see there).
-    pub const BROKEN: [Self; 7] = [
+    pub const BROKEN: [Self; 9] = [
         Self::FlipsBeforeEvidence,
         Self::RetiresOnATimer,
         Self::ListsNobody,
@@ -49,5 +54,7 @@ impl Rules {
         Self::NeverByWayOfTheOneBetween,
         Self::UsesAnOldKeyAgain,
         Self::TellsWithoutEnd,
+        Self::TakesADeviceOver,
+        Self::BelievesThePast,
     ];
 }

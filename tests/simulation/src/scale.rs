@@ -226,6 +226,7 @@ impl Cluster {
             others: others
                 .map(|(_, node)| (node.name.as_str(), self.said(Self::saying(node, me.seen))))
                 .collect(),
+            is_told: true,
             complete: true,
             whole: true,
             ways: Some(ways),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kubeveil_api::announcement::GenerationEntry;
 use kubeveil_core::rotation::STILL;
 use kubeveil_keys::PublicKey;
 
@@ -139,7 +140,7 @@ impl World {
         let kernel = &self.machines[to].kernel;
         if !kernel.decrypts(parity, keys.1, keys.0, packet.session) {
             let is_lost = packet.session.is_some_and(|with| kernel.lost.contains(&with));
-            let is_excused = was_wounded || self.ledger.is_void(&keys) || is_lost;
+            let is_excused = was_wounded || self.ledger.is_void(&keys, parity) || is_lost;
             if packet.is_data && packet.connected && !is_excused {
                 let generation = self.ledger.generation(&keys.1);
                 self.fail(
@@ -157,7 +158,7 @@ impl World {
         self.machines[to].kernel.received(parity, keys.0);
         if packet.is_data {
             self.figures.delivered += 1;
-            self.connect(from, to, &keys, was_wounded || !packet.is_sure);
+            self.connect(packet, was_wounded || !packet.is_sure);
             self.owe(packet);
         }
     }
@@ -200,16 +201,20 @@ impl World {
     }
 
     /// A packet arrived: the pair is connected from here on, if the receiver knows from what the sender said that it may come.
-    fn connect(&mut self, from: usize, to: usize, keys: &(PublicKey, PublicKey), is_void: bool) {
-        if is_void || self.ledger.pair(from, to).0 || self.ledger.is_void(keys) {
+    fn connect(&mut self, packet: &Packet, is_void: bool) {
+        let Packet { from, to, parity, keys, .. } = *packet;
+        if is_void || self.ledger.pair(from, to).0 || self.ledger.is_void(&keys, parity) {
             return;
         }
-        let generation = self.ledger.generation(&keys.0);
         let heard = self.machines[to].daemon.as_ref().and_then(|daemon| daemon.heard.get(NAMES[from]));
-        let said = heard.and_then(|heard| heard.said.as_deref());
-        let is_expected = said.is_some_and(|said| {
-            said.key(generation) == Some(keys.0) && said.lets_expect(NAMES[to], generation)
-        });
+        let Some(said) = heard.and_then(|heard| heard.said.as_deref()) else { return };
+        // One key may serve two.
+        let is_by =
+            |entry: &&GenerationEntry| entry.public_key == keys.0 && entry.generation.parity() == parity;
+        let Some(generation) = said.generations.iter().find(is_by).map(|entry| entry.generation) else {
+            return;
+        };
+        let is_expected = said.lets_expect(NAMES[to], generation);
         // A daemon that has not looked since goes on as if its device stood.
         let has_looked = |place: usize| {
             let machine = &self.machines[place];
@@ -249,8 +254,7 @@ impl World {
         let is_up = machine.kernel.seen.links.get(&ifindex).is_some_and(|link| link.up);
         let wants_handshake = peer.last_handshake.is_none();
         let is_repeated = wants_handshake && self.now < since + AT_MOST;
-        let wait =
-            if is_repeated { GREETS_EVERY } else { Duration::from_secs(u64::from(peer.keepalive)) };
+        let wait = if is_repeated { GREETS_EVERY } else { Duration::from_secs(u64::from(peer.keepalive)) };
         let to = peer.endpoint.and_then(place_of);
         if let Some(to) = to.filter(|_| is_up) {
             let way = Way { parity, ifindex, keys: (own, key), wants_handshake };

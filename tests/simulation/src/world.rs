@@ -49,6 +49,8 @@ pub(crate) struct Machine {
     pub(crate) cut_until: Duration,
     /// Watches tell nothing until then.
     pub(crate) deaf_until: Duration,
+    /// Who starts is told of Nodes as of that version, until that time.
+    pub(crate) past: Option<(usize, Duration)>,
     /// When somebody last deleted a device.
     pub(crate) hurt: Duration,
 }
@@ -69,6 +71,7 @@ impl Machine {
             fuse: None,
             cut_until: Duration::ZERO,
             deaf_until: Duration::ZERO,
+            past: None,
             hurt: Duration::ZERO,
         }
     }

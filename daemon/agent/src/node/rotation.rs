@@ -49,7 +49,6 @@ const STEPS: usize = 4;
 impl<K: Kernel> Node<K> {
     /// Makes the key that is wanted, and gives up what nobody needs any more.
     pub(super) fn renew_keys(&mut self, knowledge: &Knowledge, now: Now) {
-        let mut given_up = None;
         for _ in 0..STEPS {
             if !self.keeper.is_open() {
                 return;
@@ -59,11 +58,8 @@ impl<K: Kernel> Node<K> {
             self.rotation = rotation;
             let is_done = match step {
                 None => return,
-                // Its device goes before the next of its name comes: with the same key, that one would take over its sessions.
                 Some(Step::Make(generation))
-                    if given_up == Some(generation.parity())
-                        && self.is_left_out()
-                        && self.keeper.info().is_some() =>
+                    if self.is_left_out() && self.keeper.info().is_some() && !self.has_room(generation) =>
                 {
                     return;
                 }
@@ -79,7 +75,6 @@ impl<K: Kernel> Node<K> {
                 }
                 Some(Step::Retire(generation)) => {
                     let is_forced = generation.number() < self.asked().retire_before;
-                    given_up = Some(generation.parity());
                     let is_done = self.keeper.retire(generation);
                     if is_done && self.keeper.publics().len() == 1 {
                         self.rotations.ends(is_forced, now.monotonic);
@@ -91,6 +86,13 @@ impl<K: Kernel> Node<K> {
                 return;
             }
         }
+    }
+
+    /// Is there no device by that generation's name? One has to go before the next comes: with the same key, that would take over its
+    /// sessions, and they pass for proof. An earlier daemon may have died before it went.
+    fn has_room(&self, generation: Generation) -> bool {
+        let seen = &self.last.observed;
+        !seen.links.is_empty() && !seen.tunnels.contains_key(DEVICE_NAMES[generation.parity()])
     }
 
     /// What was asked for of the generation that the mesh wants.
@@ -214,6 +216,7 @@ impl<K: Kernel> Node<K> {
             revoked: of(&|info| mesh.is_some_and(|mesh| mesh.revoked_keys.contains(&info.public))),
             standing: of(&stands),
             own: self.announced.of(&self.name).map(Said::from),
+            is_told: self.announced.heard(&self.name) != Heard::Kept,
             others: others.into_iter().map(|(name, said)| (name, Said::from(said))).collect(),
             complete: knowledge.synced().is_some(),
             whole: knowledge.synced().is_some() && is_told,

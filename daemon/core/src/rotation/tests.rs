@@ -47,6 +47,7 @@ impl Heard {
             revoked: BTreeSet::new(),
             own: Some(Said { generations: &self.own, not_flipped: &self.list }),
             others: [("other", Said { generations: &self.other, not_flipped: &self.list })].into(),
+            is_told: true,
             complete: true,
             whole: true,
             ways: Some([("other", newest)].into()),
@@ -350,7 +351,17 @@ fn who_does_not_know_all_says_what_was_said() {
     assert_eq!(says(&partial), names(&["third"]));
     let told = Heard::new(&[0, 1], &[0, 1], names(&["fourth"]));
     let own = Some(Said { generations: &told.own, not_flipped: &told.list });
-    assert_eq!(says(&View { own, ..partial.clone() }), names(&["third"]), "what is told of is a moment old");
+    let both = says(&View { own, ..partial.clone() });
+    assert_eq!(both, names(&["third", "fourth"]), "either may be the older one");
+    assert_eq!(says(&partial), both);
+    // What was kept may be older than what others have heard since.
+    let mut rotation = Rotation::default();
+    let kept = View { is_told: false, ..partial.clone() };
+    assert_eq!(rotation.says(&kept), None);
+    assert_eq!(rotation.says(&View { own, ..partial.clone() }).map(|(_, list)| list), Some(both));
+    let mut rotation = Rotation::default();
+    let mut says = |view: &View<'_>| rotation.says(view).expect("a device stands").1;
+    assert_eq!(says(&partial), names(&["third"]));
     assert_eq!(says(&View { whole: false, ..whole.clone() }), names(&["other"]), "now it knows them");
     assert!(rotation.may_use(None, false, "other", generation(0), None));
     let mut rotation = Rotation::default();

@@ -227,6 +227,7 @@ impl Node {
             standing: bits(self.held).filter(stands).map(|number| Generation::new(number.into())).collect(),
             own: said::said(self.seen[place]),
             others,
+            is_told: true,
             complete: self.whole,
             whole: self.whole || rules == Rules::RemovesBeforeSync,
             ways: self.settled.then_some(ways),

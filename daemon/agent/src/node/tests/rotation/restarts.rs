@@ -5,9 +5,10 @@ use kubeveil_core::action::Action;
 use kubeveil_linux::fake::FakeKernel;
 
 use super::{
-    super::bench::{Bench, announce_keys},
+    super::bench::{Bench, Shared, announce_keys},
     DEVICES, Rotation, devices, files, generations, key, names, slots,
 };
+use crate::node::Node;
 
 /// A restart at any time, also where nobody tells it anything, changes nothing and goes on.
 #[test]
@@ -115,4 +116,42 @@ fn who_comes_back_after_two_rotations_takes_the_newest() {
     bench.settle(&mut node);
     assert_eq!((generations(&bench), devices(&bench)), (vec![2], vec![DEVICES[0].to_owned()]));
     assert_eq!((files(&bench), bench.tunnelled()), (vec!["generation-2.key".to_owned()], 2));
+}
+
+/// A node that keeps its key: the device of a generation that it gave up goes before the next of that name comes, though it can't be
+/// deleted for a while, and the daemon ends. With the same key that would take over its sessions, which pass for proof.
+#[test]
+fn a_device_that_still_stands_is_not_taken_over() {
+    let (mut bench, mut node) = Bench::settled(3);
+    bench.world.change(|said| {
+        let asked = serde_json::json!({"nodeSelector": {"matchLabels": {"pool": "b"}}});
+        said.snapshot.mesh.as_mut().expect("mesh").rotation =
+            Some(serde_json::from_value(asked).expect("asked"));
+    });
+    bench.wants(1);
+    bench.settle(&mut node);
+    for n in [2, 3] {
+        let key = &bench.keys[usize::from(n) - 2];
+        bench.says(n, Some(announce_keys(n, &[(0, key), (1, key)], NotFlipped::nobody())));
+    }
+    bench.kernel.with(|k| k.fail(|action| matches!(action, Action::DeleteTunnel(..)).then_some(16)));
+    let goes_on = |bench: &mut Bench, node: &mut Node<Shared>| {
+        for _ in 0..20 {
+            bench.seconds += 1;
+            node.pass(bench.now());
+        }
+    };
+    goes_on(&mut bench, &mut node);
+    let index = |bench: &Bench| bench.truth().tunnels[DEVICES[0]].ifindex;
+    let stands = index(&bench);
+    assert_eq!(files(&bench), ["generation-1.key"]);
+    bench.wants(2);
+    goes_on(&mut bench, &mut node);
+    let mut node = bench.restart(node);
+    goes_on(&mut bench, &mut node);
+    assert_eq!((files(&bench), index(&bench)), (vec!["generation-1.key".to_owned()], stands));
+    bench.kernel.with(FakeKernel::heal);
+    bench.settle(&mut node);
+    assert_eq!(files(&bench), ["generation-1.key", "generation-2.key"]);
+    assert_ne!(index(&bench), stands);
 }
