@@ -11,18 +11,28 @@ pub struct Missing {
     pub root: Option<String>,
     /// For those that need a daemon.
     daemon: Option<String>,
+    /// For those that set the clock.
+    clock: Option<String>,
 }
 
 impl Missing {
     /// Looks.
     pub fn look() -> Self {
         let root = !rustix::process::geteuid().is_root();
-        Self { root: root.then(|| "needs root".to_owned()), daemon: without_daemon() }
+        // Written by what starts the guest (`xtask/vm/run.sh`).
+        let is_guest =
+            std::fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.contains(" guest.limit="));
+        Self {
+            root: root.then(|| "needs root".to_owned()),
+            daemon: without_daemon(),
+            clock: (!is_guest).then(|| "needs clock: one that nobody else goes by, as in the VM".to_owned()),
+        }
     }
 
     /// Why a scenario can't be played.
-    pub fn of(&self, bare: bool) -> Option<String> {
-        self.root.clone().or_else(|| self.daemon.clone().filter(|_| !bare))
+    pub fn of(&self, bare: bool, sets_clock: bool) -> Option<String> {
+        let daemon = self.daemon.clone().filter(|_| !bare);
+        self.root.clone().or(daemon).or_else(|| self.clock.clone().filter(|_| sets_clock))
     }
 }
 

@@ -22,6 +22,7 @@ impl Abilities {
         let root = process::is_root() || process::succeeds(process::command("sudo").args(["-n", "true"]));
         Self(BTreeMap::from([
             ("root", root),
+            ("clock", false),
             ("wireguard", has_link_kind("wireguard")),
             ("netkit", has_link_kind("netkit")),
             ("btf", Path::new("/sys/kernel/btf/vmlinux").exists()),
@@ -33,7 +34,7 @@ impl Abilities {
 
     /// The guest: everything but what emulation by one CPU can't give.
     pub(crate) fn of_guest() -> Self {
-        let can = ["root", "wireguard", "netkit", "btf"].map(|name| (name, true));
+        let can = ["root", "wireguard", "netkit", "btf", "clock"].map(|name| (name, true));
         Self(can.into_iter().chain([("kvm", false), ("smp", false)]).collect())
     }
 

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     let chosen = all.enumerate().filter(|(number, _)| is_chosen(*number)).map(|(_, condition)| condition);
     let trials = chosen.map(|(ground, tunnels)| {
         let name = format!("matrix/{}/{}", ground.name(), format!("{tunnels:?}").to_lowercase());
-        let missing = missing.of(false);
+        let missing = missing.of(false, false);
         Trial::ignorable_test(name.clone(), move || {
             if let Some(reason) = missing {
                 eprintln!("skipped: {name} ({reason})");

@@ -56,6 +56,8 @@ struct Scenario {
     shares: bool,
     /// It needs neither WireGuard nor a daemon.
     bare: bool,
+    /// It sets the machine's clock.
+    sets_clock: bool,
     /// About what it takes on the emulated kernel; by it only the shares are made even.
     seconds: u32,
     act: fn(&mut Stage) -> Result<()>,
@@ -65,7 +67,7 @@ impl Scenario {
     /// Three nodes of both families, that encrypt or drop.
     const fn new(name: &'static str, act: fn(&mut Stage) -> Result<()>) -> Self {
         let spec = Spec { nodes: 3, mode: Mode::Require, families: Families::Dual, overlay: Overlay::None };
-        Self { name, spec, shares: false, bare: false, seconds: 20, act }
+        Self { name, spec, shares: false, bare: false, sets_clock: false, seconds: 20, act }
     }
 
     /// On the stage that others use too, with all daemons started and all tunnels proven.
@@ -76,6 +78,11 @@ impl Scenario {
 
     const fn bare(mut self) -> Self {
         self.bare = true;
+        self
+    }
+
+    const fn sets_clock(mut self) -> Self {
+        self.sets_clock = true;
         self
     }
 
@@ -165,7 +172,8 @@ fn main() -> ExitCode {
         }
     };
     let chosen = all.into_iter().zip(share).filter(|(_, is_taken)| *is_taken);
-    let trials = chosen.map(|(scenario, _)| trial(scenario, &standing, missing.of(scenario.bare))).collect();
+    let lacks = |scenario: &Scenario| missing.of(scenario.bare, scenario.sets_clock);
+    let trials = chosen.map(|(scenario, _)| trial(scenario, &standing, lacks(scenario))).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let left = take(&standing).map_or(Ok(()), Stage::strike);
     if let Err(error) = &left {

@@ -83,12 +83,12 @@ fn stranger(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn target(node: Node, family: Family, port: u16) -> Target {
+pub(crate) fn target(node: Node, family: Family, port: u16) -> Target {
     Target { node: node.name(), address: node.address(family), port }
 }
 
 /// On all of them at once.
-fn probe_all<const N: usize>(stage: &Stage, nodes: [Node; N]) -> Result<[Probe; N]> {
+pub(crate) fn probe_all<const N: usize>(stage: &Stage, nodes: [Node; N]) -> Result<[Probe; N]> {
     let peers = nodes.map(|node| {
         let addresses = Families::Dual.map(|family| node.address(family).to_string());
         format!("--peer={}={}", node.name(), addresses.join(","))

@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kubeveil_tests::address::Node;
+use kubeveil_tests::address::{Families, Node};
 use kubeveil_tests::lab::{Mode, mesh, nft, node_manifest, program_path};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
@@ -17,6 +17,7 @@ use kubeveil_tests::traffic::{Load, Streamed, Streams, flows};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Scenario;
+use crate::probe::{probe_all, target};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_old_key_gets_no_answer", old_key).nodes(2),
@@ -334,8 +335,8 @@ fn some_nodes(stage: &mut Stage) -> Result<()> {
     expect(stage, &["history"], 0, &["pool in (edge,core)"])
 }
 
-/// Two nodes can't reach each other's second port: they keep their old keys for each other and lose nothing, the third is done with
-/// both, and the command says which port.
+/// Two nodes can't reach each other's second port: a probe finds that beforehand. They keep their old keys for each other and lose
+/// nothing, the third is done with both, and the command says which port.
 fn blocked_port(stage: &mut Stage) -> Result<()> {
     stage.start()?;
     let from = ["ip saddr 192.0.2.1", "ip6 saddr 2001:db8::1"];
@@ -345,11 +346,16 @@ fn blocked_port(stage: &mut Stage) -> Result<()> {
         rules.concat()
     );
     nft(&Node(2).name(), &rules)?;
+    for (probe, other) in probe_all(stage, [Node(1), Node(2)])?.iter().zip([Node(2), Node(1)]) {
+        let is_found = |family| probe.silent.contains(&target(other, family, 51872));
+        ensure!(Families::Dual.map(is_found).iter().all(|found| *found), "{probe:?}");
+    }
     let load = everybody(stage, 300);
     let (tally, census) = stage.send_while(load, |stage| {
         expect(stage, &["--deadline", "30s"], 4, &["node-1 has no handshake with node-2", "UDP 51872"])
     })?;
     encrypted(&tally, &census).context("while a port is blocked")?;
+    expect(stage, &["status"], 1, &["node-1 has no handshake with node-2", "UDP 51872"])?;
     ensure!(announced(stage, Node(3))? == [1], "the third node says {:?}", announced(stage, Node(3))?);
     for node in [Node(1), Node(2)] {
         ensure!(announced(stage, node)? == [0, 1], "{} says {:?}", node.name(), announced(stage, node)?);

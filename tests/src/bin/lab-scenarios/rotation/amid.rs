@@ -1,8 +1,11 @@
 //! What befalls a node while keys are rotated: the others go on, and come to the end of it.
 
 use std::fs;
+use std::process::Command;
+use std::thread::{self, sleep};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{batch, nft, node_manifest};
 use kubeveil_tests::process::wait_until;
@@ -20,6 +23,8 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("a_node_is_hit_in_a_rotation", hit).nodes(3).takes(170),
     Scenario::new("a_node_is_down_for_three_rotations", down).nodes(3).takes(50),
     Scenario::new("two_nodes_part_in_a_rotation", parted).nodes(3).takes(55),
+    Scenario::new("both_ends_die_in_a_rotation", both_die).nodes(2).takes(50),
+    Scenario::new("the_clock_jumps_in_a_rotation", clock_jumps).nodes(3).takes(55).sets_clock(),
 ];
 
 /// The one that it befalls, and the others.
@@ -214,4 +219,81 @@ fn parted(stage: &mut Stage) -> Result<()> {
     let (tally, census) = stage.send(everybody(stage, 200), 200)?;
     none_plain(&census)?;
     encrypted(&tally, &census).context("when they reach each other again")
+}
+
+/// The daemons of both ends die at once, at many points, and begin again: while keys are made and announced, while packets move, and
+/// while all that the old keys wait for is silence.
+fn both_die(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let die = |stage: &Stage| -> Result<()> {
+        let daemons = OTHERS.map(|node| stage.lab.daemon(node));
+        thread::scope(|scope| {
+            let killing = daemons.each_ref().map(|daemon| scope.spawn(|| daemon.kill()));
+            killing.into_iter().try_for_each(|one| one.join().unwrap_or_else(|_| bail!("the kill panicked")))
+        })?;
+        daemons.iter().try_for_each(|daemon| daemon.spawn(&[]))
+    };
+    let ready = |stage: &Stage| OTHERS.iter().try_for_each(|node| stage.lab.daemon(*node).wait_ready(LIMIT));
+    let (tally, census) = stage.send_while(others(stage), |stage| {
+        want(stage, 1, json!({}))?;
+        for round in 0..12 {
+            sleep(Duration::from_millis(50 << (round % 6)));
+            die(stage)?;
+        }
+        ready(stage)?;
+        let have_moved = |node| -> Result<bool> {
+            Ok(announced(stage, node)? == [0, 1] && said(stage, node)?["notFlipped"] == json!([]))
+        };
+        let moved = wait_until(LIMIT, PAUSE, || Ok(have_moved(OTHERS[0])? && have_moved(OTHERS[1])?))?;
+        ensure!(moved, "{:?} after {LIMIT:?}", OTHERS.map(|node| said(stage, node)));
+        sleep(Duration::from_secs(2));
+        die(stage)?;
+        ready(stage)?;
+        wait_for(stage, 1)
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census)
+}
+
+/// How far the clock of all nodes is from what it was; set right when this goes.
+#[derive(Default)]
+struct Clock(i64);
+
+impl Clock {
+    fn set(&mut self, off: i64) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        let time = format!("@{:.3}", now + (off - self.0) as f64);
+        let done = Command::new("date").args(["-s", &time]).output().context("run date")?;
+        ensure!(done.status.success(), "date -s {time}: {}", String::from_utf8_lossy(&done.stderr).trim());
+        self.0 = off;
+        Ok(())
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        if let Err(error) = self.set(0) {
+            eprintln!("  the clock is {} s off: {error:#}", self.0);
+        }
+    }
+}
+
+/// An hour back and forth while packets move, and an hour forth and back while the old keys wait for silence.
+fn clock_jumps(stage: &mut Stage) -> Result<()> {
+    const HOUR: i64 = 3600;
+    stage.start()?;
+    let (tally, census) = stage.send_while(everybody(stage, 300), |stage| {
+        let mut clock = Clock::default();
+        for (generation, waits, off) in [(1, [400, 1500], -HOUR), (2, [400, 7000], HOUR)] {
+            want(stage, generation, json!({}))?;
+            for (wait, off) in waits.into_iter().zip([off, 0]) {
+                sleep(Duration::from_millis(wait));
+                clock.set(off)?;
+            }
+            wait_for(stage, generation)?;
+        }
+        Ok(())
+    })?;
+    eprintln!("  {tally}");
+    encrypted(&tally, &census)
 }
