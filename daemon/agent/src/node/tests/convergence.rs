@@ -98,7 +98,9 @@ fn who_does_not_answer_is_spoken_to_again() {
         let mut bench = Bench::new(2);
         bench.kernel.with(FakeKernel::nobody_answers);
         let mut node = bench.start();
-        (0..2).for_each(|_| drop(bench.settle(&mut node)));
+        for _ in 0..2 {
+            bench.settle(&mut node);
+        }
         let keepalives = |bench: &Bench| -> Vec<u16> {
             let of = |action| match action {
                 Action::AddPeer { keepalive, .. } | Action::SetKeepalive(_, _, keepalive) => Some(keepalive),
