@@ -44,7 +44,7 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
 /// Which ones the kernel goes by; of those that are not all known, or not carried out and enforced, nobody can say.
 fn policies<K: Kernel>(node: &Node<K>) -> Option<String> {
     let is_so = node.last.synced && status::waiting_for(node).is_empty();
-    is_so.then(|| node.snapshot().policies.digest()).flatten()
+    is_so.then(|| node.snapshot().policies.digest(&node.snapshot().ending)).flatten()
 }
 
 /// Of a node that kubeveil has left, or is about to.

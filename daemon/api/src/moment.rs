@@ -11,8 +11,10 @@ pub(crate) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timesta
     text.parse().map_err(|_| serde::de::Error::custom(NO_TIME))
 }
 
+/// `null`, a key without a value, is none.
 pub(crate) fn some_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
-    time(deserializer).map(Some)
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| text.parse().map_err(|_| serde::de::Error::custom(NO_TIME))).transpose()
 }
 
 /// A day that there is: the 29th of February in leap years only.

@@ -77,6 +77,8 @@ pub(crate) struct Census {
     pub(crate) namespaces: BTreeMap<String, Labels>,
     /// Those namespaces that are being deleted, and what is in them, in any order.
     pub(crate) ending: BTreeSet<String>,
+    /// There may be more of those.
+    pub(crate) is_blind: bool,
     pub(crate) pods: BTreeMap<String, Arc<SeenPod>>,
     /// By node.
     pub(crate) slices: BTreeMap<String, SeenSlice>,
@@ -130,10 +132,11 @@ impl Watches {
             return Some(Census { slices, ..Census::default() });
         }
         let (pods, namespaces) = self.workloads();
+        let is_blind = namespaces.is_blind();
         let (pods, spaces) = (pods.all()?, namespaces.all()?);
         let ending = spaces.iter().filter(|(_, (_, ends))| *ends).map(|(name, _)| name.clone()).collect();
         let namespaces = spaces.into_iter().map(|(name, (labels, _))| (name, labels)).collect();
-        Some(Census { policies, slices, pods, namespaces, ending })
+        Some(Census { policies, slices, pods, namespaces, ending, is_blind })
     }
 
     fn workloads(&mut self) -> (Kept<Arc<SeenPod>>, Kept<Space>) {
@@ -169,10 +172,11 @@ impl Watches {
             .default_backoff()
             .inspect_err(move |e| tracing::warn!("watch {what}: {e}"));
         self.tasks.spawn(events.for_each(move |event| {
-            if let Ok(event) = event {
-                kept.take(event, &name, &read);
-                stirred.notify_one();
+            match event {
+                Ok(event) => kept.take(event, &name, &read),
+                Err(_) => kept.fail(),
             }
+            stirred.notify_one();
             std::future::ready(())
         }));
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use kube::runtime::watcher::Event;
@@ -17,7 +18,12 @@ struct State<T> {
     /// A list that is on its way.
     listing: BTreeMap<String, T>,
     is_listed: bool,
+    /// When the watch failed last, if nothing came since.
+    failed: Option<Instant>,
 }
+
+/// How long a watch that failed may be blind: it is begun anew within half a minute (kube, `default_backoff`), and an event is not due even then.
+const BLIND: Duration = Duration::from_secs(120);
 
 impl<T> Clone for Kept<T> {
     fn clone(&self) -> Self {
@@ -27,7 +33,7 @@ impl<T> Clone for Kept<T> {
 
 impl<T> Default for Kept<T> {
     fn default() -> Self {
-        let state = State { known: BTreeMap::new(), listing: BTreeMap::new(), is_listed: false };
+        let state = State { known: BTreeMap::new(), listing: BTreeMap::new(), is_listed: false, failed: None };
         Self(Arc::new(Mutex::new(state)))
     }
 }
@@ -46,6 +52,10 @@ impl<T: Clone> Kept<T> {
     ) {
         let mut guard = self.lock();
         let state = &mut *guard;
+        // Half a list says nothing yet.
+        if matches!(event, Event::InitDone | Event::Apply(_) | Event::Delete(_)) {
+            state.failed = None;
+        }
         let (is_listing, object) = match event {
             Event::Init => return state.listing.clear(),
             Event::InitDone => {
@@ -66,6 +76,16 @@ impl<T: Clone> Kept<T> {
             Some(kept) => place.insert(name, kept),
             None => place.remove(&name),
         };
+    }
+
+    /// The watch failed.
+    pub(crate) fn fail(&self) {
+        self.lock().failed = Some(Instant::now());
+    }
+
+    /// May something have happened that is not known yet?
+    pub(crate) fn is_blind(&self) -> bool {
+        self.lock().failed.is_some_and(|at| at.elapsed() < BLIND)
     }
 
     /// All of them; `None` until they were listed once.
@@ -104,5 +124,23 @@ mod tests {
         take(Event::Apply(("a", None)));
         take(Event::Delete(("never", Some(1))));
         assert_eq!(names().unwrap_or_default(), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_watch_that_failed_is_blind_until_it_tells_again() {
+        let kept: Kept<()> = Kept::default();
+        let take = |event: Event<()>| kept.take(event, |()| "a".to_owned(), |(), _| Some(()));
+        for (event, is_blind) in [
+            (Event::Apply(()), false),
+            (Event::Init, true),
+            (Event::InitApply(()), true),
+            (Event::InitDone, false),
+            (Event::Delete(()), false),
+        ] {
+            kept.fail();
+            assert!(kept.is_blind());
+            take(event);
+            assert_eq!(kept.is_blind(), is_blind);
+        }
     }
 }

@@ -54,7 +54,8 @@ impl InForce {
         let read = census.policies.iter().filter_map(|seen| Some((seen.id.clone(), seen.good()?.clone())));
         let (mut of_namespaces, of_cluster): (BTreeMap<_, _>, BTreeMap<_, _>) =
             read.partition(|(id, _)| id.namespace.is_some());
-        let waits = self.lingering.keep_in(&mut of_namespaces, SETTLE, now);
+        let settle = if census.is_blind { Duration::MAX } else { SETTLE };
+        let waits = self.lingering.keep_in(&mut of_namespaces, settle, now);
         of_namespaces.extend(of_cluster);
         let mut policies = Policies::new(of_namespaces);
         policies.or_of(&self.before, &census.ending);
@@ -135,8 +136,8 @@ pub(crate) struct Sets {
 
 impl Sets {
     /// These are in force from now on.
-    pub(crate) fn see(&mut self, policies: &Policies) {
-        let digest = policies.digest().unwrap_or_default();
+    pub(crate) fn see(&mut self, policies: &Policies, ending: &BTreeSet<String>) {
+        let digest = policies.digest(ending).unwrap_or_default();
         if self.last.as_ref() == Some(&digest) {
             return;
         }

@@ -28,7 +28,12 @@ impl<K: Ord + Clone, V: Clone> Lingering<K, V> {
             if found.contains_key(key) {
                 continue;
             }
-            let since = *self.gone.entry(key.clone()).or_insert(now);
+            let gone = self.gone.entry(key.clone()).or_insert(now);
+            // As long as nobody can see, it is not over by any time.
+            if settle == Duration::MAX {
+                *gone = now;
+            }
+            let since = *gone;
             if now.saturating_sub(since) < settle {
                 waiting = true;
                 found.insert(key.clone(), value.clone());
@@ -66,5 +71,21 @@ mod tests {
         assert_eq!(read(&["a"], 1_999), is("ab", true));
         assert_eq!(read(&["a"], 2_000), is("a", false));
         assert_eq!(read(&["a"], 2_001), is("a", false));
+    }
+
+    /// From when somebody can see again.
+    #[test]
+    fn while_nobody_can_see_nothing_is_gone() {
+        let mut lingering = Lingering::default();
+        let mut read = |found: &[&str], settle, now| {
+            let mut found = found.iter().map(|key| ((*key).to_owned(), ())).collect::<BTreeMap<_, _>>();
+            let waits = lingering.keep_in(&mut found, settle, Duration::from_millis(now));
+            (found.len(), waits)
+        };
+        assert_eq!(read(&["a"], SETTLE, 0), (1, false));
+        assert_eq!(read(&[], SETTLE, 100), (1, true));
+        assert_eq!(read(&[], Duration::MAX, 90_000), (1, true));
+        assert_eq!(read(&[], SETTLE, 90_900), (1, true));
+        assert_eq!(read(&[], SETTLE, 91_000), (0, false));
     }
 }

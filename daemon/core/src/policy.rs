@@ -207,11 +207,14 @@ impl Policies {
         exempt.map(|policy| policy.until).filter(move |until| until.is_none_or(|until| now < until))
     }
 
-    /// Which they are, in few words: those who name the same digest have the same policies. `None` where there is none.
-    pub fn digest(&self) -> Option<String> {
+    /// Which they are, in few words: those who name the same digest have the same policies. `None` where there is none. Those of namespaces
+    /// that are being deleted are left out: who came later never heard of them.
+    pub fn digest(&self, ending: &BTreeSet<String>) -> Option<String> {
         // 64 bits: nobody gains by two sets that have the same.
         const BYTES: usize = 8;
-        let text = serde_json::to_vec(self).ok().filter(|_| !self.is_empty())?;
+        let ends = |id: &PolicyId| id.namespace.as_ref().is_some_and(|namespace| ending.contains(namespace));
+        let stay: Vec<_> = self.all.iter().filter(|(id, _)| !ends(id)).collect();
+        let text = serde_json::to_vec(&stay).ok().filter(|_| !stay.is_empty())?;
         let bytes = Sha256::digest(&text);
         Some(bytes[..BYTES].iter().map(|byte| format!("{byte:02x}")).collect())
     }

@@ -67,7 +67,7 @@ impl Said<'_> {
     }
 
     /// May the one who said this send to `node` by `generation`?
-    fn may_send(&self, node: &str, generation: Generation) -> bool {
+    pub fn may_send(&self, node: &str, generation: Generation) -> bool {
         self.has(generation) && (self.newest() == generation || self.not_flipped.names(node))
     }
 }

@@ -28,9 +28,8 @@ const SECOND_WORD: Duration = Duration::from_secs(3);
 const SECOND_WORD_AT_LEISURE: Duration = Duration::from_secs(7);
 /// How long WireGuard alone repeats the first word; it does so for 90 seconds (`REKEY_ATTEMPT_TIME`).
 const FIRST_WORDS: Duration = Duration::from_secs(15);
-/// The keepalive of a peer to whom this node has the first word, seconds: the longest there is. What it is for is the one that goes out
-/// as it is set; then it need not be taken back, since one empty packet in 18 hours is as good as none.
-pub const FIRST_KEEPALIVE: u16 = u16::MAX;
+/// The longest keepalive that there is, seconds: 18 hours.
+const LONGEST_KEEPALIVE: u16 = u16::MAX;
 /// Interval of keepalives while a handshake is wanted that did not come by itself, seconds.
 pub const PROVING_KEEPALIVE: u16 = 5;
 /// How often to look while something is unproven: at first, after [`PATIENCE`], and until [`RESIGNATION`];
@@ -98,9 +97,16 @@ pub struct To<'a> {
     pub is_at_leisure: bool,
 }
 
+/// The keepalive of a peer to whom this node has the first word, seconds: nine to 18 hours, for each peer another, so that not all that are idle
+/// are spoken to at once. What it is for is the one that goes out as it is set; then it need not be taken back.
+pub fn first_keepalive(peer: &PublicKey) -> u16 {
+    let [_, high, low, ..] = *peer.as_bytes();
+    LONGEST_KEEPALIVE - (u16::from_be_bytes([high, low]) & LONGEST_KEEPALIVE >> 1)
+}
+
 /// The keepalive of a peer that no handshake is wanted of: what is as good as none is left as it is.
 pub const fn at_rest(stands: u16) -> u16 {
-    if stands == FIRST_KEEPALIVE { FIRST_KEEPALIVE } else { 0 }
+    if stands > LONGEST_KEEPALIVE / 2 { stands } else { 0 }
 }
 
 /// What came and went by a device.
@@ -193,7 +199,10 @@ impl Tunnels {
             Health::Never(since) if since >= if is_first { FIRST_WORDS } else { second_word } => {
                 PROVING_KEEPALIVE
             }
-            Health::Never(_) if is_first => FIRST_KEEPALIVE,
+            // What an earlier daemon began goes on.
+            Health::Never(_) if stands == PROVING_KEEPALIVE => PROVING_KEEPALIVE,
+            Health::Never(_) if is_first && at_rest(stands) != 0 => stands,
+            Health::Never(_) if is_first => first_keepalive(to.peer),
             Health::Never(_) => 0,
             Health::Stale(_) => PROVING_KEEPALIVE,
             Health::Up(_) | Health::Idle(_) => at_rest(stands),
@@ -301,17 +310,19 @@ mod tests {
         let health = |t: &Tunnels, now| t.health(DEVICE, &key(7), seconds(now));
         tunnels.observe(&with(None, 0), seconds(10), wall);
         assert_eq!(health(&tunnels, 12), Health::Never(seconds(2)));
+        let first = first_keepalive(&key(7));
         let keepalive = |t: &Tunnels, own: u8, stands, now| {
             let (own, peer) = (key(own), key(7));
             let to = |is_at_leisure| To { device: DEVICE, own: &own, peer: &peer, is_at_leisure };
             [false, true].map(|is_at_leisure| t.keepalive(&to(is_at_leisure), stands, seconds(now)))
         };
-        assert_eq!(keepalive(&tunnels, 1, 0, 12), [FIRST_KEEPALIVE; 2]);
-        assert_eq!(keepalive(&tunnels, 1, FIRST_KEEPALIVE, 24), [FIRST_KEEPALIVE; 2]);
-        assert_eq!(keepalive(&tunnels, 1, FIRST_KEEPALIVE, 25), [PROVING_KEEPALIVE; 2]);
+        assert_eq!(keepalive(&tunnels, 1, 0, 12), [first; 2]);
+        assert_eq!(keepalive(&tunnels, 1, first, 24), [first; 2]);
+        assert_eq!(keepalive(&tunnels, 1, first, 25), [PROVING_KEEPALIVE; 2]);
         assert_eq!(keepalive(&tunnels, 9, 0, 12), [0; 2]);
         assert_eq!(keepalive(&tunnels, 9, 0, 13), [PROVING_KEEPALIVE, 0]);
         assert_eq!(keepalive(&tunnels, 9, 0, 17), [PROVING_KEEPALIVE; 2]);
+        assert_eq!(keepalive(&tunnels, 1, PROVING_KEEPALIVE, 12), [PROVING_KEEPALIVE; 2], "an earlier daemon's");
         assert_eq!(tunnels.next_look(seconds(12)), Some(LOOK_OFTEN));
         assert_eq!(tunnels.next_look(seconds(40)), Some(LOOK_SELDOM));
         assert_eq!(tunnels.next_look(seconds(140)), None);
@@ -319,7 +330,7 @@ mod tests {
         tunnels.observe(&with(Some(1_000_003), 100), seconds(13), wall);
         assert_eq!(health(&tunnels, 20), Health::Up(seconds(7)));
         // What was set for the first word stays; what was set since goes, and is nobody else's to set.
-        for (stands, rests) in [(0, 0), (FIRST_KEEPALIVE, FIRST_KEEPALIVE), (PROVING_KEEPALIVE, 0), (25, 0)] {
+        for (stands, rests) in [(0, 0), (first, first), (PROVING_KEEPALIVE, 0), (25, 0)] {
             assert_eq!(keepalive(&tunnels, 1, stands, 20), [rests; 2]);
         }
         assert_eq!(tunnels.next_look(seconds(20)), None);

@@ -9,7 +9,7 @@ use kubeveil_core::{
     action::Action,
     backstop::{Backstop, Form, Range, Rules, Standing},
     observed::TunnelDevice,
-    tunnels::FIRST_KEEPALIVE,
+    tunnels::first_keepalive,
 };
 use kubeveil_keys::{Generation, PrivateKey, PublicKey};
 
@@ -185,7 +185,7 @@ pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
         bench.run(Action::SetUp(index))?;
     }
     for (device, key, port, keepalive) in
-        [(DEVICE_NAMES[1], first, BASE_PORT, 0), (DEVICE_NAMES[0], second, BASE_PORT + 1, FIRST_KEEPALIVE)]
+        [(DEVICE_NAMES[1], first, BASE_PORT, 0), (DEVICE_NAMES[0], second, BASE_PORT + 1, first_keepalive(&second))]
     {
         bench.run(Action::AddPeer {
             device: device.to_owned(),
@@ -198,7 +198,7 @@ pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
     bench.await_handshake(DEVICE_NAMES[0], second)?;
     bench.await_handshake(DEVICE_NAMES[1], first)?;
     claim(
-        bench.device()?.peers[&second].keepalive == FIRST_KEEPALIVE,
+        bench.device()?.peers[&second].keepalive == first_keepalive(&second),
         "a keepalive starts a handshake at once, however long it is",
     )?;
 

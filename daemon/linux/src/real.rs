@@ -234,6 +234,10 @@ impl Kernel for RealKernel {
                 done.extend(run.iter().map(|action| self.execute(action, secrets)));
             }
         }
+        // Whatever became of them. What fails here the next look does, and until then addresses are looked up anew.
+        if let Some(bpf) = &mut self.bpf {
+            drop(bpf.maps.settle_what_we_did());
+        }
         done
     }
 

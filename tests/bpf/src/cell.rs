@@ -24,7 +24,7 @@ use tokio::runtime::Runtime;
 use crate::kernel::object;
 
 /// No action here names a key.
-struct NoKeys;
+pub struct NoKeys;
 
 impl Secrets for NoKeys {
     fn private_key(&self, _: Generation) -> Option<&PrivateKey> {

@@ -224,7 +224,7 @@ impl Daemon {
             standing: of(&stands),
             own: self.own(),
             others: said.collect(),
-            is_told: self.heard.get(self.name).is_none_or(|heard| heard.from() != From::Kept),
+            is_told: self.heard.get(self.name).is_none_or(|heard| heard.from() == From::Told),
             complete: self.is_whole,
             whole: self.is_whole && is_told || rules == Rules::RemovesBeforeSync,
             ways: outcome.settled.then(|| outcome.ways.iter().map(|(name, by)| (*name, *by)).collect()),

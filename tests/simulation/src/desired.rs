@@ -52,8 +52,8 @@ pub(crate) fn desired(
         let standing = observed.tunnels.get(device).filter(|device| device.public_key == Some(*key));
         let is_up = |index: &u32| observed.links.get(index).is_some_and(|link| link.up);
         let up = standing.map(|device| device.ifindex).filter(is_up);
-        let is_at_leisure = held.keys().next() < Some(generation);
-        let (peers, keys) = peers(daemon, observed, (*generation, *key), is_at_leisure, &carriers);
+        let older = held.keys().next().copied().filter(|oldest| oldest < generation);
+        let (peers, keys) = peers(daemon, observed, (*generation, *key), older, &carriers);
         let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
         out.tunnels
             .insert(device.to_owned(), DesiredTunnel { key: (*generation, *key), port, mtu: MTU, peers });
@@ -69,7 +69,7 @@ fn peers(
     daemon: &Daemon,
     observed: &Observed,
     (generation, own): (Generation, PublicKey),
-    is_at_leisure: bool,
+    older: Option<Generation>,
     newer: &[Carrier],
 ) -> Peers {
     let (mut by_key, mut keys) = Peers::default();
@@ -95,7 +95,11 @@ fn peers(
                 From::Past => holder.is_none_or(is_dead),
                 From::Kept => false,
             };
-            if is_given_up && !daemon.rotation.goes_soon(generation, daemon.began) {
+            let is_silent = |(key, peer): (&PublicKey, &Peer)| {
+                !is_dead((key, peer)) && tunnels::at_rest(peer.keepalive) == peer.keepalive
+            };
+            let goes_soon = daemon.rotation.goes_soon(generation, daemon.began);
+            if is_given_up && !(goes_soon && holder.is_some_and(is_silent)) {
                 continue;
             }
             if let Some((key, peer)) = holder.filter(|(key, _)| !revoked.contains(key)) {
@@ -118,6 +122,10 @@ fn peers(
         let keepalive = if newer.iter().any(|newer| newer.health(daemon, node).is_proven()) {
             tunnels::at_rest(stands)
         } else {
+            let sends = |oldest| {
+                heard.said.as_ref().is_some_and(|said| said.said().may_send(daemon.name, oldest))
+            };
+            let is_at_leisure = older.is_some_and(sends);
             daemon.tunnels.keepalive(
                 &To { device, own: &own, peer: &key, is_at_leisure },
                 stands,

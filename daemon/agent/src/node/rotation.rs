@@ -216,7 +216,7 @@ impl<K: Kernel> Node<K> {
             revoked: of(&|info| mesh.is_some_and(|mesh| mesh.revoked_keys.contains(&info.public))),
             standing: of(&stands),
             own: self.announced.of(&self.name).map(Said::from),
-            is_told: self.announced.heard(&self.name) != Heard::Kept,
+            is_told: self.announced.heard(&self.name) == Heard::Told,
             others: others.into_iter().map(|(name, said)| (name, Said::from(said))).collect(),
             complete: knowledge.synced().is_some(),
             whole: knowledge.synced().is_some() && is_told,

@@ -39,7 +39,7 @@ impl Writer {
         let Some(mesh) = &seen.mesh else { return Ok(()) };
         let (policies, waits) = self.in_force.see(census, self.began.elapsed());
         self.looks_again = waits;
-        self.sets.see(&policies);
+        self.sets.see(&policies, &census.ending);
         let mut selected = Selected::of(census, &policies, mesh.object.spec.mode);
         if mesh.object.spec.uninstall {
             selected.slices.clear();

@@ -75,9 +75,19 @@ fn of_a_namespace_that_ends_pods_are_held_until_they_are_gone() {
     for at in [SETTLE, SETTLE * 2, SETTLE * 60] {
         let (policies, _) = in_force.see(&ending, at);
         assert_eq!(names(&slices(&ending, &policies)), ["ledger"], "{at:?}");
-        assert_eq!(policies.digest(), readable(&before).digest(), "as the agents have it");
+        assert_eq!(policies.iter().count(), 1, "as the agents have it");
+        assert_eq!(policies.digest(&ending.ending), None, "who came later never heard of it");
     }
     assert_eq!(names(&slices(&ending, &readable(&ending))), ["ledger"], "another controller");
+    // While nobody can see which namespaces end, no policy of one goes.
+    let mut in_force = InForce::default();
+    in_force.see(&before, Duration::ZERO);
+    let blind = Census { is_blind: true, ..census(vec![], pods()) };
+    for at in [SETTLE, SETTLE * 60] {
+        assert_eq!(names(&slices(&blind, &in_force.see(&blind, at).0)), ["ledger"], "{at:?}");
+    }
+    let (policies, waits) = in_force.see(&ending, SETTLE * 60);
+    assert_eq!((names(&slices(&ending, &policies)), waits), (vec!["ledger".to_owned()], true));
     let only_web = Census { pods: census(vec![], [pods()[1].clone()]).pods, ..ending.clone() };
     assert_eq!(slices(&only_web, &readable(&only_web)), BTreeMap::new());
     assert_eq!(slices(&gone, &readable(&gone)), BTreeMap::new());
@@ -187,9 +197,9 @@ fn a_policy_is_in_force_when_all_nodes_hold_it() {
     let two = seen_policy("two", policy("web", PolicyMode::Require));
     let alone = census(vec![one.clone()], []);
     let both = census(vec![one.clone(), two.clone()], []);
-    let [first, second] = [&alone, &both].map(|census| readable(census).digest());
+    let [first, second] = [&alone, &both].map(|census| readable(census).digest(&BTreeSet::new()));
     let mut look = |census: &Census, digests: [&Option<String>; 2]| {
-        sets.see(&readable(census));
+        sets.see(&readable(census), &BTreeSet::new());
         let told = told(census, &sets, &cluster("prefer", digests.map(Clone::clone)));
         told.into_iter().map(|(name, status)| (name, reason(&status, IN_FORCE).0)).collect::<Vec<_>>()
     };
@@ -208,7 +218,7 @@ fn a_policy_is_in_force_when_all_nodes_hold_it() {
     // It is another now.
     let mut other = both.clone();
     other.policies[0].policy = Ok(policy("other", PolicyMode::Require));
-    let third = readable(&other).digest();
+    let third = readable(&other).digest(&BTreeSet::new());
     assert_eq!(look(&other, [&second, &third]), says(false, Some(true)));
     assert_eq!(look(&other, [&third, &third]), says(true, Some(true)));
 }
@@ -217,11 +227,11 @@ fn a_policy_is_in_force_when_all_nodes_hold_it() {
 #[test]
 fn what_was_in_force_stays_so_under_another_controller() {
     let mut one = seen_policy("one", policy("ledger", PolicyMode::Require));
-    let digest = readable(&census(vec![one.clone()], [])).digest();
+    let digest = readable(&census(vec![one.clone()], [])).digest(&BTreeSet::new());
     let look = |one: &SeenPolicy, digests: [Option<String>; 2]| {
         let census = census(vec![one.clone()], []);
         let mut sets = Sets::default();
-        sets.see(&readable(&census));
+        sets.see(&readable(&census), &BTreeSet::new());
         told(&census, &sets, &cluster("prefer", digests)).remove("one")
     };
     let unknown = Some("0123456789abcdef".to_owned());
@@ -242,8 +252,8 @@ fn what_was_in_force_stays_so_under_another_controller() {
 fn who_does_not_enforce_holds_nothing() {
     let census = census(vec![seen_policy("one", policy("ledger", PolicyMode::Require))], []);
     let mut sets = Sets::default();
-    sets.see(&readable(&census));
-    let digest = readable(&census).digest();
+    sets.see(&readable(&census), &BTreeSet::new());
+    let digest = readable(&census).digest(&BTreeSet::new());
     let good = cluster("prefer", [digest.clone(), digest]);
     let look = |seen: &Seen| reason(&told(&census, &sets, seen)["one"], IN_FORCE).0;
     assert!(look(&good));
@@ -283,8 +293,8 @@ fn why_a_policy_does_nothing_is_told() {
     let pods = [pod("ledger", "a", "ledger", "10.0.1.7"), pod("host", "a", "host", "")];
     let census = census(vec![less, unreadable, nobody, host], pods);
     let mut sets = Sets::default();
-    sets.see(&readable(&census));
-    let digest = readable(&census).digest();
+    sets.see(&readable(&census), &BTreeSet::new());
+    let digest = readable(&census).digest(&BTreeSet::new());
     let told = told(&census, &sets, &cluster("require", [digest.clone(), digest]));
     for (name, in_force, selecting, pods) in [
         ("less", (true, "AllNodesHold"), (true, "PodsSelected"), 1),
@@ -311,7 +321,7 @@ fn keys_that_are_older_than_a_policy_allows_are_told_of() {
     let any = seen_policy("any", policy("ledger", PolicyMode::Require));
     let census = census(vec![most("30d"), most("90d"), any], []);
     let mut sets = Sets::default();
-    sets.see(&readable(&census));
+    sets.see(&readable(&census), &BTreeSet::new());
     let mut seen = cluster("prefer", [None, None]);
     let said = seen.veil_nodes.get_mut("b").and_then(Option::as_mut).expect("said");
     said.key_created_at = Some(Timestamp::UNIX_EPOCH - jiff::SignedDuration::from_hours(60 * 24));

@@ -16,6 +16,7 @@ use crate::{
     observed::{Peer, TunnelDevice},
     ownership::Class,
     problem::{Problem, ProblemKind},
+    rotation::Said,
     tunnels::{self, Health, To},
 };
 
@@ -46,7 +47,7 @@ impl Peers {
         let standing = inputs.observed.tunnels.get(device);
         let holders = holders(standing);
         let goes_soon = inputs.rotation.goes_soon(generation, inputs.now);
-        let is_at_leisure = inputs.keys.first().is_some_and(|(oldest, _)| *oldest < generation);
+        let older = inputs.keys.first().map(|(oldest, _)| *oldest).filter(|oldest| *oldest < generation);
         let mut nodes: Vec<_> = nodes.filter(|(n, _)| *n != inputs.node).collect();
         // Of two nodes with one key, the one that the device has it for keeps it, whatever the other is called.
         nodes.sort_by_cached_key(|(node, owned)| {
@@ -71,7 +72,11 @@ impl Peers {
                     Heard::Past => holder.is_none_or(is_dead),
                     Heard::Kept => false,
                 };
-                if is_given_up && !goes_soon {
+                // Nor does one stay that we are still speaking to, in vain: the device would not fall silent.
+                let is_silent = |holder: &(&PublicKey, &Peer)| {
+                    !is_dead(holder) && tunnels::at_rest(holder.1.keepalive) == holder.1.keepalive
+                };
+                if is_given_up && !(goes_soon && holder.is_some_and(is_silent)) {
                     continue;
                 }
                 // A node whose announcement is not known (not any more, or not yet since we started) is not
@@ -103,7 +108,9 @@ impl Peers {
             let keepalive = if newer.iter().any(|newer| newer.health(inputs, node).is_proven()) {
                 tunnels::at_rest(stands)
             } else {
-                let to = To { device, own: &own_key, peer: &key, is_at_leisure };
+                // It says whom it still sends to by an older one. Who has none, or began anew, waits for us.
+                let sends = |oldest| inputs.announced.of(node).is_some_and(|said| Said::from(said).may_send(inputs.node, oldest));
+                let to = To { device, own: &own_key, peer: &key, is_at_leisure: older.is_some_and(sends) };
                 inputs.tunnels.keepalive(&to, stands, inputs.now)
             };
             let peer = DesiredPeer {

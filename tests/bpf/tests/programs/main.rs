@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         trial("what_the_verifier_looks_at", verified::verified),
         trial("watched/what_is_counted_is_seen", watched::what_is_counted_is_seen),
         trial("watched/others_are_not_seen", watched::others_are_not_seen),
+        trial("what_was_written_is_settled", watched::what_was_written_is_settled),
         trial("watched/the_backstop_shows_what_it_drops", watched::the_backstop_shows_what_it_drops),
         trial("backstop/the_program_holds", backstop::the_program_holds),
         trial("backstop/nftables_holds", backstop::nftables_holds),

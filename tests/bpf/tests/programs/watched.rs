@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuHashMap};
-use kubeveil_abi::{Counter, Direction, FlowMode, Mode, Reason, names};
-use kubeveil_core::{action::Action, backstop::Backstop};
+use ipnet::IpNet;
+use kubeveil_abi::{Asked, Counter, Direction, FlowMode, Mode, PrefixKind, Reason, names};
+use kubeveil_core::{action::Action, backstop::Backstop, observed::Prefix};
 use kubeveil_linux::{Flow, Kernel as _, Sighting, Sightings};
 use kubeveil_verdict::{
     ends,
@@ -16,7 +17,7 @@ use kubeveil_verdict::{
 };
 
 use crate::{
-    cell::{REMOTE, UNOWNED, passes, within},
+    cell::{Cell, NoKeys, REMOTE, UNOWNED, passes, within},
     kernel::Kernel,
     reasons,
 };
@@ -178,4 +179,27 @@ fn flow_to(to: &str) -> Result<Flow> {
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect((destination, 9))?;
     Ok(Flow { source: socket.local_addr()?.ip(), destination })
+}
+
+/// Prefixes that were changed by themselves, as a slice of pods is, are settled when that is done: the programs keep what they look up.
+pub(crate) fn what_was_written_is_settled() -> Result<()> {
+    within(|cell| {
+        cell.load(Mode::Require)?;
+        cell.observe()?;
+        let before = epoch(cell)?;
+        let pod: IpNet = "10.244.2.77/32".parse()?;
+        let prefix = Prefix { asked: Asked::Require, ..Prefix::new(PrefixKind::RemotePods, 1) };
+        for actions in [[Action::PutPrefix(pod, prefix)], [Action::RemovePrefix(pod)]] {
+            let done = cell.kernel.execute_all(&actions, &NoKeys);
+            ensure!(done.iter().all(Result::is_ok), "{done:?}");
+            ensure!(kubeveil_abi::is_settled(epoch(cell)?), "{} leaves the programs to look up anew", actions[0]);
+        }
+        ensure!(epoch(cell)? != before, "what was kept before counts no more");
+        Ok(())
+    })
+}
+
+fn epoch(cell: &Cell) -> Result<u32> {
+    let words: Array<_, u32> = Map::Array(MapData::from_pin(cell.pin("maps").join(names::EPOCH))?).try_into()?;
+    Ok(words.get(&0, 0)?)
 }

@@ -310,7 +310,7 @@ pub(crate) fn it_tells_other_nodes_of_exceptions(server: &mut Server) {
         (holds.as_str(), why.as_str()),
         ("False", "2 nodes don't hold pods to it yet: node-1; node-2")
     );
-    let digest = watching.read().knowledge.snapshot().policies.digest();
+    let digest = watching.read().knowledge.snapshot().policies.digest(&Default::default());
     for node in ["node-1", "node-2"] {
         let said = VeilNodeStatus { policies: digest.clone(), ..says(1, &[]) };
         let status = serde_json::to_value(said).unwrap();

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use kubeveil_core::{
     action::Action,
     observed::{Link, Peer, Program},
-    tunnels::{FIRST_KEEPALIVE, PROVING_KEEPALIVE, at_rest},
+    tunnels::{PROVING_KEEPALIVE, at_rest, first_keepalive},
 };
 use kubeveil_keys::Generation;
 use kubeveil_linux::{Secrets as _, fake::FakeKernel};
@@ -81,7 +81,7 @@ fn a_peer_that_roamed_is_left_where_it_is() {
     let (mut bench, mut node) = Bench::settled(2);
     bench.tried();
     let roamed = Some("198.51.100.7:4000".parse().expect("endpoint"));
-    for keepalive in [FIRST_KEEPALIVE, 0] {
+    for keepalive in [first_keepalive(&bench.keys[0].public()), 0] {
         let roams = |peer: &mut Peer| (peer.endpoint, peer.keepalive) = (roamed, keepalive);
         bench.kernel.with(|k| k.tamper(DEVICE, |t| t.peers.values_mut().for_each(roams)));
         bench.settle(&mut node);
@@ -110,7 +110,7 @@ fn who_does_not_answer_is_spoken_to_again() {
         };
         let peer = bench.keys[0].public();
         let is_first = node.keeper.info().expect("a key").public < peer;
-        let first = [FIRST_KEEPALIVE, 0, PROVING_KEEPALIVE];
+        let first = [first_keepalive(&peer), 0, PROVING_KEEPALIVE];
         assert_eq!(keepalives(&bench), if is_first { &first[..] } else { &first[1..] });
         bench.kernel.with(|k| k.answer(peer));
         bench.settle(&mut node);
