@@ -178,9 +178,8 @@ impl World {
             Deed::Past(place, back, length) => {
                 let machine = &mut self.machines[place];
                 // By a file that is behind the kernel, and a source that is as well, nobody can know what stands there.
-                if let Some(daemon) = machine.daemon.as_ref().filter(|daemon| daemon.is_whole) {
-                    machine.kept = Some(daemon.keeps());
-                }
+                let Some(daemon) = machine.daemon.as_ref().filter(|daemon| daemon.is_whole) else { return };
+                machine.kept = Some(daemon.keeps());
                 self.kill(place);
                 let version = self.api.version().saturating_sub(back);
                 self.machines[place].past = Some((version, self.now + length));
