@@ -33,7 +33,8 @@ impl<T> Clone for Kept<T> {
 
 impl<T> Default for Kept<T> {
     fn default() -> Self {
-        let state = State { known: BTreeMap::new(), listing: BTreeMap::new(), is_listed: false, failed: None };
+        let state =
+            State { known: BTreeMap::new(), listing: BTreeMap::new(), is_listed: false, failed: None };
         Self(Arc::new(Mutex::new(state)))
     }
 }

@@ -322,7 +322,11 @@ mod tests {
         assert_eq!(keepalive(&tunnels, 9, 0, 12), [0; 2]);
         assert_eq!(keepalive(&tunnels, 9, 0, 13), [PROVING_KEEPALIVE, 0]);
         assert_eq!(keepalive(&tunnels, 9, 0, 17), [PROVING_KEEPALIVE; 2]);
-        assert_eq!(keepalive(&tunnels, 1, PROVING_KEEPALIVE, 12), [PROVING_KEEPALIVE; 2], "an earlier daemon's");
+        assert_eq!(
+            keepalive(&tunnels, 1, PROVING_KEEPALIVE, 12),
+            [PROVING_KEEPALIVE; 2],
+            "an earlier daemon's"
+        );
         assert_eq!(tunnels.next_look(seconds(12)), Some(LOOK_OFTEN));
         assert_eq!(tunnels.next_look(seconds(40)), Some(LOOK_SELDOM));
         assert_eq!(tunnels.next_look(seconds(140)), None);

@@ -184,9 +184,10 @@ pub fn check_handshake(kernel: &mut dyn Kernel) -> Result<(), String> {
         let index = bench.observed(device)?.ifindex;
         bench.run(Action::SetUp(index))?;
     }
-    for (device, key, port, keepalive) in
-        [(DEVICE_NAMES[1], first, BASE_PORT, 0), (DEVICE_NAMES[0], second, BASE_PORT + 1, first_keepalive(&second))]
-    {
+    for (device, key, port, keepalive) in [
+        (DEVICE_NAMES[1], first, BASE_PORT, 0),
+        (DEVICE_NAMES[0], second, BASE_PORT + 1, first_keepalive(&second)),
+    ] {
         bench.run(Action::AddPeer {
             device: device.to_owned(),
             key,

@@ -122,9 +122,8 @@ fn peers(
         let keepalive = if newer.iter().any(|newer| newer.health(daemon, node).is_proven()) {
             tunnels::at_rest(stands)
         } else {
-            let sends = |oldest| {
-                heard.said.as_ref().is_some_and(|said| said.said().may_send(daemon.name, oldest))
-            };
+            let sends =
+                |oldest| heard.said.as_ref().is_some_and(|said| said.said().may_send(daemon.name, oldest));
             let is_at_leisure = older.is_some_and(sends);
             daemon.tunnels.keepalive(
                 &To { device, own: &own, peer: &key, is_at_leisure },

@@ -109,7 +109,12 @@ impl Peers {
                 tunnels::at_rest(stands)
             } else {
                 // It says whom it still sends to by an older one. Who has none, or began anew, waits for us.
-                let sends = |oldest| inputs.announced.of(node).is_some_and(|said| Said::from(said).may_send(inputs.node, oldest));
+                let sends = |oldest| {
+                    inputs
+                        .announced
+                        .of(node)
+                        .is_some_and(|said| Said::from(said).may_send(inputs.node, oldest))
+                };
                 let to = To { device, own: &own_key, peer: &key, is_at_leisure: older.is_some_and(sends) };
                 inputs.tunnels.keepalive(&to, stands, inputs.now)
             };

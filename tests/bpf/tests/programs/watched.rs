@@ -192,7 +192,11 @@ pub(crate) fn what_was_written_is_settled() -> Result<()> {
         for actions in [[Action::PutPrefix(pod, prefix)], [Action::RemovePrefix(pod)]] {
             let done = cell.kernel.execute_all(&actions, &NoKeys);
             ensure!(done.iter().all(Result::is_ok), "{done:?}");
-            ensure!(kubeveil_abi::is_settled(epoch(cell)?), "{} leaves the programs to look up anew", actions[0]);
+            ensure!(
+                kubeveil_abi::is_settled(epoch(cell)?),
+                "{} leaves the programs to look up anew",
+                actions[0]
+            );
         }
         ensure!(epoch(cell)? != before, "what was kept before counts no more");
         Ok(())
@@ -200,6 +204,7 @@ pub(crate) fn what_was_written_is_settled() -> Result<()> {
 }
 
 fn epoch(cell: &Cell) -> Result<u32> {
-    let words: Array<_, u32> = Map::Array(MapData::from_pin(cell.pin("maps").join(names::EPOCH))?).try_into()?;
+    let words: Array<_, u32> =
+        Map::Array(MapData::from_pin(cell.pin("maps").join(names::EPOCH))?).try_into()?;
     Ok(words.get(&0, 0)?)
 }
