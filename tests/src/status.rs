@@ -37,6 +37,8 @@ pub struct WireguardPeer {
     pub handshake: u64,
     /// Bytes received and sent.
     pub bytes: [u64; 2],
+    /// It has a keepalive.
+    pub has_keepalive: bool,
 }
 
 /// The peers of a device; the device's own line, which has the private key, is left out.
@@ -48,6 +50,7 @@ pub fn wireguard_peers(node: Node, device: &str) -> Result<Vec<WireguardPeer>> {
             key: (*fields.first()?).to_owned(),
             handshake: fields.get(4)?.parse().ok()?,
             bytes: [fields.get(5)?.parse().ok()?, fields.get(6)?.parse().ok()?],
+            has_keepalive: *fields.get(7)? != "off",
         })
     };
     text.lines().skip(1).map(|line| peer(line).context("what `wg show dump` says")).collect()

@@ -85,10 +85,13 @@ fn no_handshake(stage: &mut Stage) -> Result<()> {
     batch(Some(WIRE), &["link set dev port-2 nomaster".to_owned()])?;
     let sessions_end = [format!("link set dev {DEVICE} down"), format!("link set dev {DEVICE} up")];
     batch(Some(&Node(1).name()), &sessions_end)?;
+    // One that has a keepalive is sent an empty packet as the device comes up, before ours, and the oldest are dropped
+    // (`drivers/net/wireguard/device.c`, `wg_open` and `wg_xmit`).
+    let empty = u64::from(wireguard_peers(Node(1), DEVICE)?.first().is_some_and(|peer| peer.has_keepalive));
     let (tally, _) = stage.send(stage.load("1a", "2a", 200), KEPT + SENT)?;
     none_arrived(&tally)?;
     stage.lab.daemon(Node(1)).start()?;
-    only_rise(stage, Node(1), before, &[(TX_DROPPED, tally.sent - KEPT)])?;
+    only_rise(stage, Node(1), before, &[(TX_DROPPED, empty + tally.sent - KEPT)])?;
 
     let shaken = |node| anyhow::Ok(wireguard_peers(node, DEVICE)?.first().map_or(0, |peer| peer.handshake));
     let last = shaken(Node(1))?;
