@@ -1,5 +1,8 @@
 mod asked;
 mod hostile;
+mod world;
+
+pub(in crate::desired) use world::World;
 
 use super::*;
 use crate::{
@@ -33,27 +36,10 @@ fn over_at(
     now: Duration,
     epoch: Duration,
 ) -> (Desired, Owners) {
-    let knowledge = Knowledge::Whole(snapshot.attest_whole());
-    let assignment = assign(&knowledge, &mesh(), recorded);
-    let desired = desired(&Inputs {
-        node: "me",
-        keys: &[],
-        knowledge: &knowledge,
-        assignment: &assignment,
-        announced: &Announced::default(),
-        rotation: &Rotation::default(),
-        tunnels: &Tunnels::default(),
-        observed,
-        underlay: &[],
-        backstop: backstop::Choice::Auto,
-        build: "build",
-        adopting: &Adopting::default(),
-        bypassing: &Bypassing::default(),
-        resting: &BTreeSet::new(),
-        now,
-        epoch,
-    });
-    (desired, assignment.owners)
+    let observed = observed.clone();
+    let world = World { observed, now, epoch, ..World::of(snapshot, &mesh(), recorded) };
+    let desired = desired(&world.inputs());
+    (desired, world.assignment.owners)
 }
 
 /// A node with the pods of the ninth and the addresses of another.

@@ -13,15 +13,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     adoption::Adopting,
-    announced::Announced,
-    backstop,
     bypass::{Bypassed, Bypassing},
-    desired::desired,
+    desired::{desired, tests::World},
     observed::{Link, Peer, TunnelDevice},
-    ownership::{Assignment, Owners, assign},
+    ownership::Owners,
     plan::plan,
-    rotation::Rotation,
-    snapshot::{Knowledge, NodeFacts},
+    snapshot::NodeFacts,
     testing::{mesh, node, snapshot},
     tunnels::Tunnels,
 };
@@ -131,151 +128,106 @@ fn announcement(name: &str, said: &Said) -> Option<String> {
     }
 }
 
-/// Everything that is decided on.
-struct World {
-    keys: [(Generation, PublicKey); 1],
-    knowledge: Knowledge,
-    assignment: Assignment,
-    announced: Announced,
-    adopting: Adopting,
-    bypassing: Bypassing,
-    rotation: Rotation,
-    tunnels: Tunnels,
-    observed: Observed,
-    resting: BTreeSet<u32>,
+/// What is decided on, before.
+fn world(case: &Case) -> World {
+    let mut nodes = vec![("me", node(1))];
+    for (n, (name, other)) in (2u8..).zip(NAMES.iter().zip(&case.before)) {
+        let mut facts = NodeFacts { announcement: announcement(name, &other.said), ..node(n) };
+        facts.internal_ips.retain(|ip| other.families == 0 || ip.is_ipv4() == (other.families == 1));
+        nodes.push((name, facts));
+    }
+    let mut all = snapshot(&nodes);
+    all.mesh.as_mut().expect("mesh").mode = case.mode;
+    let first = World::of(all, &mesh(), &Owners::new());
+    let open = NAMES.iter().zip(&case.before).filter(|(_, other)| other.is_open);
+    let adopting = Adopting {
+        open: open.map(|(name, _)| (*name).to_owned()).collect(),
+        until: 10_000,
+        ..Adopting::default()
+    };
+    let bypassed = NAMES.iter().zip(&case.before).filter_map(|(name, other)| {
+        let (from, end) = other.bypassed?;
+        let (until, by, reason) = (Timestamp::UNIX_EPOCH, String::new(), String::new());
+        Some(((*name).to_owned(), Bypassed { from, end, until, by, reason }))
+    });
+    let link = |name: &str, kind: Option<&str>| Link {
+        name: name.to_owned(),
+        kind: kind.map(str::to_owned),
+        up: true,
+        mtu: 1500,
+        ..Link::default()
+    };
+    let mut device = TunnelDevice { ifindex: 7, ..TunnelDevice::default() };
+    for (name, key) in NAMES.iter().zip(&case.before).filter_map(|(name, other)| Some((name, other.kept?))) {
+        let prefixes = first.assignment.of(name).iter().map(|(prefix, _)| *prefix).collect();
+        device.allow(&public(key), &prefixes, true);
+    }
+    let observed = Observed {
+        links: [(2, link("eth0", None)), (7, link(DEVICE, Some("wireguard")))].into(),
+        tunnels: [(DEVICE.to_owned(), device)].into(),
+        datapath: Some(Datapath { build: "build".to_owned(), ..Datapath::default() }),
+        ..Observed::default()
+    };
+    let mut world = World {
+        keys: vec![(Generation::FIRST, public(1))],
+        adopting,
+        bypassing: Bypassing { peers: bypassed.collect() },
+        observed,
+        now: NOW,
+        ..first
+    };
+    world.announced.update(&world.knowledge.snapshot().nodes);
+    world
 }
 
-impl World {
-    fn new(case: &Case) -> Self {
-        let mut nodes = vec![("me", node(1))];
-        for (n, (name, other)) in (2u8..).zip(NAMES.iter().zip(&case.before)) {
-            let mut facts = NodeFacts { announcement: announcement(name, &other.said), ..node(n) };
-            facts.internal_ips.retain(|ip| other.families == 0 || ip.is_ipv4() == (other.families == 1));
-            nodes.push((name, facts));
-        }
-        let mut all = snapshot(&nodes);
-        all.mesh.as_mut().expect("mesh").mode = case.mode;
-        let knowledge = Knowledge::Whole(all.attest_whole());
-        let assignment = assign(&knowledge, &mesh(), &Owners::new());
-        let open = NAMES.iter().zip(&case.before).filter(|(_, other)| other.is_open);
-        let adopting = Adopting {
-            open: open.map(|(name, _)| (*name).to_owned()).collect(),
-            until: 10_000,
-            ..Adopting::default()
-        };
-        let bypassed = NAMES.iter().zip(&case.before).filter_map(|(name, other)| {
-            let (from, end) = other.bypassed?;
-            let (until, by, reason) = (Timestamp::UNIX_EPOCH, String::new(), String::new());
-            Some(((*name).to_owned(), Bypassed { from, end, until, by, reason }))
-        });
-        let link = |name: &str, kind: Option<&str>| Link {
-            name: name.to_owned(),
-            kind: kind.map(str::to_owned),
-            up: true,
-            mtu: 1500,
-            ..Link::default()
-        };
-        let mut device = TunnelDevice { ifindex: 7, ..TunnelDevice::default() };
-        for (name, key) in
-            NAMES.iter().zip(&case.before).filter_map(|(name, other)| Some((name, other.kept?)))
-        {
-            let prefixes = assignment.of(name).iter().map(|(prefix, _)| *prefix).collect();
-            device.allow(&public(key), &prefixes, true);
-        }
-        let observed = Observed {
-            links: [(2, link("eth0", None)), (7, link(DEVICE, Some("wireguard")))].into(),
-            tunnels: [(DEVICE.to_owned(), device)].into(),
-            datapath: Some(Datapath { build: "build".to_owned(), ..Datapath::default() }),
-            ..Observed::default()
-        };
-        let (announced, tunnels) = (Announced::default(), Tunnels::default());
-        let mut world = Self {
-            keys: [(Generation::FIRST, public(1))],
-            knowledge,
-            assignment,
-            announced,
-            adopting,
-            bypassing: Bypassing { peers: bypassed.collect() },
-            rotation: Rotation::default(),
-            tunnels,
-            observed,
-            resting: BTreeSet::new(),
-        };
-        world.announced.update(&world.knowledge.snapshot().nodes);
-        world
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs {
-            node: "me",
-            keys: &self.keys,
-            knowledge: &self.knowledge,
-            assignment: &self.assignment,
-            announced: &self.announced,
-            rotation: &self.rotation,
-            tunnels: &self.tunnels,
-            observed: &self.observed,
-            underlay: &[],
-            backstop: backstop::Choice::Auto,
-            build: "build",
-            adopting: &self.adopting,
-            bypassing: &self.bypassing,
-            resting: &self.resting,
-            now: NOW,
-            epoch: Duration::ZERO,
-        }
-    }
-
-    /// Makes the kernel hold what is wanted, and the peers answer as they do, until nothing changes.
-    fn settle(&mut self, answers: &[Answer]) -> Desired {
-        for _ in 0..4 {
-            let wanted = desired(&self.inputs());
-            let tunnel = &wanted.tunnels[DEVICE];
-            let device = self.observed.tunnels.get_mut(DEVICE).expect("device");
-            device.public_key = Some(tunnel.key.1);
-            device.peers = tunnel
-                .peers
-                .iter()
-                .map(|(key, want)| {
-                    let peer = Peer {
-                        endpoint: want.endpoint.or(device.peers.get(key).and_then(|have| have.endpoint)),
-                        allowed_ips: want.allowed_ips.clone(),
-                        keepalive: want.keepalive,
-                        ..Peer::default()
-                    };
-                    (*key, peer)
-                })
-                .collect();
-            let datapath = self.observed.datapath.as_mut().expect("datapath");
-            datapath.prefixes.clone_from(&wanted.prefixes);
-            datapath.peers.clone_from(&wanted.values);
-            datapath.slots = wanted.slots;
-            let answers = NAMES.iter().zip(answers);
-            let by_key: BTreeMap<PublicKey, Answer> = answers
-                .filter_map(|(name, answer)| Some((wanted.remotes.get(*name)?.key?, *answer)))
-                .collect();
-            self.tunnels = Tunnels::default();
-            self.hear_of(&by_key);
-        }
-        let wanted = desired(&self.inputs());
-        assert_eq!(Some(&wanted.values), self.observed.datapath.as_ref().map(|d| &d.peers));
-        wanted
-    }
-
-    /// Looks three times: as it begins, once something was sent, and when no answer has come for long.
-    fn hear_of(&mut self, answers: &BTreeMap<PublicKey, Answer>) {
-        let wall = Duration::from_secs(10_000);
-        for (sent, at) in [(0, 900), (1, 960), (2, 999)] {
-            for (key, peer) in &mut self.observed.tunnels.get_mut(DEVICE).expect("device").peers {
-                (peer.last_handshake, peer.sent) = match answers.get(key) {
-                    None | Some(Answer::Never) => (None, 0),
-                    Some(Answer::Up) => (Some(wall + Duration::from_secs(900)), 0),
-                    Some(Answer::Stale) => (Some(wall), sent),
+/// Makes the kernel hold what is wanted, and the peers answer as they do, until nothing changes.
+fn settle(world: &mut World, answers: &[Answer]) -> Desired {
+    for _ in 0..4 {
+        let wanted = desired(&world.inputs());
+        let tunnel = &wanted.tunnels[DEVICE];
+        let device = world.observed.tunnels.get_mut(DEVICE).expect("device");
+        device.public_key = Some(tunnel.key.1);
+        device.peers = tunnel
+            .peers
+            .iter()
+            .map(|(key, want)| {
+                let peer = Peer {
+                    endpoint: want.endpoint.or(device.peers.get(key).and_then(|have| have.endpoint)),
+                    allowed_ips: want.allowed_ips.clone(),
+                    keepalive: want.keepalive,
+                    ..Peer::default()
                 };
-            }
-            let at = Duration::from_secs(at);
-            self.tunnels.observe(&self.observed, at, wall + at);
+                (*key, peer)
+            })
+            .collect();
+        let datapath = world.observed.datapath.as_mut().expect("datapath");
+        datapath.prefixes.clone_from(&wanted.prefixes);
+        datapath.peers.clone_from(&wanted.values);
+        datapath.slots = wanted.slots;
+        let answers = NAMES.iter().zip(answers);
+        let by_key: BTreeMap<PublicKey, Answer> =
+            answers.filter_map(|(name, answer)| Some((wanted.remotes.get(*name)?.key?, *answer))).collect();
+        world.tunnels = Tunnels::default();
+        hear_of(world, &by_key);
+    }
+    let wanted = desired(&world.inputs());
+    assert_eq!(Some(&wanted.values), world.observed.datapath.as_ref().map(|d| &d.peers));
+    wanted
+}
+
+/// Looks three times: as it begins, once something was sent, and when no answer has come for long.
+fn hear_of(world: &mut World, answers: &BTreeMap<PublicKey, Answer>) {
+    let wall = Duration::from_secs(10_000);
+    for (sent, at) in [(0, 900), (1, 960), (2, 999)] {
+        for (key, peer) in &mut world.observed.tunnels.get_mut(DEVICE).expect("device").peers {
+            (peer.last_handshake, peer.sent) = match answers.get(key) {
+                None | Some(Answer::Never) => (None, 0),
+                Some(Answer::Up) => (Some(wall + Duration::from_secs(900)), 0),
+                Some(Answer::Stale) => (Some(wall), sent),
+            };
         }
+        let at = Duration::from_secs(at);
+        world.tunnels.observe(&world.observed, at, wall + at);
     }
 }
 
@@ -287,9 +239,9 @@ fn sorted(actions: Vec<Action>) -> Vec<String> {
 
 /// What came of a case: whether it was decided by itself.
 fn check(case: &Case) -> bool {
-    let mut world = World::new(case);
+    let mut world = world(case);
     let mut answers: Vec<Answer> = case.before.iter().map(|other| other.answer).collect();
-    let last = world.settle(&answers);
+    let last = settle(&mut world, &answers);
     let mut nodes = BTreeSet::new();
     for (n, said, answer) in &case.after {
         let facts = world.knowledge.hear(NAMES[*n], announcement(NAMES[*n], said)).expect("a node").clone();
@@ -301,7 +253,7 @@ fn check(case: &Case) -> bool {
     let keys = NAMES.iter().zip(&answers).filter_map(|(n, a)| Some((last.remotes.get(*n)?.key?, *a)));
     let answering = keys.collect();
     world.tunnels = Tunnels::default();
-    world.hear_of(&answering);
+    hear_of(&mut world, &answering);
 
     let inputs = world.inputs();
     let Some(part) = Part::of(&inputs, &last, &nodes) else { return false };
@@ -325,12 +277,12 @@ fn check(case: &Case) -> bool {
 /// Everybody answers as told, and nobody says anything else.
 fn check_answers(before: Vec<Other>, mode: Mode, answers: &[Answer]) {
     let was: Vec<Answer> = before.iter().map(|other| other.answer).collect();
-    let mut world = World::new(&Case { mode, before, after: vec![] });
-    let mut last = world.settle(&was);
+    let mut world = world(&Case { mode, before, after: vec![] });
+    let mut last = settle(&mut world, &was);
     let keys = NAMES.iter().zip(answers).filter_map(|(n, a)| Some((last.remotes.get(*n)?.key?, *a)));
     let answering = keys.collect();
     world.tunnels = Tunnels::default();
-    world.hear_of(&answering);
+    hear_of(&mut world, &answering);
 
     let inputs = world.inputs();
     let whole = desired(&inputs);

@@ -32,33 +32,17 @@ fn announce(name: &str, uid: &str, key: &PrivateKey) -> String {
 
 /// What `me` wants of the kernel, whose key is the first, over `observed`.
 fn wanted(nodes: &[(&str, NodeFacts)], owners: &Owners, observed: &Observed) -> (Desired, Owners) {
-    let knowledge = Knowledge::Whole(snapshot(nodes).attest_whole());
-    let assignment = assign(&knowledge, &mesh(), owners);
-    let mut announced = Announced::default();
-    announced.update(&knowledge.snapshot().nodes);
-    let mut tunnels = Tunnels::default();
-    tunnels.observe(observed, Duration::ZERO, Duration::ZERO);
-    let mut desired = desired(&Inputs {
-        node: "me",
-        keys: &[(Generation::FIRST, key(1).public())],
-        knowledge: &knowledge,
-        assignment: &assignment,
-        announced: &announced,
-        rotation: &Rotation::default(),
-        tunnels: &tunnels,
-        observed,
-        underlay: &[],
-        backstop: backstop::Choice::Auto,
-        build: "build",
-        adopting: &Adopting::default(),
-        bypassing: &Bypassing::default(),
-        resting: &BTreeSet::new(),
-        now: Duration::ZERO,
-        epoch: Duration::ZERO,
-    });
-    desired.problems.extend(announced.problems());
-    desired.problems.extend(assignment.problems);
-    (desired, assignment.owners)
+    let mut world = World {
+        keys: vec![(Generation::FIRST, key(1).public())],
+        observed: observed.clone(),
+        ..World::of(snapshot(nodes), &mesh(), owners)
+    };
+    world.announced.update(&world.knowledge.snapshot().nodes);
+    world.tunnels.observe(observed, Duration::ZERO, Duration::ZERO);
+    let mut desired = desired(&world.inputs());
+    desired.problems.extend(world.announced.problems());
+    desired.problems.extend(world.assignment.problems);
+    (desired, world.assignment.owners)
 }
 
 /// A kernel that holds what is wanted, and whose peers have answered.

@@ -8,22 +8,16 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    adoption::Adopting,
-    announced::Announced,
-    backstop,
-    bypass::Bypassing,
-    desired::desired,
+    desired::{desired, tests::World},
     observed::Datapath,
-    ownership::{Assignment, Owners, assign},
+    ownership::Owners,
     plan::{Endpoints, plan},
     policy::{
         Namespaces, Policies, Policy, PolicyId, Standing,
         pods::{Pod, Workloads},
     },
-    rotation::Rotation,
     snapshot::Knowledge,
     testing::{mesh, node, snapshot},
-    tunnels::Tunnels,
 };
 
 const OTHERS: [&str; 3] = ["n2", "n3", "n4"];
@@ -86,99 +80,53 @@ fn exceptions(asks: &[Asks]) -> Arc<Exceptions> {
     Arc::new(asks.iter().map(|(n, standing)| (address(*n), *standing)).collect())
 }
 
-/// Everything that is decided on.
-struct World {
-    knowledge: Knowledge,
-    assignment: Assignment,
-    announced: Announced,
-    adopting: Adopting,
-    bypassing: Bypassing,
-    rotation: Rotation,
-    tunnels: Tunnels,
-    observed: Observed,
-    resting: BTreeSet<u32>,
+/// What is decided on, before.
+fn world(case: &Case) -> World {
+    let nodes = [("me", node(1)), ("n2", node(2)), ("n3", node(3)), ("n4", node(4))];
+    let mut all = snapshot(&nodes);
+    let settings = all.mesh.as_mut().expect("mesh");
+    settings.mode = case.mesh;
+    // A prefix of one address that is there without any policy.
+    settings.pod_cidrs.push(IpNet::from(address(3)));
+    let policy = Policy {
+        namespaces: Namespaces::Labelled(LabelSelector::default()),
+        pods: LabelSelector::default(),
+        mode: case.policy,
+        until: None,
+        max_key_age: None,
+    };
+    let id = PolicyId { namespace: None, name: "p".to_owned() };
+    all.policies = Policies::new([(id, policy)].into());
+    let pod = |n: &u8| {
+        let addresses = [address(*n)].into();
+        let (node, namespace) = ("me".to_owned(), "n".to_owned());
+        (format!("uid-{n}"), Pod { node, namespace, addresses, ..Pod::default() })
+    };
+    let slices = OTHERS.iter().zip(&case.before);
+    all.workloads = Arc::new(Workloads {
+        namespaces: [("n".to_owned(), Default::default())].into(),
+        pods: case.pods.iter().map(pod).collect(),
+        elsewhere: slices.map(|(node, asks)| ((*node).to_owned(), exceptions(asks))).collect(),
+        knows_elsewhere: true,
+    });
+    let mesh = all.mesh.clone().unwrap_or_else(mesh);
+    let datapath = Datapath { build: "build".to_owned(), ..Datapath::default() };
+    let observed = Observed { datapath: Some(datapath), ..Observed::default() };
+    World { observed, now: NOW, epoch: NOW, ..World::of(all, &mesh, &Owners::new()) }
 }
 
-impl World {
-    fn new(case: &Case) -> Self {
-        let nodes = [("me", node(1)), ("n2", node(2)), ("n3", node(3)), ("n4", node(4))];
-        let mut all = snapshot(&nodes);
-        let settings = all.mesh.as_mut().expect("mesh");
-        settings.mode = case.mesh;
-        // A prefix of one address that is there without any policy.
-        settings.pod_cidrs.push(IpNet::from(address(3)));
-        let policy = Policy {
-            namespaces: Namespaces::Labelled(LabelSelector::default()),
-            pods: LabelSelector::default(),
-            mode: case.policy,
-            until: None,
-            max_key_age: None,
-        };
-        let id = PolicyId { namespace: None, name: "p".to_owned() };
-        all.policies = Policies::new([(id, policy)].into());
-        let pod = |n: &u8| {
-            let addresses = [address(*n)].into();
-            let (node, namespace) = ("me".to_owned(), "n".to_owned());
-            (format!("uid-{n}"), Pod { node, namespace, addresses, ..Pod::default() })
-        };
-        let slices = OTHERS.iter().zip(&case.before);
-        all.workloads = Arc::new(Workloads {
-            namespaces: [("n".to_owned(), Default::default())].into(),
-            pods: case.pods.iter().map(pod).collect(),
-            elsewhere: slices.map(|(node, asks)| ((*node).to_owned(), exceptions(asks))).collect(),
-            knows_elsewhere: true,
-        });
-        let knowledge = Knowledge::Whole(all.attest_whole());
-        let mesh = knowledge.snapshot().mesh.clone().unwrap_or_else(mesh);
-        let assignment = assign(&knowledge, &mesh, &Owners::new());
-        let datapath = Datapath { build: "build".to_owned(), ..Datapath::default() };
-        Self {
-            knowledge,
-            assignment,
-            announced: Announced::default(),
-            adopting: Adopting::default(),
-            bypassing: Bypassing::default(),
-            rotation: Rotation::default(),
-            tunnels: Tunnels::default(),
-            observed: Observed { datapath: Some(datapath), ..Observed::default() },
-            resting: BTreeSet::new(),
-        }
+/// The kernel holds what is wanted.
+fn settle(world: &mut World) -> Desired {
+    for _ in 0..2 {
+        let wanted = desired(&world.inputs());
+        let datapath = world.observed.datapath.as_mut().expect("datapath");
+        datapath.prefixes.clone_from(&wanted.prefixes);
     }
+    desired(&world.inputs())
+}
 
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs {
-            node: "me",
-            keys: &[],
-            knowledge: &self.knowledge,
-            assignment: &self.assignment,
-            announced: &self.announced,
-            rotation: &self.rotation,
-            tunnels: &self.tunnels,
-            observed: &self.observed,
-            underlay: &[],
-            backstop: backstop::Choice::Auto,
-            build: "build",
-            adopting: &self.adopting,
-            bypassing: &self.bypassing,
-            resting: &self.resting,
-            now: NOW,
-            epoch: NOW,
-        }
-    }
-
-    /// The kernel holds what is wanted.
-    fn settle(&mut self) -> Desired {
-        for _ in 0..2 {
-            let wanted = desired(&self.inputs());
-            let datapath = self.observed.datapath.as_mut().expect("datapath");
-            datapath.prefixes.clone_from(&wanted.prefixes);
-        }
-        desired(&self.inputs())
-    }
-
-    fn prefixes(&self) -> &BTreeMap<IpNet, Prefix> {
-        &self.observed.datapath.as_ref().expect("datapath").prefixes
-    }
+fn prefixes(world: &World) -> &BTreeMap<IpNet, Prefix> {
+    &world.observed.datapath.as_ref().expect("datapath").prefixes
 }
 
 fn told(actions: &[Action]) -> BTreeSet<String> {
@@ -187,9 +135,9 @@ fn told(actions: &[Action]) -> BTreeSet<String> {
 
 /// What came of a case: whether it was decided by itself.
 fn check(case: &Case) -> bool {
-    let mut world = World::new(case);
-    let last = world.settle();
-    assert_eq!(world.prefixes(), &last.prefixes);
+    let mut world = world(case);
+    let last = settle(&mut world);
+    assert_eq!(prefixes(&world), &last.prefixes);
     let mut before = BTreeMap::new();
     for (n, asked) in &case.after {
         let asked = asked.as_ref().map(|asks| exceptions(asks));
@@ -210,7 +158,7 @@ fn check(case: &Case) -> bool {
     let mut wanted = last;
     part.put_back(&mut wanted, &mut world.observed);
     assert_eq!(wanted, whole);
-    assert_eq!(world.prefixes(), &whole.prefixes);
+    assert_eq!(prefixes(&world), &whole.prefixes);
     true
 }
 
@@ -247,8 +195,8 @@ fn what_concerns_others_is_decided_as_a_whole() {
     assert!(!check(&Case { pods: vec![7], ..ordinary() }));
     assert!(!check(&Case { after: vec![(2, Some(vec![require(3)]))], ..ordinary() }));
     let refuses = |change: fn(&mut Workloads), before: &str| {
-        let mut world = World::new(&ordinary());
-        let last = world.settle();
+        let mut world = world(&ordinary());
+        let last = settle(&mut world);
         let mut all = world.knowledge.snapshot().clone();
         change(Arc::make_mut(&mut all.workloads));
         world.knowledge = Knowledge::Whole(all.attest_whole());

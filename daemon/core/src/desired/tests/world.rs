@@ -1,0 +1,60 @@
+use super::*;
+
+/// Everything that is decided on.
+pub(in crate::desired) struct World {
+    pub(in crate::desired) keys: Vec<(Generation, PublicKey)>,
+    pub(in crate::desired) knowledge: Knowledge,
+    pub(in crate::desired) assignment: Assignment,
+    pub(in crate::desired) announced: Announced,
+    pub(in crate::desired) adopting: Adopting,
+    pub(in crate::desired) bypassing: Bypassing,
+    pub(in crate::desired) rotation: Rotation,
+    pub(in crate::desired) tunnels: Tunnels,
+    pub(in crate::desired) observed: Observed,
+    pub(in crate::desired) resting: BTreeSet<u32>,
+    pub(in crate::desired) now: Duration,
+    pub(in crate::desired) epoch: Duration,
+}
+
+impl World {
+    /// Of the node `me`, which has no key yet, with all else as it is at first; prefixes are those that `mesh` admits.
+    pub(in crate::desired) fn of(snapshot: Snapshot, mesh: &MeshSpec, recorded: &Owners) -> Self {
+        let knowledge = Knowledge::Whole(snapshot.attest_whole());
+        let assignment = assign(&knowledge, mesh, recorded);
+        Self {
+            keys: Vec::new(),
+            knowledge,
+            assignment,
+            announced: Announced::default(),
+            adopting: Adopting::default(),
+            bypassing: Bypassing::default(),
+            rotation: Rotation::default(),
+            tunnels: Tunnels::default(),
+            observed: Observed::default(),
+            resting: BTreeSet::new(),
+            now: Duration::ZERO,
+            epoch: Duration::ZERO,
+        }
+    }
+
+    pub(in crate::desired) fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            node: "me",
+            keys: &self.keys,
+            knowledge: &self.knowledge,
+            assignment: &self.assignment,
+            announced: &self.announced,
+            rotation: &self.rotation,
+            tunnels: &self.tunnels,
+            observed: &self.observed,
+            underlay: &[],
+            backstop: backstop::Choice::Auto,
+            build: "build",
+            adopting: &self.adopting,
+            bypassing: &self.bypassing,
+            resting: &self.resting,
+            now: self.now,
+            epoch: self.epoch,
+        }
+    }
+}
