@@ -173,10 +173,13 @@ impl Watches {
             .inspect_err(move |e| tracing::warn!("watch {what}: {e}"));
         self.tasks.spawn(events.for_each(move |event| {
             match event {
-                Ok(event) => kept.take(event, &name, &read),
+                Ok(event) => {
+                    kept.take(event, &name, &read);
+                    stirred.notify_one();
+                }
+                // It tells of nothing; what is blind is asked when something else does.
                 Err(_) => kept.fail(),
             }
-            stirred.notify_one();
             std::future::ready(())
         }));
     }
