@@ -236,7 +236,7 @@ impl Kernel for RealKernel {
         }
         // Whatever became of them. What fails here the next look does, and until then addresses are looked up anew.
         if let Some(bpf) = &mut self.bpf {
-            drop(bpf.maps.settle_what_we_did());
+            drop(bpf.maps.settle());
         }
         done
     }

@@ -77,20 +77,14 @@ pub extern "C" fn backstop(context: *const Context) -> i32 {
     let counter = counter_index(Direction::Backstop, decision.mode, decision.reason);
     maps::count(counter, decision.length);
     if watch::is_on()
-        && let Some([[a, b, c, d], [e, f, g, h]]) = kubeveil_verdict::ends_of_ip(&packet)
+        && let Some(ends) = kubeveil_verdict::ends_of_ip(&packet)
     {
-        let [s0, s1, d0, d1] = [word(a, b), word(c, d), word(e, f), word(g, h)];
-        watch::watch_ends(s0, s1, d0, d1, word(counter, decision.length));
+        watch::see(ends, counter, decision.length);
     }
     match decision.verdict() {
         Verdict::Drop => NF_DROP,
         _ => NF_ACCEPT,
     }
-}
-
-#[inline(always)]
-fn word(upper: u32, lower: u32) -> u64 {
-    u64::from(upper) << 32 | u64::from(lower)
 }
 
 /// A field of a kernel's structure.

@@ -34,25 +34,16 @@ pub fn is_on() -> bool {
 #[inline(never)]
 pub extern "C" fn watch(skb: *mut __sk_buff, counter: u32, length: u32) -> u32 {
     let skb = Skb { raw: skb };
-    if let Some([source, destination]) = kubeveil_verdict::ends(skb.meta().protocol, &skb) {
-        see(source, destination, counter, length);
+    if let Some(ends) = kubeveil_verdict::ends(skb.meta().protocol, &skb) {
+        see(ends, counter, length);
     }
     // Such a function has to return something.
     0
 }
 
-/// The same of a packet whose ends are known, each address in two words.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn watch_ends(s0: u64, s1: u64, d0: u64, d1: u64, counted: u64) -> u32 {
-    let address =
-        |upper: u64, lower: u64| [(upper >> 32) as u32, upper as u32, (lower >> 32) as u32, lower as u32];
-    see(address(s0, s1), address(d0, d1), (counted >> 32) as u32, counted as u32);
-    0
-}
-
+/// The same of a packet whose ends are known.
 #[inline(always)]
-fn see(source: Address, destination: Address, counter: u32, length: u32) {
+pub fn see([source, destination]: [Address; 2], counter: u32, length: u32) {
     // SAFETY: copied at once.
     let Some(watch) = unsafe { WATCHED.get(WatchKey { source, destination }) }.copied() else {
         return;

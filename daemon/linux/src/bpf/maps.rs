@@ -167,11 +167,6 @@ impl Maps {
         written(names::EPOCH, self.epoch.set(0, next, 0))
     }
 
-    /// The same, if it was we who changed them.
-    pub fn settle_what_we_did(&mut self) -> Result<(), KernelError> {
-        if self.unsettled { self.settle() } else { Ok(()) }
-    }
-
     /// Writes a prefix.
     pub fn put_prefix(&mut self, net: IpNet, prefix: Prefix) -> Result<(), KernelError> {
         self.unsettle()?;
