@@ -11,8 +11,9 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use kubeveil_api::watch::{self, Seen, WATCH_VERSION, Watch, Watched};
-use kubeveil_linux::{Flow, Kernel, KernelError, Sighting};
+use kubeveil_abi::MAX_WATCHED;
+use kubeveil_api::watch::{MOST_FLOWS, Seen, WATCH_VERSION, Watch, Watched};
+use kubeveil_linux::{Kernel, KernelError, Sighting};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -21,6 +22,8 @@ use crate::{
     node::Node,
     status,
 };
+
+const _: () = assert!(MOST_FLOWS <= MAX_WATCHED);
 
 /// Watches, waits and answers.
 pub(crate) async fn watch(State(door): State<Arc<Door>>, Json(watch): Json<Watch>) -> Response {
@@ -36,8 +39,7 @@ pub(crate) async fn watch(State(door): State<Arc<Door>>, Json(watch): Json<Watch
 
 async fn watched(door: &Door, watch: &Watch) -> Result<Response, Response> {
     let failed = |e: KernelError| (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response();
-    let flow = |flow: &watch::Flow| Flow { source: flow.source, destination: flow.destination };
-    let flows: Vec<Flow> = watch.flows.iter().map(flow).collect();
+    let flows = watch.flows.clone();
     // From here on, as it may be armed whatever the answer is.
     let _armed = Armed(&door.events);
     door.question(|answer| Question::Watch(flows, answer)).await?.map_err(failed)?;
@@ -60,7 +62,7 @@ impl Drop for Armed<'_> {
 pub(crate) fn seen<K: Kernel>(node: &mut Node<K>, now: Duration) -> Result<Watched, KernelError> {
     let sightings = node.kernel.seen()?;
     let seen = |Sighting { flow, count, last }: Sighting| Seen {
-        flow: watch::Flow { source: flow.source, destination: flow.destination },
+        flow,
         direction: status::direction(count.direction),
         verdict: status::verdict(&count),
         reason: count.reason.name().to_owned(),

@@ -178,7 +178,7 @@ fn stopped(why: &impl Display, code: u8) -> u8 {
 }
 
 /// More would be told than anybody reads.
-const MOST_FLOWS: usize = 256;
+const MOST_WAYS: usize = 256;
 
 /// Each flow that there can be between both.
 fn flows(desk: &Desk<'_>, services: &Services, targets: [&Target; 2]) -> Result<Flows, String> {
@@ -192,10 +192,8 @@ fn flows(desk: &Desk<'_>, services: &Services, targets: [&Target; 2]) -> Result<
     };
     let (from, to): (Vec<Who>, Vec<Who>) = (ends(0)?, ends(1)?);
     let count = from.len() * to.len();
-    if count > MOST_FLOWS {
-        return Err(format!(
-            "there are {count} ways between these, and {MOST_FLOWS} are the most; name pods"
-        ));
+    if count > MOST_WAYS {
+        return Err(format!("there are {count} ways between these, and {MOST_WAYS} are the most; name pods"));
     }
     let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (from, to)));
     let explained = pairs.map(|(from, to)| {

@@ -24,5 +24,6 @@ pub mod sysctl;
 pub mod wireguard;
 
 pub use error::KernelError;
-pub use port::{Count, Flow, Kernel, Removed, Secrets, Sighting, Sightings};
+pub use kubeveil_api::watch::Flow;
+pub use port::{Count, Kernel, Removed, Secrets, Sighting, Sightings};
 pub use real::RealKernel;

@@ -1,8 +1,9 @@
 //! The port: all that the daemon wants of a kernel.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use kubeveil_abi::{Direction, FlowMode, Reason, is_observed};
+use kubeveil_api::watch::Flow;
 use kubeveil_core::{
     action::Action,
     backstop::Form,
@@ -32,15 +33,6 @@ impl Count {
     pub const fn observed(&self) -> bool {
         is_observed(self.mode, self.reason)
     }
-}
-
-/// Packets from one address to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Flow {
-    /// Source, as the IP header has it.
-    pub source: IpAddr,
-    /// Destination.
-    pub destination: IpAddr,
 }
 
 /// What was seen of a flow that is watched, by one program and for one reason.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use http_body_util::BodyExt as _;
-use kubeveil_linux::route::Routes;
+use kubeveil_linux::{Flow, route::Routes};
 
 use super::*;
 use crate::{http::Closed, metrics::Durations};
@@ -59,9 +59,9 @@ impl Noted {
     }
 }
 
-fn one() -> watch::Flow {
+fn one() -> Flow {
     let address = |text: &str| text.parse().expect("an address");
-    watch::Flow { source: address("10.244.1.2"), destination: address("10.244.2.2") }
+    Flow { source: address("10.244.1.2"), destination: address("10.244.2.2") }
 }
 
 fn for_seconds(seconds: u32) -> Json<Watch> {
@@ -78,8 +78,7 @@ async fn it_is_armed_while_somebody_waits() {
     let watched: Watched = serde_json::from_slice(&body).expect("a document");
     assert_eq!(watched.node, "node-1");
     noted.until(2).await;
-    let armed = Flow { source: one().source, destination: one().destination };
-    assert_eq!(noted.all(), [vec![armed], Vec::new()]);
+    assert_eq!(noted.all(), [vec![one()], Vec::new()]);
 }
 
 #[tokio::test]

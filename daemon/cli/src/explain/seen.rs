@@ -20,7 +20,7 @@ use kubeveil_core::policy::{
 };
 use serde::Serialize;
 
-use super::Flows;
+use super::{Flow, Flows};
 use crate::{ask, status::bytes};
 
 /// What was seen of one flow.
@@ -52,25 +52,24 @@ pub(super) fn observe(
     time: Option<Duration>,
     socket: &Path,
 ) -> Result<(), String> {
-    let wanted: BTreeSet<watch::Flow> =
-        flows.all().iter().flat_map(|flow| both_ways(&flow.explanation, census)).flatten().collect();
+    let ways: Vec<_> = flows.all().iter().map(|flow| both_ways(&flow.explanation, census)).collect();
+    let wanted: BTreeSet<watch::Flow> = ways.iter().flatten().flatten().copied().collect();
     let watched = match time {
         // Of two pods of one node nothing can be seen, which nobody has to be told of.
         None => Err("--watch 5s, as root on the node of either end, shows its packets".to_owned()),
         Some(_) if wanted.is_empty() => Err("the ends have no address of one family".to_owned()),
         Some(time) => watched(wanted, time, socket),
     };
-    let mut is_local = true;
-    for flow in flows.all_mut().iter_mut().filter(|flow| flow.explanation.course != Course::Local) {
-        is_local = false;
-        let [there, back] = both_ways(&flow.explanation, census);
+    let is_local = |flow: &Flow| flow.explanation.course == Course::Local;
+    let is_all_local = flows.all().iter().all(is_local);
+    for (flow, ways) in flows.all_mut().iter_mut().zip(&ways).filter(|(flow, _)| !is_local(flow)) {
         flow.seen = Some(match &watched {
-            Ok((watched, seconds)) => of(watched, *seconds, &flow.explanation, [&there, &back]),
+            Ok((watched, seconds)) => of(watched, *seconds, &flow.explanation, ways),
             Err(why) => Observed::NotObserved { why: why.clone() },
         });
     }
     match watched {
-        Err(why) if time.is_some() && !is_local => Err(why),
+        Err(why) if time.is_some() && !is_all_local => Err(why),
         _ => Ok(()),
     }
 }
@@ -100,18 +99,19 @@ fn both_ways(explanation: &Explanation, census: &Census) -> [Vec<watch::Flow>; 2
     [flows(&from, &to), flows(&to, &from)]
 }
 
+/// What the daemon saw of one flow, there and back.
 pub(super) fn of(
     watched: &Watched,
     seconds: u32,
     explanation: &Explanation,
-    [there, back]: [&Vec<watch::Flow>; 2],
+    [there, back]: &[Vec<watch::Flow>; 2],
 ) -> Observed {
     let nodes = [&explanation.from, &explanation.to].map(|end| end.place.node());
     let is_elsewhere = nodes.iter().all(|node| node.is_some_and(|node| node != watched.node));
     if is_elsewhere {
         return Observed::NotObserved { why: format!("the daemon here is that of {}", watched.node) };
     }
-    let among = |flows: &Vec<watch::Flow>| {
+    let among = |flows: &[watch::Flow]| {
         watched.seen.iter().filter(|seen| flows.contains(&seen.flow)).cloned().collect()
     };
     Observed::Watched {

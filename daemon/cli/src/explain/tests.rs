@@ -211,7 +211,7 @@ fn a_person_reads_what_was_seen() {
 fn a_daemon_of_neither_end_saw_nothing() {
     let of = |node: &str| {
         let watched = Watched { schema_version: 1, node: node.to_owned(), seen: Vec::new(), is_short: false };
-        seen::of(&watched, 5, &explained("two", "three", true), [&Vec::new(), &Vec::new()])
+        seen::of(&watched, 5, &explained("two", "three", true), &[Vec::new(), Vec::new()])
     };
     assert!(matches!(of("node-2"), Observed::Watched { .. }));
     assert!(

@@ -135,11 +135,6 @@ pub struct Explanation {
     pub notes: Vec<Note>,
 }
 
-/// What becomes of packets from `from` to `to` at `now`; or who of them does not exist, and who does.
-pub fn explain(census: &Census, from: &Who, to: &Who, now: Timestamp) -> Result<Explanation, String> {
-    Desk::at(census, now).explain(from, to)
-}
-
 fn course(from: &Place, to: &Place) -> Course {
     let same = from.node().zip(to.node()).is_some_and(|(one, other)| one == other);
     if same {
@@ -168,7 +163,7 @@ impl<'a> Desk<'a> {
         Self { census, law: census.law(), assignment: census.assignment().into(), now }
     }
 
-    /// The same for one flow of many.
+    /// What becomes of packets from `from` to `to`; or who of them does not exist, and who does.
     pub fn explain(&self, from: &Who, to: &Who) -> Result<Explanation, String> {
         let mut notes = Vec::new();
         let who = [from, to];

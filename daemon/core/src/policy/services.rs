@@ -23,18 +23,13 @@ use super::{
 /// Most names that are told of what exists.
 const MOST: usize = 5;
 
-/// A Service's name.
+/// A Service's name, written as a pod's is, behind `svc/`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceId {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its own.
-    pub name: String,
-}
+pub struct ServiceId(pub PodId);
 
 impl fmt::Display for ServiceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "svc/{}/{}", self.namespace, self.name)
+        write!(f, "svc/{}", self.0)
     }
 }
 
@@ -63,8 +58,8 @@ impl FromStr for Target {
         let Some(name) = name else {
             return text.parse().map(Self::One);
         };
-        let id: PodId = name.parse().map_err(|_| "a Service is svc/NAMESPACE/NAME".to_owned())?;
-        Ok(Self::Service(ServiceId { namespace: id.namespace, name: id.name }))
+        let id = name.parse().map_err(|_| "a Service is svc/NAMESPACE/NAME".to_owned())?;
+        Ok(Self::Service(ServiceId(id)))
     }
 }
 
@@ -110,9 +105,8 @@ pub struct Services(BTreeMap<ServiceId, Behind>);
 impl Services {
     /// As objects say. An address that nobody can read is left out.
     pub fn new(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Self {
-        let id = |namespace: Option<String>, name| ServiceId {
-            namespace: namespace.unwrap_or_else(|| "default".to_owned()),
-            name,
+        let id = |namespace: Option<String>, name| {
+            ServiceId(PodId { namespace: namespace.unwrap_or_else(|| "default".to_owned()), name })
         };
         let mut all: BTreeMap<ServiceId, Behind> = BTreeMap::new();
         for Service { metadata, spec, status } in services {
@@ -169,8 +163,11 @@ impl Services {
     }
 
     fn near(&self, wanted: &ServiceId) -> String {
-        let same: Vec<&ServiceId> =
-            self.0.keys().filter(|id| id.namespace == wanted.namespace || id.name == wanted.name).collect();
+        let same: Vec<&ServiceId> = self
+            .0
+            .keys()
+            .filter(|id| id.0.namespace == wanted.0.namespace || id.0.name == wanted.0.name)
+            .collect();
         match (same.is_empty(), self.0.is_empty()) {
             (false, _) => format!("there is {}", few(same.into_iter(), MOST)),
             (true, false) => format!("there is {}", few(self.0.keys(), MOST)),
@@ -201,6 +198,6 @@ fn selected<'a>(
 ) -> impl Iterator<Item = &'a PodId> {
     let is_behind =
         |labels: &Labels| behind.selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-    let of = desk.pods().iter().filter(|(pod, _)| pod.namespace == id.namespace);
+    let of = desk.pods().iter().filter(|(pod, _)| pod.namespace == id.0.namespace);
     of.filter(move |(_, resident)| !resident.has_ended && is_behind(&resident.pod.labels)).map(|(pod, _)| pod)
 }

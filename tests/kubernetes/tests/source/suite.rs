@@ -8,7 +8,7 @@ use kubeveil_core::{
     policy::{
         FlowMode, Policies,
         diff::diff,
-        explain::{Course, Desk, Who, explain},
+        explain::{Course, Desk, Who},
         services::ServiceId,
     },
     snapshot::NodeFacts,
@@ -289,9 +289,10 @@ fn a_person_is_told_what_decides(world: &mut dyn World) {
         world.put_object(object).unwrap();
     }
     let census = world.control().unwrap().census().unwrap();
+    let desk = Desk::at(&census, Timestamp::UNIX_EPOCH);
     let asked = |from: &str, to: &str| {
         let (from, to): (Who, Who) = (from.parse().unwrap(), to.parse().unwrap());
-        let told = explain(&census, &from, &to, Timestamp::UNIX_EPOCH).unwrap();
+        let told = desk.explain(&from, &to).unwrap();
         let rules =
             told.flow.iter().flat_map(|flow| &flow.rules).map(ToString::to_string).collect::<Vec<_>>();
         (told.course, rules.join(", "))
@@ -315,8 +316,7 @@ fn a_person_is_told_what_decides(world: &mut dyn World) {
         "endpoints": [{"addresses": ["10.244.1.7"], "conditions": {"ready": true}}],
         "ports": [{"port": 443}],
     });
-    let desk = Desk::at(&census, Timestamp::UNIX_EPOCH);
-    let id = ServiceId { namespace: PAYMENTS.to_owned(), name: "ledger".to_owned() };
+    let id = ServiceId(format!("{PAYMENTS}/ledger").parse().unwrap());
     for (object, chosen) in [(&service, "payments/web"), (&slice, "payments/ledger")] {
         world.put_object(object).unwrap();
         let services = world.control().unwrap().services().unwrap();

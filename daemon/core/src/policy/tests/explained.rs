@@ -11,7 +11,7 @@ use crate::{
         census::{Census, PodId, Resident},
         diff::{Class, diff},
         expect,
-        explain::{Course, Explanation, Note, Who, explain},
+        explain::{Course, Desk, Explanation, Note, Who},
         ruling::{Law, Rule, Subject},
     },
     testing::{mesh, node},
@@ -145,7 +145,7 @@ fn who(text: &str) -> Who {
 }
 
 fn explained(census: &Census, from: &str, to: &str) -> Explanation {
-    explain(census, &who(from), &who(to), second(0)).expect("both exist")
+    Desk::at(census, second(0)).explain(&who(from), &who(to)).expect("both exist")
 }
 
 #[test]
@@ -289,7 +289,8 @@ fn what_would_be_without_a_policy_is_told() {
 #[test]
 fn who_does_not_exist_is_told_with_who_does() {
     let census = census(Mode::Observe, &[], &[]);
-    let told = |from: &str| explain(&census, &who(from), &who("shop/web"), second(0)).expect_err("nobody");
+    let told =
+        |from: &str| Desk::at(&census, second(0)).explain(&who(from), &who("shop/web")).expect_err("nobody");
     assert_eq!(told("shop/ledger"), "there is no pod shop/ledger; there is payments/ledger");
     assert_eq!(
         told("payments/ledger-9"),

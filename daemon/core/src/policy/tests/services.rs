@@ -10,7 +10,7 @@ use kubeveil_api::{
 
 use super::explained::census;
 use crate::policy::{
-    census::Census,
+    census::{Census, PodId},
     explain::{Desk, Who},
     services::{ServiceId, Services, Target},
 };
@@ -38,7 +38,7 @@ fn slice(of: &str, endpoints: &[(&str, Option<bool>)]) -> EndpointSlice {
 }
 
 fn named(name: &str) -> ServiceId {
-    ServiceId { namespace: "shop".to_owned(), name: name.to_owned() }
+    ServiceId(PodId { namespace: "shop".to_owned(), name: name.to_owned() })
 }
 
 fn desk(census: &Census) -> Desk<'_> {
