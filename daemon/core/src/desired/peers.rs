@@ -44,10 +44,8 @@ impl Peers {
     ) -> Self {
         let mut out = Self::default();
         let own_ips = addresses(inputs.assignment.of(inputs.node));
-        let standing = inputs.observed.tunnels.get(device);
-        let holders = holders(standing);
-        let goes_soon = inputs.rotation.goes_soon(generation, inputs.now);
-        let older = inputs.keys.first().map(|(oldest, _)| *oldest).filter(|oldest| *oldest < generation);
+        let device = Device { inputs, mesh, name: device, generation, own_key };
+        let holders = holders(device.standing());
         let mut nodes: Vec<_> = nodes.filter(|(n, _)| *n != inputs.node).collect();
         // Of two nodes with one key, the one that the device has it for keeps it, whatever the other is called.
         nodes.sort_by_cached_key(|(node, owned)| {
@@ -63,28 +61,10 @@ impl Peers {
                 |key: &PublicKey| heard != Heard::Told && holder.is_some_and(|(holder, _)| *holder != key);
             let entry = announced(inputs, node, generation).filter(|entry| !is_older(&entry.public_key));
             let Some(entry) = entry else {
-                let is_dead = |(key, _): &(&PublicKey, &Peer)| {
-                    matches!(inputs.tunnels.health(device, key, inputs.now), Health::Stale(_))
-                };
-                // One that has given this generation up says so.
-                let is_given_up = match heard {
-                    Heard::Told => inputs.announced.of(node).is_some(),
-                    Heard::Past => holder.is_none_or(is_dead),
-                    Heard::Kept => false,
-                };
-                // Nor does one stay that we are still speaking to, in vain: the device would not fall silent.
-                let is_silent = |holder: &(&PublicKey, &Peer)| {
-                    !is_dead(holder) && tunnels::at_rest(holder.1.keepalive) == holder.1.keepalive
-                };
-                if is_given_up && !(goes_soon && holder.is_some_and(is_silent)) {
-                    continue;
-                }
-                // A node whose announcement is not known (not any more, or not yet since we started) is not
-                // cut off for that: the peer that the device has for its prefixes stays as it is.
-                if let Some((key, peer)) = holder.filter(|(key, _)| !is_revoked(mesh, key)) {
-                    out.by_key.entry(**key).or_insert_with(|| as_it_is(peer));
-                    if !is_given_up {
-                        out.keys.insert(node.to_owned(), **key);
+                if let Some(((key, peer), carries)) = device.left(node, heard, holder.copied()) {
+                    out.by_key.entry(*key).or_insert_with(|| as_it_is(peer));
+                    if carries {
+                        out.keys.insert(node.to_owned(), *key);
                     }
                 }
                 continue;
@@ -103,30 +83,75 @@ impl Peers {
                 });
                 continue;
             }
-            let stands = standing.and_then(|device| device.peers.get(&key)).map_or(0, |peer| peer.keepalive);
-            // Nobody needs an older one that is proven on a newer.
-            let keepalive = if newer.iter().any(|newer| newer.health(inputs, node).is_proven()) {
-                tunnels::at_rest(stands)
-            } else {
-                // It says whom it still sends to by an older one. Who has none, or began anew, waits for us.
-                let sends = |oldest| {
-                    inputs
-                        .announced
-                        .of(node)
-                        .is_some_and(|said| Said::from(said).may_send(inputs.node, oldest))
-                };
-                let to = To { device, own: &own_key, peer: &key, is_at_leisure: older.is_some_and(sends) };
-                inputs.tunnels.keepalive(&to, stands, inputs.now)
-            };
             let peer = DesiredPeer {
                 endpoint: address.map(|a| SocketAddr::new(a, entry.port.get())),
                 allowed_ips: owned.iter().map(|(prefix, _)| *prefix).collect(),
-                keepalive,
+                keepalive: device.keepalive(node, &key, newer),
             };
             out.by_key.insert(key, peer);
             out.keys.insert(node.to_owned(), key);
         }
         out
+    }
+}
+
+/// A device of ours, whose peers are looked for.
+struct Device<'a> {
+    inputs: &'a Inputs<'a>,
+    mesh: Option<&'a MeshSpec>,
+    name: &'a str,
+    generation: Generation,
+    own_key: PublicKey,
+}
+
+/// A peer that a device has for some prefix.
+type Holder<'a> = (&'a PublicKey, &'a Peer);
+
+impl<'a> Device<'a> {
+    fn standing(&self) -> Option<&'a TunnelDevice> {
+        self.inputs.observed.tunnels.get(self.name)
+    }
+
+    fn is_dead(&self, (key, _): Holder<'_>) -> bool {
+        matches!(self.inputs.tunnels.health(self.name, key, self.inputs.now), Health::Stale(_))
+    }
+
+    /// What stays of a node that announces no key of this generation, `holder` of its prefixes; and whether packets may go to it.
+    fn left<'p>(&self, node: &str, heard: Heard, holder: Option<Holder<'p>>) -> Option<(Holder<'p>, bool)> {
+        // One that has given this generation up says so.
+        let is_given_up = match heard {
+            Heard::Told => self.inputs.announced.of(node).is_some(),
+            Heard::Past => holder.is_none_or(|holder| self.is_dead(holder)),
+            Heard::Kept => false,
+        };
+        // Who has given it up stays at a device that goes soon; but not who is still spoken to, in vain: that would not fall silent.
+        let goes_along = |holder: Holder<'_>| {
+            self.inputs.rotation.goes_soon(self.generation, self.inputs.now)
+                && !self.is_dead(holder)
+                && tunnels::at_rest(holder.1.keepalive) == holder.1.keepalive
+        };
+        // A node whose announcement is not known (not any more, or not yet since we started) is not cut off for that: the peer that
+        // the device has for its prefixes stays as it is.
+        let stays =
+            |holder: &Holder<'_>| !is_revoked(self.mesh, holder.0) && (!is_given_up || goes_along(*holder));
+        holder.filter(stays).map(|holder| (holder, !is_given_up))
+    }
+
+    /// The keepalive of a node whose key is `peer`.
+    fn keepalive(&self, node: &str, peer: &PublicKey, newer: &[Carrier]) -> u16 {
+        let inputs = self.inputs;
+        let stands =
+            self.standing().and_then(|device| device.peers.get(peer)).map_or(0, |peer| peer.keepalive);
+        // Nobody needs an older one that is proven on a newer.
+        if newer.iter().any(|newer| newer.health(inputs, node).is_proven()) {
+            return tunnels::at_rest(stands);
+        }
+        // It says whom it still sends to by an older one. Who has none, or began anew, waits for us.
+        let older = inputs.keys.first().map(|(oldest, _)| *oldest).filter(|oldest| *oldest < self.generation);
+        let said = inputs.announced.of(node).map(Said::from);
+        let is_at_leisure = older.zip(said).is_some_and(|(older, said)| said.may_send(inputs.node, older));
+        let to = To { device: self.name, own: &self.own_key, peer, is_at_leisure };
+        inputs.tunnels.keepalive(&to, stands, inputs.now)
     }
 }
 
@@ -184,7 +209,7 @@ fn refusal(
 }
 
 /// Which peer of the device holds each prefix.
-fn holders(device: Option<&TunnelDevice>) -> BTreeMap<IpNet, (&PublicKey, &Peer)> {
+fn holders(device: Option<&TunnelDevice>) -> BTreeMap<IpNet, Holder<'_>> {
     let peers = device.into_iter().flat_map(|device| &device.peers);
     peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |p| (*p, (key, peer)))).collect()
 }

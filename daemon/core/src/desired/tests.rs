@@ -1,5 +1,6 @@
 mod asked;
 mod hostile;
+mod leisure;
 mod world;
 
 pub(in crate::desired) use world::World;

@@ -13,6 +13,7 @@ use kubeveil_api::{
 use kubeveil_core::{
     action::Action,
     policy::{Namespaces, Policies, Policy, PolicyId},
+    tunnels::PROVING_KEEPALIVE,
 };
 use kubeveil_keys::PrivateKey;
 
@@ -267,6 +268,36 @@ fn who_gave_an_old_key_up_does_not_outlive_it_here() {
         }
     }
     assert_eq!(generations(&it.bench), [1], "it was removed, and with it what came");
+}
+
+/// But not who is still spoken to there, in vain: the device would not fall silent for our own words.
+#[test]
+fn who_is_spoken_to_in_vain_does_not_stay_at_a_device_that_goes() {
+    for (keepalive, stays) in [(0, true), (PROVING_KEEPALIVE, false)] {
+        let mut it = Rotation::begun();
+        let old = it.bench.keys[0].public();
+        it.has_both(2, NotFlipped::nobody());
+        it.has_both(3, NotFlipped::nobody());
+        let pass = |it: &mut Rotation, keepalive: u16| {
+            it.bench.kernel.with(|k| {
+                k.tamper(DEVICES[0], |device| {
+                    device.peers.entry(old).and_modify(|peer| {
+                        peer.received += 100;
+                        peer.keepalive = keepalive;
+                    });
+                });
+            });
+            it.bench.seconds += 1;
+            it.node.pass(it.bench.now());
+        };
+        for _ in 0..12 {
+            pass(&mut it, 0);
+        }
+        it.has_newest(2);
+        pass(&mut it, keepalive);
+        let is_there = it.bench.truth().tunnels[DEVICES[0]].peers.contains_key(&old);
+        assert_eq!(is_there, stays, "with a keepalive of {keepalive} s");
+    }
 }
 
 /// A node that does not begin keeps the old one with all, and nobody goes further than the next.
