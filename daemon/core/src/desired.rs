@@ -34,7 +34,7 @@ use crate::{
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
 };
-pub use asked::{Elsewhere, HeldBack, held};
+pub use asked::{AddressPart, HeldBack, held};
 pub use part::Part;
 use peers::Peers;
 

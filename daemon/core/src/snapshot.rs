@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::{
     FlowMode, Policies,
-    pods::{Exceptions, Workloads},
+    pods::{Concerned, OfPods, Workloads},
 };
 
 /// A node, as far as Kubernetes and the node itself speak of it.
@@ -180,15 +180,10 @@ impl Knowledge {
         Some(facts)
     }
 
-    /// Of `node`'s pods this is asked for now; returns what was, and nothing else than of all is asked where that is empty.
-    pub fn hear_elsewhere(&mut self, node: &str, asked: Option<Arc<Exceptions>>) -> Arc<Exceptions> {
+    /// That is said of pods now; returns whom it concerns ([`Workloads::hear`]).
+    pub fn hear_of_pods(&mut self, said: OfPods) -> Option<Concerned> {
         let (Self::Partial(snapshot) | Self::Whole(Synced(snapshot))) = self;
-        let elsewhere = &mut Arc::make_mut(&mut snapshot.workloads).elsewhere;
-        let before = match asked {
-            Some(asked) => elsewhere.insert(node.to_owned(), asked),
-            None => elsewhere.remove(node),
-        };
-        before.unwrap_or_default()
+        Arc::make_mut(&mut snapshot.workloads).hear(said)
     }
 
     /// The proof that absence means removal.

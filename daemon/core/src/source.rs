@@ -1,10 +1,10 @@
 //! Where the cluster is read from: an API server or a folder, behind one trait.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use kubeveil_api::veil_node::VeilNodeStatus;
 
-use crate::{policy::pods::Exceptions, problem::Problem, snapshot::Knowledge};
+use crate::{policy::pods::OfPods, problem::Problem, snapshot::Knowledge};
 
 /// What a source knows now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub enum Changes {
     Any,
     /// What these nodes announce (`None`: nothing any more), and nothing else.
     Announcements(BTreeMap<String, Option<String>>),
-    /// What is asked for of these other nodes' pods (`None`: nothing else than of all), and nothing else.
-    Elsewhere(BTreeMap<String, Option<Arc<Exceptions>>>),
+    /// What is said of some pods, and nothing else.
+    Pods(OfPods),
 }
 
 /// A source. It wakes its reader by a callback given when it was made; its calls may block.

@@ -15,7 +15,7 @@ use kubeveil_core::{
     lingering::Lingering,
     policy::{
         Policies, Policy, PolicyId,
-        pods::{Exceptions, Pod, Workloads},
+        pods::{Exceptions, OfPods, Pod, Workloads},
     },
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::Changes,
@@ -304,8 +304,16 @@ impl Store {
     /// One of them. That they come and go is no news where nothing is asked for of anybody.
     pub(crate) fn pod(&mut self, read: Read<Pod>, is_deleted: bool) -> Result<bool, OutOfOrder> {
         let asks = self.asks();
+        // Another pod may have its name by now.
+        let uid = self.pods.get(&read.name).filter(|held| held.uid == read.uid).map(|held| held.uid.clone());
         let mut noted = Noted::new(&mut self.changes, false);
-        self.pods.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;
+        self.pods.event(read, is_deleted, |_, was, is| {
+            let labels = uid.as_ref().zip(was.zip(is).and_then(|(was, is)| is.labelled_otherwise(was)));
+            match labels.filter(|_| asks) {
+                Some((uid, labels)) => noted.pods(|said| drop(said.labels.insert(uid.clone(), labels.clone()))),
+                None => noted.any_if(asks),
+            }
+        })?;
         let is_news = noted.is_news;
         Ok(self.look_for_strangers() || is_news)
     }
@@ -326,7 +334,12 @@ impl Store {
     pub(crate) fn namespace(&mut self, read: Read<Space>, is_deleted: bool) -> Result<bool, OutOfOrder> {
         let asks = self.asks();
         let mut noted = Noted::new(&mut self.changes, false);
-        self.namespaces.event(read, is_deleted, |_, _, _| noted.any_if(asks))?;
+        self.namespaces.event(read, is_deleted, |name, was, is| match was.zip(is) {
+            Some((was, is)) if was.ends == is.ends && asks => {
+                noted.pods(|said| drop(said.namespaces.insert(name.to_owned(), is.labels.clone())));
+            }
+            _ => noted.any_if(asks),
+        })?;
         Ok(noted.is_news)
     }
 
@@ -380,7 +393,7 @@ impl Store {
         let mut noted = Noted::new(&mut self.changes, false);
         self.slices.event(read, is_deleted, |name, _, is| match (asks, tells) {
             (true, true) => noted.any(),
-            (true, false) => noted.slice(name, is),
+            (true, false) => noted.pods(|said| drop(said.elsewhere.insert(name.to_owned(), is.cloned()))),
             (false, _) => {}
         })?;
         Ok(noted.is_news)
@@ -466,18 +479,18 @@ impl<'a> Noted<'a> {
         match self.changes {
             Changes::Announcements(said) => drop(said.insert(name.to_owned(), is.announcement.clone())),
             // Both at once is rare.
-            Changes::Elsewhere(_) => *self.changes = Changes::Any,
+            Changes::Pods(_) => *self.changes = Changes::Any,
             Changes::Any => {}
         }
     }
 
-    fn slice(&mut self, node: &str, is: Option<&Arc<Exceptions>>) {
+    fn pods(&mut self, say: impl FnOnce(&mut OfPods)) {
         self.is_news = true;
         if *self.changes == no_changes() {
-            *self.changes = Changes::Elsewhere(BTreeMap::new());
+            *self.changes = Changes::Pods(OfPods::default());
         }
         match self.changes {
-            Changes::Elsewhere(said) => drop(said.insert(node.to_owned(), is.cloned())),
+            Changes::Pods(said) => say(said),
             Changes::Announcements(_) => *self.changes = Changes::Any,
             Changes::Any => {}
         }

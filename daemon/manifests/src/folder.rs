@@ -351,7 +351,7 @@ mod tests {
         while woken.recv_timeout(Duration::from_millis(500)).is_ok() {
             match folder.changes() {
                 Changes::Announcements(more) => told.extend(more),
-                Changes::Any | Changes::Elsewhere(_) => return (true, told),
+                Changes::Any | Changes::Pods(_) => return (true, told),
             }
         }
         (false, told)

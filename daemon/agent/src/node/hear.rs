@@ -1,4 +1,5 @@
-//! The short ways: a few nodes announce something else, or their tunnels have begun to answer, and nothing else has changed.
+//! The short ways: a few nodes announce something else, their tunnels have begun to answer, or pods are labelled otherwise, and nothing else
+//! has changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,8 +8,8 @@ use std::{
 };
 
 use kubeveil_core::{
-    desired::{Elsewhere, Part},
-    policy::pods::Exceptions,
+    desired::{AddressPart, Part},
+    policy::pods::OfPods,
     source::Changes,
 };
 use kubeveil_linux::Kernel;
@@ -40,30 +41,22 @@ impl<K: Kernel> Node<K> {
         match self.stands(now).then(|| self.source.changes())? {
             Changes::Any => None,
             Changes::Announcements(said) => self.hear_announcements(said, now),
-            Changes::Elsewhere(said) => self.hear_of_pods(said, now),
+            Changes::Pods(said) => self.hear_of_pods(said, now),
         }
     }
 
-    /// Something else is asked for of other nodes' pods.
-    fn hear_of_pods(
-        &mut self,
-        said: BTreeMap<String, Option<Arc<Exceptions>>>,
-        now: Now,
-    ) -> Option<Duration> {
+    /// Something else may be asked for of some pods.
+    fn hear_of_pods(&mut self, said: OfPods, now: Now) -> Option<Duration> {
         if said.len() > FEW {
             return None;
         }
         // Held once, it is changed where it is.
         self.known.snapshot.workloads = Arc::default();
-        let before = said.into_iter().map(|(node, asked)| {
-            let before = self.knowledge.hear_elsewhere(&node, asked);
-            (node, before)
-        });
-        let before: BTreeMap<String, Arc<Exceptions>> = before.collect();
+        let concerned = self.knowledge.hear_of_pods(said);
         self.known.snapshot.workloads.clone_from(&self.knowledge.snapshot().workloads);
         let resting = BTreeSet::new();
         let inputs = self.inputs(&self.knowledge, &self.assignment, &self.last.observed, &resting, now);
-        let part = Elsewhere::of(&inputs, &self.last.desired, &before)?;
+        let part = AddressPart::of(&inputs, &self.last.desired, &concerned?)?;
         self.execute(&part.plan(self.knowledge.synced())).ok()?;
         part.put_back(&mut self.last.desired, &mut self.last.observed);
         Some(self.until_next(now))

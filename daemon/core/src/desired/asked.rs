@@ -1,6 +1,6 @@
 //! What policies ask for, of whoever has an address.
 
-mod elsewhere;
+mod address_part;
 
 use std::{
     cmp::Reverse,
@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use kubeveil_abi::{Asked, MAX_PREFIXES, Origin, PrefixKind};
 use kubeveil_api::policy::PolicyMode;
 
-pub use elsewhere::Elsewhere;
+pub use address_part::AddressPart;
 
 use super::{Desired, Inputs, SLACK};
 use crate::{
@@ -142,14 +142,18 @@ pub(super) fn ask(
             prefixes.insert(own, entry);
         }
         let datapath = inputs.observed.datapath.as_ref();
-        let falls_to_stricter = is_loose(asked) || asked == Asked::Mesh && unknown != Asked::Mesh;
-        if falls_to_stricter
+        if falls_to_stricter(asked, unknown)
             && holder.kind == PrefixKind::LocalPods
             && is_gone(&address, &origins.known, datapath)
         {
             out.held_back.insert(address, HeldBack::DeviceGone);
         }
     }
+}
+
+/// Would more be asked of its address than `asked`, if the pod were not known any more?
+fn falls_to_stricter(asked: Asked, unknown: Asked) -> bool {
+    is_loose(asked) || asked == Asked::Mesh && unknown != Asked::Mesh
 }
 
 /// What is said of an address that lies in the prefix `holder`, over what `stands` there; `None` where that says it already.

@@ -40,6 +40,14 @@ impl From<&pod::Pod> for Pod {
     }
 }
 
+impl Pod {
+    /// Its labels, if it is as it `was` but for them.
+    pub fn labelled_otherwise(&self, was: &Self) -> Option<&Labels> {
+        let expected = Self { labels: self.labels.clone(), ..was.clone() };
+        (expected == *self).then_some(&self.labels)
+    }
+}
+
 /// What is asked for of some addresses.
 pub type Exceptions = BTreeMap<IpAddr, Standing>;
 
@@ -56,6 +64,32 @@ pub fn exceptions(pods: &[SlicedPod]) -> Exceptions {
     exceptions
 }
 
+/// What is said otherwise of pods that are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OfPods {
+    /// Labels of pods that are told of one by one, by UID.
+    pub labels: BTreeMap<String, Labels>,
+    /// Labels of namespaces.
+    pub namespaces: BTreeMap<String, Labels>,
+    /// What is asked for of pods of nodes whose pods are not told of one by one; `None`: nothing else than of all.
+    pub elsewhere: BTreeMap<String, Option<Arc<Exceptions>>>,
+}
+
+impl OfPods {
+    /// Of how many something is said.
+    pub fn len(&self) -> usize {
+        self.labels.len() + self.namespaces.len() + self.elsewhere.len()
+    }
+
+    /// Nothing is said.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Addresses of which something else may be asked than was, by the node of those who have them.
+pub type Concerned = BTreeMap<String, BTreeSet<IpAddr>>;
+
 /// Pods by their UID, and the labels of namespaces, as a source tells of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workloads {
@@ -71,6 +105,32 @@ pub struct Workloads {
 }
 
 impl Workloads {
+    /// Takes that in, and returns whom it concerns; `None` where it is of somebody who is not known: some of it may be taken in then.
+    pub fn hear(&mut self, said: OfPods) -> Option<Concerned> {
+        let mut concerned = Concerned::new();
+        for (uid, labels) in said.labels {
+            let pod = self.pods.get_mut(&uid)?;
+            pod.labels = labels;
+            concerned.entry(pod.node.clone()).or_default().extend(&pod.addresses);
+        }
+        for (name, labels) in said.namespaces {
+            *self.namespaces.get_mut(&name)? = labels;
+            for pod in self.pods.values().filter(|pod| pod.namespace == name) {
+                concerned.entry(pod.node.clone()).or_default().extend(&pod.addresses);
+            }
+        }
+        for (node, asked) in said.elsewhere {
+            let addresses = concerned.entry(node.clone()).or_default();
+            addresses.extend(asked.iter().flat_map(|asked| asked.keys()));
+            let before = match asked {
+                Some(asked) => self.elsewhere.insert(node, asked),
+                None => self.elsewhere.remove(&node),
+            };
+            addresses.extend(before.iter().flat_map(|before| before.keys()));
+        }
+        Some(concerned)
+    }
+
     /// Without the pods of `node` of which all that is told is of before `boot`, when the node was started last: their addresses may be
     /// others' by now; and those addresses. `None`: there is no such pod.
     pub fn without_earlier(&self, node: &str, boot: Timestamp) -> Option<(Self, BTreeSet<IpAddr>)> {
