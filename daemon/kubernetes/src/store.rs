@@ -310,7 +310,9 @@ impl Store {
         self.pods.event(read, is_deleted, |_, was, is| {
             let labels = uid.as_ref().zip(was.zip(is).and_then(|(was, is)| is.labelled_otherwise(was)));
             match labels.filter(|_| asks) {
-                Some((uid, labels)) => noted.pods(|said| drop(said.labels.insert(uid.clone(), labels.clone()))),
+                Some((uid, labels)) => {
+                    noted.pods(|said| drop(said.labels.insert(uid.clone(), labels.clone())))
+                }
                 None => noted.any_if(asks),
             }
         })?;

@@ -1,4 +1,4 @@
-//! The daemon's way round at 5,000 nodes: over the real kernel with WireGuard, but for [`rotation`], [`slices`] and [`window`], which
+//! The daemon's way round at 5,000 nodes: over the real kernel with WireGuard, but for [`rotation`], [`pods`] and [`window`], which
 //! have one of memory.
 //!
 //! Of those over the real kernel:
@@ -9,10 +9,10 @@
 pub(crate) mod cluster;
 pub(crate) mod latency;
 pub(crate) mod memory;
+pub(crate) mod pods;
 mod profile;
 pub(crate) mod reconcile;
 pub(crate) mod rotation;
-pub(crate) mod slices;
 pub(crate) mod window;
 
 use std::{path::Path, time::Duration};

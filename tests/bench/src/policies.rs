@@ -22,7 +22,7 @@ use kubeveil_tests_bpf::kernel::{Kernel, test_run};
 use kubeveil_verdict::testing::{World, address};
 
 use crate::{
-    daemon::slices,
+    daemon::pods,
     programs::{cluster, nanoseconds, node, situations},
     raw,
     row::{Row, Series},
@@ -41,7 +41,7 @@ const NAMESPACES: u16 = 50;
 pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     let mut rows = per_packet(rounds)?;
     rows.extend(deciding(rounds));
-    rows.extend(slices::measure(rounds)?);
+    rows.extend(pods::measure(rounds)?);
     Ok(rows)
 }
 

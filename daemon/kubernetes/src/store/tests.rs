@@ -1,5 +1,6 @@
 //! What is believed of lists and watches.
 
+use kubeveil_api::selector::Labels;
 use kubeveil_core::lingering::SETTLE;
 use serde_json::json;
 
@@ -192,7 +193,19 @@ fn pods_are_news_where_something_is_asked_for() {
     let snapshot = before_it.snapshot();
     assert_eq!((snapshot.policies.iter().count(), snapshot.workloads.pods.len()), (1, 1));
     assert_eq!(store.pod(pod(13, "ledger"), false), Ok(true));
+    let labels = |app: &str| Labels::from([("app".to_owned(), app.to_owned())]);
+    let labelled =
+        |app| Changes::Pods(OfPods { labels: [("u".to_owned(), labels(app))].into(), ..OfPods::default() });
+    assert_eq!(store.take_changes(), labelled("ledger"));
     assert_eq!(store.pod(pod(14, "ledger"), false), Ok(false), "a heartbeat");
+    // Another pod by that name, anything else of it, and that it goes.
+    let other = Read { uid: "v".to_owned(), ..pod(15, "web") };
+    let moved = Pod { addresses: [[10, 1, 0, 8].into()].into(), ..pod(0, "ledger").value };
+    let moved = Read { value: moved, version: 16, ..other.clone() };
+    for (pod, is_gone) in [(other, false), (moved.clone(), false), (Read { version: 17, ..moved }, true)] {
+        assert_eq!(store.pod(pod, is_gone), Ok(true));
+        assert_eq!(store.take_changes(), Changes::Any);
+    }
 
     let before = store.policies[0].get("n/p").and_then(|read| read.value.clone());
     let wrong = policy("15", "prefer").read(before.as_ref());
@@ -214,6 +227,34 @@ fn pods_are_news_where_something_is_asked_for() {
     assert_eq!(store.policy(Scope::Namespace, gone, true), Ok(true));
     assert!(store.knowledge(SETTLE, SETTLE).1, "it stands for a moment");
     assert!(store.knowledge(SETTLE, SETTLE * 2).0.snapshot().policies.is_empty());
+}
+
+/// As of pods, of which it says what they are; not of one that begins to end.
+#[test]
+fn labels_of_a_namespace_are_told_by_its_name() {
+    let space = |version: u32, team: &str, deleted: Option<&str>| {
+        let metadata = json!({
+            "name": "n", "resourceVersion": version.to_string(), "labels": {"team": team}, "deletionTimestamp": deleted,
+        });
+        serde_json::from_value::<NamespaceObject>(json!({"metadata": metadata})).expect("an object").read()
+    };
+    let mut store = store();
+    assert_eq!(store.namespace(space(11, "a", None), false), Ok(false), "there is no policy");
+    let policy = json!({
+        "metadata": {"name": "p", "namespace": "n", "resourceVersion": "12"},
+        "spec": {"podSelector": {}, "mode": "require"},
+    });
+    let policy = serde_json::from_value::<PolicyObject>(policy).expect("an object").read(None);
+    store.policy(Scope::Namespace, policy, false).expect("followed");
+    store.take_changes();
+    assert_eq!(store.namespace(space(13, "b", None), false), Ok(true));
+    let Changes::Pods(said) = store.take_changes() else { panic!("told as a whole") };
+    assert_eq!(said.namespaces["n"]["team"], "b");
+    assert_eq!(said.len(), 1);
+    assert_eq!(store.namespace(space(14, "c", Some("2026-11-30T00:00:00Z")), false), Ok(true));
+    assert_eq!(store.take_changes(), Changes::Any);
+    assert_eq!(store.namespace(space(15, "d", Some("2026-11-30T00:00:00Z")), true), Ok(true));
+    assert_eq!(store.take_changes(), Changes::Any);
 }
 
 /// That a policy goes since its namespace does is told by two watches, in any order; and who pods are is told as long as one may be held.
@@ -296,8 +337,8 @@ fn what_is_asked_elsewhere_is_news_where_it_counts() {
         assert_eq!(store.slice(slice.read(), is_gone), Ok(true));
     };
     let told = |store: &mut Store| match store.take_changes() {
-        Changes::Elsewhere(said) => {
-            said.into_iter().map(|(node, of)| (node, of.map(|of| of.len()))).collect()
+        Changes::Pods(said) => {
+            said.elsewhere.into_iter().map(|(node, of)| (node, of.map(|of| of.len()))).collect()
         }
         _ => vec![],
     };

@@ -17,7 +17,7 @@ use kubeveil_api::{
     mesh::{MeshSpec, Mode},
 };
 use kubeveil_core::{
-    policy::pods::Exceptions,
+    policy::pods::OfPods,
     problem::Problem,
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::{Changes, Source, SourceState},
@@ -189,8 +189,8 @@ struct Said {
     snapshot: Snapshot,
     /// What has changed since it was last asked.
     heard: BTreeMap<String, Option<String>>,
-    /// What is asked for of nodes' pods, likewise.
-    elsewhere: BTreeMap<String, Option<Arc<Exceptions>>>,
+    /// What is said of pods, likewise.
+    pods: OfPods,
     /// And that is not all.
     is_stirred: bool,
 }
@@ -221,11 +221,12 @@ impl Memory {
         Ok(announcement.generations().iter().map(|entry| entry.generation.number()).collect())
     }
 
-    /// Something else is asked for of the pods of a node.
-    pub(crate) fn hear_elsewhere(&self, node: &str, asked: Arc<Exceptions>) {
+    /// Something else is said of pods.
+    pub(crate) fn hear_of_pods(&self, pods: OfPods) -> Result<()> {
         let mut said = self.said();
-        Arc::make_mut(&mut said.snapshot.workloads).elsewhere.insert(node.to_owned(), asked.clone());
-        said.elsewhere.insert(node.to_owned(), Some(asked));
+        let known = Arc::make_mut(&mut said.snapshot.workloads).hear(pods.clone());
+        said.pods = pods;
+        known.context("of who is not known").map(drop)
     }
 
     /// A node has another announcement.
@@ -243,7 +244,7 @@ impl Source for Memory {
 
     fn read(&mut self, _: Duration) -> SourceState {
         let mut said = self.said();
-        (said.heard, said.elsewhere, said.is_stirred) = Default::default();
+        (said.heard, said.pods, said.is_stirred) = Default::default();
         let snapshot = said.snapshot.clone();
         SourceState {
             knowledge: Knowledge::Whole(snapshot.attest_whole()),
@@ -254,10 +255,10 @@ impl Source for Memory {
 
     fn changes(&mut self) -> Changes {
         let mut said = self.said();
-        let (heard, elsewhere) = (std::mem::take(&mut said.heard), std::mem::take(&mut said.elsewhere));
-        match (std::mem::take(&mut said.is_stirred), heard.is_empty(), elsewhere.is_empty()) {
+        let (heard, pods) = (std::mem::take(&mut said.heard), std::mem::take(&mut said.pods));
+        match (std::mem::take(&mut said.is_stirred), heard.is_empty(), pods.is_empty()) {
             (false, _, true) => Changes::Announcements(heard),
-            (false, true, false) => Changes::Elsewhere(elsewhere),
+            (false, true, false) => Changes::Pods(pods),
             _ => Changes::Any,
         }
     }

@@ -115,7 +115,7 @@ fn an_annotation_alone_is_told_by_name(world: &mut dyn World) {
         until("it is told", || {
             match watching.source.changes() {
                 Changes::Announcements(more) => told.extend(more),
-                Changes::Any | Changes::Elsewhere(_) => is_any = true,
+                Changes::Any | Changes::Pods(_) => is_any = true,
             }
             match is_any {
                 true => watching.read_announcement("node-2") == wanted,

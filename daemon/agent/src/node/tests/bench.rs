@@ -15,7 +15,7 @@ use kubeveil_api::{
 use kubeveil_core::{
     action::Action,
     observed::{Neighbours, Observed},
-    policy::pods::Exceptions,
+    policy::pods::OfPods,
     problem::Problem,
     snapshot::{Knowledge, NodeFacts, Snapshot},
     source::{Changes, Source, SourceState},
@@ -72,15 +72,28 @@ impl Said {
         (expected == *self).then_some(changes)
     }
 
-    /// Of which nodes' pods something else is asked for than `before`, if that is all.
-    fn elsewhere_since(&self, before: &Self) -> Option<BTreeMap<String, Option<Arc<Exceptions>>>> {
+    /// What is said otherwise of pods than `before`, if that is all.
+    fn pods_since(&self, before: &Self) -> Option<OfPods> {
         let mut expected = Self { reported: self.reported.clone(), ..before.clone() };
-        let now = &self.snapshot.workloads.elsewhere;
-        let was = &mut Arc::make_mut(&mut expected.snapshot.workloads).elsewhere;
-        let nodes = now.keys().chain(was.keys()).filter(|node| now.get(*node) != was.get(*node));
-        let changes: BTreeMap<_, _> = nodes.map(|node| (node.clone(), now.get(node).cloned())).collect();
-        was.clone_from(now);
-        (expected == *self && !changes.is_empty()).then_some(changes)
+        let now = &self.snapshot.workloads;
+        let was = Arc::make_mut(&mut expected.snapshot.workloads);
+        let nodes = now.elsewhere.keys().chain(was.elsewhere.keys());
+        let nodes = nodes.filter(|node| now.elsewhere.get(*node) != was.elsewhere.get(*node));
+        let labels = now.pods.iter().filter_map(|(uid, pod)| {
+            let labels = pod.labelled_otherwise(was.pods.get(uid)?).filter(|_| was.pods[uid] != *pod)?;
+            Some((uid.clone(), labels.clone()))
+        });
+        let namespaces = now
+            .namespaces
+            .iter()
+            .filter(|(name, labels)| was.namespaces.get(*name).is_some_and(|was| was != *labels));
+        let said = OfPods {
+            labels: labels.collect(),
+            namespaces: namespaces.map(|(name, labels)| (name.clone(), labels.clone())).collect(),
+            elsewhere: nodes.map(|node| (node.clone(), now.elsewhere.get(node).cloned())).collect(),
+        };
+        was.hear(said.clone())?;
+        (expected == *self && !said.is_empty()).then_some(said)
     }
 }
 
@@ -104,9 +117,9 @@ impl Source for World {
     fn changes(&mut self) -> Changes {
         let said = self.said();
         let Some(before) = self.told.replace(said.clone()) else { return Changes::Any };
-        let elsewhere = said.elsewhere_since(&before).map(Changes::Elsewhere);
+        let pods = said.pods_since(&before).map(Changes::Pods);
         let announcements = || said.announcements_since(&before).map(Changes::Announcements);
-        elsewhere.or_else(announcements).unwrap_or(Changes::Any)
+        pods.or_else(announcements).unwrap_or(Changes::Any)
     }
 
     fn announce(&mut self, node: &str, _: &str, json: Option<&str>) -> Result<(), Problem> {

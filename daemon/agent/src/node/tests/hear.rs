@@ -6,10 +6,16 @@ use std::sync::{
 };
 
 use kubeveil_abi::Asked;
-use kubeveil_api::{policy::PolicyMode, selector::LabelSelector};
+use kubeveil_api::{
+    policy::PolicyMode,
+    selector::{LabelSelector, Labels},
+};
 use kubeveil_core::{
     action::Action,
-    policy::{Namespaces, Policies, Policy, PolicyId, Standing, pods::Workloads},
+    policy::{
+        Namespaces, Policies, Policy, PolicyId, Standing,
+        pods::{Pod, Workloads},
+    },
     problem::ProblemKind,
 };
 use kubeveil_keys::PrivateKey;
@@ -250,4 +256,77 @@ fn pods_elsewhere_cost_no_look_at_the_kernel() {
     assert_eq!(hears(&mut bench, &mut node, &[8, 9]), ["+10.244.4.9"]);
     assert_eq!(hears(&mut bench, &mut node, &[9]), ["-10.244.4.8"]);
     assert_eq!(hears(&mut bench, &mut node, &[]), ["-10.244.4.9"]);
+}
+
+/// Nor does it cost one how this node's pods, or their namespaces, are labelled.
+#[test]
+fn labels_of_this_nodes_pods_cost_no_look_at_the_kernel() {
+    let (mut bench, mut node) = Bench::settled(5);
+    bench.kernel.with(|kernel| kernel.nobody_answers());
+    let labels = |value: &str| Labels::from([("is".to_owned(), value.to_owned())]);
+    let policy = |name: &str, namespaces, pods| {
+        let mode = PolicyMode::Require;
+        let id = PolicyId { namespace: None, name: name.to_owned() };
+        (
+            id,
+            Policy {
+                namespaces: Namespaces::Labelled(namespaces),
+                pods,
+                mode,
+                until: None,
+                max_key_age: None,
+            },
+        )
+    };
+    let held = || LabelSelector { match_labels: labels("held"), ..LabelSelector::default() };
+    let policies =
+        [policy("n", held(), LabelSelector::default()), policy("p", LabelSelector::default(), held())];
+    let pod = |n: u8| {
+        let (node, namespace) = ("node-1".to_owned(), "shop".to_owned());
+        let addresses = [[10, 244, 1, n].into()].into();
+        (format!("uid-{n}"), Pod { node, namespace, addresses, ..Pod::default() })
+    };
+    bench.world.change(|said| {
+        said.snapshot.policies = Policies::new(policies.into());
+        said.snapshot.workloads = Arc::new(Workloads {
+            namespaces: [("shop".to_owned(), Labels::new())].into(),
+            pods: [pod(8), pod(9)].into(),
+            knows_elsewhere: true,
+            ..Workloads::default()
+        });
+    });
+    bench.settle(&mut node);
+    let looks = looks(&bench);
+    let mut becomes = |change: &dyn Fn(&mut Workloads)| {
+        bench.seconds += 1;
+        node.pass(bench.now());
+        bench.world.change(|said| change(Arc::make_mut(&mut said.snapshot.workloads)));
+        bench.tried();
+        let before = looks.load(Ordering::Relaxed);
+        node.hear(bench.now());
+        assert_eq!(looks.load(Ordering::Relaxed), before, "it looked");
+        let tried = bench.tried();
+        let (wanted, seen) = (node.last.desired.clone(), node.last.observed.clone());
+        node.pass(bench.now());
+        assert_eq!(bench.tried(), [], "{tried:?}");
+        assert_eq!(node.last.desired, wanted, "{tried:?}");
+        assert!(node.last.observed.holds_as(&seen), "{tried:?}");
+        let told = |action: Action| match action {
+            Action::PutPrefix(net, prefix) => format!("{} {:?}", net.addr(), prefix.asked),
+            other => other.to_string(),
+        };
+        tried.into_iter().map(told).collect::<Vec<_>>()
+    };
+    let pod = |n: u8, value: &'static str| {
+        move |all: &mut Workloads| {
+            all.pods.get_mut(&format!("uid-{n}")).expect("a pod").labels = labels(value)
+        }
+    };
+    let namespace = |value: &'static str| {
+        move |all: &mut Workloads| *all.namespaces.get_mut("shop").expect("a namespace") = labels(value)
+    };
+    assert_eq!(becomes(&pod(8, "held")), ["10.244.1.8 Require"]);
+    assert_eq!(becomes(&namespace("held")), ["10.244.1.9 Require"]);
+    assert_eq!(becomes(&pod(8, "free")), [""; 0]);
+    assert_eq!(becomes(&namespace("free")), ["10.244.1.8 Mesh", "10.244.1.9 Mesh"]);
 }

@@ -62,7 +62,8 @@ impl AddressPart {
                 if is_somebody_elses(inputs, own) {
                     return None;
                 }
-                let standing = if is_ours { ours(snapshot, node, address)? } else { theirs(snapshot, node, address)? };
+                let standing =
+                    if is_ours { ours(snapshot, node, address)? } else { theirs(snapshot, node, address)? };
                 let (asked, until) = of(base, standing, inputs);
                 let Some(holder) = last.prefixes.get(net) else { continue };
                 match holder.kind {

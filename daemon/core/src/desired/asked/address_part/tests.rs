@@ -15,9 +15,9 @@ use super::*;
 use crate::{
     desired::{desired, tests::World},
     observed::Datapath,
+    origin::in_few_words,
     ownership::Owners,
     plan::{Endpoints, plan},
-    origin::in_few_words,
     policy::{
         Namespaces, Policies, Policy, PolicyId, Standing,
         pods::{Exceptions, OfPods, Pod, Workloads},
@@ -77,7 +77,12 @@ fn asks() -> impl Strategy<Value = Vec<Asks>> {
 
 fn own() -> impl Strategy<Value = Own> {
     // Namespace 2 is not known.
-    (0u8..36, prop_oneof![4 => 0u8..2, 1 => Just(2)], 0u8..2, prop::option::weighted(0.7, prop::bool::weighted(0.7)))
+    (
+        0u8..36,
+        prop_oneof![4 => 0u8..2, 1 => Just(2)],
+        0u8..2,
+        prop::option::weighted(0.7, prop::bool::weighted(0.7)),
+    )
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -165,7 +170,8 @@ fn settle(world: &mut World) -> Desired {
 }
 
 fn said_elsewhere(after: &[(usize, Option<Vec<Asks>>)]) -> BTreeMap<String, Option<Arc<Exceptions>>> {
-    let said = after.iter().map(|(n, asked)| (OTHERS[*n].to_owned(), asked.as_ref().map(|asks| exceptions(asks))));
+    let said =
+        after.iter().map(|(n, asked)| (OTHERS[*n].to_owned(), asked.as_ref().map(|asks| exceptions(asks))));
     said.collect()
 }
 
