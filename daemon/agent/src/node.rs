@@ -4,6 +4,7 @@ mod adoption;
 mod bypass;
 mod changes;
 mod conclude;
+mod ebbing;
 mod hear;
 mod leave;
 mod look;
@@ -23,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use kubeveil_abi::Mode;
 use kubeveil_api::status::AdoptionStatus;
 use kubeveil_core::{
     action::Action,
@@ -48,6 +50,7 @@ use crate::{
 };
 use adoption::Pairs;
 use bypass::Bypasses;
+use ebbing::Ebbing;
 use leave::Leaving;
 use pods::Pods;
 use quiet::Quiet;
@@ -111,6 +114,7 @@ pub struct Node<K> {
     pub(crate) tunnels: Tunnels,
     written: Written,
     resting: Resting,
+    ebbing: Ebbing,
     rotation: Rotation,
     pub(crate) rotations: Rotations,
     retry: Duration,
@@ -175,6 +179,7 @@ impl<K: Kernel> Node<K> {
             tunnels: Tunnels::default(),
             written: Written::default(),
             resting: Resting::default(),
+            ebbing: Ebbing::default(),
             rotation: Rotation::default(),
             rotations: Rotations::default(),
             retry: RETRY,
@@ -274,7 +279,8 @@ impl<K: Kernel> Node<K> {
         problems.append(&mut assignment.problems);
         (self.knowledge, self.assignment) = (knowledge, assignment);
         self.conclude(outcome, problems, now);
-        let ends = [self.pairs.next_look(now), self.bypasses.next_look(now)];
+        let ends =
+            [self.pairs.next_look(now), self.bypasses.next_look(now), self.ebbing.next_look(now.monotonic)];
         let wait = [Some(self.wait(now)), read.look_again, rotates_in].into_iter().chain(ends);
         self.due = now.monotonic + wait.flatten().min().unwrap_or(RESYNC);
         self.await_answers(now);
@@ -344,6 +350,7 @@ impl<K: Kernel> Node<K> {
             build: &self.build,
             adopting: &self.pairs.adopting,
             bypassing: &self.bypasses.bypassing,
+            steers_on: self.ebbing.steers_on(now.monotonic),
             resting,
             now: now.monotonic,
             epoch: now.epoch,
@@ -364,6 +371,8 @@ impl<K: Kernel> Node<K> {
         if is_first && self.last.settled {
             self.notice(&outcome.observed, knowledge, now);
         }
+        let stands = outcome.observed.datapath.as_ref().map(|datapath| Mode::from_raw(datapath.config.mode));
+        self.ebbing.look(knowledge.snapshot().mode(), stands, now.monotonic);
         outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
         let adopts = self.adopt(knowledge, assignment, outcome, now);
         if self.bypass(knowledge, assignment, outcome, now) || adopts {

@@ -4,14 +4,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
+    pin::pin,
     sync::Arc,
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    core::{ApiResource, DynamicObject, GroupVersionKind, Object},
-    runtime::{WatchStreamExt as _, watcher},
+    core::{ApiResource, DynamicObject, GroupVersionKind, Object, params::ListParams},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
 };
 use kubeveil_api::{pod_slice::SlicedPod, policy::PolicyStatus, selector::Labels};
 use kubeveil_core::policy::{
@@ -166,23 +170,37 @@ impl Watches {
         T: Clone + Send + 'static,
     {
         let api: Api<K> = Api::all_with(self.client.clone(), kind);
-        let stirred = self.stirred.clone();
+        let (stirred, client) = (self.stirred.clone(), self.client.clone());
         let what = kind.plural.clone();
-        let events = watcher(api, watcher::Config::default())
-            .default_backoff()
-            .inspect_err(move |e| tracing::warn!("watch {what}: {e}"));
-        self.tasks.spawn(events.for_each(move |event| {
-            match event {
-                Ok(event) => {
-                    kept.take(event, &name, &read);
-                    stirred.notify_one();
+        let events = watcher(api, watcher::Config::default()).default_backoff();
+        self.tasks.spawn(async move {
+            let mut events = pin!(events);
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(Event::InitDone) if kept.would_be_emptied() && !knows_a_node(&client).await => {
+                        tracing::warn!("a list of {what} is empty, and no node is known to who gave it: all is asked anew");
+                        return;
+                    }
+                    Ok(event) => {
+                        kept.take(event, &name, &read);
+                        stirred.notify_one();
+                    }
+                    // It tells of nothing; what is blind is asked when something else does.
+                    Err(e) => {
+                        tracing::warn!("watch {what}: {e}");
+                        kept.fail();
+                    }
                 }
-                // It tells of nothing; what is blind is asked when something else does.
-                Err(_) => kept.fail(),
             }
-            std::future::ready(())
-        }));
+        });
     }
+}
+
+/// Of whom no Node is known nothing is believed to be gone: an API server whose store was lost, or the wrong one.
+async fn knows_a_node(client: &Client) -> bool {
+    let nodes = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Node"), "nodes");
+    let nodes: Api<DynamicObject> = Api::all_with(client.clone(), &nodes);
+    nodes.list_metadata(&ListParams::default().limit(1)).await.is_ok_and(|nodes| !nodes.items.is_empty())
 }
 
 /// Under which no other of its kind is kept.

@@ -79,6 +79,12 @@ impl<T: Clone> Kept<T> {
         };
     }
 
+    /// Would nothing be left of what is known, if the list that is on its way were whole?
+    pub(crate) fn would_be_emptied(&self) -> bool {
+        let state = self.lock();
+        !state.known.is_empty() && state.listing.is_empty()
+    }
+
     /// The watch failed.
     pub(crate) fn fail(&self) {
         self.lock().failed = Some(Instant::now());
@@ -119,12 +125,17 @@ mod tests {
         take(Event::Init);
         take(Event::InitApply(("a", Some(2))));
         assert_eq!(names().unwrap_or_default(), ["a1", "b1"], "half a list says nothing");
+        assert!(!kept.would_be_emptied());
+        take(Event::Init);
+        assert!(kept.would_be_emptied());
+        take(Event::InitApply(("a", Some(2))));
         take(Event::InitDone);
         assert_eq!(names().unwrap_or_default(), ["a2"]);
         // What is of no interest any more is as if it were gone.
         take(Event::Apply(("a", None)));
         take(Event::Delete(("never", Some(1))));
         assert_eq!(names().unwrap_or_default(), [] as [&str; 0]);
+        assert!(!kept.would_be_emptied());
     }
 
     #[test]

@@ -136,7 +136,9 @@ async fn lead(client: kube::Client, options: &Options) -> Result<()> {
     let mut writer = Writer::new(client, &options.identity);
     loop {
         let (seen, now) = (watches.seen(), Timestamp::now());
-        let again = match writer.write(&seen, census.seen().as_ref(), now).await {
+        // Where no node is, nobody was ever told of a pod: it is not the cluster that we know.
+        let known = census.seen().filter(|_| !seen.nodes.is_empty());
+        let again = match writer.write(&seen, known.as_ref(), now).await {
             Ok(()) => until_next_end(&seen, now).map_or(RESYNC, |end| end.min(RESYNC)),
             Err(e) => {
                 tracing::warn!("{e:#}");

@@ -30,7 +30,7 @@ use crate::{
     policy::FlowMode,
     problem::{Problem, ProblemKind},
     rotation::{self, Rotation, Said},
-    snapshot::{Knowledge, Snapshot},
+    snapshot::Knowledge,
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
 };
@@ -77,6 +77,8 @@ pub struct Inputs<'a> {
     pub adopting: &'a Adopting,
     /// Which nodes are bypassed.
     pub bypassing: &'a Bypassing,
+    /// What was steered is steered on, though nobody asks for it any more.
+    pub steers_on: bool,
     /// Peer indices that were given back a moment ago.
     pub resting: &'a BTreeSet<u32>,
     /// Since boot, as the programs count.
@@ -202,7 +204,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     travel(inputs, &indices, &carriers, &mut out);
     adopting(inputs, &indices, &mut out);
     bypassing(inputs, &indices, &mut out);
-    out.config = config(inputs.knowledge.snapshot(), mtu, out.config.envelope_ports);
+    out.config = config(inputs, mtu, out.config.envelope_ports);
     out
 }
 
@@ -377,12 +379,14 @@ fn tunnel_hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
     }
 }
 
-fn config(snapshot: &Snapshot, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) -> Config {
+fn config(inputs: &Inputs<'_>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) -> Config {
+    let snapshot = inputs.knowledge.snapshot();
     let (mss_v4, mss_v6) = mtu::mss(mtu);
     Config {
         mode: match snapshot.mode() {
             None | Some(FlowMode::Require) => kubeveil_abi::Mode::Require,
             Some(FlowMode::Prefer | FlowMode::Exempt) => kubeveil_abi::Mode::Prefer,
+            Some(FlowMode::Observe) if inputs.steers_on => kubeveil_abi::Mode::Prefer,
             Some(FlowMode::Observe) => kubeveil_abi::Mode::Observe,
         } as u32,
         unknown: asked::unknown(&snapshot.policies) as u32,

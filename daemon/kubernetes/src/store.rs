@@ -61,6 +61,10 @@ impl<T: PartialEq> Objects<T> {
         self.by_name.get(name)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
     /// From where a watch goes on.
     pub(crate) fn newest(&self) -> u64 {
         self.newest

@@ -18,7 +18,7 @@ use crate::{
     object::version,
     pace::{Pace, Waits},
     source::Shared,
-    store::OutOfOrder,
+    store::{Disbelief, OutOfOrder},
     trouble::{Deed, Failure},
 };
 use kinds::Watched;
@@ -80,7 +80,23 @@ impl Follower {
                 None => break version(page.metadata.resource_version.as_deref().unwrap_or_default()),
             }
         };
+        if listed.is_empty() && !self.shared.with(|state| K::is_empty(&state.store)) {
+            self.knows_own(connection).await?;
+        }
         self.shared.change(|store| K::list(store, listed, as_of)).map_err(Failure::Disbelief)
+    }
+
+    /// That nothing is there any more is believed of whom the Node is known to that this daemon runs on: with the last policy all that it
+    /// held would be let go.
+    async fn knows_own(&self, connection: &Connection) -> Result<(), Failure> {
+        let own = self.shared.with(|state| state.store.own().to_owned());
+        let params = ListParams::default().fields(&format!("metadata.name={own}"));
+        let request = Request::new(Nodes::PATH).list(&params).map_err(unbuilt)?;
+        let text = self.line.within(connection.client.request_text(request)).await?;
+        let nodes: ObjectList<<Nodes as Watched>::Object> =
+            serde_json::from_str(&text).map_err(Failure::Answer)?;
+        let is_known = !nodes.items.is_empty();
+        is_known.then_some(()).ok_or(Failure::Disbelief(Disbelief::LacksOwn(own)))
     }
 
     /// Until it ends; well only if it lasted.

@@ -8,7 +8,7 @@ pub(in crate::desired) use world::World;
 use super::*;
 use crate::{
     ownership::{Owners, assign},
-    snapshot::NodeFacts,
+    snapshot::{NodeFacts, Snapshot},
     testing::{mesh, net, node, snapshot},
 };
 

@@ -23,6 +23,8 @@ pub(crate) trait Watched: Send + 'static {
     fn fields(own: &str) -> Option<String>;
 
     fn newest(store: &Store) -> u64;
+    /// None is known.
+    fn is_empty(store: &Store) -> bool;
     /// Whether it is news.
     fn list(store: &mut Store, listed: Vec<Self::Object>, version: u64) -> Result<bool, Disbelief>;
     fn event(store: &mut Store, object: Self::Object, is_deleted: bool) -> Result<bool, OutOfOrder>;
@@ -43,6 +45,10 @@ impl Watched for Nodes {
 
     fn newest(store: &Store) -> u64 {
         store.nodes.newest()
+    }
+
+    fn is_empty(store: &Store) -> bool {
+        store.nodes.is_empty()
     }
 
     fn list(store: &mut Store, listed: Vec<NodeObject>, version: u64) -> Result<bool, Disbelief> {
@@ -79,6 +85,10 @@ impl Watched for Mesh {
         store.mesh.newest()
     }
 
+    fn is_empty(store: &Store) -> bool {
+        store.mesh.is_empty()
+    }
+
     fn list(store: &mut Store, listed: Vec<MeshObject>, version: u64) -> Result<bool, Disbelief> {
         let before = store.mesh.get(names::MESH).and_then(|read| read.value.clone());
         store.list_mesh(listed.into_iter().map(|mesh| mesh.read(before.as_ref())).collect(), version)
@@ -113,6 +123,10 @@ impl Watched for Pods {
         store.pods.newest()
     }
 
+    fn is_empty(store: &Store) -> bool {
+        store.pods.is_empty()
+    }
+
     fn list(store: &mut Store, listed: Vec<PodObject>, version: u64) -> Result<bool, Disbelief> {
         store.list_pods(listed.into_iter().map(PodObject::read).collect(), version)
     }
@@ -145,6 +159,10 @@ impl Watched for Namespaces {
         store.namespaces.newest()
     }
 
+    fn is_empty(store: &Store) -> bool {
+        store.namespaces.is_empty()
+    }
+
     fn list(store: &mut Store, listed: Vec<NamespaceObject>, version: u64) -> Result<bool, Disbelief> {
         store.list_namespaces(listed.into_iter().map(NamespaceObject::read).collect(), version)
     }
@@ -175,6 +193,10 @@ impl Watched for Slices {
 
     fn newest(store: &Store) -> u64 {
         store.slices.newest()
+    }
+
+    fn is_empty(store: &Store) -> bool {
+        store.slices.is_empty()
     }
 
     fn list(store: &mut Store, listed: Vec<SliceObject>, version: u64) -> Result<bool, Disbelief> {
@@ -239,6 +261,10 @@ impl<K: PolicyKind> Watched for Policies<K> {
 
     fn newest(store: &Store) -> u64 {
         store.policies[K::SCOPE as usize].newest()
+    }
+
+    fn is_empty(store: &Store) -> bool {
+        store.policies[K::SCOPE as usize].is_empty()
     }
 
     fn list(store: &mut Store, listed: Vec<PolicyObject>, version: u64) -> Result<bool, Disbelief> {

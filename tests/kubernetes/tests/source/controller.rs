@@ -1,6 +1,6 @@
 //! The controller on a real API server, beside agents' sources.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::{
@@ -40,8 +40,12 @@ impl Drop for Running {
 }
 
 pub(crate) fn controller(server: &Server) -> Running {
+    controller_by(server, server.kubeconfig(Who::Controller).unwrap())
+}
+
+pub(crate) fn controller_by(server: &Server, kubeconfig: PathBuf) -> Running {
     let options = Options {
-        origin: Origin::Kubeconfig(server.kubeconfig(Who::Controller).unwrap()),
+        origin: Origin::Kubeconfig(kubeconfig),
         namespace: NAMESPACE.to_owned(),
         identity: "one".to_owned(),
         health_address: ([127, 0, 0, 1], 0).into(),

@@ -3,16 +3,20 @@
 
 use std::time::{Duration, Instant};
 
-use kubeveil_core::{problem::Problem, source::SourceState};
+use kubeveil_core::{policy::FlowMode, problem::Problem, source::SourceState};
 use kubeveil_tests_kubernetes::{
-    cluster::{InApiServer, pace},
+    ask::ask,
+    cluster::{InApiServer, PAYMENTS, pace},
     proxy::{Mischief, Proxy},
     server::{Server, Who},
     world::{Watching, World, until},
 };
 
+use serde_json::{Value, json};
+
 use crate::{
-    OnServer,
+    OnServer, controller,
+    rights::attack::get,
     suite::{knows, put, settle},
 };
 
@@ -21,22 +25,51 @@ const LASTS: Duration = Duration::from_secs(4);
 /// Of one task, in that time: waits of 0.1, 0.2, 0.4, 0.8 and 1.6 s, and what chance adds only makes them longer; each try is
 /// a list of one page and a watch at the most.
 const MOST_TRIES: u64 = 6;
-/// Kinds that are followed: Nodes, the mesh, pods, namespaces, and two of policies.
-const FOLLOWED: u64 = 6;
-/// A task for each of them, and one that writes.
-const MOST_REQUESTS: u64 = FOLLOWED * MOST_TRIES * 2 + MOST_TRIES;
+/// Kinds that are followed: Nodes, the mesh, pods, namespaces, slices of pods, and two of policies.
+const FOLLOWED: u64 = 7;
+/// A task for each of them, each try of which may ask for this node as well, and one that writes.
+const MOST_REQUESTS: u64 = FOLLOWED * MOST_TRIES * 3 + MOST_TRIES;
 
 struct Stage<'a> {
     world: InApiServer<'a>,
     proxy: Proxy,
     watching: Watching,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
-/// Three nodes are known, by way of the proxy; the third came after the first list.
+/// A policy of each kind, a pod of this node that one of them selects, and what is asked of another node's.
+fn policies() -> [Value; 5] {
+    let ours = |kind: &str, metadata: Value| json!({"apiVersion": "kubeveil.io/v1alpha1", "kind": kind, "metadata": metadata});
+    let mut of_namespace = ours("EncryptionPolicy", json!({"name": "all", "namespace": PAYMENTS}));
+    of_namespace["spec"] = json!({"podSelector": {}, "mode": "require"});
+    let mut of_cluster = ours("ClusterEncryptionPolicy", json!({"name": "all"}));
+    of_cluster["spec"] = json!({"namespaceSelector": {}, "podSelector": {}, "mode": "require"});
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "ledger", "namespace": PAYMENTS, "labels": {}},
+        "spec": {"nodeName": "node-1", "containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": false},
+        "status": {"phase": "Running", "podIP": "10.244.1.7", "podIPs": [{"ip": "10.244.1.7"}]},
+    });
+    let mut slice = ours("VeilPodSlice", json!({"name": "node-2"}));
+    slice["pods"] =
+        json!([{"namespace": PAYMENTS, "name": "theirs", "addresses": ["10.244.2.7"], "mode": "require"}]);
+    let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PAYMENTS}});
+    [space, pod, slice, of_namespace, of_cluster]
+}
+
+/// All of those stand.
+fn are_asked(state: &SourceState) -> bool {
+    let snapshot = state.knowledge.snapshot();
+    let asked = snapshot.workloads.asked(&snapshot.policies, FlowMode::Require, |_| None);
+    let elsewhere = snapshot.workloads.elsewhere.get("node-2").map_or(0, |of| of.len());
+    (snapshot.policies.iter().count(), asked.len(), elsewhere) == (2, 1, 1)
+}
+
+/// Three nodes are known, by way of the proxy, and what policies ask for; the third came after the first list.
 fn stage(server: &Server) -> Stage<'_> {
     let mut world = InApiServer::new(server).unwrap();
     settle(&mut world, 2);
+    policies().iter().for_each(|object| world.put_object(object).unwrap());
     let proxy = Proxy::start(server).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (ca, kubeconfig) = (dir.path().join("ca.pem"), dir.path().join("kubeconfig"));
@@ -45,8 +78,8 @@ fn stage(server: &Server) -> Stage<'_> {
     let mut watching = world.open_by("node-1", &kubeconfig);
     watching.until("two are known", |state| knows(state, &["node-1", "node-2"]));
     put(&mut world, 3);
-    watching.until("all is known", |state| knows(state, &["node-1", "node-2", "node-3"]));
-    Stage { world, proxy, watching, _dir: dir }
+    watching.until("all is known", |state| knows(state, &["node-1", "node-2", "node-3"]) && are_asked(state));
+    Stage { world, proxy, watching, dir }
 }
 
 fn has(state: &SourceState, node: &str) -> bool {
@@ -69,6 +102,7 @@ fn plays(server: &mut Server, mischief: Mischief, told: &str) {
         let state = stage.watching.read();
         assert!(has(&state, "node-1") && has(&state, "node-2"), "{mischief:?}: {state:#?}");
         assert!(is_told_the_truth || has(&state, "node-3"), "{mischief:?}: {state:#?}");
+        assert!(are_asked(&state), "{mischief:?}: {state:#?}");
         problems.extend(state.problems);
         stage.watching.woken.recv_timeout(Duration::from_millis(50)).ok();
     }
@@ -102,6 +136,44 @@ fn a_watch_that_drips_is_begun_anew(server: &mut Server) {
     assert!(knows(&stage.watching.read(), &["node-1", "node-2", "node-3"]));
 }
 
+/// Once the API server tells the truth again, what is gone is gone.
+fn the_last_policy_goes_by_a_list(server: &mut Server) {
+    let mut stage = stage(server);
+    stage.proxy.play(Mischief::EmptyLists);
+    let [_, _, _, of_namespace, of_cluster] = policies();
+    for policy in [of_namespace, of_cluster] {
+        stage.world.delete_object(&policy).unwrap();
+    }
+    std::thread::sleep(LASTS);
+    assert!(are_asked(&stage.watching.read()));
+    stage.proxy.play(Mischief::Nothing);
+    stage.watching.until("nothing is asked", |state| state.knowledge.snapshot().policies.is_empty());
+}
+
+/// The controller takes nobody's exceptions away.
+fn slices_outlive_empty_lists(server: &mut Server) {
+    let mut stage = stage(server);
+    controller::namespace(server);
+    let (ca, kubeconfig) = (stage.dir.path().join("ca.pem"), stage.dir.path().join("controller"));
+    server.write_kubeconfig(&kubeconfig, &stage.proxy.url(), Who::Controller, &ca).unwrap();
+    let _controller = controller::controller_by(server, kubeconfig);
+    let slices = || {
+        let path = "/apis/kubeveil.io/v1alpha1/veilpodslices";
+        let listed = ask(server, &server.client(Who::Admin).unwrap(), &get(path)).unwrap();
+        let names = listed["items"].as_array().unwrap().iter().map(|slice| slice["metadata"]["name"].clone());
+        names.collect::<Vec<_>>()
+    };
+    // The other node's pod is none, so its slice goes.
+    until("it does its work", || slices() == ["node-1"]);
+    stage.proxy.play(Mischief::EmptyLists);
+    std::thread::sleep(LASTS * 3);
+    assert_eq!(slices(), ["node-1"]);
+    stage.proxy.play(Mischief::Nothing);
+    let [_, pod, ..] = policies();
+    stage.world.delete_object(&pod).unwrap();
+    until("it goes on", || slices().is_empty());
+}
+
 /// Each of them, by the name of its test.
 pub(crate) const ALL: &[(&str, OnServer)] = &[
     ("mischief::refused_429", |server| plays(server, Mischief::Refuse(429), "(429)")),
@@ -121,6 +193,8 @@ pub(crate) const ALL: &[(&str, OnServer)] = &[
     ("mischief::empty_lists", |server| {
         plays(server, Mischief::EmptyLists, "Node node-1: does not exist, though kubeveild runs on it")
     }),
+    ("mischief::the_last_policy_goes_by_a_list", the_last_policy_goes_by_a_list),
+    ("mischief::slices_outlive_empty_lists", slices_outlive_empty_lists),
     ("mischief::old_lists", |server| {
         plays(server, Mischief::OldLists, "its list of nodes is of resourceVersion")
     }),

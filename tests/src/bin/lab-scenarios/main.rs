@@ -34,6 +34,7 @@ mod services;
 mod share;
 mod stopped;
 mod support;
+mod turns;
 mod upgrades;
 mod wire;
 
@@ -156,6 +157,7 @@ fn main() -> ExitCode {
         rotation::ALL,
         rotation::amid::ALL,
         stopped::ALL,
+        turns::ALL,
         killed::ALL,
         kernel::ALL,
         backstop::ALL,

@@ -19,7 +19,7 @@ const STOPPED: Node = Node(2);
 const LEAVES: Node = Node(3);
 const JOINS: Node = Node(4);
 
-fn signal(stage: &Stage, node: Node, signal: Signal) -> Result<()> {
+pub(crate) fn signal(stage: &Stage, node: Node, signal: Signal) -> Result<()> {
     stage.lab.daemon(node).running()?.context("the daemon runs")?.signal(signal)
 }
 
