@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
+use kubeveil_abi::Asked;
 use kubeveil_api::{
     mesh::Mode,
     policy::PolicyMode,
@@ -14,7 +16,7 @@ use kubeveil_core::{
     backstop::{Choice, Form},
     observed::Link,
     policy::{
-        Namespaces, Policies, Policy, PolicyId,
+        Namespaces, Policies, Policy, PolicyId, Standing,
         pods::{Pod, Workloads},
     },
 };
@@ -307,4 +309,70 @@ fn what_is_told_of_before_a_boot_does_not_count() {
     ] {
         assert_eq!(held(since, uptime), is_told, "{since:?} at {uptime}");
     }
+}
+
+/// Of each kind, with pods here and elsewhere: what stands costs nothing, whoever reads it.
+#[test]
+fn policies_that_stand_cost_no_write() {
+    let policies = [
+        policy("p", "payments", PolicyMode::Require, None),
+        policy("cluster", "shop", PolicyMode::Exempt, Some(100_000)),
+    ];
+    let mut bench = bench(Mode::Require, &policies);
+    bench.kernel.with(|kernel| kernel.nobody_answers());
+    let at: IpNet = "10.244.1.10/32".parse().expect("a prefix");
+    let (name, kind) = ("veth".to_owned(), Some("veth".to_owned()));
+    bench.kernel.with(|k| k.add_link(Link { name, kind, routes: vec![at], ..Link::default() }));
+    bench.world.change(|said| {
+        let require = Standing { mode: PolicyMode::Require, until: None };
+        let slice = [([10, 244, 2, 9].into(), require)].into();
+        let workloads = Arc::make_mut(&mut said.snapshot.workloads);
+        workloads.elsewhere.insert("node-2".to_owned(), Arc::new(slice));
+    });
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    let prefixes = bench.truth().datapath.expect("a datapath").prefixes;
+    let asked = |net: &str| prefixes[&net.parse::<IpNet>().expect("a prefix")].asked;
+    assert_eq!(
+        ["10.244.1.8/32", "10.244.2.9/32", "10.244.1.10/32"].map(asked),
+        [Asked::Require, Asked::Require, Asked::Exempt]
+    );
+    assert_eq!(bench.settle(&mut node), 0);
+    // The next daemon loads its programs, and finds all else as it should be.
+    let mut again = bench.restart(node);
+    bench.tried();
+    bench.settle(&mut again);
+    let tried = bench.tried();
+    assert!(tried.iter().all(|action| matches!(action, Action::LoadPrograms)), "{tried:?}");
+    assert_eq!(bench.settle(&mut again), 0);
+}
+
+/// Other nodes may hear later that nothing is required any more: until then they refuse what comes in plain.
+#[test]
+fn what_a_policy_had_steered_is_steered_a_moment_longer() {
+    let required = policy("p", "payments", PolicyMode::Require, None);
+    let mut bench = bench(Mode::Observe, std::slice::from_ref(&required));
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    let mode = |bench: &Bench| bench.truth().datapath.expect("a datapath").config.mode;
+    let [steers, observes] =
+        [kubeveil_abi::Mode::Prefer, kubeveil_abi::Mode::Observe].map(|mode| mode as u32);
+    assert_eq!(mode(&bench), steers);
+    bench.world.change(|said| said.snapshot.policies = Policies::default());
+    let gone = bench.seconds;
+    let mut wait = node.hear(bench.now());
+    while mode(&bench) == steers {
+        assert!(bench.seconds < gone + 60, "for ever");
+        assert!(wait <= std::time::Duration::from_secs(5), "{wait:?}");
+        bench.seconds += wait.as_secs().max(1);
+        wait = node.pass(bench.now());
+    }
+    assert_eq!(mode(&bench), observes);
+    assert_eq!(bench.seconds - gone, 5);
+    // One that only ever observed waits for nothing.
+    let mut bench = self::bench(Mode::Observe, &[]);
+    let mut node = bench.start();
+    bench.kernel.with(|kernel| kernel.nobody_answers());
+    node.pass(bench.now());
+    assert_eq!(mode(&bench), observes);
 }
