@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use kubeveil_abi::Mode;
+use kubeveil_abi::{Config, Mode};
 use kubeveil_api::status::AdoptionStatus;
 use kubeveil_core::{
     action::Action,
@@ -371,7 +371,10 @@ impl<K: Kernel> Node<K> {
         if is_first && self.last.settled {
             self.notice(&outcome.observed, knowledge, now);
         }
-        let stands = outcome.observed.datapath.as_ref().map(|datapath| Mode::from_raw(datapath.config.mode));
+        // What nobody has written yet steers nothing.
+        let written = outcome.observed.datapath.as_ref().map(|datapath| datapath.config);
+        let written = written.filter(|config| *config != Config::default());
+        let stands = written.map(|config| Mode::from_raw(config.mode));
         self.ebbing.look(knowledge.snapshot().mode(), stands, now.monotonic);
         outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
         let adopts = self.adopt(knowledge, assignment, outcome, now);

@@ -1,6 +1,6 @@
 //! The window until senders know, with a real API server, the controller, and daemons over kernels that are made of memory: from when the
-//! API server has a pod's address, or another label of it, until a daemon on another node has told its kernel. And what all of them write
-//! when the first policy comes.
+//! API server has a pod's address, or another label of it, until a daemon on another node has told its kernel, or that on its own. And what
+//! all of them write when the first policy comes.
 
 use std::{
     collections::BTreeMap,
@@ -53,12 +53,18 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     let mut stage = Stage::laid(&server)?;
     let written = stage.first_policy()?;
     stage.daemons.truncate(1);
-    let [mut made, mut labelled] = [Series::new(), Series::new()];
+    let [mut made, mut labelled, mut own] = [Series::new(), Series::new(), Series::new()];
     for round in 0..rounds {
         say(format!("window: pod {} of {rounds}", round + 1));
+        let pod = pod(1, u8::try_from(round % 200)? + 50);
+        own.push(stage.until_written(
+            |world| world.put_object(&pod("web")),
+            |world| world.put_object(&pod("ledger")),
+        )?);
+        stage.until_written(|_| Ok(()), |world| world.delete_object(&pod("")))?;
         // Anywhere in the second that the controller waits for the rest of a burst.
         thread::sleep(Duration::from_millis(round as u64 * 377 % 1_500));
-        let pod = pod(u8::try_from(round % 200)? + 50);
+        let pod = self::pod(2, u8::try_from(round % 200)? + 50);
         labelled.push(stage.until_written(
             |world| world.put_object(&pod("web")),
             |world| world.put_object(&pod("ledger")),
@@ -76,18 +82,25 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
         Row::of_quantile(&format!("{name} until another node's kernel knows, p99"), "ms", series, 0.99)
             .note(note)
     };
-    Ok(vec![row("a pod's address", &made), row("a pod's label", &labelled), written])
+    let name = "a pod's label until its own node's kernel knows, p99";
+    let note = format!(
+        "median {:.0} ms, of which {} are the daemon's wait for the rest of a burst",
+        own.median(),
+        BURST.as_millis()
+    );
+    let own = Row::of_quantile(name, "ms", &own, 0.99).at_most(50.0).note(note);
+    Ok(vec![own, row("a pod's address", &made), row("a pod's label", &labelled), written])
 }
 
-/// A pod on the second node, which has this label.
-fn pod(n: u8) -> impl Fn(&str) -> Value {
+/// A pod on a node, which has this label.
+fn pod(node: u8, n: u8) -> impl Fn(&str) -> Value {
     move |app| {
-        let ip = IpAddr::from(Ipv4Addr::new(10, 244, 2, n));
+        let ip = IpAddr::from(Ipv4Addr::new(10, 244, node, n));
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": format!("pod-{n}"), "namespace": PAYMENTS, "labels": {"app": app}},
             "spec": {
-                "nodeName": "node-2", "containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": false,
+                "nodeName": format!("node-{node}"), "containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": false,
             },
             "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]},
         })
@@ -188,7 +201,7 @@ impl<'a> Stage<'a> {
     fn first_policy(&mut self) -> Result<Row> {
         say(format!("window: the first policy of {NODES} nodes"));
         for n in 1..=NODES {
-            let mut pod = pod(1)("ledger");
+            let mut pod = pod(2, 1)("ledger");
             let ip = format!("10.244.{n}.1");
             pod["metadata"]["name"] = json!(format!("first-{n}"));
             pod["spec"]["nodeName"] = json!(format!("node-{n}"));

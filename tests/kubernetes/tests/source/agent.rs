@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kubeveil_abi::Asked;
 use kubeveil_api::announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped};
 use kubeveil_core::{
     action::Action,
@@ -21,7 +22,10 @@ use kubeveil_tests_kubernetes::{
 };
 use kubeveild::node::{Node, Now};
 
-use crate::suite::{put, settle};
+use crate::{
+    mischief::policies,
+    suite::{put, settle},
+};
 
 /// A kernel that can be looked at while a daemon has it.
 #[derive(Clone)]
@@ -30,6 +34,16 @@ pub(crate) struct Watched(pub(crate) Arc<Mutex<FakeKernel>>);
 impl Watched {
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut FakeKernel) -> R) -> R {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Addresses of pods of which encryption is required by name, here or elsewhere.
+    fn required(&self) -> Vec<String> {
+        let datapath = self.with(|kernel| kernel.truth().datapath);
+        let prefixes = datapath.map(|datapath| datapath.prefixes).unwrap_or_default();
+        let are = prefixes.into_iter().filter(|(net, prefix)| {
+            net.prefix_len() == net.max_prefix_len() && prefix.asked == Asked::Require
+        });
+        are.map(|(net, _)| net.addr().to_string()).collect()
     }
 
     /// Nodes that it would encrypt to, by the number of their key's first peer.
@@ -119,12 +133,15 @@ pub(crate) fn goes_round(
 pub(crate) fn peers_come_from_nodes_and_outlive_the_api_server(server: &mut Server) {
     let state = tempfile::tempdir().unwrap();
     let kernel = Watched(Arc::new(Mutex::new(FakeKernel::new("build", &["192.0.2.1/24".parse().unwrap()]))));
+    let held = ["10.244.1.7", "10.244.2.7"];
     let mut node = {
         let mut world = InApiServer::new(server).unwrap();
         settle(&mut world, 3);
         (2..=3).for_each(|n| announces(&mut world, n));
+        policies().iter().for_each(|object| world.put_object(object).unwrap());
         let mut node = daemon(&world, &kernel, state.path());
         goes_round(&mut node, "two peers", |_| kernel.peers() == 2);
+        goes_round(&mut node, "one pod here, and one elsewhere", |_| kernel.required() == held);
         until("it has announced itself", || world.announced("node-1").unwrap().is_some());
         node
     };
@@ -135,6 +152,7 @@ pub(crate) fn peers_come_from_nodes_and_outlive_the_api_server(server: &mut Serv
             .any(|problem| problem.to_string().contains("can't be asked to watch nodes since"))
     });
     assert_eq!(kernel.peers(), 2);
+    assert_eq!(kernel.required(), held);
     // A daemon that starts meanwhile knows nobody but from its disk.
     drop(node);
     kernel.with(FakeKernel::daemon_ends);
@@ -149,6 +167,7 @@ pub(crate) fn peers_come_from_nodes_and_outlive_the_api_server(server: &mut Serv
     let mut ways = 0;
     goes_round(&mut node, "ten ways round, and it is told", |node| {
         assert_eq!(kernel.peers(), 2);
+        assert_eq!(kernel.required(), held);
         ways += 1;
         ways > 10
             && node
@@ -164,4 +183,11 @@ pub(crate) fn peers_come_from_nodes_and_outlive_the_api_server(server: &mut Serv
     put(&mut world, 4);
     announces(&mut world, 4);
     goes_round(&mut node, "it is here", |_| kernel.peers() == 2);
+    let [_, _, slice, of_namespace, of_cluster] = policies();
+    world.delete_object(&slice).unwrap();
+    goes_round(&mut node, "nothing is asked elsewhere", |_| kernel.required() == held[..1]);
+    for policy in [of_namespace, of_cluster] {
+        world.delete_object(&policy).unwrap();
+    }
+    goes_round(&mut node, "nor here", |_| kernel.required().is_empty());
 }

@@ -38,7 +38,7 @@ struct Stage<'a> {
 }
 
 /// A policy of each kind, a pod of this node that one of them selects, and what is asked of another node's.
-fn policies() -> [Value; 5] {
+pub(crate) fn policies() -> [Value; 5] {
     let ours = |kind: &str, metadata: Value| json!({"apiVersion": "kubeveil.io/v1alpha1", "kind": kind, "metadata": metadata});
     let mut of_namespace = ours("EncryptionPolicy", json!({"name": "all", "namespace": PAYMENTS}));
     of_namespace["spec"] = json!({"podSelector": {}, "mode": "require"});

@@ -370,7 +370,7 @@ fn what_a_policy_had_steered_is_steered_a_moment_longer() {
     assert_eq!(mode(&bench), observes);
     assert_eq!(bench.seconds - gone, 5);
     // One that only ever observed waits for nothing.
-    let mut bench = self::bench(Mode::Observe, &[]);
+    let bench = self::bench(Mode::Observe, &[]);
     let mut node = bench.start();
     bench.kernel.with(|kernel| kernel.nobody_answers());
     node.pass(bench.now());
