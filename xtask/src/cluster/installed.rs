@@ -25,11 +25,15 @@ const HANDED_IN: &str = "kubeveil.tar";
 pub(super) struct Product {
     pub(super) image: Image,
     pub(super) chart: PathBuf,
+    /// `kubeveil`, the same program as in the image.
+    pub(super) program: PathBuf,
 }
 
 impl Product {
     pub(super) fn new(workspace: &Workspace) -> Result<Self> {
-        Ok(Self { image: image::build(workspace)?, chart: workspace.root.join("deploy/helm/kubeveil") })
+        let image = image::build(workspace)?;
+        let program = image.archive.with_file_name("kubeveil");
+        Ok(Self { image, chart: workspace.root.join("deploy/helm/kubeveil"), program })
     }
 
     /// Lays the image where the nodes find it when they start.

@@ -25,13 +25,18 @@ pub(super) fn helm_test(_: &Pods, cluster: &mut Cluster) -> Result<()> {
 
 /// Every agent is replaced, one after the other, while pods ping each other.
 pub(super) fn upgrade(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
-    let Some(chart) = cluster.product.as_ref().map(|product| product.chart.clone()) else { return Ok(()) };
     undisturbed(cluster, &pods.all(), |cluster| {
-        let mut helm = cluster.helm();
-        helm.args(["upgrade", RELEASE]).arg(chart).args(NAMESPACE).args(["--reuse-values", &timeout()]);
-        processes::output(helm.args(["--set", "agent.logLevel=info\\,kubeveil_core=debug"]))?;
-        rolled(cluster)
+        upgraded(cluster, "agent.logLevel=info\\,kubeveil_core=debug")
     })
+}
+
+/// An upgrade to other values, as helm's `--set` takes them; comes back once every agent is of it.
+pub(super) fn upgraded(cluster: &mut Cluster, values: &str) -> Result<()> {
+    let Some(product) = &cluster.product else { return Ok(()) };
+    let mut helm = cluster.helm();
+    helm.args(["upgrade", RELEASE]).arg(&product.chart).args(NAMESPACE).args(["--reuse-values", &timeout()]);
+    processes::output(helm.args(["--set", values]))?;
+    rolled(cluster)
 }
 
 /// And back, likewise.

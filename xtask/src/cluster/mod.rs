@@ -10,8 +10,10 @@ mod installed;
 mod life;
 mod network;
 mod plan;
+mod policies;
 mod processes;
 mod programs;
+mod rotation;
 mod smoke;
 mod traffic;
 

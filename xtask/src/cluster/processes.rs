@@ -98,6 +98,16 @@ impl Processes {
         Ok(())
     }
 
+    /// Has a process wait, or go on: whoever asks it meanwhile gets no answer.
+    pub(super) fn pause(&self, name: &str, waits: bool) -> Result<()> {
+        let found = self.running.iter().find(|(other, _)| other == name);
+        let (_, child) = found.with_context(|| format!("no {name} runs"))?;
+        let pid =
+            i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process without an id")?;
+        kill_process(pid, if waits { Signal::STOP } else { Signal::CONT })
+            .with_context(|| format!("pause {name}"))
+    }
+
     /// Waits until `done`; an error if a process ends meanwhile, we are interrupted, or the time is over.
     pub(super) fn wait_until(
         &mut self,

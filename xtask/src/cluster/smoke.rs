@@ -11,7 +11,7 @@ use super::{
     installed::{self, Product},
     life,
     plan::on_wire,
-    processes,
+    policies, processes, rotation,
     traffic::{between_pods, frames},
 };
 use crate::{report, test::Tally, workspace::Workspace};
@@ -30,6 +30,10 @@ pub(super) struct Pod {
 }
 
 impl Pod {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Of its node.
     pub(super) fn node_number(&self) -> Result<String> {
         let number = self.node.strip_prefix("node-").context("a node without a number")?;
@@ -60,6 +64,11 @@ const CHECKS: &[(&str, Check)] = &[
     ("an_upgrade_under_traffic_loses_and_shows_nothing", life::upgrade),
     ("a_rollback_under_traffic_loses_and_shows_nothing", life::rollback),
     ("an_agents_pod_that_goes_under_traffic_loses_and_shows_nothing", life::agent_gone),
+    ("a_rotation_under_traffic_loses_and_shows_nothing", rotation::rotate),
+    ("a_rotation_whose_api_server_is_away_loses_and_shows_nothing", rotation::api_server_away),
+    ("a_generation_that_is_raised_by_gitops_loses_and_shows_nothing", rotation::by_gitops),
+    ("a_stolen_key_is_retired_at_once", rotation::compromised),
+    ("policies_are_staged_as_readme_says", policies::staged),
     ("the_chart_is_removed_without_residue", life::uninstall),
 ];
 
@@ -163,7 +172,7 @@ impl Pods {
         Ok(())
     }
 
-    fn hidden_pings(&self, cluster: &mut Cluster) -> Result<()> {
+    pub(super) fn hidden_pings(&self, cluster: &mut Cluster) -> Result<()> {
         // Neighbours are found in plain; they are no pods.
         let watch = Watch::start(cluster.plan.guest, "icmp or icmp6 or udp port 51871")?;
         let hidden = self.ping(cluster)?;

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     env::consts::ARCH,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -58,6 +59,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Image> {
     let triple = build::host_triple()?;
     let program = program::build(workspace, &triple, &object)?;
     let sbom = sbom::make(workspace, program::PACKAGE, &triple, &program)?;
+    let command = program.clone();
     let contents = contents(workspace, &object, program, sbom.clone())?;
     let packed = contents.pack()?;
     let folder = workspace.target.join("image");
@@ -66,6 +68,11 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Image> {
     for (file, bytes) in [(&archive, &packed.archive), (&folder.join("sbom.cdx.json"), &sbom)] {
         fs::write(file, bytes).with_context(|| format!("write {}", file.display()))?;
     }
+    // For people beside the cluster.
+    let file = folder.join("kubeveil");
+    fs::write(&file, command)
+        .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("write {}", file.display()))?;
     let unpacked = contents.unpacked();
     say(format!("{} is in {}", contents.name, archive.display()));
     say(format!("digest {}, {} unpacked (at most {})", packed.digest, mebibytes(unpacked), mebibytes(BAR)));
