@@ -233,12 +233,13 @@ impl Control for KubernetesControl {
             asked.filter(|(_, standing)| standing.mode == PolicyMode::Require).map(|(address, _)| address)
         });
         let told = told.collect();
-        let namespaces = namespaces.into_iter().map(NamespaceObject::read);
+        let namespaces: Vec<_> = namespaces.into_iter().map(NamespaceObject::read).collect();
         let nodes = nodes.into_iter().map(|node| node.read(""));
         Ok(Census {
             mesh: mesh.spec,
             policies,
-            namespaces: namespaces.map(|read| (read.name, read.value.labels)).collect(),
+            ending: namespaces.iter().filter(|read| read.value.ends).map(|read| read.name.clone()).collect(),
+            namespaces: namespaces.into_iter().map(|read| (read.name, read.value.labels)).collect(),
             pods: pods.into_iter().map(PodObject::resident).collect(),
             nodes: nodes.map(|read| (read.name, read.value)).collect(),
             // An agent watches the pods of its own node, and of others hears by slices.

@@ -62,6 +62,7 @@ impl Control for FolderControl {
             mesh,
             policies: snapshot.policies.clone(),
             namespaces: snapshot.workloads.namespaces.clone(),
+            ending: snapshot.ending.clone(),
             pods: self.index.residents(),
             nodes: snapshot.nodes.clone(),
             told: None,

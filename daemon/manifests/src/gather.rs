@@ -1,7 +1,7 @@
 //! Files and folders that somebody names, read once and apart from any cluster.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -167,6 +167,7 @@ impl Gathered {
                 self.policies().map(|(id, policy)| (id.clone(), policy.clone())).collect(),
             ),
             namespaces: self.namespaces.clone(),
+            ending: BTreeSet::new(),
             pods: self.pods.clone(),
             nodes: self.nodes.clone(),
             told: None,

@@ -149,6 +149,10 @@ fn words(note: &Note) -> String {
         Note::HostNetwork { pod } => format!("{pod} has no address of its own, so no policy holds it"),
         Note::HasEnded { pod } => format!("{pod} has ended: its addresses may be another pod's by now"),
         Note::NotRunning { pod } => format!("{pod} has no node or no address yet; it is said what will hold"),
+        Note::NamespaceEnds { pod } => format!(
+            "the Namespace of {pod} is being deleted: policies of it that are gone already stand until it is gone, and agents may hold its \
+             pods to more than is told here"
+        ),
         Note::NamespaceUnknown { pod } => format!("the Namespace of {pod} is not known, so it is held to what is asked of whoever is not known"),
         Note::AddressShared { pods } => format!("{} are all said to have that address; the strictest counts", few(pods.iter(), 5)),
         Note::NoTunnel { address } => format!("{address} is of no node's range, so there is no tunnel for it"),

@@ -90,6 +90,8 @@ pub struct Census {
     pub policies: Policies,
     /// Labels by namespace.
     pub namespaces: BTreeMap<String, Labels>,
+    /// Namespaces that are being deleted.
+    pub ending: BTreeSet<String>,
     /// Pods by name.
     pub pods: BTreeMap<PodId, Resident>,
     /// Nodes by name.

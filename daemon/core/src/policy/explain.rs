@@ -86,6 +86,11 @@ pub enum Note {
         /// Which pod.
         pod: PodId,
     },
+    /// Its namespace is being deleted. Policies of it that went before stand until it is gone, and are not there to be seen.
+    NamespaceEnds {
+        /// Which pod.
+        pod: PodId,
+    },
     /// Other pods are said to have the address as well; the strictest counts.
     AddressShared {
         /// All of them.
@@ -247,6 +252,9 @@ impl<'a> Desk<'a> {
             notes.push(Note::NamespaceUnknown { pod: id.clone() });
             return self.law.on_unknown();
         };
+        if self.census.ending.contains(&id.namespace) {
+            notes.push(Note::NamespaceEnds { pod: id.clone() });
+        }
         let subject = Subject { namespace: &id.namespace, namespace_labels, labels: &resident.pod.labels };
         self.law.on_pod(subject, self.now)
     }

@@ -10,7 +10,7 @@ use kubeveil_tests_bpf::cell::{self, Cell};
 use super::{
     NODES,
     cluster::{self, Own, folder},
-    path, settle, start,
+    path, pods, settle, start,
 };
 use crate::{
     row::{Row, Series},
@@ -28,6 +28,8 @@ pub(crate) fn measure(_: usize) -> Result<Vec<Row>> {
     let rest = at_rest()?;
     say(format!("memory: {NODES} nodes"));
     let [few, many] = in_child("nodes")?;
+    say("memory: exceptions among pods");
+    let [entries, exceptions] = in_child("exceptions")?;
     say(format!("memory: {RECONCILES} reconciles"));
     let [warm, grown] = in_child("growth")?;
     let one = |value: f64| [value].into_iter().collect::<Series>();
@@ -38,6 +40,9 @@ pub(crate) fn measure(_: usize) -> Result<Vec<Row>> {
             "VmRSS of the way round over the folder source: {:.1} MiB at {FEW} nodes, {:.1} MiB at {NODES}",
             few / 1024.0,
             many / 1024.0
+        )),
+        Row::of("memory of 500 exceptions among 150,000 pods elsewhere", "KiB", &one(exceptions)).note(format!(
+            "250 pods of this node, {NODES} nodes, over a kernel of memory; {entries:.0} entries more in the kernel's maps"
         )),
         Row::of("growth of memory from reconcile 1,000 to 10,000", "KiB", &one(grown - warm)).at_most(512.0).note(format!(
             "over the real kernel, one of {FEW} nodes changed each time: VmRSS {warm:.0} KiB, then {grown:.0} KiB; \
@@ -55,8 +60,11 @@ fn in_child(what: &str) -> Result<[f64; 2]> {
 
 /// In the process of its own: two sizes, KiB.
 pub(crate) fn of(what: &str) -> Result<[f64; 2]> {
-    let is_growth = what == "growth";
-    cell::within(move |cell| if is_growth { growth(cell) } else { nodes(cell) })
+    match what {
+        "exceptions" => pods::exceptions_cost(),
+        "growth" => cell::within(growth),
+        _ => cell::within(nodes),
+    }
 }
 
 /// `kubeveild` with two others, some seconds after it has nothing left to do.
@@ -141,7 +149,7 @@ fn growth(cell: &mut Cell) -> Result<[f64; 2]> {
 }
 
 /// VmRSS of a process, KiB.
-fn resident(process: &str) -> Result<f64> {
+pub(super) fn resident(process: &str) -> Result<f64> {
     let status = fs::read_to_string(Path::new("/proc").join(process).join("status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)

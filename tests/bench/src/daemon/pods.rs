@@ -20,6 +20,7 @@ use super::{
     NODES,
     cluster::{self, Memory, OWN, Own},
     hear,
+    memory::resident,
     profile::{Profile, Profiled},
     settle,
 };
@@ -78,8 +79,8 @@ fn workloads() -> Workloads {
     }
 }
 
-/// A daemon that has nothing left to do.
-fn laid(own: &Own) -> Result<(Node<Profiled<FakeKernel>>, Profile, Memory)> {
+/// A daemon that has nothing left to do; `with` exceptions elsewhere, or none.
+fn laid(own: &Own, with: bool) -> Result<(Node<Profiled<FakeKernel>>, Profile, Memory)> {
     let kernel = FakeKernel::new("bench", &["198.51.100.1/24".parse()?, "2001:db8:1::1/64".parse()?]);
     let (kernel, profile) = Profiled::new(kernel);
     let source = Memory::of(&cluster::others(NODES, own)?);
@@ -89,6 +90,9 @@ fn laid(own: &Own) -> Result<(Node<Profiled<FakeKernel>>, Profile, Memory)> {
         snapshot.nodes.insert(OWN.to_owned(), facts.into());
         snapshot.policies = policies();
         snapshot.workloads = workloads().into();
+        if !with {
+            Arc::make_mut(&mut snapshot.workloads).elsewhere.clear();
+        }
     });
     let mut node = Node::new(OWN, &[], "bench", kernel, Box::new(source.clone()), own.state());
     (0..4).try_for_each(|_| settle(&mut node))?;
@@ -112,7 +116,7 @@ fn label(n: u8, turn: u8) -> OfPods {
 pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     say(format!("pods: {NODES} nodes"));
     let own = Own::make()?;
-    let (mut node, profile, source) = laid(&own)?;
+    let (mut node, profile, source) = laid(&own, true)?;
     let mut rows = Vec::new();
     let what: [(&str, fn(u8, u8) -> OfPods); 2] =
         [("a VeilPodSlice that is another", slice), ("a label of an own pod that is another", label)];
@@ -144,4 +148,16 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
         rows.push(Row::of(format!("{name} / the whole way round"), "ratio", &short.over(&whole)));
     }
     Ok(rows)
+}
+
+/// Entries that come into the kernel's maps, and KiB of memory, for all exceptions among the pods of all nodes: what others pods there
+/// are costs nothing, since nobody tells of them.
+pub(super) fn exceptions_cost() -> Result<[f64; 2]> {
+    let own = Own::make()?;
+    let (mut node, profile, source) = laid(&own, false)?;
+    let before = resident("self")?;
+    profile.take();
+    source.change(|snapshot| snapshot.workloads = workloads().into());
+    (0..3).try_for_each(|_| settle(&mut node))?;
+    Ok([f64::from(profile.take().writes), resident("self")? - before])
 }

@@ -8,6 +8,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -332,6 +333,10 @@ fn modes(stage: &mut Stage) -> Result<()> {
             Ok(stage.status(NEAR)?["mode"] == format!("{mode:?}").to_lowercase())
         })?;
         ensure!(in_force, "the mode does not become {mode:?}");
+        if mode == Mode::Observe {
+            // What was steered is steered on for five seconds (`EBB`).
+            sleep(Duration::from_secs(6));
+        }
         let before = counted(stage)?;
         let (tally, census) = cable.send(stage, stage.load("1a", "2a", 200))?;
         none_lost(&tally).with_context(|| format!("{mode:?}"))?;

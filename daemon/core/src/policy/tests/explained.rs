@@ -134,6 +134,7 @@ pub(super) fn census(mode: Mode, policies: &[(&str, PolicyMode)], more: &[(&str,
         mesh,
         policies: Policies::new(policies.iter().map(policy).collect()),
         namespaces: ["payments", "shop"].map(|name| (name.to_owned(), Labels::new())).into(),
+        ending: BTreeSet::new(),
         pods: pods.iter().chain(more).map(pod).collect(),
         nodes: [("a".to_owned(), Arc::new(node(1))), ("b".to_owned(), Arc::new(node(2)))].into(),
         told: None,
@@ -236,6 +237,18 @@ fn what_may_be_on_the_wire_before_it_is_dropped_counts_as_plain() {
     assert!(!explained(&census, "shop/web", "shop/web-2").can_be_plain);
     census.mesh.uninstall = true;
     assert!(explained(&census, "shop/web", "shop/web-2").can_be_plain);
+}
+
+/// What held its pods may be gone while that still holds them.
+#[test]
+fn that_a_namespace_ends_is_told() {
+    let mut census = census(Mode::Observe, &[], &[]);
+    census.ending.insert("payments".to_owned());
+    for (from, told) in [("payments/ledger", true), ("shop/web", false)] {
+        let found = explained(&census, from, "shop/web-2");
+        let note = Note::NamespaceEnds { pod: id(from) };
+        assert_eq!(found.notes.contains(&note), told, "{from}: {:?}", found.notes);
+    }
 }
 
 /// Both nodes of a pair, while it is on; and nobody of whom a policy requires encryption.
