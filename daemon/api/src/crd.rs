@@ -266,12 +266,22 @@ pub(crate) fn only_tightens() -> Value {
     }])
 }
 
+/// Does a selector ask for anything?
+fn asks(selector: &str) -> String {
+    let has = |field: &str| format!("(has(self.{selector}.{field}) && self.{selector}.{field}.size() > 0)");
+    format!("{} || {}", has("matchLabels"), has("matchExpressions"))
+}
+
 /// Who is exempt, why, and for how long.
 pub(crate) fn exemption() -> Value {
     json!([{
         "rule": "self.mode != 'exempt' || has(self.reason)",
         "message": "is missing; who is exempt needs a reason that an auditor can read",
         "fieldPath": ".reason",
+    }, {
+        "rule": format!("self.mode != 'exempt' || {} || {}", asks("namespaceSelector"), asks("podSelector")),
+        "message": "selects all pods, as spec.namespaceSelector does all namespaces (an API server takes a misspelt field for none): say which are exempt, or set the mesh's mode",
+        "fieldPath": ".podSelector",
     }, {
         "rule": "self.mode == 'exempt' || !has(self.until)",
         "message": "ends an exemption, and nothing else; take it away, or set mode to exempt",

@@ -55,6 +55,11 @@ words! {
 }
 
 impl LabelSelector {
+    /// Does it ask for nothing, so that everybody is meant?
+    pub fn is_empty(&self) -> bool {
+        self.match_labels.is_empty() && self.match_expressions.is_empty()
+    }
+
     /// Is an object with these labels meant?
     pub fn selects(&self, labels: &Labels) -> bool {
         self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))

@@ -216,6 +216,12 @@ mod tests {
             (
                 clusters,
                 "",
+                "namespaceSelector: {}, podSelector: {}, mode: exempt, reason: x",
+                "spec.podSelector: selects all pods",
+            ),
+            (
+                clusters,
+                "",
                 "namespaceSelector: {}, podSelector: {}, mode: require, until: 2027-01-31T12:00:00Z",
                 "spec.until: ends an exemption",
             ),

@@ -99,6 +99,11 @@ const REFUSED_POLICIES: &[(&str, &str, &str)] = &[
     ),
     (
         CLUSTER,
+        r#"{"namespaceSelector": {}, "podSelector": {"matchLabels": {}}, "mode": "exempt", "reason": "x"}"#,
+        "selects all pods, as spec.namespaceSelector does all namespaces",
+    ),
+    (
+        CLUSTER,
         r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "exempt", "reason": "x", "until": "2026-02-30T00:00:00Z"}"#,
         NO_TIME,
     ),

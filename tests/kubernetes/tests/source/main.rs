@@ -13,6 +13,7 @@ mod mischief;
 mod rights;
 mod rotation;
 mod selectors;
+mod slices;
 mod suite;
 mod told;
 mod troubles;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         ),
         ("controller::it_begins_what_is_scheduled", controller::it_begins_what_is_scheduled),
         ("controller::it_tells_other_nodes_of_exceptions", controller::it_tells_other_nodes_of_exceptions),
+        ("controller::pods_become_others", slices::pods_become_others),
         ("ending::pods_are_held_until_they_are_gone", ending::pods_are_held_until_they_are_gone),
         ("controller::a_rotation_is_told_of", told::a_rotation_is_told_of),
         ("controller::a_bypass_is_told_of", told::a_bypass_is_told_of),

@@ -84,7 +84,7 @@ fn on_mesh(message: &'static str) -> Cases {
 
 fn on_policies(message: &'static str) -> Cases {
     let exempts = r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"ClusterEncryptionPolicy","metadata":{"name":"free"},
-        "spec":{"namespaceSelector":{},"podSelector":{},"mode":"exempt","reason":"none"}}"#;
+        "spec":{"namespaceSelector":{},"podSelector":{"matchLabels":{"a":"b"}},"mode":"exempt","reason":"none"}}"#;
     let requires = r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"EncryptionPolicy","metadata":{"name":"all","namespace":"default"},
         "spec":{"podSelector":{},"mode":"require"}}"#;
     let of_default = "/apis/kubeveil.io/v1alpha1/namespaces/default/encryptionpolicies";

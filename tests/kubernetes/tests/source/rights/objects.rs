@@ -339,7 +339,7 @@ pub(crate) const ALL: &[Attack] = &[
         what: "exempts pods from encryption, by a ClusterEncryptionPolicy of its own",
         request: || {
             let policy = r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"ClusterEncryptionPolicy","metadata":{"name":"open"},
-                "spec":{"namespaceSelector":{},"podSelector":{},"mode":"exempt","reason":"mine"}}"#;
+                "spec":{"namespaceSelector":{},"podSelector":{"matchLabels":{"a":"b"}},"mode":"exempt","reason":"mine"}}"#;
             post(&ours("clusterencryptionpolicies"), policy)
         },
         outcomes: NOBODY,
