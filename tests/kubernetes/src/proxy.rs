@@ -85,10 +85,15 @@ struct Shared {
 impl Proxy {
     /// Before `server`, to which it speaks with an agent's rights.
     pub fn start(server: &Server) -> Result<Self> {
+        Self::start_as(server, Who::Agent)
+    }
+
+    /// With other rights.
+    pub fn start_as(server: &Server, who: Who) -> Result<Self> {
         let own = acceptor(server.authority.issue(&["127.0.0.1"])?)?;
         let other = acceptor(Authority::new()?.issue(&["127.0.0.1"])?)?;
         let shared = Arc::new(Shared {
-            upstream: server.client(Who::Agent)?,
+            upstream: server.client(who)?,
             mischief: watch::Sender::new((Mischief::Nothing, Arc::default())),
             requests: AtomicU64::new(0),
             first: Mutex::default(),

@@ -155,7 +155,8 @@ fn slices_outlive_empty_lists(server: &mut Server) {
     let mut stage = stage(server);
     controller::namespace(server);
     let (ca, kubeconfig) = (stage.dir.path().join("ca.pem"), stage.dir.path().join("controller"));
-    server.write_kubeconfig(&kubeconfig, &stage.proxy.url(), Who::Controller, &ca).unwrap();
+    let proxy = Proxy::start_as(server, Who::Controller).unwrap();
+    server.write_kubeconfig(&kubeconfig, &proxy.url(), Who::Controller, &ca).unwrap();
     let _controller = controller::controller_by(server, kubeconfig);
     let slices = || {
         let path = "/apis/kubeveil.io/v1alpha1/veilpodslices";
@@ -165,10 +166,10 @@ fn slices_outlive_empty_lists(server: &mut Server) {
     };
     // The other node's pod is none, so its slice goes.
     until("it does its work", || slices() == ["node-1"]);
-    stage.proxy.play(Mischief::EmptyLists);
+    proxy.play(Mischief::EmptyLists);
     std::thread::sleep(LASTS * 3);
     assert_eq!(slices(), ["node-1"]);
-    stage.proxy.play(Mischief::Nothing);
+    proxy.play(Mischief::Nothing);
     let [_, pod, ..] = policies();
     stage.world.delete_object(&pod).unwrap();
     until("it goes on", || slices().is_empty());
