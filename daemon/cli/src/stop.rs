@@ -26,6 +26,7 @@ impl Stop {
     pub(crate) fn refused(refusal: Refusal, look: &str) -> Self {
         match refusal {
             Refusal::Changed => Self::Finding(format!("{refusal}; look at `{look}`, and try again")),
+            Refusal::Refused(problem) => Self::Finding(problem.to_string()),
             Refusal::Problem(problem) => Self::Unreachable(problem),
         }
     }

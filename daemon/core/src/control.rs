@@ -29,6 +29,9 @@ pub enum Refusal {
     /// Somebody else has changed the mesh since it was seen.
     #[error("somebody else has changed EncryptionMesh default meanwhile")]
     Changed,
+    /// It is not to be: who decides on it has answered, and said why not.
+    #[error("{0}")]
+    Refused(Problem),
     /// Something is wrong.
     #[error("{0}")]
     Problem(#[from] Problem),

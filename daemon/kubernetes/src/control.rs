@@ -33,6 +33,12 @@ const PAGE: u32 = 500;
 const CONFLICT: u16 = 409;
 const NOT_FOUND: u16 = 404;
 
+/// Is the change refused by such an answer: by rights (403), by the definition's rules or a policy (422), by a webhook (400)? Who is not
+/// known (401), or asks too often (429), has none yet.
+fn is_an_answer(code: u16) -> bool {
+    matches!(code, 400 | 403 | 405 | 413 | 422)
+}
+
 /// An API server, to be looked at and changed now and then.
 pub struct KubernetesControl {
     origin: Origin,
@@ -282,6 +288,7 @@ impl Control for KubernetesControl {
         match self.ask(meshes(), PATCH, How::Patch(&patch)) {
             Ok(_) => Ok(()),
             Err(refused) if refused.code == Some(CONFLICT) => Err(Refusal::Changed),
+            Err(refused) if refused.code.is_some_and(is_an_answer) => Err(Refusal::Refused(refused.problem)),
             Err(refused) => Err(Refusal::Problem(refused.problem)),
         }
     }

@@ -117,7 +117,7 @@ impl Control for FolderControl {
         let path = self.path.join(&file);
         let text = edited(&text, patch).map_err(|why| not_edited(&path, why))?;
         // What the daemons would not take is not written.
-        parse::parse(&file, &text)?;
+        parse::parse(&file, &text).map_err(Refusal::Refused)?;
         Ok(folder::write(&path, &text).map_err(|e| unwritable(&path, &e))?)
     }
 
@@ -253,7 +253,10 @@ spec:
         // Nor does anybody write what daemons would refuse.
         let seen = control.look().expect("seen");
         let refused = control.change(&seen, &json!({"spec": {"mode": "on"}})).expect_err("no mode");
-        assert!(refused.to_string().contains("spec.mode"), "{refused}");
+        assert!(
+            matches!(&refused, Refusal::Refused(_)) && refused.to_string().contains("spec.mode"),
+            "{refused}"
+        );
         assert_eq!(control.look().expect("seen").version, seen.version);
     }
 

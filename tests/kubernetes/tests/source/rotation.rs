@@ -43,8 +43,19 @@ pub(crate) fn one_of_two_is_told_of_the_other(server: &mut Server) {
     assert_eq!((spec.key_generation, spec.rotation.unwrap().reason.as_str()), (1, "audit"));
     // What the definition refuses is told with the field.
     let seen = bob.look().unwrap();
-    let back = bob.change(&seen, &json!({"spec": {"keyGeneration": 0}})).unwrap_err().to_string();
-    assert!(back.contains("never decreases"), "{back}");
+    let back = bob.change(&seen, &json!({"spec": {"keyGeneration": 0}})).unwrap_err();
+    assert!(
+        matches!(&back, Refusal::Refused(told) if told.to_string().contains("never decreases")),
+        "{back}"
+    );
+    // So is what one has no right to, and each is told from an API server that does not answer.
+    let origin = Origin::Kubeconfig(server.kubeconfig(Who::Nobody).unwrap());
+    let mut nobody = KubernetesControl::new(origin, Pace::default(), server.runtime.handle());
+    let refused = nobody.change(&seen, &json!({"spec": {"keyGeneration": 2}})).unwrap_err();
+    assert!(
+        matches!(&refused, Refusal::Refused(told) if told.to_string().contains("does not let us patch")),
+        "{refused}"
+    );
     assert!(!bob.keeps_status());
 }
 
@@ -58,7 +69,10 @@ pub(crate) fn nobody_asks_in_anothers_name(server: &mut Server) {
     let mut asks = |generation: u32, by: Option<&str>| {
         let seen = control.look().unwrap();
         let spec = json!({"keyGeneration": generation, "rotation": {"requestedBy": by}});
-        control.change(&seen, &json!({"spec": spec})).map_err(|refusal| refusal.to_string())
+        control.change(&seen, &json!({"spec": spec})).map_err(|refusal| match refusal {
+            Refusal::Refused(told) => told.to_string(),
+            other => panic!("the policy's answer counts for {other:?}"),
+        })
     };
     asks(1, Some(&me)).unwrap();
     let refused = asks(2, Some("mallory")).unwrap_err();
