@@ -46,6 +46,10 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Its own addresses.
     pub internal_ips: Vec<IpAddr>,
+    /// Its UID, to which what it announces is bound.
+    pub uid: String,
+    /// What it announces, as it stands there.
+    pub announcement: Option<String>,
 }
 
 /// A Pod that runs.

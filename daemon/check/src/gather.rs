@@ -157,6 +157,8 @@ fn node(node: &core::Node) -> Node {
         kernel: info.kernel_version,
         pod_cidrs: given.iter().filter_map(|text| text.parse().ok()).collect(),
         internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
+        uid: node.uid().unwrap_or_default(),
+        announcement: node.annotations().get(names::ANNOUNCEMENT).cloned(),
     }
 }
 

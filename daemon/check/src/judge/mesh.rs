@@ -1,12 +1,15 @@
 //! What there is to say after an installation.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use kubeveil_api::{
-    condition::{self, ConditionStatus, DEGRADED, READY},
+    condition::{self, ConditionStatus, DEGRADED, READY, ROTATING},
     mesh::{EncryptionMesh, Mode},
     status::Way,
     veil_node::VeilNodeStatus,
+};
+use kubeveil_core::{
+    announced::Announced, problem::few_statements, rotation::progress::Progress, snapshot::NodeFacts,
 };
 
 use super::{Findings, nodes_named, some};
@@ -15,6 +18,8 @@ use crate::{
     ranges::{in_force, strangers},
 };
 
+/// Most nodes of which it is said why they are not done.
+const MOST_WAITS: usize = 3;
 /// Labels by which agents' pods are found.
 pub(crate) const AGENT: [(&str, &str); 2] =
     [("app.kubernetes.io/name", "kubeveil"), ("app.kubernetes.io/component", "agent")];
@@ -48,6 +53,7 @@ pub(super) fn judge(facts: &Facts, installed: &Installed, findings: &mut Finding
         Err(why) => findings.unread("mesh", "EncryptionMesh default", why, "encryptionmeshes.kubeveil.io"),
     }
     if let (Ok(Some(mesh)), Ok(nodes)) = (&installed.mesh, &facts.nodes) {
+        rotation(mesh, nodes, findings);
         ranges(mesh, nodes, findings);
         match &installed.veil_nodes {
             Ok(said) => pairs(&facts.namespace, mesh.spec.mode, nodes, said, findings),
@@ -90,17 +96,60 @@ fn agents(namespace: &str, nodes: &BTreeMap<String, Node>, pods: &[Pod], finding
     }
 }
 
+const OBJECT: &str = "EncryptionMesh default";
+
+/// Who holds a rotation up, and why. While one goes on both UDP ports are in use, so no probe can ask there: nodes that can't reach each
+/// other say so themselves.
+fn rotation(mesh: &EncryptionMesh, nodes: &BTreeMap<String, Node>, findings: &mut Findings) {
+    let facts = |node: &Node| {
+        let (uid, announcement) = (node.uid.clone(), node.announcement.clone());
+        Arc::new(NodeFacts { uid, announcement, ..NodeFacts::default() })
+    };
+    let mut announced = Announced::default();
+    announced.update(&nodes.iter().map(|(name, node)| (name.clone(), facts(node))).collect());
+    let progress = Progress::towards(&mesh.spec, nodes.keys(), &announced);
+    let waits: Vec<String> = progress
+        .waits_for(mesh.spec.asked().retire_before)
+        .map(|(node, why)| format!("{node} {why}"))
+        .collect();
+    if waits.is_empty() {
+        return;
+    }
+    let found = format!(
+        "the rotation to generation {} is not over: {}",
+        progress.generation,
+        few_statements(waits.iter(), MOST_WAITS)
+    );
+    let means = "nodes that are named keep their older keys for each other, and nothing is lost by that; no other rotation can begin";
+    let mend = "kubeveil rotate status    # all of them; one takes some 20 s, longer with many nodes. Of a blocked port, on both nodes: \
+                iptables -A INPUT -p udp --dport 51871:51872 -j ACCEPT, or the cloud's security group";
+    if is_late(mesh) {
+        findings.failed("rotation", OBJECT, found, means, mend);
+    } else {
+        findings.warning("rotation", OBJECT, found, means, mend);
+    }
+}
+
+/// The controller says that it has taken longer than it may.
+fn is_late(mesh: &EncryptionMesh) -> bool {
+    let conditions = mesh.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.kind == ROTATING && condition.reason == "RotationLate")
+}
+
 fn conditions(mesh: &EncryptionMesh, findings: &mut Findings) {
-    const OBJECT: &str = "EncryptionMesh default";
     const SHOW: &str = "kubectl describe encryptionmesh default";
     let said = mesh.status.iter().flat_map(|status| &status.conditions);
     let mut any = false;
     for condition in said {
         any = true;
+        // By whom is told apart from this.
+        if condition.kind == ROTATING && condition.reason == "RotationLate" {
+            continue;
+        }
         let found = format!("{} is {}: {}", condition.kind, condition.status, condition.message);
         // That the mode is observe is what somebody wants.
         let wanted = condition.status == ConditionStatus::True
-            || condition.kind == "Rotating"
+            || condition.kind == ROTATING
             || condition.reason == "Observing";
         if wanted {
             findings.ok("mesh", OBJECT, found);

@@ -9,6 +9,8 @@ use crate::facts::{Facts, Node};
 
 /// Milliseconds by which clocks may differ unnoticed: certificates, tokens and the adoption's deadline go by them.
 const CLOCK: u64 = 5_000;
+/// The UDP port of a mesh whose keys were never rotated.
+const FIRST_PORT: u16 = 51871;
 /// Oldest kernel with CAP_BPF, and oldest that is tried: major and minor.
 const OLDEST: (u32, u32) = (5, 8);
 const TRIED: (u32, u32) = (6, 1);
@@ -267,6 +269,12 @@ fn pairs(probes: &BTreeMap<String, Probe>, findings: &mut Findings) {
             probe.ports.iter().any(|p| p.port == target.port && p.state == PortState::Free)
         })
     };
+    // By which of the two tunnels go now depends on how often keys were rotated; before an installation it will be the first.
+    let is_idle = |node: &str, port: u16| {
+        let of = probes.get(node).into_iter().flat_map(|probe| &probe.ports);
+        let in_use = of.filter(|port| port.state == PortState::Ours).map(|port| port.port).next();
+        in_use.map_or(port != FIRST_PORT, |in_use| in_use != port)
+    };
     let mut silent: BTreeMap<(&str, u16, bool), Vec<String>> = BTreeMap::new();
     let mut more = false;
     for (name, probe) in probes {
@@ -282,7 +290,11 @@ fn pairs(probes: &BTreeMap<String, Probe>, findings: &mut Findings) {
             "ports",
             format!("Node {to}"),
             format!("UDP {port} over {family} does not answer {}", nodes_named(from)),
-            if port % 2 == 1 { "no tunnel comes about between them" } else { "the next rotation of keys does not get through between them" },
+            if is_idle(to, *port) {
+                "the next rotation of keys does not get through between them"
+            } else {
+                "no tunnel comes about between them"
+            },
             &format!("on {to}: nft list ruleset | grep {port}; iptables -A INPUT -p udp --dport 51871:51872 -j ACCEPT    # or the cloud's security group"),
         );
     }

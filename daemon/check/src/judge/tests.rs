@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use kubeveil_api::{
+    announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped},
     condition::Condition,
     mesh::EncryptionMesh,
     probe::{Attachment, Clock, ForeignProgram, PROBE_VERSION, Port, PortState, Target},
     status::Way,
     veil_node::{Unencrypted, VeilNodeStatus},
 };
+use kubeveil_keys::{Generation, PrivateKey};
 use serde_json::json;
 
 use super::*;
@@ -21,6 +23,8 @@ fn node(n: u8) -> Node {
         kernel: "6.12.0-1-amd64".to_owned(),
         pod_cidrs: vec![format!("10.244.{n}.0/24").parse().expect("net")],
         internal_ips: vec![format!("192.0.2.{n}").parse().expect("ip")],
+        uid: format!("uid-{n}"),
+        announcement: None,
     }
 }
 
@@ -201,6 +205,27 @@ fn who_does_not_answer_is_named_where_somebody_listens() {
         |node: &str| Target { node: node.to_owned(), address: "192.0.2.1".parse().expect("ip"), port: 51872 };
     let told = "failed ports Node a: UDP 51872 over IPv4 does not answer Node b";
     on_node(|b| (b.silent, b.unanswered) = (vec![silent("a")], 1), &[told]);
+    // After an odd number of rotations it is the first port that nobody uses.
+    let idle = |facts: &mut Facts| {
+        for name in ["a", "b"] {
+            facts.probes.by_node.get_mut(name).expect("a probe").ports[1].state = PortState::Ours;
+        }
+        let b = facts.probes.by_node.get_mut("b").expect("b");
+        (b.silent, b.unanswered) = (vec![Target { port: 51871, ..silent("a") }], 1);
+    };
+    after(well(), idle, &["failed ports Node a: UDP 51871 over IPv4 does not answer Node b"]);
+    let means = |facts: &Facts| {
+        let told = judge(facts).into_iter().find(|finding| finding.found.contains("UDP 51871 over IPv4"));
+        told.expect("it is told").means
+    };
+    let mut facts = well();
+    idle(&mut facts);
+    assert_eq!(means(&facts), "the next rotation of keys does not get through between them");
+    // Before an installation it is the one that will be used.
+    let mut facts = well();
+    let b = facts.probes.by_node.get_mut("b").expect("b");
+    (b.silent, b.unanswered) = (vec![Target { port: 51871, ..silent("a") }, silent("a")], 2);
+    assert_eq!(means(&facts), "no tunnel comes about between them");
     // What nobody listens at can't answer: a tunnel of ours is proven otherwise.
     after(
         well(),
@@ -340,6 +365,63 @@ fn agents_and_pairs_are_looked_at() {
             vec!["192.0.2.1/32".parse().expect("net")];
     };
     after(installed(), of(narrow), &["failed ranges Node b: outside of the mesh's nodeCIDRs: 192.0.2.2/32"]);
+}
+
+/// Node `n` of that name announces keys of these generations, and does not send to `not_flipped` by the newest.
+fn announces(n: u8, name: &str, generations: &[u32], not_flipped: &[&str]) -> Option<String> {
+    let keys: Vec<_> = generations.iter().map(|_| PrivateKey::generate().expect("a key")).collect();
+    let entry = |(generation, key): (&u32, &PrivateKey)| GenerationEntry {
+        generation: Generation::new(*generation),
+        public_key: key.public(),
+        port: 51871.try_into().expect("a port"),
+        state: GenerationState::Active,
+    };
+    let entries = generations.iter().zip(&keys).map(entry).collect();
+    let not_flipped = NotFlipped::of(not_flipped.iter().map(|name| (*name).to_owned()));
+    let keys: Vec<&PrivateKey> = keys.iter().collect();
+    let said = Announcement::sign(name, &format!("uid-{n}"), entries, not_flipped, &keys);
+    Some(said.expect("signed").to_json())
+}
+
+/// While a rotation is stuck both ports are ours, and no probe can ask there: what nodes announce tells which of them is blocked.
+#[test]
+fn a_port_that_holds_a_rotation_up_is_named() {
+    let stuck = |facts: &mut Facts| {
+        for node in facts.probes.by_node.values_mut() {
+            node.ports.iter_mut().for_each(|port| port.state = PortState::Ours);
+        }
+        let nodes = facts.nodes.as_mut().expect("nodes");
+        nodes.get_mut("a").expect("a").announcement = announces(1, "a", &[0, 1], &["b"]);
+        nodes.get_mut("b").expect("b").announcement = announces(2, "b", &[0, 1], &["a"]);
+        let mesh = facts.installed.as_mut().expect("installed").mesh.as_mut().expect("read").as_mut();
+        mesh.expect("there").spec.key_generation = 1;
+    };
+    let port = "is UDP 51872 open both ways between them?";
+    let told = format!(
+        "EncryptionMesh default: the rotation to generation 1 is not over: a has no handshake with b on the new key: {port}"
+    );
+    after(installed(), stuck, &[&format!("warning rotation {told}")]);
+    let late = |facts: &mut Facts| {
+        stuck(facts);
+        let mesh = facts.installed.as_mut().expect("installed").mesh.as_mut().expect("read").as_mut();
+        let status = mesh.expect("there").status.as_mut().expect("said");
+        status.conditions.push(Condition::new(
+            "Rotating",
+            true,
+            "RotationLate",
+            "late".to_owned(),
+            Timestamp::UNIX_EPOCH,
+        ));
+    };
+    after(installed(), late, &[&format!("failed rotation {told}")]);
+    // Nothing is said of one that is over, nor where nobody has announced anything.
+    let over = |facts: &mut Facts| {
+        stuck(facts);
+        let nodes = facts.nodes.as_mut().expect("nodes");
+        nodes.get_mut("a").expect("a").announcement = announces(1, "a", &[1], &[]);
+        nodes.get_mut("b").expect("b").announcement = announces(2, "b", &[1], &[]);
+    };
+    after(installed(), over, &[]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kubeveil_api::{announcement::NotFlipped, problem::few};
+use kubeveil_api::{announcement::NotFlipped, mesh::MeshSpec, problem::few};
 use kubeveil_keys::Generation;
 use serde::Serialize;
 
@@ -103,6 +103,15 @@ impl Progress {
             }
         }
         out
+    }
+
+    /// Of `nodes`, on the way to what `mesh` wants, by what they last announced.
+    pub fn towards<'a>(
+        mesh: &MeshSpec,
+        nodes: impl Iterator<Item = &'a String>,
+        announced: &'a Announced,
+    ) -> Self {
+        Self::announced(Generation::new(mesh.key_generation), nodes, announced)
     }
 
     /// Of `nodes`, by what they last announced.
