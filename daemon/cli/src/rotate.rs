@@ -1,7 +1,12 @@
 //! `kubeveil rotate`: has the cluster take new keys, and shows how far it has got.
 
 mod deed;
+mod interrupt;
+mod rival;
 mod show;
+mod teller;
+#[cfg(test)]
+mod tests;
 mod wait;
 
 use std::time::Duration;
@@ -11,11 +16,10 @@ use jiff::Timestamp;
 use kubeveil_api::{rotation::RotationSpec, selector::LabelSelector};
 use kubeveil_core::{
     announced::Announced,
-    control::{Control, Sight},
+    control::{Control, Refusal, Sight},
     problem::Problem,
     rotation::{history, progress::Progress},
 };
-use kubeveil_keys::Generation;
 use serde_json::json;
 
 use crate::{FINDING, Output, TIMED_OUT, patience, source::SourceArg, stop::Stop};
@@ -111,8 +115,7 @@ impl Desk {
     fn look(&mut self) -> Result<Look, Problem> {
         let sight = self.control.look()?;
         self.announced.update(&sight.nodes);
-        let wanted = Generation::new(sight.mesh.spec.key_generation);
-        let progress = Progress::announced(wanted, sight.nodes.keys(), &self.announced);
+        let progress = Progress::towards(&sight.mesh.spec, sight.nodes.keys(), &self.announced);
         Ok(Look { progress, sight, keeps_status: self.control.keeps_status(), now: Timestamp::now() })
     }
 
@@ -126,8 +129,19 @@ impl Desk {
                 patch["status"] = json!({ "rotations": history::records(&records(look), &wanted, &look.progress, look.now) });
             }
         }
+        interrupt::is_asking();
         let done = self.control.change(&look.sight, &patch);
-        done.map_err(|refusal| Stop::refused(refusal, "kubeveil rotate status"))
+        done.map_err(|refusal| self.refused(refusal, look))
+    }
+
+    /// Who comes second is told of the first, where that can be known.
+    fn refused(&mut self, refusal: Refusal, before: &Look) -> Stop {
+        const LOOK: &str = "kubeveil rotate status";
+        let now = if refusal == Refusal::Changed { self.look().ok() } else { None };
+        match now.and_then(|now| rival::deed(&before.sight.mesh.spec, &now.sight.mesh.spec)) {
+            Some(deed) => Stop::Finding(format!("{deed}. Nothing was changed by you; look at `{LOOK}`")),
+            None => Stop::refused(refusal, LOOK),
+        }
     }
 
     /// Brings the history up to date where nobody else does. That it can't be written harms nothing.

@@ -1,7 +1,11 @@
 //! What people do beside asking for new keys goes on record, over a folder.
 #![expect(clippy::expect_used, reason = "a test that can't go on fails")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use jiff::Timestamp;
 use kubeveil_api::{
@@ -10,6 +14,8 @@ use kubeveil_api::{
 };
 use kubeveil_keys::{Generation, PrivateKey};
 use serde_json::{Value, json};
+
+const MESH: &str = "# Ours.\napiVersion: kubeveil.io/v1alpha1\nkind: EncryptionMesh\nmetadata: {name: default}\nspec:\n  mode: require\n  podCIDRs: [10.244.0.0/16]\n  keyGeneration: 1\n";
 
 /// A node that has one key, of this generation.
 fn node(dir: &Path, name: &str, generation: u32) {
@@ -33,11 +39,17 @@ fn node(dir: &Path, name: &str, generation: u32) {
         .expect("written");
 }
 
-/// `kubeveil rotate …` by `user`: how it ends, and what it says.
-fn rotate(dir: &Path, user: &str, arguments: &[&str]) -> (Option<i32>, String) {
+/// `kubeveil rotate …` by `user`.
+fn program(dir: &Path, user: &str, arguments: &[&str]) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_kubeveil"));
     program.arg("rotate").args(arguments).arg("--source").arg(format!("dir:{}", dir.display()));
-    let done = program.env("SUDO_USER", user).output().expect("it runs");
+    program.env("SUDO_USER", user).stdout(Stdio::piped()).stderr(Stdio::piped());
+    program
+}
+
+/// How it ends, and what it says.
+fn rotate(dir: &Path, user: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let done = program(dir, user, arguments).output().expect("it runs");
     (done.status.code(), String::from_utf8(done.stdout).expect("text"))
 }
 
@@ -45,8 +57,7 @@ fn rotate(dir: &Path, user: &str, arguments: &[&str]) -> (Option<i32>, String) {
 fn who_paused_forced_or_revoked_is_on_record() {
     let dir = tempfile::tempdir().expect("a folder");
     let dir = dir.path();
-    let mesh = "# Ours.\napiVersion: kubeveil.io/v1alpha1\nkind: EncryptionMesh\nmetadata: {name: default}\nspec:\n  mode: require\n  podCIDRs: [10.244.0.0/16]\n  keyGeneration: 1\n";
-    fs::write(dir.join("mesh.yaml"), mesh).expect("written");
+    fs::write(dir.join("mesh.yaml"), MESH).expect("written");
     node(dir, "node-1", 1);
     node(dir, "node-2", 0);
     let since = Timestamp::now().as_second();
@@ -99,4 +110,30 @@ fn who_paused_forced_or_revoked_is_on_record() {
     let (_, told) = rotate(dir, "eve", &["history", "-o", "json"]);
     let after: Value = serde_json::from_str(&told).expect("JSON");
     assert_eq!(after["deeds"], history["deeds"]);
+}
+
+/// Two people at once: one rotates, and the other is told who did and for which generation, whichever way it went.
+#[test]
+fn of_two_at_once_one_is_told_of_the_other() {
+    for round in 0..10 {
+        let dir = tempfile::tempdir().expect("a folder");
+        let dir = dir.path();
+        fs::write(dir.join("mesh.yaml"), MESH).expect("written");
+        node(dir, "node-1", 1);
+        node(dir, "node-2", 1);
+        let people = ["alice", "bob"];
+        let both = people.map(|user| program(dir, user, &["--no-wait"]).spawn().expect("it runs"));
+        let both = both.map(|child| child.wait_with_output().expect("it ends"));
+        let winners = both.iter().filter(|done| done.status.code() == Some(0)).count();
+        let told = both.iter().map(|done| String::from_utf8_lossy(&done.stderr)).collect::<Vec<_>>();
+        assert_eq!(winners, 1, "round {round}: {told:?}");
+        let (loser, winner) = if both[0].status.success() { (1, "alice@") } else { (0, "bob@") };
+        assert_eq!(both[loser].status.code(), Some(1), "round {round}: {told:?}");
+        assert!(
+            told[loser].contains(winner) && told[loser].contains("generation 2"),
+            "round {round}: {told:?}"
+        );
+        let text = fs::read_to_string(dir.join("mesh.yaml")).expect("there");
+        assert!(text.contains("keyGeneration: 2") && text.contains(winner), "{text}");
+    }
 }

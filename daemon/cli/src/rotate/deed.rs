@@ -11,13 +11,17 @@ use kubeveil_core::rotation::progress::Phase;
 use kubeveil_keys::PublicKey;
 use serde_json::json;
 
-use super::{Desk, End, Look, Rotate, Stop, records, show, wait};
+use super::{Desk, End, Look, Rotate, Stop, interrupt, records, show, wait};
 use crate::source::on_record;
 
 /// Asks for new keys of all nodes, or for one node's.
 pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
     if arguments.reason.chars().count() > MOST_WORDS {
         return Err(Stop::Usage(format!("--reason: at most {MOST_WORDS} characters")));
+    }
+    match arguments.compromised.clone() {
+        Some(node) => interrupt::watch(move || interrupt::revocation(&node)),
+        None => interrupt::watch(interrupt::rotation),
     }
     let look = desk.look()?;
     if look.progress.speaking() == 0 {
@@ -41,6 +45,7 @@ pub(super) fn rotate(desk: &mut Desk, arguments: &Rotate) -> Result<End, Stop> {
     };
     let asked = asked(desk, &look, generation, arguments)?;
     desk.change(&look, asked)?;
+    interrupt::has_asked();
     show::begun(desk.json, generation, of, &look);
     if arguments.no_wait {
         return Ok(End::Done);
@@ -133,6 +138,7 @@ fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> 
     }
     let deeds = deeds(desk, look, DeedKind::Compromised, node)?;
     desk.change(look, json!({ "revokedKeys": revoked, "rotation": { "deeds": deeds } }))?;
+    interrupt::has_asked();
     show::revoked(desk.json, node, &keys);
     if arguments.no_wait {
         return Ok(End::Done);
@@ -192,6 +198,7 @@ pub(super) fn pause(desk: &mut Desk, paused: bool) -> Result<End, Stop> {
 
 /// Cuts off those that are left.
 pub(super) fn finish(desk: &mut Desk, force: bool, deadline: Duration) -> Result<End, Stop> {
+    interrupt::watch(interrupt::rotation);
     let look = desk.look()?;
     let progress = &look.progress;
     if progress.stragglers.is_empty() {
@@ -213,6 +220,7 @@ pub(super) fn finish(desk: &mut Desk, force: bool, deadline: Duration) -> Result
         .collect();
     let deeds = deeds(desk, &look, DeedKind::Forced, "")?;
     desk.change(&look, json!({ "rotation": { "retireBefore": progress.generation, "deeds": deeds } }))?;
+    interrupt::has_asked();
     show::cut_off(desk.json, &left);
     wait::until(desk, deadline, Look::end)
 }

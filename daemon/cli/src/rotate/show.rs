@@ -98,6 +98,13 @@ pub(super) fn step(json: bool, progress: &Progress, after: Duration) {
     );
 }
 
+/// Who is not done, before the end. Programs are told with each step.
+pub(super) fn waits(json: bool, progress: &Progress) {
+    if !json {
+        println!("not done:\n{}", stragglers(progress).trim_end());
+    }
+}
+
 pub(super) fn ended(json: bool, progress: &Progress, done: bool, after: Duration) {
     tell(
         json,
@@ -230,15 +237,14 @@ fn in_words(progress: &Progress, asked: &RotationSpec, last: Option<&RotationRec
 
 /// A line for each node that is not done.
 pub(super) fn stragglers(progress: &Progress) -> String {
-    let mut out = String::new();
-    for (node, why) in progress.stragglers.iter().take(MOST_NAMED) {
-        let _ = writeln!(out, "  {node} {why}");
-    }
-    let more = progress.stragglers.len().saturating_sub(MOST_NAMED);
-    if more > 0 {
-        let _ = writeln!(out, "  and {more} more");
-    }
-    out
+    named(progress, MOST_NAMED).iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// The same, of so many by name.
+pub(super) fn named(progress: &Progress, most: usize) -> Vec<String> {
+    let lines = progress.stragglers.iter().take(most).map(|(node, why)| format!("  {node} {why}"));
+    let more = progress.stragglers.len().saturating_sub(most);
+    lines.chain((more > 0).then(|| format!("  and {more} more"))).collect()
 }
 
 fn table(records: &[RotationRecord], now: Timestamp) -> String {
@@ -279,7 +285,7 @@ fn table_of(deeds: &[Deed]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use kubeveil_api::rotation::DeedKind;
@@ -287,7 +293,8 @@ mod tests {
 
     use super::*;
 
-    fn halfway() -> Progress {
+    /// Four nodes, of which one is done.
+    pub(crate) fn halfway() -> Progress {
         Progress {
             generation: Generation::new(4),
             nodes: [
