@@ -189,6 +189,16 @@ impl KeyStore {
         Ok(names.iter().map(|name| self.folder.path_of(name)).collect())
     }
 
+    /// Moves the file of `generation` aside at `now`, whatever it holds, and says where it is: it is never loaded again.
+    ///
+    /// # Errors
+    /// If there is none, or the file system fails.
+    pub fn set_aside(&self, generation: Generation, now: u64) -> Result<PathBuf, StoreError> {
+        let _lock = self.folder.lock()?;
+        self.folder.sweep()?;
+        self.folder.set_aside(&file_name(generation), now)
+    }
+
     /// Overwrites the key of `generation` with zeros and deletes it. False if there was none.
     ///
     /// The zeros replace the secret where a file system writes in place. One that copies on write (btrfs,

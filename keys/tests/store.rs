@@ -254,6 +254,21 @@ fn files_kept_aside_are_never_overwritten() {
     assert_eq!(kept.len(), 5);
 }
 
+/// Also one that can be trusted, where the caller knows that it is not to be used.
+#[test]
+fn a_key_is_set_aside_whole() {
+    let Fixture { folder, store, .. } = &fixture();
+    let before = store.load_or_create(ZERO, NOW).expect("made").info;
+    let content = fs::read(store.path(ZERO)).expect("read");
+    let moved_to = store.set_aside(ZERO, NOW).expect("moved");
+    assert_eq!(moved_to, folder.join(format!("generation-0.key.set-aside-{NOW}-0")));
+    assert_eq!((fs::read(&moved_to).expect("read"), mode(&moved_to)), (content, 0o600));
+    assert!(store.list().expect("listed").is_empty());
+    assert!(matches!(store.set_aside(ZERO, NOW), Err(StoreError::Io { .. })), "there is none");
+    let after = store.load_or_create(ZERO, NOW).expect("made");
+    assert!(after.info.public != before.public && after.kept_aside.is_none());
+}
+
 #[test]
 fn a_folder_that_others_can_read_is_tightened_and_one_they_can_write_is_refused() {
     for (before, tightened) in [(0o755, true), (0o711, true), (0o750, true), (0o700, false)] {

@@ -1,5 +1,10 @@
 //! This node's keys and what it says of them.
 
+mod problems;
+mod record;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::BTreeMap,
     num::NonZeroU16,
@@ -8,11 +13,13 @@ use std::{
 
 use kubeveil_abi::BASE_PORT;
 use kubeveil_api::announcement::{Announcement, GenerationEntry, GenerationState, NotFlipped};
-use kubeveil_core::problem::{Problem, ProblemKind};
-use kubeveil_keys::{Generation, KeptAside, KeyInfo, KeyStore, LoadedKey, PrivateKey, PublicKey, StoreError};
+use kubeveil_core::problem::Problem;
+use kubeveil_keys::{Generation, KeyInfo, KeyStore, LoadedKey, PrivateKey, PublicKey, StoreError};
 use kubeveil_linux::Secrets;
 
-use crate::kept::Stamp;
+use crate::kept::{GENERATIONS, KeptFile, Stamp};
+use problems::{given_up, key_lost, not_served, set_aside_earlier, set_aside_now, store_problem};
+use record::Record;
 
 /// Holds the keys, once the node's UID is known.
 #[derive(Debug)]
@@ -29,6 +36,13 @@ pub(crate) struct Keeper {
     locked: Option<Problem>,
     /// Files that were set aside: shown until the daemon ends.
     aside: Vec<Problem>,
+    /// Which keys this node has and had, and where that is kept.
+    record: Record,
+    file: KeptFile<Record>,
+    /// Why that can't be kept.
+    unrecorded: Option<Problem>,
+    /// The source has told of this node, and what it says of itself there has been gone by.
+    is_told: bool,
 }
 
 #[derive(Debug)]
@@ -45,15 +59,22 @@ struct Held {
 impl Keeper {
     /// Keys of `node` below `state_dir`.
     pub(crate) fn new(state_dir: &Path, node: &str) -> Self {
+        let dir = state_dir.join("keys");
+        let (file, record, unreadable) = KeptFile::open(state_dir, GENERATIONS);
+        let unreadable = unreadable.map(|message| problems::record_unreadable(file.path(), &dir, message));
         Self {
-            dir: state_dir.join("keys"),
+            dir,
             node: node.to_owned(),
             uid: None,
             held: BTreeMap::new(),
             publics: Vec::new(),
             announcement: None,
             locked: None,
-            aside: Vec::new(),
+            aside: unreadable.into_iter().collect(),
+            record,
+            file,
+            unrecorded: None,
+            is_told: false,
         }
     }
 
@@ -80,7 +101,7 @@ impl Keeper {
     /// What is wrong with the store, and what was set aside.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
         let lost = self.held.values().filter_map(|held| held.lost.as_ref());
-        self.locked.iter().chain(&self.aside).chain(lost)
+        self.locked.iter().chain(&self.unrecorded).chain(&self.aside).chain(lost)
     }
 
     /// Has the store of the node with `uid` been opened?
@@ -94,15 +115,58 @@ impl Keeper {
             for held in self.held.values_mut() {
                 held.look(&self.dir, uid);
             }
+            self.keep_record();
             return;
         }
-        self.uid = None;
+        (self.uid, self.is_told) = (None, false);
         self.held.clear();
         self.has_changed();
         match self.load(uid, epoch) {
             Ok(()) => (self.uid, self.locked) = (Some(uid.to_owned()), None),
             Err(e) => self.locked = Some(store_problem(&self.dir, &e)),
         }
+        self.keep_record();
+    }
+
+    /// The source tells of this node, which says `said` of itself there. Whoever puts a whole disk back puts the record back too, but not
+    /// what the others were told: of generations before all of those the keys were given up. Once is enough, since what is made from now on
+    /// is no older.
+    pub(crate) fn is_told(&mut self, said: Option<&Announcement>, epoch: u64) {
+        if self.is_told || !self.is_open() {
+            return;
+        }
+        self.is_told = true;
+        let Some(oldest) = said.and_then(|said| said.generations().first()).map(|entry| entry.generation)
+        else {
+            return;
+        };
+        let older: Vec<Generation> = self.held.keys().copied().filter(|held| *held < oldest).collect();
+        for generation in older {
+            // It is not used, though its file can't be moved now: the record has it no more, so the next start tries again.
+            self.held.remove(&generation);
+            self.has_changed();
+            self.change(|keeper, store| keeper.set_aside(store, generation, epoch));
+        }
+    }
+
+    /// Has that been gone by? Before, nothing is said that would take its place.
+    pub(crate) const fn has_been_told(&self) -> bool {
+        self.is_told
+    }
+
+    /// Puts on disk which keys there are now.
+    fn keep_record(&mut self) {
+        let Some(uid) = &self.uid else { return };
+        self.record.has(uid, &self.publics);
+        let kept = self.file.keep(&self.record);
+        self.unrecorded = kept.err().map(|e| problems::record_unwritable(self.file.path(), &e));
+    }
+
+    /// Moves a key that was given up out of the way, which is told.
+    fn set_aside(&mut self, store: &KeyStore, generation: Generation, epoch: u64) -> Result<(), StoreError> {
+        let moved_to = store.set_aside(generation, epoch)?;
+        self.aside.push(given_up(&store.path(generation), generation, &moved_to));
+        Ok(())
     }
 
     fn load(&mut self, uid: &str, epoch: u64) -> Result<(), StoreError> {
@@ -111,7 +175,15 @@ impl Keeper {
             tracing::warn!("{} was open to others (mode {mode:04o}); it is 0700 now", self.dir.display());
         }
         let earlier = store.set_aside_files()?;
-        let listed = store.list()?;
+        let (given_up, listed): (Vec<_>, Vec<_>) = store.list()?.into_iter().partition(|listed| {
+            listed.key.as_ref().is_ok_and(|info| self.record.has_given_up(uid, info.generation, info.public))
+        });
+        for listed in given_up {
+            // Where the disk takes nothing, the keys in use can be read all the same.
+            if let Err(e) = self.set_aside(&store, listed.generation, epoch) {
+                self.aside.push(problems::stays(&store.path(listed.generation), listed.generation, &e));
+            }
+        }
         let newest = listed.last().map(|listed| listed.generation);
         for listed in listed {
             // The newest is the one that the others know, or are about to: where it can't be trusted another is made in its place.
@@ -146,6 +218,7 @@ impl Keeper {
     pub(crate) fn make(&mut self, generation: Generation, reuses: bool, epoch: u64) -> bool {
         let older = self.info().map(|info| info.generation).filter(|_| reuses);
         self.change(|keeper, store| {
+            keeper.make_way(store, generation, epoch)?;
             let loaded = match older {
                 Some(older) => store.load_or_reuse(generation, older, epoch)?,
                 None => store.load_or_create(generation, epoch)?,
@@ -153,6 +226,16 @@ impl Keeper {
             keeper.hold(store, loaded);
             Ok(())
         })
+    }
+
+    /// Where a key of `generation` is to be made, none may lie that was put there meanwhile.
+    fn make_way(&mut self, store: &KeyStore, generation: Generation, epoch: u64) -> Result<(), StoreError> {
+        let there = store.list()?.into_iter().find(|listed| listed.generation == generation);
+        let uid = self.uid.as_deref().unwrap_or_default();
+        let is_given_up = there
+            .and_then(|listed| listed.key.ok())
+            .is_some_and(|info| self.record.has_given_up(uid, generation, info.public));
+        if is_given_up { self.set_aside(store, generation, epoch) } else { Ok(()) }
     }
 
     /// Overwrites and removes the key of `generation`, on disk and here; false if that failed, which is told.
@@ -171,6 +254,7 @@ impl Keeper {
         let Some(uid) = self.uid.clone() else { return false };
         let done = KeyStore::open(&self.dir, &uid).and_then(|store| change(self, &store));
         self.locked = done.err().map(|e| store_problem(&self.dir, &e));
+        self.keep_record();
         self.locked.is_none()
     }
 
@@ -219,101 +303,8 @@ impl Held {
     }
 }
 
-fn key_lost(path: &Path) -> Problem {
-    Problem {
-        kind: ProblemKind::KeyStore,
-        object: format!("key file {}", path.display()),
-        field: String::new(),
-        message: "somebody removed or changed it; the key in use stands as long as kubeveild runs".to_owned(),
-        advice:
-            "Put it back as it was, or restart kubeveild: it makes another key where it finds none that it \
-                 can trust, and pods' traffic of this node is dropped until the others know that one"
-                .to_owned(),
-    }
-}
-
 impl Secrets for Keeper {
     fn private_key(&self, generation: Generation) -> Option<&PrivateKey> {
         self.held.get(&generation).map(|held| &held.private)
-    }
-}
-
-/// A key of an older generation that can't be trusted: what others still send by it is lost, until they send by the newest.
-fn not_served(path: &Path, problem: &kubeveil_keys::Problem) -> Problem {
-    Problem {
-        kind: ProblemKind::KeyStore,
-        object: format!("key file {}", path.display()),
-        field: String::new(),
-        message: format!("{problem}; it is of an older generation, which this node does not serve any more"),
-        advice: problem.advice().to_owned(),
-    }
-}
-
-fn set_aside_now(kept: &KeptAside) -> Problem {
-    Problem {
-        kind: ProblemKind::KeyStore,
-        object: format!("key file {}", kept.path.display()),
-        field: String::new(),
-        message: format!("{}; moved to {} and a new key made", kept.problem, kept.moved_to.display()),
-        advice: kept.problem.advice().to_owned(),
-    }
-}
-
-fn set_aside_earlier(path: &Path) -> Problem {
-    Problem {
-        kind: ProblemKind::KeyStore,
-        object: format!("key file {}", path.display()),
-        field: String::new(),
-        message: "was set aside by an earlier start, and may hold a key".to_owned(),
-        advice: "Find out how it came to be there, then delete it".to_owned(),
-    }
-}
-
-fn store_problem(dir: &Path, error: &StoreError) -> Problem {
-    let cause = std::error::Error::source(error).map(|e| format!(": {e}")).unwrap_or_default();
-    Problem {
-        kind: ProblemKind::KeyStore,
-        object: format!("key store {}", dir.display()),
-        field: String::new(),
-        message: format!("{error}{cause}"),
-        advice: "Without a key this node has no tunnels, and where one can't be made or removed a rotation waits; it is tried again".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    /// The key in use stands, and it is told as long as its file does not hold it.
-    #[test]
-    fn a_key_file_that_somebody_changes_is_told() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let mut keeper = Keeper::new(dir.path(), "node-1");
-        let told = |keeper: &mut Keeper| {
-            keeper.unlock("uid-1", 1);
-            if keeper.info().is_none() {
-                assert!(keeper.make(Generation::FIRST, false, 1));
-            }
-            keeper.problems().map(|problem| problem.object.clone()).collect::<Vec<_>>()
-        };
-        assert_eq!(told(&mut keeper), [""; 0]);
-        let held = keeper.held.values().next().expect("a key");
-        let (path, public) = (held.path.clone(), held.info.public);
-        let whole = fs::read_to_string(&path).expect("the file");
-        let object = format!("key file {}", path.display());
-        for deed in [|path: &Path| fs::write(path, "another"), |path: &Path| fs::remove_file(path)] {
-            deed(&path).expect("done");
-            assert_eq!(told(&mut keeper), [object.as_str()]);
-            assert_eq!(keeper.info().map(|info| info.public), Some(public), "it stands");
-            assert!(
-                !path.exists() || fs::read_to_string(&path).is_ok_and(|text| text == "another"),
-                "it is not written"
-            );
-        }
-        fs::write(&path, whole).expect("put back");
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its mode");
-        assert_eq!(told(&mut keeper), [""; 0]);
     }
 }

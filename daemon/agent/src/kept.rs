@@ -19,8 +19,10 @@ pub(crate) const KNOWN: &str = "known.json";
 pub(crate) const ADOPTION: &str = "adoption.json";
 /// File of the bypasses that were heard of, beside it.
 pub(crate) const BYPASSES: &str = "bypasses.json";
+/// File of which keys there are and were, beside it.
+pub(crate) const GENERATIONS: &str = "generations.json";
 /// All that the state folder holds.
-pub(crate) const FILES: [&str; 5] = [KNOWN, ADOPTION, BYPASSES, "keys", "lock"];
+pub(crate) const FILES: [&str; 6] = [KNOWN, ADOPTION, BYPASSES, "keys", GENERATIONS, "lock"];
 
 /// The last whole knowledge of the cluster, and who owns which prefix. No secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -87,6 +89,8 @@ impl<T: Clone + Default + PartialEq + DeserializeOwned + Serialize> KeptFile<T> 
         if is_same && stands {
             return Ok(());
         }
+        #[cfg(test)]
+        tests::before_write(&self.path)?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
         // The temporary name, which tempfile puts into its errors, tells nobody anything.
         let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| io::Error::from(e.kind()))?;
@@ -134,8 +138,25 @@ mod pairs {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+
+    type BeforeWrite = Box<dyn Fn(&Path) -> io::Result<()>>;
+
+    thread_local! {
+        static BEFORE_WRITE: RefCell<Option<BeforeWrite>> = const { RefCell::new(None) };
+    }
+
+    /// Has `then` be asked before a file is written from this thread: it can refuse that, or end the daemon.
+    pub(crate) fn ask_before_write(then: impl Fn(&Path) -> io::Result<()> + 'static) {
+        BEFORE_WRITE.set(Some(Box::new(then)));
+    }
+
+    pub(super) fn before_write(path: &Path) -> io::Result<()> {
+        BEFORE_WRITE.with_borrow(|then| then.as_ref().map_or(Ok(()), |then| then(path)))
+    }
 
     #[test]
     fn it_comes_back() {

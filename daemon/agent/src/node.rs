@@ -250,6 +250,9 @@ impl<K: Kernel> Node<K> {
             self.announced.is_told(node);
         }
         self.announced.restore(&mut self.known.snapshot.nodes);
+        if told.contains(&self.name) {
+            self.keeper.is_told(self.announced.of(&self.name), now.epoch.as_secs());
+        }
         self.renew_keys(&knowledge, now);
 
         let mut outcome = Outcome { synced: knowledge.synced().is_some(), ..Outcome::default() };

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     args::{Args, Uninstall},
-    kept::{ADOPTION, KNOWN, Kept, KeptFile},
+    kept::{ADOPTION, BYPASSES, GENERATIONS, KNOWN, Kept, KeptFile},
     lock,
 };
 
@@ -53,7 +53,7 @@ pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
     gone.extend(removed.backstops.iter().map(|form| format!("the backstop ({})", form.name())));
     gone.extend(removed.devices.iter().map(|d| format!("WireGuard device {d}")));
     remove_file(&args.socket, &mut gone, &mut errors);
-    for name in [KNOWN, ADOPTION] {
+    for name in [KNOWN, ADOPTION, BYPASSES] {
         remove_file(&args.state_dir.join(name), &mut gone, &mut errors);
     }
     if options.remove_keys {
@@ -63,6 +63,8 @@ pub(crate) fn uninstall(args: &Args, options: &Uninstall) -> Result<ExitCode> {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => errors.push(format!("remove {}: {e}", keys.display())),
         }
+        // It tells which keys those were.
+        remove_file(&args.state_dir.join(GENERATIONS), &mut gone, &mut errors);
     }
     if gone.is_empty() && errors.is_empty() {
         if !had_state {

@@ -121,7 +121,8 @@ impl<K: Kernel> Node<K> {
         let says = rotation.says(&view);
         let wait = rotation.next_look(&view);
         self.rotation = rotation;
-        if let Some((generations, not_flipped)) = says {
+        // It would take the place of what was said before, which is not known yet.
+        if let Some((generations, not_flipped)) = says.filter(|_| self.keeper.has_been_told()) {
             let published = self.announced.of(&self.name);
             let announcement = self.keeper.announcement(&generations, &not_flipped, published);
             let done = announcement.map(|(uid, json)| self.source.announce(&self.name, &uid, Some(&json)));

@@ -1,5 +1,6 @@
 //! Keys are rotated: what this node does when the mesh wants others, and what it waits for.
 
+mod put_back;
 mod restarts;
 mod revocations;
 
@@ -64,7 +65,11 @@ struct Rotation {
 
 impl Rotation {
     fn begun() -> Self {
-        let (mut bench, mut node) = Bench::settled(3);
+        let (bench, node) = Bench::settled(3);
+        Self::begun_from(bench, node)
+    }
+
+    fn begun_from(mut bench: Bench, mut node: Node<Shared>) -> Self {
         let fresh = vec![key(), key()];
         bench.wants(1);
         bench.settle(&mut node);

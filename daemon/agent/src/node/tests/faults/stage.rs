@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     keeper::Keeper,
+    kept,
     node::{
         Node, Now,
         tests::bench::{Bench, Shared, World, announce_keys},
@@ -306,8 +307,9 @@ impl Stage {
         self.bench.wants(1);
     }
 
-    /// The state folder is that of another life of this node.
+    /// The state folder is that of another life of this node, as far as keys go.
     pub(super) fn other_own_key(&self) {
+        fs::remove_file(self.bench.dir.path().join(kept::GENERATIONS)).expect("removed");
         let keys = self.bench.dir.path().join("keys");
         fs::remove_dir_all(&keys).expect("removed");
         copy(&self.other_own, &keys);
