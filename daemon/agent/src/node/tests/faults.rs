@@ -3,6 +3,7 @@
 
 mod between;
 mod both;
+mod closing;
 mod killed;
 mod matrix;
 mod packets;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
-use kubeveil_abi::PeerState;
 use kubeveil_core::observed::{Observed, Peer, TunnelDevice};
 use kubeveil_keys::PublicKey;
 
@@ -30,7 +29,7 @@ pub(super) fn arrives(from: &Observed, to: &Observed, (one, other): (usize, usiz
     let datapath = from.datapath.as_ref().ok_or("nothing is loaded")?;
     let index = datapath.prefixes.get(&pods(other)).map(|prefix| prefix.peer);
     let value = index.and_then(|index| datapath.peers.get(&index));
-    let value = value.filter(|value| value.state() == PeerState::Tunnel).ok_or("by no tunnel")?;
+    let value = value.filter(|value| value.has_tunnel()).ok_or("by no tunnel")?;
     let slot = datapath.slots[usize::from(value.slot())];
     let sends = from.tunnels.iter().find(|(_, device)| device.ifindex == slot && is_up(from, device));
     let (device, sends) = sends.ok_or_else(|| format!("by slot {}, which leads nowhere", value.slot()))?;

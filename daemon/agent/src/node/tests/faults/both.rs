@@ -1,5 +1,5 @@
-//! A rotation of two whole nodes: one or both are killed at every step, keys and announcements among them, and disk and source refuse
-//! from every step on for a while. Nothing that one sends to the other is lost meanwhile, and both come to the end.
+//! A rotation of two whole nodes: one or both are killed at every step, keys, announcements and what is kept among them, and disk and
+//! source refuse from every step on for a while. Nothing that one sends to the other is lost meanwhile, and both come to the end.
 
 use super::pair::{Fault, Pair};
 
@@ -20,7 +20,13 @@ fn at_each_step(fault: Fault, mut each: impl FnMut(&Pair)) -> Vec<String> {
     }
     assert!(steps.len() > 40, "{fault:?}: only {steps:#?}");
     for side in ["node-1", "node-2"] {
-        for deed in ["make generation-1.key", "give up generation-0.key", "say something else"] {
+        for deed in [
+            "make generation-1.key",
+            "give up generation-0.key",
+            "say something else",
+            "keep known.json",
+            "keep generations.json",
+        ] {
             assert!(
                 steps.contains(&format!("{side}: {deed}")),
                 "{fault:?}: {side} does not {deed}: {steps:#?}"
@@ -40,23 +46,37 @@ fn nothing_happens() {
 
 #[test]
 fn one_is_killed_at_each_step() {
-    at_each_step(Fault::Killed { both: false }, |_| {});
+    at_each_step(Fault::Killed { both: false, blind: false }, |_| {});
 }
 
 #[test]
 fn both_are_killed_at_each_step() {
-    at_each_step(Fault::Killed { both: true }, |_| {});
+    at_each_step(Fault::Killed { both: true, blind: false }, |_| {});
+}
+
+/// What it said it may not have kept, and nobody tells it of that when it starts again.
+#[test]
+fn one_is_killed_at_each_step_and_starts_blind() {
+    at_each_step(Fault::Killed { both: false, blind: true }, |_| {});
+}
+
+#[test]
+fn both_are_killed_at_each_step_and_start_blind() {
+    at_each_step(Fault::Killed { both: true, blind: true }, |_| {});
 }
 
 /// Nobody gives up what could not be made anew, and who can't is told so.
 #[test]
 fn disks_refuse_from_each_step_on() {
     for whose in SIDES {
-        let mut told = 0;
+        const OBJECTS: [&str; 3] = ["key store", "known.json", "generations.json"];
+        let mut told = [0; OBJECTS.len()];
         at_each_step(Fault::Disk(whose), |pair| {
-            told += pair.told().iter().filter(|problem| problem.object.starts_with("key store")).count();
+            for (told, object) in told.iter_mut().zip(OBJECTS) {
+                *told += pair.told().iter().filter(|problem| problem.object.contains(object)).count();
+            }
         });
-        assert!(told > 0, "{whose:?}: a disk that refuses is not told");
+        assert!(told.iter().all(|told| *told > 0), "{whose:?}: a disk that refuses is not told: {told:?}");
     }
 }
 

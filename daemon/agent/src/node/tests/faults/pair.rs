@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use kubeveil_api::announcement::Announcement;
+use kubeveil_api::{announcement::Announcement, bypass::Bypass};
 use kubeveil_core::{observed::Program, problem::Problem};
 use kubeveil_linux::fake::FakeKernel;
 
@@ -17,9 +17,12 @@ use super::{
     between::{self, Way},
     stepped::{Says, Stepped},
 };
-use crate::node::{
-    Node, Now,
-    tests::bench::{Bench, Shared, dir_in_memory, facts},
+use crate::{
+    kept::tests::ask_before_write,
+    node::{
+        Node, Now,
+        tests::bench::{Bench, Shared, dir_in_memory, facts},
+    },
 };
 
 /// Ways round within which both come to the end of a rotation, a second apart, whatever happens to them once.
@@ -30,15 +33,22 @@ const REFUSES: u64 = 12;
 /// Ways round before the rotation in which both come to rest.
 const SETTLES: u64 = 10;
 
+/// A mesh that is being adopted: until when its two nodes are bypassed, once they are closed to each other, and when all is over.
+const BYPASSED: [u64; 2] = [30, 50];
+const PLAIN_UNTIL: u32 = 50;
+const ADOPTED: u64 = 75;
+
 /// What happens, at the step of this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     Nothing,
-    /// Who is about to take it is killed; or both.
+    /// Who is about to take it is killed; or both. Where they are blind then, their source tells them nothing for a while when they start
+    /// again, so that they go by what they kept.
     Killed {
         both: bool,
+        blind: bool,
     },
-    /// The disks of these take nothing more for a while: keys can be neither made nor given up.
+    /// The disks of these take nothing more for a while: keys can be neither made nor given up, and what was kept before stays.
     Disk([bool; 2]),
     /// What these say is refused for a while.
     Source([bool; 2]),
@@ -56,8 +66,12 @@ struct Steps {
     /// Since when it refuses.
     since: Option<u64>,
     seconds: u64,
+    /// Until when the sources tell nothing.
+    blind: [u64; 2],
     /// Packets go, and each has to arrive.
     watches: bool,
+    /// While the mesh is being adopted they may go in plain, until one went by a tunnel; whose did.
+    closed: Option<[bool; 2]>,
     /// What was lost, or open.
     wrong: Vec<String>,
 }
@@ -65,6 +79,7 @@ struct Steps {
 #[derive(Clone)]
 pub(super) struct Side {
     name: &'static str,
+    state: PathBuf,
     pub(super) keys: PathBuf,
     pub(super) kernel: Shared,
 }
@@ -123,8 +138,27 @@ impl Shows {
     fn obstruct(&self, whose: [bool; 2], is_there: bool) {
         for (side, _) in self.sides.iter().zip(whose).filter(|(_, is_it)| *is_it) {
             let path = side.keys.join(OBSTACLE);
-            if is_there { fs::create_dir(path) } else { fs::remove_dir(path) }.expect("done");
+            if is_there { fs::create_dir_all(path) } else { fs::remove_dir(path) }.expect("done");
         }
+    }
+
+    /// A file of what has to be known after a restart is about to take the place of the older one.
+    fn keeps(&self, path: &Path) -> io::Result<()> {
+        let Some(side) = self.sides.iter().position(|side| path.starts_with(&side.state)) else {
+            return Ok(());
+        };
+        self.step(side, &format!("keep {}", path.file_name().unwrap_or_default().display()));
+        let steps = lock(&self.steps);
+        match (steps.since, steps.fault) {
+            (Some(_), Some((_, Fault::Disk(whose)))) if whose[side] => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does the source of this side tell nothing?
+    pub(super) fn is_blind(&self, side: usize) -> bool {
+        let steps = lock(&self.steps);
+        steps.seconds < steps.blind[side]
     }
 
     /// Is what this side says refused?
@@ -149,10 +183,25 @@ impl Shows {
                     .any(|(index, link)| link.name == "eth0" && enforced.contains(&(program, *index)))
             };
             let name = self.sides[from].name;
+            let arrives = between::arrives(truth, &truths[to].0, (from, to));
+            if let Some(closed) = &mut steps.closed {
+                closed[from] |= arrives.is_ok();
+            }
+            if truth
+                .datapath
+                .iter()
+                .flat_map(|datapath| datapath.peers.values())
+                .any(|value| value.bypass_until() > PLAIN_UNTIL && value.is_bypassed(0))
+            {
+                steps.wrong.push(format!("{name} speaks in plain for longer than it may after: {what}"));
+            }
+            if steps.closed.is_some_and(|closed| !closed[from]) {
+                continue;
+            }
             if !(is_attached(Program::Steer) && is_attached(Program::Guard)) {
                 steps.wrong.push(format!("{name} is open after: {what}"));
             }
-            if let Err(why) = between::arrives(truth, &truths[to].0, (from, to)) {
+            if let Err(why) = arrives {
                 steps.wrong.push(format!("a packet of {name} is lost, {why}, after: {what}"));
             }
         }
@@ -202,22 +251,86 @@ pub(super) struct Pair {
 impl Pair {
     /// Two nodes at rest, with keys of the first generation.
     fn settled() -> Self {
-        let bench = Bench::new(1);
-        bench.world.change(|said| drop(said.snapshot.nodes.insert("node-2".to_owned(), facts(2).into())));
-        let addresses = ["192.0.2.2/24", "2001:db8::2/64"].map(|net| net.parse().expect("net"));
-        let kernel = Shared::new(FakeKernel::new("build", &addresses));
-        let other = dir_in_memory();
-        let side =
-            |name, dir: &Path, kernel: &Shared| Side { name, keys: dir.join("keys"), kernel: kernel.clone() };
-        let sides = [side("node-1", bench.dir.path(), &bench.kernel), side("node-2", other.path(), &kernel)];
-        let shows = Shows { sides, steps: Arc::default() };
-        let mut pair = Self { bench, other, shows, nodes: [None, None], back: [0; 2], told: Vec::new() };
+        let mut pair = Self::new();
         (0..SETTLES).for_each(|_| pair.tick());
         lock(&pair.shows.steps).watches = true;
         pair.shows.look("nothing");
         pair.told.clear();
         assert_eq!(pair.wrong(), [""; 0], "before it begins");
         pair
+    }
+
+    /// Two nodes that have not begun.
+    fn new() -> Self {
+        let bench = Bench::new(1);
+        bench.world.change(|said| drop(said.snapshot.nodes.insert("node-2".to_owned(), facts(2).into())));
+        let addresses = ["192.0.2.2/24", "2001:db8::2/64"].map(|net| net.parse().expect("net"));
+        let kernel = Shared::new(FakeKernel::new("build", &addresses));
+        let other = dir_in_memory();
+        let side = |name, dir: &Path, kernel: &Shared| Side {
+            name,
+            state: dir.to_owned(),
+            keys: dir.join("keys"),
+            kernel: kernel.clone(),
+        };
+        let sides = [side("node-1", bench.dir.path(), &bench.kernel), side("node-2", other.path(), &kernel)];
+        let shows = Shows { sides, steps: Arc::default() };
+        let watch = shows.clone();
+        ask_before_write(move |path| watch.keeps(path));
+        Self { bench, other, shows, nodes: [None, None], back: [0; 2], told: Vec::new() }
+    }
+
+    /// Goes from nothing through the adoption of a mesh, and a bypass that ends by itself, while this happens at the step of this number.
+    /// `None` if there are not as many.
+    pub(super) fn adopted(at: usize, fault: Fault) -> Option<Self> {
+        let runs = std::iter::repeat_with(|| {
+            let mut pair = Self::new();
+            pair.bench.adopts_until(1_000_000);
+            {
+                let mut steps = lock(&pair.shows.steps);
+                (steps.watches, steps.closed, steps.fault) = (true, Some([false; 2]), Some((at, fault)));
+            }
+            for second in 1..=ADOPTED {
+                if second == BYPASSED[0] {
+                    pair.bypasses();
+                }
+                pair.tick();
+            }
+            pair.is_first_lower("kubeveil0").then_some(pair)
+        });
+        let pair = runs.take(100).flatten().next().expect("a key is lower in one of two runs");
+        (pair.taken().len() > at).then_some(pair)
+    }
+
+    fn bypasses(&self) {
+        let [at, until] = BYPASSED
+            .map(|second| jiff::Timestamp::from_second(second.try_into().expect("small")).expect("a time"));
+        let bypass = Bypass {
+            nodes: ["node-1".to_owned(), "node-2".to_owned()],
+            at,
+            until,
+            by: "alice".to_owned(),
+            reason: "INC-1".to_owned(),
+        };
+        self.bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").bypasses.push(bypass));
+    }
+
+    /// What is open at the end of an adoption.
+    pub(super) fn open(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let closed = lock(&self.shows.steps).closed.unwrap_or_default();
+        for ((side, node), is_closed) in self.shows.sides.iter().zip(&self.nodes).zip(closed) {
+            let name = side.name;
+            let Some(node) = node else {
+                out.push(format!("{name} is not there"));
+                continue;
+            };
+            if !is_closed || !node.adoption().is_some_and(|adoption| adoption.over) {
+                out.push(format!("{name} is at {:?}", node.adoption()));
+            }
+            out.extend(node.last.problems.iter().map(|problem| format!("{name}: {problem}")));
+        }
+        out
     }
 
     /// Goes through a rotation in which this happens at the step of this number. `None` if there are not as many.
@@ -298,11 +411,14 @@ impl Pair {
 
     /// The daemon of `side` is no more, nor is the other's where both are killed.
     fn ends(&mut self, side: usize, seconds: u64) {
-        let both = matches!(lock(&self.shows.steps).fault, Some((_, Fault::Killed { both: true })));
+        let fault = lock(&self.shows.steps).fault;
+        let both = matches!(fault, Some((_, Fault::Killed { both: true, .. })));
+        let blind = matches!(fault, Some((_, Fault::Killed { blind: true, .. })));
         for one in [0, 1].into_iter().filter(|one| *one == side || both) {
             self.nodes[one] = None;
             self.shows.sides[one].kernel.with(FakeKernel::daemon_ends);
             self.back[one] = seconds + AWAY;
+            lock(&self.shows.steps).blind[one] = if blind { seconds + AWAY + REFUSES } else { 0 };
         }
     }
 
@@ -321,7 +437,7 @@ impl Pair {
     /// Is nothing to happen any more?
     fn is_over(&self) -> bool {
         let lives = self.nodes.iter().all(Option::is_some);
-        lives && lock(&self.shows.steps).since.is_none()
+        lives && lock(&self.shows.steps).since.is_none() && !(0..2).any(|side| self.shows.is_blind(side))
     }
 
     fn is_done(&self) -> bool {

@@ -13,6 +13,7 @@ use kubeveil_core::{
     action::Action,
     observed::{Neighbours, Observed},
     problem::{Problem, ProblemKind},
+    snapshot::Knowledge,
     source::{Changes, Source, SourceState},
 };
 use kubeveil_linux::{Count, Flow, Kernel, KernelError, Removed, Secrets, Sightings};
@@ -126,11 +127,14 @@ impl Source for Says {
     }
 
     fn read(&mut self, now: Duration) -> SourceState {
+        if self.shows.is_blind(self.side) {
+            return SourceState { knowledge: Knowledge::default(), problems: vec![], look_again: None };
+        }
         self.world.read(now)
     }
 
     fn changes(&mut self) -> Changes {
-        self.world.changes()
+        if self.shows.is_blind(self.side) { Changes::Any } else { self.world.changes() }
     }
 
     fn announce(&mut self, node: &str, uid: &str, json: Option<&str>) -> Result<(), Problem> {
@@ -139,7 +143,7 @@ impl Source for Says {
             return Ok(());
         }
         self.shows.step(self.side, "say something else");
-        if self.shows.refuses(self.side) {
+        if self.shows.refuses(self.side) || self.shows.is_blind(self.side) {
             let text = || "a test refuses it".to_owned();
             let object = format!("Node {node}");
             return Err(Problem {
