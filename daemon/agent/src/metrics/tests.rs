@@ -75,9 +75,11 @@ fn view() -> View {
     };
     let mut totals = Totals::default();
     (totals.received, totals.sent) = (11, 12);
+    let mut rotations = Rotations::default();
+    (rotations.done, rotations.forced, rotations.took) = (3, 1, 17.5);
     View {
         phases: Phase::ALL.map(|phase| (phase.name(), 3)),
-        rotations: Rotations::default(),
+        rotations,
         epoch: 1_800_000_000,
         status: Status {
             schema_version: STATUS_VERSION,
@@ -100,9 +102,9 @@ fn view() -> View {
             key: Some(KeyStatus {
                 older: vec![],
                 generation: Generation::FIRST,
-                desired_generation: Generation::FIRST,
+                desired_generation: Generation::new(1),
                 public_key: PublicKey::from_bytes([7; 32]),
-                created: 1,
+                created: 1_700_000_000,
                 age: 1,
                 max_age: 1,
             }),
@@ -186,6 +188,13 @@ fn values_are_those_of_the_view() {
         "kubeveil_datapath_attached{program=\"steer\",device_kind=\"underlay\"} 1.0",
         "kubeveil_datapath_attached{program=\"backstop\",device_kind=\"host\"} 1.0",
         "kubeveil_map_entries{map=\"prefixes\"} 20000.0",
+        "kubeveil_key_generation 0.0",
+        "kubeveil_key_desired_generation 1.0",
+        "kubeveil_key_created_timestamp_seconds 1700000000.0",
+        "kubeveil_rotations_total{result=\"done\"} 3",
+        "kubeveil_rotations_total{result=\"forced\"} 1",
+        "kubeveil_rotation_duration_seconds 17.5",
+        "kubeveil_rotation_phase_nodes{phase=\"behind\"} 3.0",
         "kubeveil_policies{scope=\"namespace\"} 3.0",
         "kubeveil_policies{scope=\"cluster\"} 2.0",
         "kubeveil_policy_pods{mode=\"prefer\"} 20.0",
