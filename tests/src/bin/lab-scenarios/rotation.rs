@@ -1,6 +1,7 @@
 //! Keys are rotated while packets go.
 
 pub(crate) mod amid;
+mod put_back;
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -21,6 +22,8 @@ use crate::probe::{probe_all, target};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_old_key_gets_no_answer", old_key).nodes(2),
+    Scenario::new("a_key_that_is_put_back_is_not_used", put_back::key_file).nodes(2),
+    Scenario::new("a_disk_that_is_put_back_brings_no_key_back", put_back::disk).nodes(2),
     Scenario::new("twenty_rotations_lose_nothing", twenty).nodes(3).takes(600),
     Scenario::new("a_node_that_is_down_holds_a_rotation_up", node_down).nodes(3),
     Scenario::new("a_rotation_by_command", by_command).nodes(3),
@@ -249,7 +252,9 @@ fn interrupted(stage: &Stage, generation: u32) -> Result<()> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
     kill_process(pid, Signal::INT)?;
     let (code, said) = ended(child.wait_with_output()?);
-    ensure!(code == 130 && said.contains("the rotation goes on"), "interrupted it ends with {code}: {said}");
+    for words in ["the rotation goes on", "`kubeveil rotate status`"] {
+        ensure!(code == 130 && said.contains(words), "interrupted it ends with {code}: {said}");
+    }
     Ok(())
 }
 
