@@ -57,6 +57,8 @@ pub enum Mischief {
     EndWatches,
     /// The same as `Expire`, and lists are empty.
     EmptyLists,
+    /// The same, but for lists of this kind.
+    EmptyListsBut(&'static str),
     /// The same as `Expire`, and lists are as the first ones were.
     OldLists,
 }
@@ -177,7 +179,7 @@ async fn answer(
     let path = request.uri().path().to_owned();
     let expires =
         [Mischief::Expire, Mischief::EmptyLists, Mischief::OldLists, Mischief::Drip, Mischief::Half];
-    let expires = expires.contains(&mischief);
+    let expires = expires.contains(&mischief) || matches!(mischief, Mischief::EmptyListsBut(_));
     Ok(match mischief {
         Mischief::Hang => std::future::pending().await,
         Mischief::Refuse(code) => refusal(code),
@@ -195,12 +197,13 @@ async fn answer(
             let body = body.to_bytes();
             if mischief == Mischief::Nothing {
                 let mut first = shared.first.lock().unwrap_or_else(PoisonError::into_inner);
-                first.entry(path).or_insert_with(|| body.clone());
+                first.entry(path.clone()).or_insert_with(|| body.clone());
             }
             match mischief {
                 Mischief::Half => broken(&body[..body.len() / 2]),
                 Mischief::Drip => dripping(body),
                 Mischief::EmptyLists => emptied(&body),
+                Mischief::EmptyListsBut(kind) if !path.ends_with(kind) => emptied(&body),
                 _ => Response::from_parts(head, Full::new(body).map_err(never).boxed_unsync()),
             }
         }
