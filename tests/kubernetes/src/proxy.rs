@@ -57,8 +57,8 @@ pub enum Mischief {
     EndWatches,
     /// The same as `Expire`, and lists are empty.
     EmptyLists,
-    /// The same, but for lists of this kind.
-    EmptyListsBut(&'static str),
+    /// The same, but for lists of these kinds.
+    EmptyListsBut(&'static [&'static str]),
     /// The same as `Expire`, and lists are as the first ones were.
     OldLists,
 }
@@ -203,7 +203,9 @@ async fn answer(
                 Mischief::Half => broken(&body[..body.len() / 2]),
                 Mischief::Drip => dripping(body),
                 Mischief::EmptyLists => emptied(&body),
-                Mischief::EmptyListsBut(kind) if !path.ends_with(kind) => emptied(&body),
+                Mischief::EmptyListsBut(kinds) if !kinds.iter().any(|kind| path.ends_with(kind)) => {
+                    emptied(&body)
+                }
                 _ => Response::from_parts(head, Full::new(body).map_err(never).boxed_unsync()),
             }
         }

@@ -166,7 +166,7 @@ fn slices_outlive_empty_lists(server: &mut Server) {
     };
     // The other node's pod is none, so its slice goes.
     until("it does its work", || slices() == ["node-1"]);
-    proxy.play(Mischief::EmptyListsBut("/veilpodslices"));
+    proxy.play(Mischief::EmptyListsBut(&["/veilpodslices", "/encryptionmeshes"]));
     std::thread::sleep(LASTS * 3);
     assert_eq!(slices(), ["node-1"]);
     proxy.play(Mischief::Nothing);
