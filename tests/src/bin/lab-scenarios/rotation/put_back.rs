@@ -25,7 +25,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from)? {
         let path = entry?.path();
         let to = to.join(path.file_name().context("a name")?);
-        if path.is_dir() { copy(&path, &to)? } else { drop(fs::copy(&path, &to)?) }
+        if path.is_dir() { copy(&path, &to)? } else { fs::copy(&path, &to).map(drop)? }
     }
     Ok(())
 }

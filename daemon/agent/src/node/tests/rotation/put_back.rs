@@ -32,7 +32,7 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).expect("listed") {
         let path = entry.expect("an entry").path();
         let to = to.join(path.file_name().expect("a name"));
-        if path.is_dir() { copy(&path, &to) } else { drop(fs::copy(&path, to).expect("copied")) }
+        if path.is_dir() { copy(&path, &to) } else { fs::copy(&path, to).map(drop).expect("copied") }
     }
 }
 
@@ -86,12 +86,12 @@ impl Rotated {
         let [told] = problems else { panic!("{problems:?}") };
         assert!(told.object.ends_with("generation-0.key") && told.message.contains("given up"), "{told}");
     }
+}
 
-    /// Was a device set up with any key of the first generation?
-    fn was_set_up(&self) -> bool {
-        let is_of_it = |action: &Action| matches!(action, Action::CreateTunnel(name) | Action::ConfigureTunnel { device: name, .. } if name == DEVICES[0]);
-        self.bench.tried().iter().any(is_of_it)
-    }
+/// Was a device set up with any key of the first generation?
+fn was_set_up(bench: &Bench) -> bool {
+    let is_of_it = |action: &Action| matches!(action, Action::CreateTunnel(name) | Action::ConfigureTunnel { device: name, .. } if name == DEVICES[0]);
+    bench.tried().iter().any(is_of_it)
 }
 
 /// Its file comes back out of a backup.
@@ -117,7 +117,7 @@ fn a_key_of_a_disk_that_is_put_back_is_not_used() {
     it.bench.tried();
     let mut node = it.bench.restart(it.node);
     it.bench.settle(&mut node);
-    assert!(!it.was_set_up());
+    assert!(!was_set_up(&it.bench));
     it.node = node;
     it.goes_on(&it.node);
 }
