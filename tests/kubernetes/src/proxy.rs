@@ -57,7 +57,7 @@ pub enum Mischief {
     EndWatches,
     /// The same as `Expire`, and lists are empty.
     EmptyLists,
-    /// The same, but for lists of these kinds.
+    /// Lists but of these kinds are empty, and watches expire once they have begun.
     EmptyListsBut(&'static [&'static str]),
     /// The same as `Expire`, and lists are as the first ones were.
     OldLists,
@@ -179,11 +179,17 @@ async fn answer(
     let path = request.uri().path().to_owned();
     let expires =
         [Mischief::Expire, Mischief::EmptyLists, Mischief::OldLists, Mischief::Drip, Mischief::Half];
-    let expires = expires.contains(&mischief) || matches!(mischief, Mischief::EmptyListsBut(_));
+    let expires = expires.contains(&mischief);
     Ok(match mischief {
         Mischief::Hang => std::future::pending().await,
         Mischief::Refuse(code) => refusal(code),
         _ if expires && is_watch => refusal(410),
+        // As a watch says it that has begun.
+        Mischief::EmptyListsBut(_) if is_watch => {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"});
+            let event = json!({"type": "ERROR", "object": status}).to_string() + "\n";
+            Response::new(Full::new(event.into()).map_err(never).boxed_unsync())
+        }
         Mischief::EndWatches if is_watch => broken(br#"{"type":"DELETED","object":{"metadata":{"na"#),
         Mischief::DripWatches if is_watch => dripping(vec![b' '; 1 << 16].into()),
         Mischief::OldLists if is_list => {
