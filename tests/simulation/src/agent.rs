@@ -4,6 +4,7 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use kubeveil_core::{
     action::Action,
+    adoption::Gate,
     plan::{Endpoints, plan},
     rotation::{Step, holdups},
     snapshot::Snapshot,
@@ -14,6 +15,7 @@ use crate::{
     api::{Saying, Stream},
     daemon::{Daemon, Outcome, Stage},
     desired::desired,
+    kernel::place_of_index,
     rules::Rules,
     world::{Event, NAMES, World},
 };
@@ -34,7 +36,9 @@ impl World {
         }
         machine.lives += 1;
         let life = machine.lives;
-        machine.daemon = Some(Daemon::new(place, NAMES[place], life, machine.kept.as_ref()));
+        let gate =
+            if self.rules == Rules::ForgetsWhoWasClosed { Gate::default() } else { machine.gate.clone() };
+        machine.daemon = Some(Daemon::new(place, NAMES[place], life, machine.kept.as_ref(), gate));
         self.note(|| format!("{}: daemon {life} starts", NAMES[place]));
         for stream in [Stream::Nodes, Stream::Mesh] {
             let wait = self.millis(5, 400);
@@ -45,8 +49,9 @@ impl World {
 
     /// Ends the daemon without a word.
     pub(crate) fn kill(&mut self, place: usize) {
-        if self.machines[place].daemon.take().is_some() {
+        if let Some(daemon) = self.machines[place].daemon.take() {
             self.figures.kills += 1;
+            self.figures.unkept += u64::from(matches!(daemon.stage, Some(Stage::Keep)));
             self.ledger.disturbed(place);
             self.note(|| format!("{}: daemon killed", NAMES[place]));
         }
@@ -158,7 +163,8 @@ impl World {
             Some(Stage::Keys(done)) => self.keys(place, done),
             Some(Stage::Round(round)) => self.round(place, round),
             Some(Stage::Act(round, actions, failed)) => self.act(place, round, actions, failed),
-            Some(Stage::Publish) => return self.conclude(place),
+            Some(Stage::Publish) => self.speak(place),
+            Some(Stage::Keep) => return self.conclude(place),
             None => return,
         };
         if let Some(daemon) = self.machines[place].daemon.as_mut() {
@@ -237,7 +243,8 @@ impl World {
         if is_forced || is_revoked {
             self.ledger.destroy(key, generation.parity());
             for other in 0..self.machines.len() {
-                let uses = |from: usize, to: usize| self.machines[from].kernel.way(to, self.wall(from));
+                let uses =
+                    |from: usize, to: usize| self.machines[from].kernel.way(from, to, self.moment(from));
                 let is_by = |way: Option<crate::kernel::Way>| {
                     way.is_some_and(|way| {
                         way.parity == generation.parity() && (way.keys.0 == key || way.keys.1 == key)
@@ -253,15 +260,19 @@ impl World {
     /// A look, and a plan.
     fn round(&mut self, place: usize, round: usize) -> Stage {
         let (rules, wall) = (self.rules, self.wall(place));
+        let is_full = self.now < self.machines[place].full_until;
         let machine = &mut self.machines[place];
         let Some(daemon) = machine.daemon.as_mut() else { return Stage::Round(round) };
         let observed = machine.kernel.look();
         daemon.tunnels.observe(&observed, daemon.began, wall);
-        let (desired, ways) = desired(daemon, &machine.disk, &observed, rules);
+        let (mut wanted, mut ways) = desired(daemon, &machine.disk, &observed, rules);
+        if daemon.adopts(&observed, &wanted, wall, (&mut machine.gate, is_full), rules) {
+            (wanted, ways) = desired(daemon, &machine.disk, &observed, rules);
+        }
         let synced = Snapshot::default().attest_whole();
         let is_synced = daemon.is_whole || rules == Rules::RemovesBeforeSync;
         let mut actions =
-            VecDeque::from(plan(&desired, &observed, is_synced.then_some(&synced), &Endpoints::new()));
+            VecDeque::from(plan(&wanted, &observed, is_synced.then_some(&synced), &Endpoints::new()));
         actions.retain(|action| !matches!(action, Action::RaiseBackstop(_) | Action::RemoveBackstop(_)));
         daemon.next = Outcome { observed, ways, settled: actions.is_empty() };
         if actions.is_empty() || round >= ROUNDS { Stage::Publish } else { Stage::Act(round, actions, false) }
@@ -284,11 +295,16 @@ impl World {
         self.parts(place, &action);
         let machine = &mut self.machines[place];
         let done = machine.kernel.perform(&action, &machine.disk);
+        if done.is_ok() {
+            self.is_held_by(place, &action);
+        }
         match &action {
             Action::SetPeer(index, _) if done.is_ok() => {
                 // The first packet by the new way comes at once.
-                let to = usize::try_from(*index).unwrap_or(1).saturating_sub(1);
-                self.send(place, to);
+                let to = place_of_index(*index);
+                if !self.is_silent(place, to) {
+                    self.send(place, to);
+                }
             }
             Action::AddPeer { device, .. }
             | Action::SetKeepalive(device, ..)
@@ -307,14 +323,14 @@ impl World {
     /// Who goes by a revoked key and hears of it has no way any more that the other must expect.
     fn parts(&mut self, place: usize, action: &Action) {
         let to = match action {
-            Action::SetPeer(index, _) => usize::try_from(*index).unwrap_or(1).saturating_sub(1),
+            Action::SetPeer(index, _) => place_of_index(*index),
             Action::RemovePeer(_, key) => match self.ledger.owner(key) {
                 Some(owner) => owner,
                 None => return,
             },
             _ => return,
         };
-        let way = self.machines[place].kernel.way(to, self.wall(place));
+        let way = self.machines[place].kernel.way(place, to, self.moment(place));
         if way.is_some_and(|way| self.ledger.is_void(&way.keys, way.parity)) {
             self.ledger.part(place, to);
         }
@@ -338,11 +354,11 @@ impl World {
         }
     }
 
-    /// The others are told, and the way round is over.
-    fn conclude(&mut self, place: usize) {
+    /// The others are told.
+    fn speak(&mut self, place: usize) -> Stage {
         let rules = self.rules;
         let machine = &mut self.machines[place];
-        let Some(daemon) = machine.daemon.as_mut() else { return };
+        let Some(daemon) = machine.daemon.as_mut() else { return Stage::Keep };
         let life = daemon.life;
         if let Some(said) = daemon.says(&machine.disk, rules) {
             let said = Rc::new(said);
@@ -358,15 +374,25 @@ impl World {
                 self.after(Duration::from_micros(100), Event::Publish(place, life));
             }
         }
+        Stage::Keep
+    }
+
+    /// What is known is kept, and the way round is over.
+    fn conclude(&mut self, place: usize) {
+        let (rules, is_full) = (self.rules, self.now < self.machines[place].full_until);
         let machine = &mut self.machines[place];
         let Some(daemon) = machine.daemon.as_mut() else { return };
         daemon.last = std::mem::take(&mut daemon.next);
-        if daemon.is_whole {
+        let is_settled = daemon.last.settled;
+        if daemon.is_whole && !is_full {
             machine.kept = Some(daemon.keeps());
         }
         let wait = daemon.wait(&machine.disk, rules);
         let wait = if std::mem::take(&mut daemon.is_stirred) { BURST } else { wait };
         self.wake_in(place, wait);
+        if is_settled {
+            self.is_held_by_all(place);
+        }
     }
 
     /// Whoever publishes looks whether there is something to write.

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use kubeveil_api::announcement::{GenerationEntry, NotFlipped};
+use kubeveil_api::{
+    announcement::{GenerationEntry, NotFlipped},
+    mesh::Adoption,
+};
 use kubeveil_core::rotation::Said;
 use kubeveil_keys::{Generation, PublicKey};
 
@@ -47,6 +50,10 @@ pub(crate) struct Mesh {
     pub(crate) revoked: Vec<PublicKey>,
     /// Nodes that the rotation leaves their key, a bit each by place.
     pub(crate) left_out: u32,
+    /// What has no proven tunnel passes in plain: mode prefer, else it is require.
+    pub(crate) prefers: bool,
+    /// In mode require: pairs speak in plain until they are proven, or until then.
+    pub(crate) adoption: Option<Adoption>,
 }
 
 /// Which of the two watches.

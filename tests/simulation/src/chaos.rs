@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use kubeveil_api::mesh::Adoption;
 use kubeveil_keys::Generation;
 
 use crate::{
     api::Stream,
-    world::{Event, NAMES, PLACES, World},
+    wire::Faults,
+    world::{EPOCH, Event, Machine, NAMES, PLACES, World},
 };
 
 /// One of them.
@@ -16,6 +19,8 @@ pub(crate) enum Deed {
     Raise(u32, u32),
     Pause,
     Resume,
+    /// The mesh requires encryption from here on; it is adopted until then.
+    Require(Option<Adoption>),
     /// Generations before the wanted one go at once.
     RetireBefore,
     Join,
@@ -38,7 +43,7 @@ pub(crate) enum Deed {
     Deaf(usize, Duration),
     /// The daemon ends, and the one that starts a little later hears for so long what the nodes said before, by so many changes.
     Past(usize, usize, Duration),
-    /// Keys can't be written.
+    /// Nothing can be written.
     Full(usize, Duration),
     /// The wall clock jumps an hour, forward or back.
     Clock(usize, bool),
@@ -51,13 +56,30 @@ pub(crate) enum Deed {
 pub(crate) enum Weather {
     /// Delays, and rotations.
     Calm,
-    /// No device is lost and no key revoked.
+    /// Messages get lost or arrive twice; no device is lost and no key revoked.
     Rough,
     /// Anything.
     Storm,
 }
 
 impl World {
+    /// The mesh as it is at first: one of four prefers, and requires later; of the others, and of those, some are being adopted.
+    pub(crate) fn found(&mut self) {
+        let adoption = self.once_in(3).then(|| self.some_adoption());
+        self.api.change_mesh(|mesh| mesh.adoption = adoption);
+        if self.once_in(4) {
+            self.api.change_mesh(|mesh| (mesh.prefers, mesh.adoption) = (true, None));
+            let wait = self.millis(2000, 40_000);
+            self.after(wait, Event::Deed(Deed::Require(adoption)));
+        }
+    }
+
+    fn some_adoption(&mut self) -> Adoption {
+        let deadline = EPOCH + self.millis(3000, 90_000);
+        let seconds = i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX);
+        Adoption { deadline: Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX) }
+    }
+
     /// Lays down what will happen within `length`.
     pub(crate) fn lay(&mut self, weather: Weather, length: Duration) {
         let rotations = self.random.u32(1..=3);
@@ -70,6 +92,13 @@ impl World {
             Weather::Calm => 0,
             Weather::Rough | Weather::Storm => self.random.u32(2..=10),
         };
+        self.has_silent = self.once_in(4);
+        if weather != Weather::Calm {
+            let mut often = || [0, 0, 50, 8, 2][self.random.usize(0..5)];
+            let [lost, doubled] = [(); 2].map(|()| [(); 4].map(|()| often()));
+            self.faults = Faults { lost, doubled };
+            self.note(|| format!("one in so many: {:?}", Faults { lost, doubled }));
+        }
         for _ in 0..deeds {
             let deed = self.some_deed(weather);
             self.lay_one(deed, length);
@@ -124,6 +153,9 @@ impl World {
                 self.after(wait, Event::Deed(Deed::Resume));
             }
             Deed::Resume => self.change_mesh(|mesh| mesh.paused = false),
+            Deed::Require(adoption) => {
+                self.change_mesh(|mesh| (mesh.prefers, mesh.adoption) = (false, adoption));
+            }
             Deed::RetireBefore => self.change_mesh(|mesh| mesh.retire_before = mesh.generation),
             Deed::Join if self.machines.len() < PLACES => {
                 self.ledger.disturbed_all();
@@ -136,6 +168,7 @@ impl World {
                 self.kill(place);
                 self.ledger.wound_all(place);
                 self.ledger.disturbed_all();
+                self.is_another(place);
                 self.api.remove(NAMES[place]);
                 self.tell(Stream::Nodes);
                 self.install(place);
@@ -146,6 +179,7 @@ impl World {
                 self.ledger.disturbed_all();
                 self.machines[place].is_powered = false;
                 self.machines[place].kernel.reboot();
+                self.machines[place].held.reboot();
                 self.after(down, Event::PowerOn(place));
             }
             Deed::Kill(place, wait) => {
@@ -189,7 +223,10 @@ impl World {
             Deed::Full(place, length) => self.machines[place].full_until = self.now + length,
             Deed::Clock(place, is_forward) => {
                 let hour = Duration::from_secs(3600);
-                let wall = &mut self.machines[place].wall;
+                // What can come of silence then is known (`directed.rs`, `a_lost_word_and_a_clock_set_back_hold_a_rotation_up`).
+                self.has_silent &= is_forward;
+                let Machine { wall, has_jumped, .. } = &mut self.machines[place];
+                *has_jumped = true;
                 *wall = if is_forward { *wall + hour } else { wall.saturating_sub(hour) };
             }
             Deed::Revoke(place) => {
@@ -236,7 +273,8 @@ impl World {
         self.note(|| "*** nothing more is done".to_owned());
         self.away_until = Duration::ZERO;
         self.blocked.clear();
-        self.change_mesh(|mesh| mesh.paused = false);
+        self.faults = Faults::default();
+        self.change_mesh(|mesh| (mesh.paused, mesh.prefers) = (false, false));
         for place in 0..self.machines.len() {
             let machine = &mut self.machines[place];
             (machine.cut_until, machine.deaf_until, machine.full_until) = Default::default();
@@ -276,7 +314,7 @@ impl World {
                 return Some(format!("{name} does not say what it has"));
             }
             for other in alive.iter().filter(|other| *other != place) {
-                let way = machine.kernel.way(*other, self.wall(*place));
+                let way = machine.kernel.way(*place, *other, self.moment(*place));
                 let key = self.machines[*other].disk.get(&wanted);
                 if way.is_none_or(|way| Some(&way.keys.1) != key) {
                     return Some(format!("{name} does not send to {}", NAMES[*other]));

@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
-use kubeveil_abi::DEVICE_NAMES;
+use kubeveil_abi::{DEVICE_NAMES, Mode, PeerState};
 use kubeveil_api::announcement::{GenerationEntry, NotFlipped};
 use kubeveil_core::{
     action::Action,
+    adoption::{Adopting, GRACE, Gate, Seen},
     announced::Heard as From,
+    desired::Desired,
     observed::Observed,
     rotation::{Rotation, STILL, Said, Step, View},
     tunnels::Tunnels,
@@ -19,8 +21,9 @@ use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
     api::{Mesh, Object, Publication, Saying, Store},
-    kernel::endpoint,
+    kernel::{address, endpoint, index},
     rules::Rules,
+    world::place,
 };
 
 /// A node's keys by generation.
@@ -73,6 +76,8 @@ pub(crate) enum Stage {
     Act(usize, VecDeque<Action>, bool),
     /// To tell the others.
     Publish,
+    /// To keep what is known.
+    Keep,
 }
 
 /// The memory.
@@ -92,6 +97,9 @@ pub(crate) struct Daemon {
     pub(crate) last: Outcome,
     pub(crate) next: Outcome,
     pub(crate) publication: Publication,
+    /// Which pairs are open, and what the maps are told of it.
+    gate: Gate,
+    pub(crate) adopting: Adopting,
     /// The way round that is under way, and when it began.
     pub(crate) stage: Option<Stage>,
     pub(crate) began: Duration,
@@ -105,8 +113,8 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn new(place: usize, name: &'static str, life: u32, kept: Option<&Known>) -> Self {
-        let mut daemon = Self { place, name, life, retry: RETRY, ..Self::default() };
+    pub(crate) fn new(place: usize, name: &'static str, life: u32, kept: Option<&Known>, gate: Gate) -> Self {
+        let mut daemon = Self { place, name, life, gate, retry: RETRY, ..Self::default() };
         if let Some(kept) = kept {
             daemon.known = kept.clone();
             daemon.hear();
@@ -168,6 +176,87 @@ impl Daemon {
                 heard.said.clone_from(&node.said);
             }
         }
+    }
+
+    /// Is nothing without a proven tunnel to pass, for all that is known?
+    pub(crate) fn requires(&self) -> bool {
+        self.known.mesh.as_ref().is_none_or(|mesh| !mesh.prefers)
+    }
+
+    /// What adoption goes by.
+    fn seen(&self, observed: &Observed, desired: &Desired, epoch: Duration) -> Seen {
+        let mesh = self.known.mesh.as_ref().filter(|_| self.requires());
+        let others = self.known.nodes.iter().filter(|(name, _)| **name != self.name);
+        let datapath = observed.datapath.as_ref();
+        let required = datapath.filter(|datapath| Mode::from_raw(datapath.config.mode) == Mode::Require);
+        let bars = |name: &str| {
+            let datapath = required.filter(|datapath| datapath.prefixes.contains_key(&address(place(name))));
+            datapath.is_some_and(|datapath| {
+                let value = datapath.peers.get(&index(place(name)));
+                value.is_none_or(|value| value.state() != PeerState::Adopting)
+            })
+        };
+        let remotes = desired.remotes.iter().filter(|(_, remote)| remote.tunnelled);
+        Seen {
+            adoption: mesh.and_then(|mesh| mesh.adoption),
+            requires: mesh.is_some(),
+            barred: others
+                .clone()
+                .map(|(name, _)| *name)
+                .filter(|name| bars(name))
+                .map(str::to_owned)
+                .collect(),
+            others: others.map(|(name, node)| ((*name).to_owned(), node.uid.to_string())).collect(),
+            whole: self.is_whole,
+            proven: remotes.map(|(name, _)| name.clone()).collect(),
+            is_misled: false,
+            epoch,
+        }
+    }
+
+    /// Which pairs are open, by what was observed and what follows from it; true if something else follows now. As in
+    /// `daemon/agent/src/node/adoption.rs`, with the record on disk and whether that is full.
+    pub(crate) fn adopts(
+        &mut self,
+        observed: &Observed,
+        desired: &Desired,
+        epoch: Duration,
+        (record, is_full): (&mut Gate, bool),
+        rules: Rules,
+    ) -> bool {
+        let mut seen = self.seen(observed, desired, epoch);
+        if rules == Rules::ForgetsWhoWasClosed {
+            seen.barred.clear();
+        }
+        let next = self.gate.step(&seen);
+        let is_refused = next != *record && is_full;
+        if !is_refused {
+            record.clone_from(&next);
+        }
+        let mut told = Adopting { heard: self.adopting.heard.clone(), ..Adopting::default() };
+        if !is_refused || next.is_over() || self.gate.is_begun() {
+            told.open = next.open(&seen);
+            self.gate = next;
+        }
+        let boot = self.began.as_secs();
+        let seconds = |all: u64| u32::try_from(all).unwrap_or(u32::MAX);
+        let left = seen.adoption.map(|adoption| self.gate.deadline(&adoption).saturating_sub(epoch));
+        if let Some(left) = left.filter(|_| !told.open.is_empty()) {
+            told.until = seconds(boot + left.as_secs());
+        }
+        let closed = self.adopting.open.difference(&told.open).filter(|name| seen.proven.contains(*name));
+        told.heard.extend(closed.map(|name| (name.clone(), seconds(boot + GRACE.as_secs()))));
+        told.heard.retain(|_, until| u64::from(*until) > boot);
+        let changes = told != self.adopting;
+        self.adopting = told;
+        changes
+    }
+
+    /// When something of it ends by itself.
+    fn adoption_ends(&self) -> Option<Duration> {
+        let open = (!self.adopting.open.is_empty()).then_some(&self.adopting.until);
+        let until = self.adopting.heard.values().chain(open).min()?;
+        Some(Duration::from_secs(u64::from(*until) + 1).saturating_sub(self.began))
     }
 
     /// The node's own UID is known, so that it can open its keys.
@@ -305,7 +394,7 @@ impl Daemon {
         };
         let rotates = self.rotation.next_look(&self.view(held, &self.last, &[], rules));
         let answers = self.tunnels.next_look(self.began);
-        rotates.into_iter().chain(answers).fold(regular, Duration::min)
+        rotates.into_iter().chain(answers).chain(self.adoption_ends()).fold(regular, Duration::min)
     }
 }
 

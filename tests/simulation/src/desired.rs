@@ -1,13 +1,14 @@
 //! What a node's kernel should hold: `core::desired` and `desired::peers` over announcements without signatures, and nodes that own one
-//! address each.
+//! address each, of pods.
 
 use std::collections::BTreeMap;
 
-use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, PeerState, PeerValue};
+use ipnet::IpNet;
+use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, DeviceKind, Mode, PeerState, PeerValue, PrefixKind};
 use kubeveil_core::{
     announced::Heard as From,
     desired::{Desired, DesiredPeer, DesiredTunnel, Remote},
-    observed::{Observed, Peer},
+    observed::{Observed, Peer, Prefix, Program},
     rotation::{self, Rotation},
     tunnels::{self, Health, To},
 };
@@ -15,10 +16,14 @@ use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
     daemon::{Daemon, Keys},
-    kernel::{MTU, address, endpoint, index},
+    kernel::{MTU, RANGE, address, endpoint, index},
+    maps::UNDERLAY,
     rules::Rules,
     world::place,
 };
+
+/// As in `core::desired`: seconds by which two clocks differ.
+const SLACK: u32 = 2;
 
 /// A device that packets can go by.
 struct Carrier {
@@ -45,7 +50,10 @@ pub(crate) fn desired(
     observed: &Observed,
     rules: Rules,
 ) -> (Desired, BTreeMap<&'static str, Generation>) {
-    let mut out = Desired::default();
+    let mut out = Desired { prefixes: prefixes(daemon), ..Desired::default() };
+    out.config.mode = if daemon.requires() { Mode::Require } else { Mode::Prefer } as u32;
+    out.devices.insert(UNDERLAY, DeviceKind::Underlay);
+    out.hooks.extend([(Program::Steer, UNDERLAY), (Program::Guard, UNDERLAY)]);
     let mut carriers: Vec<Carrier> = Vec::new();
     for (generation, key) in held.iter().rev() {
         let device = DEVICE_NAMES[generation.parity()];
@@ -60,7 +68,39 @@ pub(crate) fn desired(
         carriers.push(Carrier { generation: *generation, up, keys });
     }
     let ways = travel(daemon, &carriers, observed, rules, &mut out);
+    adopting(daemon, observed, rules, &mut out);
     (out, ways)
+}
+
+/// Without a mesh no address is known to be a pod's.
+fn prefixes(daemon: &Daemon) -> BTreeMap<IpNet, Prefix> {
+    if daemon.known.mesh.is_none() {
+        return BTreeMap::new();
+    }
+    let owned = daemon.known.nodes.keys().map(|node| match *node == daemon.name {
+        true => (address(place(node)), Prefix::new(PrefixKind::LocalPods, 0)),
+        false => (address(place(node)), Prefix::new(PrefixKind::RemotePods, index(place(node)))),
+    });
+    [(RANGE, Prefix::new(PrefixKind::UnownedPods, 0))].into_iter().chain(owned).collect()
+}
+
+/// Peers that packets may go to in plain, until they are proven.
+fn adopting(daemon: &Daemon, observed: &Observed, rules: Rules, out: &mut Desired) {
+    let forever = PeerValue::adopting(u32::MAX);
+    let until = daemon.adopting.until;
+    for node in daemon.known.nodes.keys().copied().filter(|node| *node != daemon.name) {
+        let index = index(place(node));
+        let is_same = |value: &&PeerValue| {
+            value.state() == PeerState::Adopting && value.bypass_until().abs_diff(until) <= SLACK
+        };
+        let standing = observed.datapath.as_ref().and_then(|datapath| datapath.peers.get(&index));
+        let value = standing.filter(is_same).copied().unwrap_or(PeerValue::adopting(until));
+        if daemon.adopting.open.contains(node) {
+            out.values.entry(index).or_insert(value);
+        } else if rules == Rules::OpensWhileUnproven {
+            out.values.entry(index).or_insert(forever);
+        }
+    }
 }
 
 type Peers = (BTreeMap<PublicKey, DesiredPeer>, BTreeMap<&'static str, PublicKey>);
@@ -159,7 +199,7 @@ fn travel(
     for node in daemon.known.nodes.keys().copied().filter(|node| *node != daemon.name) {
         let standing =
             observed.datapath.as_ref().and_then(|datapath| datapath.peers.get(&index(place(node))));
-        let slot = standing.filter(|value| value.state() == PeerState::Tunnel).map(|value| value.slot());
+        let slot = standing.filter(|value| value.has_tunnel()).map(|value| value.slot());
         let is_by = |carrier: &&Carrier| slot == Some(u8::from(carrier.generation.parity() == 1));
         let goes_by = carriers.iter().find(is_by).map(|carrier| carrier.generation);
         let goes_by = goes_by.filter(|_| rules != Rules::GoesByTheSourceAlone);
@@ -177,14 +217,16 @@ fn travel(
                         carrier.generation,
                         goes_by,
                     ))
-                && health(carrier).is_proven()
+                && carries(daemon, health(carrier))
         };
         let may: Vec<&Carrier> = carriers.iter().filter(may).collect();
         let chosen = rotation::choose(may.iter().map(|carrier| health(carrier))).map(|at| may[at]);
         let index = index(place(node));
         if let Some(carrier) = chosen {
             let slot = u8::from(carrier.generation.parity() == 1);
-            out.values.insert(index, PeerValue::tunnel(slot, carrier.generation.number()));
+            let value = PeerValue::tunnel(slot, carrier.generation.number());
+            let heard = daemon.adopting.heard.get(node);
+            out.values.insert(index, heard.map_or(value, |until| value.heard_in_plain(*until)));
             ways.insert(node, carrier.generation);
         }
         let shown = chosen.or_else(|| carriers.iter().find(|c| c.keys.contains_key(node))).unwrap_or(newest);
@@ -199,4 +241,9 @@ fn travel(
         out.remotes.insert(node.to_owned(), remote);
     }
     ways
+}
+
+/// Do packets go into a tunnel of this health? In prefer not into one that takes and never answers.
+fn carries(daemon: &Daemon, health: Health) -> bool {
+    health.is_proven() && (daemon.requires() || !matches!(health, Health::Stale(_)))
 }

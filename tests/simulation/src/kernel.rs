@@ -7,13 +7,15 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, PeerState};
+use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, Reason};
 use kubeveil_core::{
     action::Action,
     observed::{Datapath, Link, Observed, TunnelDevice},
     plan::TUNNEL_ADDRESS,
 };
 use kubeveil_keys::{Generation, PublicKey};
+
+use crate::maps::{Course, UNDERLAY, course};
 
 /// MTU of every device, bytes.
 pub(crate) const MTU: u32 = 1440;
@@ -38,16 +40,58 @@ pub(crate) struct Way {
     pub(crate) wants_handshake: bool,
 }
 
+/// What becomes of a packet.
+pub(crate) enum Fate {
+    /// WireGuard has it.
+    Tunnel(Way),
+    /// It goes as it is, for this reason; none: no program was asked.
+    Plain(Option<Reason>),
+    /// It is dropped.
+    Nowhere,
+}
+
+/// When it is, at a node.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    /// Since boot.
+    pub(crate) now: Duration,
+    /// Since 1970.
+    pub(crate) wall: Duration,
+}
+
+/// Keys that a handshake came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Session {
+    /// The device at the other end, which alone can decrypt what goes by it.
+    pub(crate) with: u32,
+    /// Which handshake that was.
+    pub(crate) begun: Begun,
+}
+
+/// The node that began a handshake, the device there, and the number of the first message to that peer.
+pub(crate) type Begun = (usize, u32, u64);
+
+/// The last first message to a peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Greeting {
+    number: u64,
+    at: Duration,
+    /// An answer to it would be taken.
+    is_open: bool,
+}
+
 /// Devices, peers, maps.
 pub(crate) struct Kernel {
     pub(crate) seen: Observed,
     made: u32,
     /// The newest time in a first handshake message, by device and peer: an older one is a replay.
     newest: BTreeMap<(u32, PublicKey), Duration>,
-    /// The last first message to each, by device and peer: its number and when it went out. An answer to one before is none.
-    greetings: BTreeMap<(u32, PublicKey), (u64, Duration)>,
-    /// The device at the other end of a session, which alone can decrypt what goes by it, by device and peer.
-    sessions: BTreeMap<(u32, PublicKey), u32>,
+    /// The last first message to each, by device and peer. An answer to one before is none, nor is a second one.
+    greetings: BTreeMap<(u32, PublicKey), Greeting>,
+    /// What is sent by, by device and peer.
+    sessions: BTreeMap<(u32, PublicKey), Session>,
+    /// What was answered to, and is no session before something arrives by it (`noise.c`, `next_keypair`), by device and peer.
+    answered: BTreeMap<(u32, PublicKey), Session>,
     /// Since when data that was sent has had no answer, by device and peer.
     unanswered: BTreeMap<(u32, PublicKey), Duration>,
     /// Data came, and nothing has gone back yet, by device and peer.
@@ -60,13 +104,19 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     pub(crate) fn new() -> Self {
-        let seen = Observed { datapath: Some(Datapath::default()), ..Observed::default() };
+        let underlay = Link { name: "eth0".to_owned(), up: true, ..Link::default() };
+        let seen = Observed {
+            links: [(UNDERLAY, underlay)].into(),
+            datapath: Some(Datapath::default()),
+            ..Observed::default()
+        };
         Self {
             seen,
             made: 0,
             newest: BTreeMap::new(),
             greetings: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            answered: BTreeMap::new(),
             unanswered: BTreeMap::new(),
             owed: BTreeSet::new(),
             lost: BTreeSet::new(),
@@ -95,15 +145,31 @@ impl Kernel {
         self.seen.clone()
     }
 
-    /// Where a packet to the node at `place` goes at `wall`.
-    pub(crate) fn way(&self, place: usize, wall: Duration) -> Option<Way> {
-        let datapath = self.seen.datapath.as_ref()?;
-        let value = datapath.peers.get(&index(place)).filter(|value| value.state() == PeerState::Tunnel)?;
-        let ifindex = datapath.slots[usize::from(value.slot())];
+    /// What becomes of a packet of a pod of this node, which is at `from`, to one of the node at `to`.
+    pub(crate) fn fate(&self, from: usize, to: usize, at: Moment) -> Fate {
+        let Some(datapath) = &self.seen.datapath else { return Fate::Plain(None) };
+        let now = u32::try_from(at.now.as_secs()).unwrap_or(u32::MAX);
+        match course(datapath, from, to, now) {
+            Course::Tunnel(ifindex) => self.way_by(ifindex, to, at.wall).map_or(Fate::Nowhere, Fate::Tunnel),
+            Course::Plain(reason) => Fate::Plain(reason),
+            Course::Nowhere => Fate::Nowhere,
+        }
+    }
+
+    /// The way of such a packet, if WireGuard has it.
+    pub(crate) fn way(&self, from: usize, to: usize, at: Moment) -> Option<Way> {
+        match self.fate(from, to, at) {
+            Fate::Tunnel(way) => Some(way),
+            Fate::Plain(_) | Fate::Nowhere => None,
+        }
+    }
+
+    /// The same by the device with this index.
+    fn way_by(&self, ifindex: u32, to: usize, wall: Duration) -> Option<Way> {
         let parity =
             (0..2).find(|parity| self.up(*parity).is_some_and(|device| device.ifindex == ifindex))?;
         let device = self.device(parity)?;
-        let (address, own) = (address(place), device.public_key?);
+        let (address, own) = (address(to), device.public_key?);
         let (key, peer) = device.peers.iter().find(|(_, peer)| peer.allowed_ips.contains(&address))?;
         let is_fresh = |at: Duration| wall.checked_sub(at).is_some_and(|age| age < REKEY_AFTER);
         let wants_handshake = !peer.last_handshake.is_some_and(is_fresh);
@@ -160,11 +226,38 @@ impl Kernel {
     }
 
     /// A handshake with `peer` is complete, as far as this side can know.
-    pub(crate) fn shaken(&mut self, parity: usize, peer: PublicKey, wall: Duration, with: u32) {
+    pub(crate) fn shaken(&mut self, parity: usize, peer: PublicKey, wall: Duration, session: Session) {
         if let Some(ifindex) = self.device(parity).map(|device| device.ifindex) {
-            self.sessions.insert((ifindex, peer), with);
+            self.sessions.insert((ifindex, peer), session);
         }
         self.peer(parity, peer, |peer| peer.last_handshake = Some(wall));
+    }
+
+    /// Something came from `peer` by `session`, as that one sees it; true if that completes a handshake here.
+    pub(crate) fn confirms(
+        &mut self,
+        parity: usize,
+        peer: PublicKey,
+        session: Session,
+        wall: Duration,
+    ) -> bool {
+        let Some(ifindex) = self.device(parity).map(|device| device.ifindex) else { return false };
+        let answered = self.answered.get(&(ifindex, peer)).copied();
+        let Some(answered) = answered.filter(|answered| answered.begun == session.begun) else {
+            return false;
+        };
+        self.answered.remove(&(ifindex, peer));
+        self.shaken(parity, peer, wall, answered);
+        true
+    }
+
+    /// A first message came from `peer`, and is answered. There is one handshake at a time: what this side began with it is over
+    /// (`noise.c`, `wg_noise_handshake_consume_initiation`).
+    pub(crate) fn is_greeted(&mut self, ifindex: u32, peer: PublicKey, session: Session) {
+        self.answered.insert((ifindex, peer), session);
+        if let Some(greeting) = self.greetings.get_mut(&(ifindex, peer)) {
+            greeting.is_open = false;
+        }
     }
 
     fn peer(
@@ -181,21 +274,22 @@ impl Kernel {
 
     /// The first message of a handshake is to go out: its number, if it is time for another.
     pub(crate) fn greets(&mut self, way: &Way, now: Duration) -> Option<u64> {
-        let last = self.greetings.entry((way.ifindex, way.keys.1)).or_insert((0, Duration::ZERO));
-        if last.0 != 0 && now < last.1 + GREETS_EVERY {
+        let last = self.greetings.entry((way.ifindex, way.keys.1)).or_default();
+        if last.number != 0 && now < last.at + GREETS_EVERY {
             return None;
         }
-        *last = (last.0 + 1, now);
-        Some(last.0)
+        *last = Greeting { number: last.number + 1, at: now, is_open: true };
+        Some(last.number)
     }
 
-    /// Is that the number of the last one?
-    pub(crate) fn has_greeted(&self, ifindex: u32, peer: PublicKey, number: u64) -> bool {
-        self.greetings.get(&(ifindex, peer)).is_some_and(|last| last.0 == number)
+    /// An answer came: is that the number of the last one, and the first answer to it?
+    pub(crate) fn is_answered(&mut self, ifindex: u32, peer: PublicKey, number: u64) -> bool {
+        let last = self.greetings.get_mut(&(ifindex, peer)).filter(|last| last.number == number);
+        last.is_some_and(|last| std::mem::take(&mut last.is_open))
     }
 
-    /// The device that can decrypt what goes by `way`, as far as is known.
-    pub(crate) fn session(&self, way: &Way) -> Option<u32> {
+    /// What goes by `way` is encrypted by this, as far as is known.
+    pub(crate) fn session(&self, way: &Way) -> Option<Session> {
         self.sessions.get(&(way.ifindex, way.keys.1)).copied()
     }
 
@@ -257,9 +351,14 @@ impl Kernel {
                 device.fwmark = fwmark.unwrap_or(device.fwmark);
             }
             Action::SetUp(index) => self.seen.links.get_mut(index).ok_or("no such device")?.up = true,
-            Action::SetSlot(slot, index) => {
-                let datapath = self.seen.datapath.as_mut().ok_or("not loaded")?;
-                datapath.slots[usize::from(*slot)] = *index;
+            Action::SetSlot(..)
+            | Action::SetConfig(_)
+            | Action::PutPrefix(..)
+            | Action::RemovePrefix(_)
+            | Action::PutDevice(..)
+            | Action::RemoveDevice(_)
+            | Action::Attach(_) => {
+                write(self.seen.datapath.as_mut().ok_or("not loaded")?, action);
             }
             Action::AddPeer { device, .. }
             | Action::SetEndpoint(device, ..)
@@ -297,9 +396,31 @@ impl Kernel {
     }
 }
 
+/// Writes a map, or attaches a program.
+fn write(datapath: &mut Datapath, action: &Action) {
+    match action {
+        Action::SetSlot(slot, index) => datapath.slots[usize::from(*slot)] = *index,
+        Action::SetConfig(config) => datapath.config = *config,
+        Action::PutPrefix(prefix, value) => drop(datapath.prefixes.insert(*prefix, *value)),
+        Action::RemovePrefix(prefix) => drop(datapath.prefixes.remove(prefix)),
+        Action::PutDevice(index, kind) => drop(datapath.devices.insert(*index, *kind)),
+        Action::RemoveDevice(index) => drop(datapath.devices.remove(index)),
+        Action::Attach(hook) => drop(datapath.attached.insert(*hook, Vec::new())),
+        _ => {}
+    }
+}
+
+/// What pods have addresses of.
+pub(crate) const RANGE: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16));
+
 /// A node's index in the maps; 0 is nobody's.
 pub(crate) fn index(place: usize) -> u32 {
     u32::try_from(place).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// Whose index that is.
+pub(crate) fn place_of_index(index: u32) -> usize {
+    usize::try_from(index).unwrap_or(1).saturating_sub(1)
 }
 
 /// What a node owns.

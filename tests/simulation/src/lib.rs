@@ -3,14 +3,15 @@
 //! nodes come, go and lose what they had.
 //!
 //! A schedule is a seed: the same one plays the same way. What the simulation takes for the kernel, the API server and the agent is in
-//! `kernel`, `wire`, `api` and `agent`, each with the file that it stands for. What must hold is in `ledger`.
+//! `kernel`, `wire`, `api` and `agent`, each with the file that it stands for; what becomes of a packet the programs' code decides, over the maps
+//! (`maps`). What must hold is in `ledger`, and in `plain`.
 //!
 //! Chance does not come to everything: [`model`] looks at two or three nodes in every order, and [`scale`] counts what thousands of them say.
 //!
 //! Taken as given: who starts is told what each node says now, or what it said with an older newest key (`announced::Heard::Past`), and
 //! not an older list of nodes of the same generation, which nobody can tell from a newer one (lists are asked for without a
-//! `resourceVersion`, so they are read from etcd's majority); nor of a mesh or a census of the past; and its file
-//! is as new as what it did. Signatures hold; a pair that has each
+//! `resourceVersion`, so they are read from etcd's majority); nor of a mesh or a census of the past. Where a clock was set back, each pair has
+//! something to tell each other at some time. Signatures hold; a pair that has each
 //! other's keys on standing devices can make a session. Whom a rotation leaves its key goes by the mesh's word (`left_out`), not by labels.
 
 mod agent;
@@ -22,7 +23,9 @@ mod desired;
 mod directed;
 mod kernel;
 mod ledger;
+mod maps;
 pub mod model;
+mod plain;
 mod rules;
 pub mod scale;
 mod wire;
@@ -67,10 +70,18 @@ pub struct Figures {
     pub rounds: u64,
     /// Daemons killed.
     pub kills: u64,
+    /// Of those, between what they said and what they kept of it.
+    pub unkept: u64,
     /// Packets sent.
     pub packets: u64,
-    /// Of those, delivered. The rest were lost in a way that is excused.
+    /// Of those, delivered. The rest were lost by the network, or in a way that is excused.
     pub delivered: u64,
+    /// Packets that went in plain, since no program stood yet, or the mode let them pass, or adoption.
+    pub plain: u64,
+    /// Messages that the network lost: packets, WireGuard's own, and those of handshakes.
+    pub lost: u64,
+    /// Messages that the network delivered twice.
+    pub doubled: u64,
     /// Announcements written.
     pub writes: u64,
     /// Watch events that were news to a daemon.
@@ -85,8 +96,12 @@ impl Figures {
         self.events += other.events;
         self.rounds += other.rounds;
         self.kills += other.kills;
+        self.unkept += other.unkept;
         self.packets += other.packets;
         self.delivered += other.delivered;
+        self.plain += other.plain;
+        self.lost += other.lost;
+        self.doubled += other.doubled;
         self.writes += other.writes;
         self.deliveries += other.deliveries;
         self.settled_in = self.settled_in.max(other.settled_in);
@@ -97,12 +112,16 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} events, {} ways round, {} daemons killed; {} packets sent, {} delivered; {} announcements written, {} watch events taken in; settled within {:.1} s",
+            "{} events, {} ways round, {} daemons killed, {} of them before they kept what they had said; {} packets sent, {} delivered, {} more in plain; the network lost {} messages and doubled {}; {} announcements written, {} watch events taken in; settled within {:.1} s",
             self.events,
             self.rounds,
             self.kills,
+            self.unkept,
             self.packets,
             self.delivered,
+            self.plain,
+            self.lost,
+            self.doubled,
             self.writes,
             self.deliveries,
             self.settled_in.as_secs_f64()
@@ -149,7 +168,7 @@ impl Schedule {
             _ => Weather::Storm,
         };
         world.note(|| format!("{nodes} nodes, {weather:?}"));
-        world.api.change_mesh(|_| {});
+        world.found();
         for place in 0..nodes {
             world.install(place);
         }

@@ -42,11 +42,15 @@ pub enum Rules {
     TakesADeviceOver,
     /// What a source tells counts, though it be older than what was kept.
     BelievesThePast,
+    /// Packets to a node whose tunnel is not proven go in plain, though encryption is required and the mesh is not being adopted.
+    OpensWhileUnproven,
+    /// A daemon that begins anew does not know which pairs adoption has closed.
+    ForgetsWhoWasClosed,
 }
 
 impl Rules {
     /// Those that schedules find out within a hundred; the model and schedules laid down by hand find out others (see there).
-    pub const BROKEN: [Self; 9] = [
+    pub const BROKEN: [Self; 11] = [
         Self::FlipsBeforeEvidence,
         Self::RetiresOnATimer,
         Self::ListsNobody,
@@ -56,5 +60,7 @@ impl Rules {
         Self::TellsWithoutEnd,
         Self::TakesADeviceOver,
         Self::BelievesThePast,
+        Self::OpensWhileUnproven,
+        Self::ForgetsWhoWasClosed,
     ];
 }

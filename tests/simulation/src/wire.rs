@@ -1,13 +1,13 @@
 //! Packets and handshakes.
 
-use std::time::Duration;
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use kubeveil_api::announcement::GenerationEntry;
 use kubeveil_core::rotation::STILL;
 use kubeveil_keys::PublicKey;
 
 use crate::{
-    kernel::{GREETS_EVERY, UNANSWERED, Way, place_of},
+    kernel::{Begun, Fate, GREETS_EVERY, Session, UNANSWERED, Way, place_of},
     world::{Event, NAMES, World},
 };
 
@@ -16,7 +16,28 @@ const ANSWERS_AFTER: Duration = Duration::from_secs(10);
 /// The first message of a handshake is sent again for so long (`REKEY_ATTEMPT_TIME`, `messages.h`).
 const AT_MOST: Duration = Duration::from_secs(90);
 
+/// What is on its way.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    /// The first message of a handshake.
+    Hello,
+    /// The second.
+    Reply,
+    /// WireGuard's own first packet under the new keys.
+    Confirm,
+    /// Any other.
+    Packet,
+}
+
+/// What the network does to single messages, by [`Kind`]: one in so many gets lost, or arrives twice; 0: none does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) lost: [u32; 4],
+    pub(crate) doubled: [u32; 4],
+}
+
 /// A packet on its way.
+#[derive(Clone)]
 pub(crate) struct Packet {
     from: usize,
     to: usize,
@@ -30,8 +51,10 @@ pub(crate) struct Packet {
     sent: Duration,
     /// The sender had heard all that it said itself.
     is_sure: bool,
-    /// The device of the receiver that can decrypt it, as the sender last saw.
-    session: Option<u32>,
+    /// What it goes by, as the sender last saw.
+    session: Option<Session>,
+    /// It has arrived: the same once more is a replay, which WireGuard drops before it counts it (`receive.c`, `counter_validate`).
+    has_arrived: Rc<Cell<bool>>,
 }
 
 /// An answer to what was sent since then is overdue.
@@ -55,6 +78,13 @@ pub(crate) struct Hello {
     wall: Duration,
 }
 
+impl Hello {
+    /// Which of all the handshakes of these two keys it is.
+    fn begun(&self) -> Begun {
+        (self.from, self.ifindex, self.number)
+    }
+}
+
 impl World {
     /// Somebody sends to somebody, and again soon.
     pub(crate) fn traffic(&mut self) {
@@ -69,8 +99,16 @@ impl World {
         self.after(wait, Event::Traffic);
     }
 
+    /// Has neither of them ever anything to tell the other?
+    pub(crate) fn is_silent(&self, from: usize, to: usize) -> bool {
+        self.has_silent && (from + to).is_multiple_of(3)
+    }
+
     /// Has one something to tell the other these seconds? Most have not.
     fn talk(&self, from: usize, to: usize) -> bool {
+        if self.is_silent(from, to) {
+            return false;
+        }
         let span = usize::try_from(self.now.as_secs() / 8).unwrap_or(0);
         (from * 5 + to * 3 + span * 7 + self.machines.len()).is_multiple_of(4)
     }
@@ -81,14 +119,19 @@ impl World {
             return;
         }
         let (connected, wounds) = self.ledger.pair(from, to);
-        let Some(way) = self.machines[from].kernel.way(to, self.wall(from)) else {
-            if connected {
-                self.fail(
-                    "no packet is lost",
-                    format_args!("{} knows no way to {} any more", NAMES[from], NAMES[to]),
-                );
+        let way = match self.machines[from].kernel.fate(from, to, self.moment(from)) {
+            Fate::Tunnel(way) => way,
+            // That it arrives is nothing that is promised here.
+            Fate::Plain(why) => return self.goes_in_plain(from, to, why),
+            Fate::Nowhere => {
+                if connected {
+                    self.fail(
+                        "no packet is lost",
+                        format_args!("{} knows no way to {} any more", NAMES[from], NAMES[to]),
+                    );
+                }
+                return;
             }
-            return;
         };
         self.figures.packets += 1;
         if self.machines[from].kernel.sent(&way, self.now) {
@@ -97,27 +140,53 @@ impl World {
         if way.wants_handshake {
             self.greet(from, &way);
         }
-        self.dispatch(from, to, &way, true, connected, wounds);
+        self.dispatch(from, to, &way, Some((connected, wounds)));
     }
 
-    fn dispatch(&mut self, from: usize, to: usize, way: &Way, is_data: bool, connected: bool, wounds: u32) {
+    /// A packet goes out: somebody's, with how the pair is, or WireGuard's own.
+    fn dispatch(&mut self, from: usize, to: usize, way: &Way, data: Option<(bool, u32)>) {
+        self.dispatch_as(Kind::Packet, (from, to), way, data);
+    }
+
+    fn dispatch_as(&mut self, kind: Kind, (from, to): (usize, usize), way: &Way, data: Option<(bool, u32)>) {
         if self.is_blocked(from, to, way.parity) {
             return;
         }
+        let (connected, wounds) = data.unwrap_or_default();
         let packet = Packet {
             from,
             to,
             parity: way.parity,
             keys: way.keys,
-            is_data,
+            is_data: data.is_some(),
             connected,
             wounds,
             sent: self.now,
             is_sure: self.knows_itself(from),
             session: self.machines[from].kernel.session(way),
+            has_arrived: Rc::default(),
         };
+        self.put(kind, || Event::Packet(packet.clone()));
+    }
+
+    /// Onto the network, which may lose it, or deliver it twice.
+    fn put(&mut self, kind: Kind, event: impl Fn() -> Event) {
+        let Faults { lost, doubled } = self.faults;
+        if self.happens(lost[kind as usize]) {
+            self.figures.lost += 1;
+            return;
+        }
         let wait = self.transit();
-        self.after(wait, Event::Packet(packet));
+        self.after(wait, event());
+        if self.happens(doubled[kind as usize]) {
+            self.figures.doubled += 1;
+            let wait = self.transit();
+            self.after(wait, event());
+        }
+    }
+
+    fn happens(&mut self, once_in: u32) -> bool {
+        once_in != 0 && self.once_in(once_in)
     }
 
     /// How long something is on its way.
@@ -134,12 +203,13 @@ impl World {
     pub(crate) fn arrive(&mut self, packet: &Packet) {
         let Packet { from, to, parity, keys, .. } = *packet;
         let was_wounded = self.ledger.pair(from, to).1 != packet.wounds;
-        if self.is_blocked(from, to, parity) || !self.machines[to].is_powered {
+        if self.is_blocked(from, to, parity) || !self.machines[to].is_powered || packet.has_arrived.get() {
             return;
         }
         let kernel = &self.machines[to].kernel;
-        if !kernel.decrypts(parity, keys.1, keys.0, packet.session) {
-            let is_lost = packet.session.is_some_and(|with| kernel.lost.contains(&with));
+        let with = packet.session.map(|session| session.with);
+        if !kernel.decrypts(parity, keys.1, keys.0, with) {
+            let is_lost = with.is_some_and(|with| kernel.lost.contains(&with));
             let is_excused = was_wounded || self.ledger.is_void(&keys, parity) || is_lost;
             if packet.is_data && packet.connected && !is_excused {
                 let generation = self.ledger.generation(&keys.1);
@@ -155,7 +225,14 @@ impl World {
             }
             return;
         }
-        self.machines[to].kernel.received(parity, keys.0);
+        packet.has_arrived.set(true);
+        let wall = self.wall(to);
+        let kernel = &mut self.machines[to].kernel;
+        kernel.received(parity, keys.0);
+        // The first that arrives by a session tells who answered to it that it is one.
+        if packet.session.is_some_and(|session| kernel.confirms(parity, keys.0, session, wall)) {
+            self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[to], NAMES[from]));
+        }
         if packet.is_data {
             self.figures.delivered += 1;
             self.connect(packet, was_wounded || !packet.is_sure);
@@ -181,7 +258,7 @@ impl World {
         kernel.answers(way.ifindex, way.keys.1);
         let is_there = kernel.device(way.parity).is_some_and(|device| device.ifindex == way.ifindex);
         if self.machines[from].is_powered && is_there {
-            self.dispatch(from, to, way, false, false, 0);
+            self.dispatch(from, to, way, None);
         }
     }
 
@@ -197,7 +274,8 @@ impl World {
             return kernel.gives_up(way);
         }
         self.greet(*from, way);
-        self.after(GREETS_EVERY, Event::Overdue(overdue));
+        let wait = GREETS_EVERY + self.jitter();
+        self.after(wait, Event::Overdue(overdue));
     }
 
     /// A packet arrived: the pair is connected from here on, if the receiver knows from what the sender said that it may come.
@@ -254,16 +332,17 @@ impl World {
         let is_up = machine.kernel.seen.links.get(&ifindex).is_some_and(|link| link.up);
         let wants_handshake = peer.last_handshake.is_none();
         let is_repeated = wants_handshake && self.now < since + AT_MOST;
-        let wait = if is_repeated { GREETS_EVERY } else { Duration::from_secs(u64::from(peer.keepalive)) };
+        let seconds = Duration::from_secs(u64::from(peer.keepalive));
         let to = peer.endpoint.and_then(place_of);
         if let Some(to) = to.filter(|_| is_up) {
             let way = Way { parity, ifindex, keys: (own, key), wants_handshake };
             if wants_handshake {
                 self.greet(place, &way);
             } else {
-                self.dispatch(place, to, &way, false, false, 0);
+                self.dispatch(place, to, &way, None);
             }
         }
+        let wait = if is_repeated { GREETS_EVERY + self.jitter() } else { seconds };
         self.after(wait, Event::Keepalive(place, parity, ifindex, key, since));
     }
 
@@ -277,8 +356,14 @@ impl World {
         }
         let (parity, keys, ifindex, wall) = (way.parity, way.keys, way.ifindex, self.wall(from));
         let Some(number) = self.machines[from].kernel.greets(way, self.now) else { return };
-        let wait = self.transit();
-        self.after(wait, Event::Hello(Hello { from, to, parity, keys, ifindex, number, answered: 0, wall }));
+        let hello = Hello { from, to, parity, keys, ifindex, number, answered: 0, wall };
+        self.put(Kind::Hello, || Event::Hello(hello));
+    }
+
+    /// What WireGuard waits longer before it says the same again (`timers.c`, `REKEY_TIMEOUT_JITTER_MAX_JIFFIES`), so that two that greet each
+    /// other at once do not do so for ever.
+    fn jitter(&mut self) -> Duration {
+        self.millis(0, 333)
     }
 
     /// It arrives.
@@ -294,51 +379,32 @@ impl World {
         {
             return;
         }
-        self.machines[to].kernel.received(parity, keys.0);
-        let wait = self.transit();
-        self.after(wait, Event::Reply(Hello { answered, ..hello }));
+        let kernel = &mut self.machines[to].kernel;
+        kernel.received(parity, keys.0);
+        kernel.is_greeted(answered, keys.0, Session { with: hello.ifindex, begun: hello.begun() });
+        self.put(Kind::Reply, || Event::Reply(Hello { answered, ..hello }));
     }
 
-    /// The answer arrives: who began knows now that the other can decrypt, and says something by the new keys.
+    /// The answer arrives: who began knows now that the other can decrypt, and says something by the new keys. The session is that of the
+    /// device that answered: another one in its place knows nothing of it.
     pub(crate) fn reply(&mut self, hello: Hello) {
-        let Hello { from, to, keys, ifindex, number, .. } = hello;
-        if self.machines[from].kernel.has_greeted(ifindex, keys.1, number)
-            && self.shakes(&hello, (from, ifindex), (to, keys.0, keys.1, hello.answered))
-        {
-            let wait = self.transit();
-            // The session is that of the device that answered: another one in its place knows nothing of it.
-            self.after(wait, Event::Confirm(hello));
-        }
-    }
-
-    /// First data under the new keys arrives: so does who answered.
-    pub(crate) fn confirm(&mut self, hello: Hello) {
-        let Hello { from, to, keys, answered, .. } = hello;
-        self.shakes(&hello, (to, answered), (from, keys.1, keys.0, hello.ifindex));
-    }
-
-    /// Something arrives `at` a node that tells it of a handshake, if the device is still the one with this index and has these keys.
-    fn shakes(
-        &mut self,
-        hello: &Hello,
-        (at, ifindex): (usize, u32),
-        (with, own, peer, device): (usize, PublicKey, PublicKey, u32),
-    ) -> bool {
-        let parity = hello.parity;
-        let machine = &self.machines[at];
+        let Hello { from, to, parity, keys, ifindex, answered, .. } = hello;
+        let (wall, session) = (self.wall(from), Session { with: answered, begun: hello.begun() });
+        let machine = &mut self.machines[from];
         let is_same = machine.kernel.device(parity).is_some_and(|device| device.ifindex == ifindex);
         if !machine.is_powered
             || !is_same
-            || !machine.kernel.takes(parity, own, peer)
-            || self.is_blocked(hello.from, hello.to, parity)
+            || !machine.kernel.takes(parity, keys.0, keys.1)
+            || self.is_blocked(from, to, parity)
+            || !self.machines[from].kernel.is_answered(ifindex, keys.1, hello.number)
         {
-            return false;
+            return;
         }
-        let wall = self.wall(at);
-        let kernel = &mut self.machines[at].kernel;
-        kernel.received(parity, peer);
-        kernel.shaken(parity, peer, wall, device);
-        self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[at], NAMES[with]));
-        true
+        let kernel = &mut self.machines[from].kernel;
+        kernel.received(parity, keys.1);
+        kernel.shaken(parity, keys.1, wall, session);
+        self.note(|| format!("{}: handshake with {} on device {parity}", NAMES[from], NAMES[to]));
+        let way = Way { parity, ifindex, keys, wants_handshake: false };
+        self.dispatch_as(Kind::Confirm, (from, to), &way, None);
     }
 }

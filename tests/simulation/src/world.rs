@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, rc::Rc, time::Duration};
 
+use kubeveil_core::adoption::Gate;
 use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
@@ -9,10 +10,11 @@ use crate::{
     api::{Api, Saying, Stream},
     chaos::Deed,
     daemon::{Daemon, Keys, Known},
-    kernel::{Kernel, Way},
+    kernel::{Kernel, Moment, Way},
     ledger::Ledger,
+    plain::Held,
     rules::Rules,
-    wire::{Hello, Overdue, Packet},
+    wire::{Faults, Hello, Overdue, Packet},
 };
 
 /// Nodes that there can be in one schedule, those that join included.
@@ -22,7 +24,7 @@ pub(crate) const NAMES: [&str; PLACES] = [
     "node-k", "node-l",
 ];
 /// Wall time at the start of each schedule.
-const EPOCH: Duration = Duration::from_secs(1_700_000_000);
+pub(crate) const EPOCH: Duration = Duration::from_secs(1_700_000_000);
 
 /// The place of a node by its name.
 pub(crate) fn place(name: &str) -> usize {
@@ -37,11 +39,16 @@ pub(crate) struct Machine {
     pub(crate) is_gone: bool,
     pub(crate) disk: Keys,
     pub(crate) kept: Option<Known>,
+    /// The record of adoption, which is on disk before the maps hear of it.
+    pub(crate) gate: Gate,
+    pub(crate) held: Held,
     pub(crate) kernel: Kernel,
     pub(crate) daemon: Option<Daemon>,
     pub(crate) lives: u32,
     pub(crate) wall: Duration,
-    /// No key can be written until then.
+    /// That clock was set meanwhile.
+    pub(crate) has_jumped: bool,
+    /// Nothing can be written until then.
     pub(crate) full_until: Duration,
     /// The daemon is killed after so many steps.
     pub(crate) fuse: Option<u32>,
@@ -63,10 +70,13 @@ impl Machine {
             is_gone: false,
             disk: Keys::new(),
             kept: None,
+            gate: Gate::default(),
+            held: Held::default(),
             kernel: Kernel::new(),
             daemon: None,
             lives: 0,
             wall: EPOCH,
+            has_jumped: false,
             full_until: Duration::ZERO,
             fuse: None,
             cut_until: Duration::ZERO,
@@ -101,8 +111,6 @@ pub(crate) enum Event {
     Hello(Hello),
     /// The second.
     Reply(Hello),
-    /// The first data under the new keys.
-    Confirm(Hello),
     Packet(Packet),
     /// WireGuard answers what came from one to another.
     Answer(usize, usize, Way),
@@ -129,6 +137,10 @@ pub(crate) struct World {
     pub(crate) away_until: Duration,
     /// Until when packets between two nodes don't pass, by parity.
     pub(crate) blocked: BTreeMap<(usize, usize), [Duration; 2]>,
+    /// What becomes of single messages.
+    pub(crate) faults: Faults,
+    /// Some pairs of nodes have nothing to tell each other, ever.
+    pub(crate) has_silent: bool,
     pub(crate) ledger: Ledger,
     pub(crate) figures: Figures,
     pub(crate) failure: Option<Failure>,
@@ -151,6 +163,8 @@ impl World {
             api: Api::default(),
             away_until: Duration::ZERO,
             blocked: BTreeMap::new(),
+            faults: Faults::default(),
+            has_silent: false,
             ledger: Ledger::default(),
             figures: Figures::default(),
             failure: None,
@@ -190,6 +204,11 @@ impl World {
     /// Wall time at a node.
     pub(crate) fn wall(&self, place: usize) -> Duration {
         self.machines[place].wall + self.now
+    }
+
+    /// The time at a node.
+    pub(crate) fn moment(&self, place: usize) -> Moment {
+        Moment { now: self.now, wall: self.wall(place) }
     }
 
     /// A node made anew, and its daemon about to start.
@@ -275,7 +294,6 @@ impl World {
             }
             Event::Hello(hello) => self.hello(hello),
             Event::Reply(hello) => self.reply(hello),
-            Event::Confirm(hello) => self.confirm(hello),
             Event::Packet(packet) => self.arrive(&packet),
             Event::Answer(from, to, way) => self.answer(from, to, &way),
             Event::Overdue(overdue) => self.overdue(overdue),

@@ -29,6 +29,8 @@ fn ours_hold() {
     // None of it is held by nothing having happened.
     let figures = all.figures;
     assert!(figures.delivered > 1_000_000 && figures.kills > 1000 && figures.writes > 20_000, "{figures}");
+    assert!(figures.plain > 10_000 && figures.unkept > 50, "{figures}");
+    assert!(figures.lost > 50_000 && figures.doubled > 50_000, "{figures}");
 }
 
 #[test]

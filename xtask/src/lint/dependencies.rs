@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kubeveil-tests-bpf", LIBRARIES),
     ("kubeveil-tests-kubernetes", KUBERNETES),
     ("kubeveil-tests-bench", BENCH),
-    ("kubeveil-tests-simulation", &["kubeveil-abi", "kubeveil-api", "kubeveil-core", "kubeveil-keys"]),
+    ("kubeveil-tests-simulation", SIMULATION),
     ("xtask", &[]),
 ];
 
@@ -43,6 +43,10 @@ const LIBRARIES: &[&str] = &[
     "kubeveil-manifests",
     "kubeveil-verdict",
 ];
+
+/// What is decided, and nothing that does it.
+const SIMULATION: &[&str] =
+    &["kubeveil-abi", "kubeveil-api", "kubeveil-core", "kubeveil-keys", "kubeveil-verdict"];
 
 /// A command sees the cluster where the daemons do, and has nothing to do with a kernel.
 const CLI: &[&str] = &[
