@@ -12,7 +12,7 @@ use kubeveil_tests_simulation::{
     Failure, Rules, Schedule,
     model::{Bounds, check},
     play_all,
-    scale::rotate,
+    scale::{Look, rotate},
 };
 
 #[derive(Parser)]
@@ -82,6 +82,12 @@ struct Scale {
     /// What chance goes by
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// What a way round lasts for each peer, microseconds
+    #[arg(long, default_value_t = Look::MEASURED.each_peer)]
+    each_peer: u64,
+    /// And for each announcement that it takes in
+    #[arg(long, default_value_t = Look::MEASURED.each_told)]
+    each_told: u64,
 }
 
 fn main() -> Result<ExitCode> {
@@ -121,10 +127,14 @@ fn play(arguments: &Play) -> Result<bool> {
 
 fn count(arguments: &Scale) -> Result<bool> {
     let began = Instant::now();
-    let cost = rotate(arguments.nodes.into(), arguments.seed);
+    let look = Look { each_peer: arguments.each_peer, each_told: arguments.each_told };
+    let cost = rotate(arguments.nodes.into(), arguments.seed, look);
     let mut out = std::io::stdout().lock();
     writeln!(out, "{cost}, in {:.1} s", began.elapsed().as_secs_f64())?;
-    Ok(cost.took < Duration::MAX)
+    if !cost.keeps_up() {
+        writeln!(out, "they do not keep up with what they are told")?;
+    }
+    Ok(cost.took < Duration::MAX && cost.keeps_up())
 }
 
 fn look_at_all(arguments: &Model) -> Result<bool> {

@@ -19,7 +19,8 @@
 //!
 //! It is our own search, breadth first over all states, and not `stateright`'s: that can't say "from each state on", since its `eventually`
 //! does not see a path that ends in a circle (its documentation says so), and time that passes goes in circles. Left out: revoked keys, lost
-//! devices, nodes that come and go, how often something is written; all of that is the simulator's.
+//! devices, nodes that come and go, how often something is written; all of that is the simulator's. How far bounds were taken, and what that came to, is
+//! in ARCHITECTURE.md.
 
 mod node;
 mod said;

@@ -2,8 +2,11 @@
 //!
 //! What a node does about its keys and what it says are the production functions' (`core::rotation`). They are asked where the answer can be
 //! another than before: not while a node's list is too long to be written out, and not while somebody is known to hold an old key up.
-//! When that is so is written down here once more, and so is that packets move with a handshake. Left out are devices, plans and packets; the time of a way round is taken for what `cargo xtask bench`
-//! finds. Nodes share one log of what was said, and each knows how much of it it has read.
+//! When that is so is written down here once more, and so is that packets move with a handshake. Left out are devices, plans and packets.
+//! Nodes share one log of what was said, and each knows how much of it it has read.
+//!
+//! What a way round lasts is given ([`Look`]), by what is measured. Who is slower finds more when he looks again, and is slower for that: whether he
+//! keeps up is counted, by how much he finds.
 
 use std::{
     cmp::Reverse,
@@ -21,8 +24,6 @@ const OLD: Generation = Generation::FIRST;
 const NEW: Generation = Generation::new(1);
 /// As in `daemon/agent/src/run.rs`, milliseconds.
 const BURST: u64 = 20;
-/// A way round takes so long for each peer, microseconds (ARCHITECTURE.md: 100 to 200 ms at 5,000 nodes).
-const ROUND_EACH: u64 = 40;
 /// As in `core::tunnels`, milliseconds: `LOOK_OFTEN`, `SECOND_WORD_AT_LEISURE`; and WireGuard's `REKEY_TIMEOUT`.
 const LOOK: u64 = 250;
 const SECOND_WORD: u64 = 7000;
@@ -31,6 +32,25 @@ const AGAIN: u64 = 5000;
 const STILL: u64 = 5000;
 /// Nothing takes longer.
 const END: u64 = 3_600_000;
+
+/// What a way round lasts while two generations stand, microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// For each peer.
+    pub each_peer: u64,
+    /// For each announcement that it takes in.
+    pub each_told: u64,
+}
+
+impl Look {
+    /// The longest look of `cargo xtask bench rotation`, 1.6 s among 5,000, with the hundred announcements that it takes in.
+    pub const MEASURED: Self = Self { each_peer: 320, each_told: 0 };
+
+    /// Milliseconds, among so many nodes, of which so many have said something.
+    fn lasts(self, nodes: usize, told: usize) -> u64 {
+        (nodes as u64 * self.each_peer + told as u64 * self.each_told).div_ceil(1000)
+    }
+}
 
 /// What it came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +67,8 @@ pub struct Cost {
     pub most_a_second: usize,
     /// The most that one node found at the beginning of a way round.
     pub most_at_once: usize,
+    /// The longest way round, milliseconds.
+    pub longest: u64,
     /// Ways round of all nodes, while they had two keys.
     pub rounds: u64,
     /// From the mesh's word until the last node says that it has the new key only.
@@ -61,7 +83,7 @@ impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} nodes: {} announcements written, at most {} by a node; {} told, at most {} to a node within a second and {} at once; {} ways round; all have begun after {:.1} s, moved after {:.1} s, done after {:.1} s",
+            "{} nodes: {} announcements written, at most {} by a node; {} told, at most {} to a node within a second and {} at once; {} ways round, the longest of {:.2} s; all have begun after {:.1} s, moved after {:.1} s, done after {:.1} s",
             self.nodes,
             self.writes,
             self.most_of_one,
@@ -69,6 +91,7 @@ impl fmt::Display for Cost {
             self.most_a_second,
             self.most_at_once,
             self.rounds,
+            millis(self.longest).as_secs_f64(),
             self.begun.as_secs_f64(),
             self.flipped.as_secs_f64(),
             self.took.as_secs_f64()
@@ -114,6 +137,7 @@ struct Node {
 }
 
 struct Cluster {
+    look: Look,
     nodes: Vec<Node>,
     /// Of each node, when it took each other one in as a peer of its new device; 0: not yet. Milliseconds.
     added: Vec<u32>,
@@ -133,9 +157,17 @@ enum Event {
     Arrives(usize, usize),
 }
 
-/// Rotates `count` nodes once.
-pub fn rotate(count: usize, seed: u64) -> Cost {
-    let mut cluster = Cluster::new(count, seed);
+impl Cost {
+    /// Does each node take in what it is told as fast as that comes? Who does not finds more each time, in the end all that all others say: so
+    /// more than a tenth of them.
+    pub fn keeps_up(&self) -> bool {
+        self.most_at_once * 10 <= self.nodes
+    }
+}
+
+/// Rotates `count` nodes once, of which each takes so long for a way round.
+pub fn rotate(count: usize, seed: u64, look: Look) -> Cost {
+    let mut cluster = Cluster::new(count, seed, look);
     for place in 0..count {
         let at = cluster.nodes[place].delay + BURST;
         cluster.at(at, Event::Round(place));
@@ -153,7 +185,7 @@ pub fn rotate(count: usize, seed: u64) -> Cost {
 }
 
 impl Cluster {
-    fn new(count: usize, seed: u64) -> Self {
+    fn new(count: usize, seed: u64, look: Look) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let entry = |generation: Generation| GenerationEntry {
             generation,
@@ -181,6 +213,7 @@ impl Cluster {
             due: 0,
         };
         Self {
+            look,
             nodes: (0..count).map(node).collect(),
             added: vec![0; count * count],
             log: Vec::new(),
@@ -244,13 +277,15 @@ fn millis(of: u64) -> Duration {
 impl Cluster {
     /// A way round: what was read, what is done about keys, who is moved, what is said.
     fn round(&mut self, place: usize, now: u64) {
-        let took = (self.nodes.len() as u64 * ROUND_EACH).div_ceil(1000);
         let told = self.told(place, now);
+        // Before it begins it has heard each by itself, by the short way.
+        let heard = if self.nodes[place].generations == 1 { 0 } else { told };
+        let took = self.look.lasts(self.nodes.len(), heard);
         let me = &mut self.nodes[place];
         let is_next = me.handshakes.peek().is_some_and(|Reverse((at, _))| u64::from(*at) + LOOK <= now);
         if me.generations == 3 && told == 0 && !is_next && now < me.due {
             // Nothing stirs.
-            return self.at(now + BURST + took, Event::Round(place));
+            return self.at(now + BURST, Event::Round(place));
         }
         let before = me.seen;
         me.seen += told;
@@ -266,6 +301,7 @@ impl Cluster {
         }
         self.cost.rounds += 1;
         self.cost.most_at_once = self.cost.most_at_once.max(told);
+        self.cost.longest = self.cost.longest.max(took);
         let is_free = self.nodes[place].unflipped == 0 && !self.is_held_up(place);
         if is_free && now >= self.nodes[place].due && self.keys(place, now) {
             return self.says(place, then);

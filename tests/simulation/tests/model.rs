@@ -31,6 +31,12 @@ fn three_nodes_of_which_one_is_prompt_hold_in_every_order() {
 }
 
 #[test]
+fn three_nodes_of_which_two_are_prompt_hold_though_one_dies_and_one_falls_silent() {
+    let bounds = Bounds { nodes: 3, prompt: 2, rotations: 1, crashes: 1, silences: 1 };
+    holds(&check(bounds, Rules::Ours), 606_206);
+}
+
+#[test]
 fn broken_rules_are_found_out() {
     let broken = [
         Rules::FlipsBeforeEvidence,
