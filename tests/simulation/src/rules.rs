@@ -49,7 +49,7 @@ pub enum Rules {
 }
 
 impl Rules {
-    /// Those that schedules find out within a hundred; the model and schedules laid down by hand find out others (see there).
+    /// Those that schedules find out within a few hundred; the model and schedules laid down by hand find out others (see there).
     pub const BROKEN: [Self; 11] = [
         Self::FlipsBeforeEvidence,
         Self::RetiresOnATimer,
