@@ -1,6 +1,8 @@
 //! Keys that are refused for ever.
 
 use kubeveil_api::announcement::NotFlipped;
+use kubeveil_core::action::Action;
+use kubeveil_keys::PublicKey;
 use kubeveil_linux::fake::FakeKernel;
 
 use super::{
@@ -15,7 +17,7 @@ use crate::node::Node;
 fn a_peers_revoked_key_is_refused_for_ever() {
     let (mut bench, mut node) = Bench::settled(3);
     let stolen = bench.keys[0].public();
-    let revoked = |bench: &Bench, keys: &[kubeveil_keys::PublicKey]| {
+    let revoked = |bench: &Bench, keys: &[PublicKey]| {
         let keys = keys.to_vec();
         bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").revoked_keys = keys);
     };
@@ -56,4 +58,46 @@ fn a_revoked_key_is_replaced() {
     assert_ne!(after.generations()[0].public_key, before);
     assert_eq!(bench.truth().tunnels["kubeveil0"].public_key, Some(after.generations()[0].public_key));
     bench.kernel.with(FakeKernel::nobody_answers);
+}
+
+/// A daemon that starts with a revoked key on its disk sets up no device with it and announces it to nobody: not where it was revoked while
+/// no daemon ran, nor where somebody put the file back after the list was emptied.
+#[test]
+fn a_revoked_key_on_disk_is_not_taken_up() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let path = bench.dir.path().join("keys/generation-0.key");
+    let file = std::fs::read(&path).expect("its file");
+    let stolen = said(&bench).generations()[0].public_key;
+    let list = |bench: &Bench, keys: &[PublicKey]| {
+        let keys = keys.to_vec();
+        bench.world.change(|said| said.snapshot.mesh.as_mut().expect("mesh").revoked_keys = keys);
+    };
+    let mut before = vec![stolen];
+    for (deed, revoked) in [("while no daemon ran", &[stolen][..]), ("before, and the file is put back", &[])]
+    {
+        list(&bench, revoked);
+        if revoked.is_empty() {
+            std::fs::write(&path, &file).expect("put back");
+        }
+        // As after a reboot: every device has to be set up.
+        bench.kernel.with(|k| k.delete_link("kubeveil0"));
+        bench.tried();
+        bench.world.change(|said| said.snapshot.node_mut("node-1").expect("node").announcement = None);
+        node = bench.restart(node);
+        for second in 0..20 {
+            bench.seconds += 1;
+            node.pass(bench.now());
+            let said = bench.world.said().snapshot.nodes["node-1"].announcement.clone();
+            let tells = said.is_some_and(|said| said.contains(&stolen.to_string()));
+            assert!(!tells, "revoked {deed}: it is announced after {second} s");
+        }
+        let is_set = |action: &Action| matches!(action, Action::ConfigureTunnel { key: Some((_, public)), .. } if *public == stolen);
+        assert!(!bench.tried().iter().any(is_set), "revoked {deed}: a device has it");
+        let now = said(&bench).generations()[0].public_key;
+        assert!(!before.contains(&now), "revoked {deed}: {now} was there before");
+        assert_eq!(bench.truth().tunnels["kubeveil0"].public_key, Some(now), "revoked {deed}");
+        assert_ne!(std::fs::read(&path).expect("its file"), file, "revoked {deed}: its file stands");
+        assert_eq!(bench.tunnelled(), 2, "revoked {deed}");
+        before.push(now);
+    }
 }
