@@ -56,7 +56,7 @@ pub(super) fn store_problem(dir: &Path, error: &StoreError) -> Problem {
         object: format!("key store {}", dir.display()),
         field: String::new(),
         message: format!("{error}{cause}"),
-        advice: "Without a key this node has no tunnels, and where one can't be made or removed a rotation waits; it is tried again".to_owned(),
+        advice: "Mend what the error names (a full disk: make room). Without a key this node has no tunnels, and where one can't be made or removed a rotation waits; it is tried again".to_owned(),
     }
 }
 

@@ -94,9 +94,15 @@ pub(super) fn other_generation(ours: u32, wanted: u32) -> Problem {
         message: format!(
             "is {wanted}, but this node has a key of generation {ours} already, which stays in use"
         ),
-        advice: format!(
-            "A key that was given up is never used again: delete the mesh and create it with keyGeneration: {ours}; its last spec stands meanwhile"
-        ),
+        advice: if wanted.checked_add(1) == Some(ours) {
+            format!(
+                "Was the mesh put back as it was before a rotation? `kubeveil rotate` asks for generation {ours} again; a key that was given up is never used again"
+            )
+        } else {
+            format!(
+                "A key that was given up is never used again: delete the mesh and create it with keyGeneration: {ours}; its last spec stands meanwhile"
+            )
+        },
     }
 }
 

@@ -154,7 +154,7 @@ fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> 
         }
         if began.elapsed() >= arguments.deadline {
             eprintln!(
-                "kubeveil: Node {node} has announced no other key: its traffic is dropped. Is kubeveild running there, and does it see the mesh?"
+                "kubeveil: Node {node} has announced no other key: its traffic is dropped. Is kubeveild running there, and does it see the mesh? `kubeveil status` there tells what keeps it from making one"
             );
             return Ok(End::TimedOut);
         }

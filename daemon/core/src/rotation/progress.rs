@@ -177,7 +177,8 @@ fn why(node: &str, said: &Said<'_>, wanted: Generation, all: &BTreeMap<&str, Sai
     match Phase::of(Some(said), wanted) {
         Phase::Silent | Phase::Done => None,
         Phase::Behind => Some(format!(
-            "has no key of generation {wanted}, its newest is of {newest}: is kubeveild running there, and does it see the mesh?"
+            "has no key of generation {wanted}, its newest is of {newest}: is kubeveild running there, and does it see the mesh? \
+             `kubeveil status` there tells what keeps it from making one"
         )),
         Phase::Announced => {
             let without: Vec<&str> =
@@ -277,6 +278,7 @@ mod tests {
         );
         assert_eq!(b, ("b", "waits for the key of c"));
         assert!(c.1.starts_with("has no key of generation 1, its newest is of 0"), "{}", c.1);
+        assert!(c.1.contains("`kubeveil status` there"), "{}", c.1);
         assert_eq!(d, ("d", "keeps its key of generation 0 for c"));
         assert!(!half.is_over(0));
     }
