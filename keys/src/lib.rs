@@ -14,7 +14,7 @@ pub mod test_support;
 mod text;
 
 pub use generation::Generation;
-pub use private::{PrivateKey, RandomnessError};
+pub use private::{PrivateKey, RandomnessError, scrub_stack};
 pub use public::{InvalidPublicKey, PublicKey};
 pub use signature::{InvalidSignature, Signature, VerifyError};
 pub use store::{KeptAside, KeyInfo, KeyStore, ListedKey, LoadedKey, Problem, StoreError};

@@ -133,7 +133,7 @@ fn sign_on_stack(bytes: &[u8; 32], message: &[u8], nonce: &[u8; 64]) -> [u8; 64]
 ///
 /// Best effort: registers and what the compiler moved elsewhere are out of reach.
 #[inline(never)]
-fn scrub_stack() {
+pub fn scrub_stack() {
     let mut room = [0_u8; 32 * 1024];
     room.zeroize();
     std::hint::black_box(&room);

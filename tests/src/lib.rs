@@ -6,6 +6,7 @@ pub mod analysis;
 pub mod capture;
 pub mod http;
 pub mod lab;
+pub mod memory;
 pub mod metrics;
 pub mod missing;
 pub mod namespace;

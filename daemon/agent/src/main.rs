@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// What held a private key for a moment is not left lying about.
+#[global_allocator]
+static ALLOCATOR: kubeveil_linux::Forgetful = kubeveil_linux::Forgetful;
+
 fn main() -> ExitCode {
     kubeveild::main()
 }

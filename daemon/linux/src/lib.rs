@@ -25,5 +25,6 @@ pub mod wireguard;
 
 pub use error::KernelError;
 pub use kubeveil_api::watch::Flow;
+pub use memory::Forgetful;
 pub use port::{Count, Kernel, Removed, Secrets, Sighting, Sightings};
 pub use real::RealKernel;

@@ -1,7 +1,8 @@
 //! WireGuard devices and peers, over generic netlink.
 //!
 //! `wireguard-control` holds the private key un-zeroized in a type whose `Debug` prints it, so none
-//! of its types leaves this file, and none is formatted.
+//! of its types leaves this file, and none is formatted. The kernel tells that key whenever a device is read, so what is read is
+//! cleared as well as what is set: the heap by [`crate::Forgetful`], the stack here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 use kubeveil_core::{action::Action, observed::Peer};
-use kubeveil_keys::{PrivateKey, PublicKey};
+use kubeveil_keys::{PrivateKey, PublicKey, scrub_stack};
 use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo};
 
 use crate::KernelError;
@@ -35,6 +36,14 @@ pub struct Dump {
 
 /// Reads `device`; `None` if there is no such WireGuard device.
 pub fn dump(device: &str) -> Result<Option<Dump>, KernelError> {
+    let found = read(device);
+    scrub_stack();
+    found
+}
+
+// Not inlined, nor is what sets a key: so what they leave on the stack lies where `scrub_stack` writes.
+#[inline(never)]
+fn read(device: &str) -> Result<Option<Dump>, KernelError> {
     let name = interface(device)?;
     let found = match Device::get(&name, Backend::Kernel) {
         Ok(found) => found,
@@ -90,6 +99,18 @@ fn merge(peer: &mut Peer, info: &PeerInfo) {
 
 /// Sets what is given of a device that exists.
 pub fn configure(
+    device: &str,
+    key: Option<&PrivateKey>,
+    port: Option<u16>,
+    fwmark: Option<u32>,
+) -> Result<(), KernelError> {
+    let done = set(device, key, port, fwmark);
+    scrub_stack();
+    done
+}
+
+#[inline(never)]
+fn set(
     device: &str,
     key: Option<&PrivateKey>,
     port: Option<u16>,
