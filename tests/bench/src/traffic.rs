@@ -1,4 +1,4 @@
-//! Pod to pod through WireGuard, against the plain route, and while keys are rotated: two labs stand at once, one without
+//! Pod to pod through WireGuard, against the plain route, and while keys are rotated: two labs of three nodes stand at once, one without
 //! encryption and one with it, and take turns. For information: where WireGuard's cipher is emulated it is most of what is
 //! measured.
 
@@ -61,7 +61,7 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
         rows.push(row("TCP from pod to pod", 0, pair, "Mbit/s", 1e6));
         rows.push(row("TCP requests answered from pod to pod", 1, pair, "a second", 1.0));
     }
-    let of_both = "two nodes, with the traffic above; an old key goes after five silent seconds, and what is said of peers is said every ten";
+    let of_both = "three nodes, with the traffic above; an old key goes after five silent seconds, and what is said of peers is said every ten";
     rows.push(Row::of("a rotation", "s", &rotating[2]).note(of_both));
     Ok(rows)
 }
@@ -85,7 +85,7 @@ struct Lab {
 impl Lab {
     fn lay(mode: &str) -> Result<Self> {
         let mut child = Command::new("kubeveil-lab")
-            .args(["--nodes", "2", "--mode", mode, "--family", "dual", "--"])
+            .args(["--nodes", "3", "--mode", mode, "--family", "dual", "--"])
             .arg(std::env::current_exe()?)
             .arg("serve")
             .stdin(Stdio::piped())
