@@ -12,13 +12,25 @@ use crate::{namespace, process};
 
 /// `kubeveil status -o json` of a daemon, also of one that has problems to tell of.
 pub fn of(daemon: &Daemon) -> Result<Value> {
+    let (_, said) = asked(daemon, &["-o", "json"])?;
+    serde_json::from_slice(&said).context("what `kubeveil status -o json` says")
+}
+
+/// `kubeveil status` of a daemon, as people read it, and whether it says that there is nothing for them to do.
+pub fn read(daemon: &Daemon) -> Result<(bool, String)> {
+    let (is_well, said) = asked(daemon, &[])?;
+    Ok((is_well, String::from_utf8(said)?))
+}
+
+fn asked(daemon: &Daemon, arguments: &[&str]) -> Result<(bool, Vec<u8>)> {
     const FINDING: i32 = 1;
     let mut command = Command::new("kubeveil");
-    command.env("PATH", program_path()).args(["status", "-o", "json", "--socket"]);
+    command.env("PATH", program_path()).arg("status").args(arguments).arg("--socket");
     let output = command.arg(daemon.file("kubeveild.sock")).output().context("start kubeveil")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(matches!(output.status.code(), Some(0 | FINDING)), "kubeveil status: {}", said.trim());
-    serde_json::from_slice(&output.stdout).context("what `kubeveil status -o json` says")
+    let code = output.status.code();
+    ensure!(matches!(code, Some(0 | FINDING)), "kubeveil status: {}", said.trim());
+    Ok((code == Some(0), output.stdout))
 }
 
 /// What a program says on its standard output, run in a node's namespace.

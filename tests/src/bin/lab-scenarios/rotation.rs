@@ -2,6 +2,7 @@
 
 pub(crate) mod amid;
 mod put_back;
+mod stolen;
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -13,7 +14,7 @@ use kubeveil_tests::address::{Families, Node};
 use kubeveil_tests::lab::{Mode, mesh, nft, node_manifest, program_path};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
-use kubeveil_tests::status::{said_in, wireguard_devices};
+use kubeveil_tests::status::wireguard_devices;
 use kubeveil_tests::traffic::{Load, Streamed, Streams, flows};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -21,9 +22,10 @@ use crate::Scenario;
 use crate::probe::{probe_all, target};
 
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario::new("an_old_key_gets_no_answer", old_key).nodes(2),
+    Scenario::new("an_old_key_gets_no_answer", stolen::old_key).nodes(2),
     Scenario::new("a_key_that_is_put_back_is_not_used", put_back::key_file).nodes(2),
     Scenario::new("a_disk_that_is_put_back_brings_no_key_back", put_back::disk).nodes(2),
+    Scenario::new("a_stolen_key_is_refused", stolen::stolen_key).nodes(3).takes(75),
     Scenario::new("twenty_rotations_lose_nothing", twenty).nodes(3).takes(600),
     Scenario::new("a_node_that_is_down_holds_a_rotation_up", node_down).nodes(3),
     Scenario::new("a_rotation_by_command", by_command).nodes(3),
@@ -139,54 +141,6 @@ fn go_on(stage: &mut Stage, what: &str, act: impl FnOnce(&mut Stage) -> Result<(
     encrypted(&tally, &census).with_context(|| what.to_owned())
 }
 
-/// Somebody has kept a node's key, and speaks to its peer from that node's own address, as soon as that has another.
-fn old_key(stage: &mut Stage) -> Result<()> {
-    stage.start()?;
-    let (thief, peer) = (Node(1), Node(2));
-    let of = |stage: &Stage, node: Node| crate::support::public_key(stage, node);
-    let private = said_in(thief, "wg", &["show", "kubeveil0", "private-key"])?;
-    let (before, stolen) = (of(stage, peer)?, stage.lab.daemon(thief).file("stolen"));
-    fs::write(&stolen, private)?;
-    // It is answered as long as the key is in use: else the rest would say nothing.
-    stage.lab.daemon(thief).stop()?;
-    ensure!(answers(thief, peer, &before, 51871, &stolen)?, "nobody answers a key that is in use");
-    stage.lab.daemon(thief).start()?;
-    stage.wait_proven()?;
-    want(stage, 1, serde_json::json!({}))?;
-    wait_for(stage, 1)?;
-    stage.lab.daemon(thief).stop()?;
-    let now = of(stage, peer)?;
-    for (key, port) in [(&before, 51871), (&before, 51872), (&now, 51872), (&now, 51871)] {
-        ensure!(
-            !answers(thief, peer, key, port, &stolen)?,
-            "{key} at port {port} answers a key that was given up"
-        );
-    }
-    stage.lab.daemon(thief).start()?;
-    stage.wait_proven()?;
-    let (tally, census) = stage.send(stage.load("1a", "2a", 200), 100)?;
-    encrypted(&tally, &census)
-}
-
-/// Does `peer`, which is to have the key `public`, answer a handshake of stock WireGuard with the stolen key?
-fn answers(thief: Node, peer: Node, public: &str, port: u16, private: &std::path::Path) -> Result<bool> {
-    const DEVICE: &str = "wg-thief";
-    said_in(thief, "ip", &["link", "add", DEVICE, "type", "wireguard"])?;
-    let endpoint = format!("{}:{port}", peer.address(kubeveil_tests::address::Family::V4));
-    let private = private.display().to_string();
-    let set = ["set", DEVICE, "private-key", &private];
-    said_in(thief, "wg", &set)?;
-    let set = ["set", DEVICE, "peer", public, "endpoint", &endpoint, "persistent-keepalive", "1"];
-    said_in(thief, "wg", &set)?;
-    said_in(thief, "ip", &["link", "set", DEVICE, "up"])?;
-    let answered = wait_until(Duration::from_secs(8), Duration::from_millis(200), || {
-        let said = said_in(thief, "wg", &["show", DEVICE, "latest-handshakes"])?;
-        Ok(said.split_whitespace().last().is_some_and(|at| at != "0"))
-    });
-    said_in(thief, "ip", &["link", "del", DEVICE])?;
-    answered
-}
-
 /// A node is down while the others rotate: all go on speaking, nobody gives the old key up, somebody cuts it off, and it comes back.
 fn node_down(stage: &mut Stage) -> Result<()> {
     stage.start()?;
@@ -258,7 +212,7 @@ fn interrupted(stage: &Stage, generation: u32) -> Result<()> {
     Ok(())
 }
 
-fn expect(stage: &Stage, arguments: &[&str], code: i32, words: &[&str]) -> Result<()> {
+pub(crate) fn expect(stage: &Stage, arguments: &[&str], code: i32, words: &[&str]) -> Result<()> {
     let (got, said) = command(stage, arguments)?;
     ensure!(got == code, "rotate {arguments:?} ends with {got}, not {code}: {said}");
     for word in words {
@@ -292,7 +246,8 @@ fn by_command(stage: &mut Stage) -> Result<()> {
     wait_for(stage, 2)?;
     // A node is late, is named, and is cut off.
     stage.lab.daemon(Node(3)).kill()?;
-    expect(stage, &["--deadline", "20s"], 4, &["not done after 20 s", "node-3 has no key of generation 3"])?;
+    let words = ["not done after 20 s", "node-3 has no key of generation 3", "`kubeveil status` there"];
+    expect(stage, &["--deadline", "20s"], 4, &words)?;
     expect(stage, &["finish"], 2, &["node-3", "--force"])?;
     let (code, said) = command(stage, &["finish", "--force"])?;
     ensure!(code == 1 && said.contains("cut off until they have newer ones: node-3"), "{code}: {said}");
