@@ -11,10 +11,11 @@ use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{READY, node_manifest};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, encrypted, none_plain};
+use kubeveil_tests::status::read;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::Scenario;
-use crate::rotation::{LIMIT, announced, everybody, wait_for, want};
+use crate::rotation::{LIMIT, announced, everybody, expect, wait_for, want};
 use crate::support::{by_links, empty, public_key, stir};
 
 pub(crate) const ALL: &[Scenario] = &[
@@ -221,6 +222,13 @@ fn full_in_a_rotation(stage: &mut Stage) -> Result<()> {
             ensure!(announced(stage, node)? == has, "{} says {:?}", node.name(), announced(stage, node)?);
         }
         ensure!(public_key(stage, NODE)? == key, "another key, though it can't be kept");
+        expect(stage, &["status"], 1, &["node-1 has no key of generation 1", "`kubeveil status` there"])?;
+        let (is_well, said) = read(&stage.lab.daemon(NODE))?;
+        let words = ["No space left on device", "a full disk: make room"];
+        ensure!(
+            !is_well && words.iter().all(|word| said.contains(word)),
+            "it does not say {words:?}: {said}"
+        );
         fs::remove_file(&filler)?;
         stir(stage)?;
         let goes_on = wait_until(LIMIT, PAUSE, || Ok(announced(stage, NODE)? == [0, 1]))?;

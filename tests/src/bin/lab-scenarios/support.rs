@@ -80,6 +80,22 @@ pub(crate) fn public_key(stage: &Stage, node: Node) -> Result<String> {
     Ok(key.to_owned())
 }
 
+/// An error unless `kubeveil status` of a node says nothing that a person should look at, all its peers are spoken to by their tunnels,
+/// and it says these words.
+pub(crate) fn nothing_alarming(stage: &Stage, node: Node, words: &[&str]) -> Result<()> {
+    let (is_well, said) = kubeveil_tests::status::read(&stage.lab.daemon(node))?;
+    // The table of peers: a node, how its tunnel is, and how packets go there.
+    let peers = said.lines().filter(|line| line.starts_with("node-"));
+    let mut peers = peers.map(|line| line.split_whitespace().skip(1).take(2).collect::<Vec<_>>());
+    let has_tunnels = peers.all(|peer| matches!(peer[..], ["up" | "idle", "tunnel"]));
+    let name = node.name();
+    ensure!(is_well && has_tunnels && !said.contains("NOT "), "{name} alarms its people: {said}");
+    for word in words {
+        ensure!(said.contains(word), "{name} does not say {word:?}: {said}");
+    }
+    Ok(())
+}
+
 /// Privileged steps that a node's daemon has carried out.
 pub(crate) fn kernel_writes(stage: &Stage, node: Node) -> Result<u64> {
     stage.status(node)?["kernelWrites"].as_u64().context("status.kernelWrites")

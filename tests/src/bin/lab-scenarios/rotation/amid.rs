@@ -10,13 +10,13 @@ use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{batch, nft, node_manifest};
 use kubeveil_tests::process::wait_until;
 use kubeveil_tests::stage::{Stage, encrypted, none_plain, pod};
-use kubeveil_tests::status::{said_in, wireguard_devices};
+use kubeveil_tests::status::{read, said_in, wireguard_devices};
 use kubeveil_tests::traffic::{Load, flows};
 use serde_json::json;
 
 use super::{LIMIT, PAUSE, announced, everybody, expect, said, wait_for, want};
 use crate::Scenario;
-use crate::support::empty;
+use crate::support::{delete_device, empty, nothing_alarming};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("a_node_joins_in_a_rotation", joins).nodes(3),
@@ -25,14 +25,15 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("two_nodes_part_in_a_rotation", parted).nodes(3).takes(55),
     Scenario::new("both_ends_die_in_a_rotation", both_die).nodes(2).takes(50),
     Scenario::new("the_clock_jumps_in_a_rotation", clock_jumps).nodes(3).takes(55).sets_clock(),
+    Scenario::new("the_clock_stays_wrong_in_rotations", clock_stays).nodes(3).takes(75).sets_clock(),
 ];
 
 /// The one that it befalls, and the others.
-const HIT: Node = Node(3);
-const OTHERS: [Node; 2] = [Node(1), Node(2)];
+pub(super) const HIT: Node = Node(3);
+pub(super) const OTHERS: [Node; 2] = [Node(1), Node(2)];
 
 /// Between pods of the others, both ways and by both families.
-fn others(stage: &Stage) -> Load {
+pub(super) fn others(stage: &Stage) -> Load {
     let families = stage.lab.spec().families;
     let pairs = [("1a", "2a"), ("2a", "1a"), ("1b", "2b"), ("2b", "1b")];
     Load::new(pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect(), 200)
@@ -75,17 +76,19 @@ fn joins(stage: &mut Stage) -> Result<()> {
     encrypted(&tally, &census).context("with the newcomer")
 }
 
-/// One rotation for each way in which a node can be hit.
+/// One rotation for each way in which a node can be hit. There is nothing that people could do for it but find out who deleted a device; so
+/// that is all that they are told, and at the node itself.
 fn hit(stage: &mut Stage) -> Result<()> {
     type Deed = fn(&Stage) -> Result<()>;
-    let deeds: [(&str, Deed); 4] = [
-        ("it reboots", reboot),
-        ("it is replaced", replace),
-        ("its device of the new key is deleted", |stage| delete_devices(HIT, &device(stage, true)?)),
-        ("its device of the old key is deleted", |stage| delete_devices(HIT, &device(stage, false)?)),
+    const WHO: [&str; 2] = ["somebody else changed it, and it is put back", "Find out who"];
+    let deeds: [(&str, Deed, &[&str]); 4] = [
+        ("it reboots", reboot, &[]),
+        ("it is replaced", replace, &[]),
+        ("its device of the new key is deleted", |stage| delete_devices(HIT, &device(stage, true)?), &WHO),
+        ("its device of the old key is deleted", |stage| delete_devices(HIT, &device(stage, false)?), &WHO),
     ];
     stage.start()?;
-    for (generation, (what, deed)) in (1..).zip(deeds) {
+    for (generation, (what, deed, tells)) in (1..).zip(deeds) {
         let load = others(stage);
         let (tally, census) = stage.send_while(load, |stage| {
             hold(stage, generation, &[OTHERS[0], OTHERS[1], HIT])?;
@@ -96,6 +99,10 @@ fn hit(stage: &mut Stage) -> Result<()> {
             outcome?;
             eprintln!("  {what}, to it: {arrived}");
             ensure!(arrived.received > 0, "nothing arrives at it: {arrived}");
+            OTHERS.iter().try_for_each(|node| nothing_alarming(stage, *node, &["rotation is paused"]))?;
+            let said = read(&stage.lab.daemon(HIT))?;
+            let is_told = said.0 == tells.is_empty() && tells.iter().all(|words| said.1.contains(words));
+            ensure!(is_told, "it does not say {tells:?}, and that alone: {}", said.1);
             resume(stage, generation)
         })?;
         eprintln!("  {what}, between the others: {tally}");
@@ -144,6 +151,7 @@ fn replace(stage: &Stage) -> Result<()> {
     // A Node's annotation goes with the Node.
     fs::remove_file(stage.manifest("announcements/node-3.yaml"))?;
     OTHERS.iter().try_for_each(|&node| stage.wait_peers(node, 1))?;
+    OTHERS.iter().try_for_each(|node| nothing_alarming(stage, *node, &[]))?;
     let mut another = node_manifest(HIT, stage.lab.spec().families);
     another.object["metadata"]["uid"] = "00000063-244a-4002-8000-6b7562657665".into();
     another.write(&stage.lab.manifests())?;
@@ -169,14 +177,21 @@ fn down(stage: &mut Stage) -> Result<()> {
                 Ok(has && (list == json!([]) || list == json!([HIT.name()])))
             })?;
             ensure!(have_moved, "{:?} after {LIMIT:?}", OTHERS.map(|node| said(stage, node)));
+            let behind = format!(
+                "node-3 has no key of generation {generation}, its newest is of 0: is kubeveild running there"
+            );
+            expect(stage, &["status"], 1, &[&behind, "`kubeveil status` there"])?;
             want(stage, generation, json!({ "retireBefore": generation }))?;
             let done = all(&|node| Ok(announced(stage, node)? == newest))?;
             ensure!(done, "{:?} after {LIMIT:?}", OTHERS.map(|node| said(stage, node)));
         }
         ensure!(announced(stage, HIT)? == [0], "it says {:?}", announced(stage, HIT)?);
+        expect(stage, &["status"], 1, &["done, but for those that were cut off", "node-3 has no key of"])?;
         stage.lab.daemon(HIT).start()?;
         wait_for(stage, LAST)?;
-        stage.wait_proven()
+        stage.wait_proven()?;
+        expect(stage, &["status"], 0, &["generation 3", "done"])?;
+        stage.lab.nodes().try_for_each(|node| nothing_alarming(stage, node, &["generation 3"]))
     })?;
     eprintln!("  {tally}");
     encrypted(&tally, &census).context("between those that rotated")?;
@@ -278,9 +293,11 @@ impl Drop for Clock {
     }
 }
 
-/// An hour back and forth while packets move, and an hour forth and back while the old keys wait for silence.
+const HOUR: i64 = 3600;
+
+/// An hour back and forth while packets move, and an hour forth and back while the old keys wait for silence. Nobody is told of it: there
+/// is nothing to do.
 fn clock_jumps(stage: &mut Stage) -> Result<()> {
-    const HOUR: i64 = 3600;
     stage.start()?;
     let (tally, census) = stage.send_while(everybody(stage, 300), |stage| {
         let mut clock = Clock::default();
@@ -289,11 +306,54 @@ fn clock_jumps(stage: &mut Stage) -> Result<()> {
             for (wait, off) in waits.into_iter().zip([off, 0]) {
                 sleep(Duration::from_millis(wait));
                 clock.set(off)?;
+                stage.lab.nodes().try_for_each(|node| nothing_alarming(stage, node, &[]))?;
             }
             wait_for(stage, generation)?;
+            expect(stage, &["status"], 0, &["done"])?;
         }
-        Ok(())
+        stage.lab.nodes().try_for_each(|node| nothing_alarming(stage, node, &["generation 2"]))
     })?;
     eprintln!("  {tally}");
     encrypted(&tally, &census)
+}
+
+/// The clock is an hour behind, then an hour ahead, and stays so: while a device is made anew, through two rotations, and through daemons that
+/// begin by it. To make the device anew forces handshakes upon keys that have had some by the right clock, and WireGuard takes no
+/// initiation that is stamped earlier than the last one from the same key: so the others have to speak first, and do as soon as they have
+/// something to send.
+fn clock_stays(stage: &mut Stage) -> Result<()> {
+    stage.start()?;
+    let mut clock = Clock::default();
+    let (tally, census) = stage.send_while(others(stage), |stage| {
+        let families = stage.lab.spec().families;
+        let load = |pairs: [(&str, &str); 2]| {
+            Load::new(pairs.iter().flat_map(|(from, to)| flows(pod(from), pod(to), families)).collect(), 100)
+        };
+        clock.set(-HOUR)?;
+        let to_it = load([("1b", "3b"), ("2b", "3b")]).start()?;
+        let proven = delete_device(HIT).and_then(|()| stage.wait_proven());
+        to_it.wait_for(20);
+        let arrived = to_it.finish()?;
+        eprintln!("  a device is made anew by a clock that is behind, to it: {arrived}");
+        proven?;
+        let with_it = load([("1b", "3b"), ("3b", "2b")]).run(100)?;
+        ensure!(with_it.lost() == 0, "by the handshakes that were forced: {with_it}");
+        Ok(())
+    })?;
+    eprintln!("  between the others: {tally}");
+    encrypted(&tally, &census).context("between the others, while a device is made anew")?;
+    let (tally, census) = stage.send_while(everybody(stage, 300), |stage| {
+        for (generation, off) in [(1, -HOUR), (2, HOUR)] {
+            clock.set(off)?;
+            want(stage, generation, json!({}))?;
+            stage.lab.daemon(Node(1)).kill()?;
+            stage.lab.daemon(Node(1)).start()?;
+            wait_for(stage, generation)?;
+            expect(stage, &["status"], 0, &["done"])?;
+            OTHERS.iter().try_for_each(|node| nothing_alarming(stage, *node, &[]))?;
+        }
+        Ok(())
+    })?;
+    eprintln!("  rotations by a wrong clock: {tally}");
+    encrypted(&tally, &census).context("rotations by a wrong clock")
 }
