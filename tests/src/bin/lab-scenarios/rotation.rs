@@ -3,6 +3,7 @@
 pub(crate) mod amid;
 mod put_back;
 mod stolen;
+mod told;
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -227,15 +228,9 @@ fn by_command(stage: &mut Stage) -> Result<()> {
     expect(stage, &["history"], 0, &["never rotated"])?;
     expect(stage, &["status"], 0, &["generation 0", "done"])?;
     let load = everybody(stage, 300);
-    let (tally, census) = stage.send_while(load, |stage| {
-        expect(
-            stage,
-            &["--reason", "a first one"],
-            0,
-            &["generation 1 is asked for", "no old key: 3/3 nodes", "done in"],
-        )
-    })?;
+    let (tally, census) = stage.send_while(load, |stage| told::to_programs(stage, 1, "a first one"))?;
     encrypted(&tally, &census).context("by command")?;
+    told::by_metrics(stage, Node(1), 1, [1, 0], &[("done", 3)])?;
     expect(stage, &["history"], 0, &["a first one", "done", "@"])?;
     // Nobody goes on while it is paused, and nobody begins another.
     interrupted(stage, 2)?;
@@ -251,6 +246,7 @@ fn by_command(stage: &mut Stage) -> Result<()> {
     expect(stage, &["finish"], 2, &["node-3", "--force"])?;
     let (code, said) = command(stage, &["finish", "--force"])?;
     ensure!(code == 1 && said.contains("cut off until they have newer ones: node-3"), "{code}: {said}");
+    told::by_metrics(stage, Node(1), 3, [2, 1], &[("done", 2), ("behind", 1)])?;
     // Then it holds nothing up any more, though it be away still; and it comes back to what is wanted by then.
     expect(stage, &["--no-wait"], 0, &["generation 4 is asked for"])?;
     stage.lab.daemon(Node(3)).start()?;
