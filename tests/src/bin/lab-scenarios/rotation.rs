@@ -1,6 +1,7 @@
 //! Keys are rotated while packets go.
 
 pub(crate) mod amid;
+mod mended;
 mod put_back;
 mod stolen;
 mod told;
@@ -30,6 +31,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("twenty_rotations_lose_nothing", twenty).nodes(3).takes(600),
     Scenario::new("a_node_that_is_down_holds_a_rotation_up", node_down).nodes(3),
     Scenario::new("a_rotation_by_command", by_command).nodes(3),
+    Scenario::new("what_sticks_in_a_rotation_is_mended", mended::mended).nodes(3).takes(90),
     Scenario::new("a_blocked_port_delays_its_own_pair", blocked_port).nodes(3),
     Scenario::new("daemons_killed_in_a_rotation", killed).nodes(3).takes(100),
 ];
