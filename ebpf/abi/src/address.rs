@@ -9,6 +9,13 @@ pub const fn v4(network_order: u32) -> Address {
     [0, 0, 0xffff_u32.to_be(), network_order]
 }
 
+/// Whether it is an IPv4 address in the form of an IPv6 one (RFC 4291, section 2.5.5.2). No header of IPv6 holds one that is rightly there.
+#[inline(always)]
+pub const fn is_v4_mapped(address: &Address) -> bool {
+    let [a, b, c, _] = *address;
+    a | b | c ^ 0xffff_u32.to_be() == 0
+}
+
 /// Prefix length, in bits, of an IPv4 prefix of `length` bits among mapped addresses.
 #[inline(always)]
 pub const fn v4_mapped_length(length: u8) -> u32 {

@@ -18,7 +18,7 @@ mod prefix;
 mod reason;
 mod watch;
 
-pub use address::{Address, v4, v4_mapped_length};
+pub use address::{Address, is_v4_mapped, v4, v4_mapped_length};
 pub use config::{Config, ENVELOPE_PORTS, FlowMode, GENEVE, Mode};
 pub use counter::{COUNTERS, Counter, Direction, counted, counter_index, is_observed};
 pub use device::DeviceKind;

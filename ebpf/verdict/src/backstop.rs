@@ -1,4 +1,4 @@
-use kubeveil_abi::{Address, Config, DeviceKind, PrefixKind, Reason, v4};
+use kubeveil_abi::{Address, Config, DeviceKind, PrefixKind, Reason, is_v4_mapped, v4};
 
 use crate::{
     Ask, Decision, Owner,
@@ -45,13 +45,13 @@ pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Con
 }
 
 /// Where a packet that begins with its IP header comes from and goes to (RFC 791, section 3.1; RFC 8200, section 3). Nothing else in the
-/// header matters here.
+/// header matters here. As in every other place an IPv6 header with an IPv4 address can't be read.
 #[inline(always)]
 pub fn ends_of_ip(bytes: &impl Bytes) -> Option<[Address; 2]> {
     let [first] = bytes.words(0)?;
     match u32::from_be(first) >> 28 {
         4 => bytes.words(12).map(|[source, destination]| [v4(source), v4(destination)]),
-        6 => Some([bytes.words(8)?, bytes.words(24)?]),
+        6 => Some([bytes.words(8)?, bytes.words(24)?]).filter(|ends| !ends.iter().any(is_v4_mapped)),
         _ => None,
     }
 }

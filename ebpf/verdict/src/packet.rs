@@ -1,4 +1,4 @@
-use kubeveil_abi::{Address, Config, v4};
+use kubeveil_abi::{Address, Config, is_v4_mapped, v4};
 
 use crate::{
     Tables, envelope,
@@ -230,16 +230,20 @@ fn parse_v4(bytes: &impl Bytes, at: u32) -> Option<Packet> {
 }
 
 /// RFC 8200, section 3. Extension headers are left to [`Packet::transport`].
+///
+/// One with a mapped address would pass for who has the IPv4 address, since the maps hold that so. No such packet has any business on a
+/// wire: the kernel takes none whose source is one (`net/ipv6/ip6_input.c`, `ip6_rcv_core`).
 #[inline(always)]
 fn parse_v6(bytes: &impl Bytes, at: u32) -> Option<Packet> {
     let [first, second, s0, s1, s2, s3, d0, d1, d2, d3] = bytes.words(at)?;
-    if u32::from_be(first) >> 28 != 6 {
+    let (source, destination) = ([s0, s1, s2, s3], [d0, d1, d2, d3]);
+    if u32::from_be(first) >> 28 != 6 || is_v4_mapped(&source) || is_v4_mapped(&destination) {
         return None;
     }
     let second = u32::from_be(second);
     Some(Packet {
-        source: [s0, s1, s2, s3],
-        destination: [d0, d1, d2, d3],
+        source,
+        destination,
         length: IPV6_HEADER + (second >> 16),
         tags: 0,
         is_v6: true,

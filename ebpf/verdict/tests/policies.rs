@@ -1,5 +1,7 @@
 //! What policies ask for of one end decides on the flow, in every state of the world.
 
+use std::net::IpAddr;
+
 use kubeveil_abi::{Asked, FlowMode, Mode, Origin, PeerValue, PrefixKind, Reason, Verdict};
 use kubeveil_verdict::{
     Decision, Hop, backstop, deliver, guard, steer,
@@ -267,6 +269,44 @@ proptest! {
         let decision = decide(program, &situation, &world);
         let is_unknown = matches!(decision.reason, Reason::NonIp | Reason::Unparsable);
         prop_assert_eq!(decision.mode, if is_unknown { FlowMode::Insist } else { one.max(other) });
+    }
+
+    /// The maps hold an IPv4 address as the IPv6 one that it is mapped to. Who puts that into a header of IPv6 is nobody's pod by it, and
+    /// exempt from nothing, inside of an envelope neither.
+    #[test]
+    fn a_mapped_address_is_nobodys(
+        scene in scene(NOW), situation in situation(), envelope in envelope(), peer in 0..Scene::PEERS, program in 0_usize..3, mode in loose(),
+        mapped in prop::sample::select(&[[true, false], [false, true], [true, true]][..]), is_in_envelope in any::<bool>(), is_v6 in any::<bool>(),
+    ) {
+        let remote = Place::RemotePod(peer);
+        let ends = if program == 0 { (Place::LocalPod, remote) } else { (remote, Place::LocalPod) };
+        let mut situation = situation.between(ends.0, ends.1).by(Scene::POD_DEVICE);
+        let places = [ends.0, ends.1];
+        let [source, destination] = [0, 1].map(|end| match places[end].ip(false) {
+            IpAddr::V4(address) if mapped[end] => address.to_ipv6_mapped().into(),
+            _ => places[end].ip(true),
+        });
+        (situation.build.source, situation.build.destination, situation.build.false_type) = (source, destination, None);
+        if is_in_envelope {
+            let nodes = (Place::LocalNode, Place::RemoteNode(peer));
+            let nodes = if program == 0 { nodes } else { (nodes.1, nodes.0) };
+            situation = situation.in_envelope(envelope, nodes.0, nodes.1, is_v6);
+        }
+        let peers = [PeerValue::NO_TUNNEL; Scene::PEERS as usize];
+        let mut world = Scene { mode, peers, flows: Vec::new(), ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        world.bind_pod();
+        ask(&mut world, Place::LocalPod, Asked::Exempt, 0);
+        ask(&mut world, remote, Asked::Exempt, 0);
+        let decision = decide(program, &situation, &world);
+        let is_ours = matches!(decision.reason, Reason::Outer | Reason::NonIp);
+        prop_assert!(decision.verdict() == Verdict::Drop || is_ours, "{:?}", decision);
+        let hop = Hop { ingress_ifindex: Scene::POD_DEVICE, egress_ifindex: 99, has_programs: false };
+        let bytes = situation.build.network();
+        if !is_in_envelope && situation.build.tags == 0 {
+            let decision = backstop(hop, &Slice::new(&bytes), &world, &world.config);
+            prop_assert_eq!(decision.map(|decision| decision.verdict()), Some(Verdict::Drop));
+        }
     }
 
     /// By a device that nobody guards neither end sends in plain, or is sent to, that requires encryption.

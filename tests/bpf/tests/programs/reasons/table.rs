@@ -1,10 +1,12 @@
 //! The cases.
 
+use std::net::IpAddr;
+
 use kubeveil_abi::{
     Asked, BASE_PORT, Direction, FWMARK, FlowKey, FlowValue, Mode, PeerValue, PrefixKind, Reason,
 };
 use kubeveil_verdict::testing::{
-    Envelope, Extension, Place, Scene, Situation, Transport, VXLAN_PORT, World, address,
+    Build, Envelope, Extension, Place, Scene, Situation, Transport, VXLAN_PORT, World, address,
 };
 
 use super::{Case, Change};
@@ -256,6 +258,32 @@ fn other_version(_: &mut Scene, _: &mut World, situation: &mut Situation) {
     situation.build.false_type = Some(if is_v6 { 0x0800 } else { 0x86dd });
 }
 
+/// The pod's IPv4 address in a header of IPv6, as the maps hold it. Of IPv4 there is no such packet: the other version takes its place.
+fn mapped_source(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    mapped(scene, world, situation, |build| &mut build.source);
+}
+
+fn mapped_destination(scene: &mut Scene, world: &mut World, situation: &mut Situation) {
+    mapped(scene, world, situation, |build| &mut build.destination);
+}
+
+/// Both ends are exempt, so that whoever passed for them would go in plain.
+fn mapped(
+    scene: &mut Scene,
+    world: &mut World,
+    situation: &mut Situation,
+    end: fn(&mut Build) -> &mut IpAddr,
+) {
+    exempt(scene, world, situation);
+    if situation.build.source.is_ipv4() {
+        return other_version(scene, world, situation);
+    }
+    let place = if *end(&mut situation.build) == LocalPod.ip(true) { LocalPod } else { RemotePod(0) };
+    if let IpAddr::V4(address) = place.ip(false) {
+        *end(&mut situation.build) = address.to_ipv6_mapped().into();
+    }
+}
+
 /// All of them.
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -291,6 +319,8 @@ pub(crate) fn cases() -> Vec<Case> {
     add("too many tags", Egress, require, pods, POD, too_many_tags, Reason::Unparsable);
     add("too many tags", Egress, prefer, pods, POD, too_many_tags, Reason::Unparsable);
     add("wrong version", Egress, require, pods, POD, other_version, Reason::Unparsable);
+    add("from a mapped address", Egress, require, pods, POD, mapped_source, Reason::Unparsable);
+    add("to a mapped address", Egress, require, pods, POD, mapped_destination, Reason::Unparsable);
     add("to a node", Egress, require, masqueraded, 0, outer, Reason::Outer);
     add("a pod with its mark and port", Egress, require, pods, POD, pods_fake_outer, Reason::NoTunnel);
     add("no tunnel", Egress, require, pods, POD, no_tunnel, Reason::NoTunnel);
@@ -481,6 +511,8 @@ pub(crate) fn cases() -> Vec<Case> {
         no_longer_exempt,
         Reason::PlainFromPod,
     );
+    add("from a mapped address", Ingress, require, theirs, WIRE, mapped_source, Reason::Unparsable);
+    add("to a mapped address", Ingress, require, theirs, WIRE, mapped_destination, Reason::Unparsable);
     add("adopting", Ingress, require, (RemotePod(0), LocalPod), WIRE, adopting, Reason::Adopting);
     add("just adopted", Ingress, require, (RemotePod(0), LocalPod), WIRE, just_adopted, Reason::Adopting);
     add("long adopted", Ingress, require, (RemotePod(0), LocalPod), WIRE, long_adopted, Reason::PlainFromPod);
@@ -514,6 +546,7 @@ pub(crate) fn cases() -> Vec<Case> {
         other_version,
         Reason::Unparsable,
     );
+    add("from a mapped address", Tunnel, require, theirs, TUNNEL, mapped_source, Reason::Unparsable);
     add(
         "an envelope",
         Tunnel,
