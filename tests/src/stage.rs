@@ -238,6 +238,14 @@ pub fn none_plain(census: &Census) -> Result<()> {
     Ok(())
 }
 
+/// An error if a frame showed what this load sent, whatever others did.
+pub fn none_of_it_plain(tally: &Tally, census: &Census) -> Result<()> {
+    ensure!(tally.sent > 0, "nothing was sent: {tally}");
+    let plain = census.of(tally.load);
+    ensure!(plain == 0, "{plain} of its packets are plain on the wire: {tally}");
+    Ok(())
+}
+
 /// An error unless everything arrived, and went over the wire as ciphertext.
 pub fn encrypted(tally: &Tally, census: &Census) -> Result<()> {
     none_plain(census)?;

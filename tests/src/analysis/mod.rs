@@ -9,6 +9,7 @@ mod scan;
 mod walk;
 mod wireguard;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -16,7 +17,8 @@ use crate::address::{Families, Family, pod_addresses};
 
 pub use wireguard::PORTS as WIREGUARD_PORTS;
 
-/// With this every payload of the lab begins, and it is repeated to its end, so that a fragment has it too.
+/// With this every payload of the lab begins, and it is repeated to its end, so that a fragment has it too. Behind the first a load says in
+/// eight bytes which it is.
 pub const MARKER: &[u8; 16] = b"kubeveil-payload";
 
 /// What must not be seen.
@@ -105,6 +107,8 @@ pub struct Census {
     pub addresses: [u64; 2],
     /// Of these, those with the marker.
     pub markers: u64,
+    /// Of these, how many are of each load.
+    pub loads: BTreeMap<u64, u64>,
     /// The first few leaks.
     pub examples: Vec<String>,
 }
@@ -130,6 +134,9 @@ impl Census {
         self.addresses[0] += of(Family::V4);
         self.addresses[1] += of(Family::V6);
         self.markers += any(&|evidence| *evidence == Evidence::Marker);
+        if let Some(load) = scan::load(frame) {
+            *self.loads.entry(load).or_default() += 1;
+        }
         if let Some(leak) = judgement.leaks.first().filter(|_| self.examples.len() < Self::EXAMPLES) {
             self.examples.push(format!("frame {}: {leak}", self.frames));
         }
@@ -143,8 +150,16 @@ impl Census {
         self.addresses[0] += other.addresses[0];
         self.addresses[1] += other.addresses[1];
         self.markers += other.markers;
+        for (load, frames) in &other.loads {
+            *self.loads.entry(*load).or_default() += frames;
+        }
         let room = Self::EXAMPLES.saturating_sub(self.examples.len());
         self.examples.extend(other.examples.iter().take(room).cloned());
+    }
+
+    /// Frames that show what this load sent.
+    pub fn of(&self, load: u64) -> u64 {
+        self.loads.get(&load).copied().unwrap_or_default()
     }
 
     /// Frames with an address of this family.
@@ -155,7 +170,7 @@ impl Census {
 
 impl fmt::Display for Census {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { frames, ciphertext, plaintext, addresses: [v4, v6], markers, examples } = self;
+        let Self { frames, ciphertext, plaintext, addresses: [v4, v6], markers, loads: _, examples } = self;
         write!(f, "{frames} frames, {ciphertext} of WireGuard, {plaintext} with plaintext")?;
         write!(f, " ({v4} IPv4, {v6} IPv6, {markers} with the marker)")?;
         for example in examples {

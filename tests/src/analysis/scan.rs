@@ -2,9 +2,17 @@
 
 use std::net::IpAddr;
 
+use super::MARKER;
+
 /// Whether `bytes` hold `wanted`.
 pub(super) fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     memchr::memmem::find(bytes, wanted).is_some()
+}
+
+/// Of which load the first payload is, if a marker is there and that is behind it.
+pub(super) fn load(bytes: &[u8]) -> Option<u64> {
+    let start = memchr::memmem::find(bytes, MARKER)? + MARKER.len();
+    bytes.get(start..)?.first_chunk().map(|load| u64::from_be_bytes(*load))
 }
 
 /// The addresses whose bytes are there.

@@ -321,3 +321,17 @@ fn prefixes_are_compared_by_bits() {
     assert!(watch().covers([10, 244, 255, 255].into()));
     assert!(watch().covers([0xfd00, 0x244, 0xffff, 0, 0, 0, 0, 0].into()));
 }
+
+#[test]
+fn frames_are_counted_by_the_load_that_they_show() {
+    let payload = |load: u64| [&MARKER[..], &load.to_be_bytes(), MARKER].concat();
+    let frame = |load| [&[0xa5; 42][..], &payload(load)].concat();
+    let mut census = Census::default();
+    for frame in [frame(7), frame(8), frame(7), [&[0xa5; 42][..], MARKER].concat(), vec![0xa5; 90]] {
+        census.add(&frame, &watch());
+    }
+    let mut all = census.clone();
+    all.merge(&census);
+    assert_eq!((census.of(7), census.of(8), census.of(9), census.markers), (2, 1, 0, 4));
+    assert_eq!((all.of(7), all.of(8)), (4, 2));
+}

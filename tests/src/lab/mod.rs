@@ -199,10 +199,31 @@ impl Lab {
     /// Another pod takes the place of `pod` and has its addresses, as a plugin gives them on once the first is gone: its devices are
     /// others.
     pub fn replace_pod(&self, pod: Pod) -> Result<()> {
-        let (device, node) = (plan::device_of(pod), pod.node.name());
-        batch(Some(&node), &[format!("link delete {device}")])?;
+        unplug(pod)?;
+        self.plug(pod)
+    }
+
+    /// `pod` ends: its devices and its namespace are gone.
+    pub fn remove_pod(&self, pod: Pod) -> Result<()> {
+        unplug(pod)?;
+        remove_namespace(&pod.name())
+    }
+
+    /// One takes the place of a pod that was [removed](Self::remove_pod), and is made as a plugin makes it.
+    pub fn add_pod(&self, pod: Pod) -> Result<()> {
+        let name = pod.name();
+        batch(None, &[format!("netns add {name}")])?;
+        for sysctl in plan::common() {
+            namespace::sysctl(&name, sysctl.key, sysctl.value)?;
+        }
+        self.plug(pod)
+    }
+
+    /// Makes a pod's devices, the node's end first, and gives it its addresses.
+    fn plug(&self, pod: Pod) -> Result<()> {
         batch(None, &[plan::link_of(pod)])?;
-        batch(Some(&node), &[format!("link set dev {device} master {} up", plan::PODS)])?;
+        let line = format!("link set dev {} master {} up", plan::device_of(pod), plan::PODS);
+        batch(Some(&pod.node.name()), &[line])?;
         batch(Some(&pod.name()), &plan::pod_lines(pod, self.spec.families))
     }
 
@@ -253,6 +274,11 @@ impl Undo {
             Self::Daemon(daemon) => daemon.end(),
         }
     }
+}
+
+/// Takes a pod's devices away.
+fn unplug(pod: Pod) -> Result<()> {
+    batch(Some(&pod.node.name()), &[format!("link delete {}", plan::device_of(pod))])
 }
 
 /// As `ip netns del`, without a process for each.

@@ -124,7 +124,7 @@ fn wire(count: u8) -> Inner {
 /// No duplicate address detection: addresses are the lab's, and it would cost a second each. No router
 /// advertisements: nobody sends any. No word from who waits in vain for the rest of a packet (after 30 seconds, by ICMP, with its first
 /// bytes): on a slow machine it could pass for what a later test sent.
-fn common() -> Vec<Sysctl> {
+pub(super) fn common() -> Vec<Sysctl> {
     vec![
         Sysctl { key: "net/ipv4/ipfrag_time", value: "3600" },
         Sysctl { key: "net/ipv6/ip6frag_time", value: "3600" },

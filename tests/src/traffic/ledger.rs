@@ -14,6 +14,13 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// How many stretches of numbers without a gap: more than one where some came before and after others that did not.
+    pub fn stretches(&self) -> u64 {
+        let ends = |(word, next): (&u64, u64)| u64::from((word & !(word >> 1 | next << 63)).count_ones());
+        let next = self.seen.iter().skip(1).copied().chain([0]);
+        self.seen.iter().zip(next).map(ends).sum()
+    }
+
     /// Enters one number.
     pub fn enter(&mut self, number: u64) {
         let word = usize::try_from(number / 64).unwrap_or(usize::MAX);
@@ -45,5 +52,19 @@ mod tests {
             ledger.enter(number);
         }
         assert_eq!((ledger.received, ledger.duplicated, ledger.reordered), (6, 2, 2));
+    }
+
+    #[test]
+    fn a_stretch_ends_where_a_number_is_missing() {
+        let stretches = |numbers: &mut dyn Iterator<Item = u64>| {
+            let mut ledger = Ledger::default();
+            numbers.for_each(|number| ledger.enter(number));
+            ledger.stretches()
+        };
+        assert_eq!(stretches(&mut [].into_iter()), 0);
+        // Over the words' ends, and in any order.
+        assert_eq!(stretches(&mut (3..200).rev()), 1);
+        assert_eq!(stretches(&mut (0..64).chain(65..128).chain(128..130)), 2);
+        assert_eq!(stretches(&mut (0..300).filter(|number| number % 3 != 0)), 100);
     }
 }

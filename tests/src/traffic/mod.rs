@@ -41,6 +41,8 @@ pub fn flows(from: Pod, to: Pod, families: Families) -> Vec<Flow> {
 /// What came of a load.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
+    /// Of which load, as its packets say.
+    pub load: u64,
     /// Packets handed to the kernel.
     pub sent: u64,
     /// Packets that the kernel did not take.
@@ -49,6 +51,8 @@ pub struct Tally {
     pub received: u64,
     /// Of these, by IPv4 and by IPv6.
     pub by_family: [u64; 2],
+    /// Stretches of packets one after the other that arrived, of all flows together.
+    pub stretches: u64,
     /// More than once.
     pub duplicated: u64,
     /// After one that was sent later.

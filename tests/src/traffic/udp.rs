@@ -1,5 +1,6 @@
 //! UDP with numbered packets.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -35,12 +36,16 @@ pub struct Load {
     pub stranger: Option<&'static str>,
     /// Whose address a stranger sends from; the sending pod's own if nobody's.
     pub guise: Option<fn(Family) -> IpAddr>,
+    /// Sent to the nodes of the pods, not to the pods.
+    pub for_nodes: bool,
+    /// The pods that send are yet to be made.
+    pub unborn: bool,
 }
 
 impl Load {
     /// So many packets a second over these flows, of a middling size.
     pub fn new(flows: Vec<Flow>, rate: u32) -> Self {
-        Self { flows, rate, size: 200, stranger: None, guise: None }
+        Self { flows, rate, size: 200, stranger: None, guise: None, for_nodes: false, unborn: false }
     }
 
     /// Sent from another namespace than the pods'.
@@ -53,6 +58,26 @@ impl Load {
     pub fn disguised(mut self, address: fn(Family) -> IpAddr) -> Self {
         self.guise = Some(address);
         self
+    }
+
+    /// Sent to the node of each receiving pod, at the node's own address.
+    pub fn for_nodes(mut self) -> Self {
+        self.for_nodes = true;
+        self
+    }
+
+    /// Sent by pods that are made while it runs: it tries again and again, so that the first packet is the first that the pod can send.
+    pub fn unborn(mut self) -> Self {
+        self.unborn = true;
+        self
+    }
+
+    /// The namespace and the address that a flow's packets are sent to.
+    fn receiver(&self, flow: Flow) -> (String, IpAddr) {
+        match self.for_nodes {
+            false => (flow.to.name(), flow.to.address(flow.family)),
+            true => (flow.to.node.name(), flow.to.node.address(flow.family)),
+        }
     }
 
     /// Sends so many packets, and waits for them.
@@ -72,43 +97,51 @@ impl Load {
         let expected = Arc::new(Expected::default());
         let mut ends = Vec::new();
         let mut receivers = Vec::new();
-        for &flow in &self.flows {
-            let receiver = Receiver::open(flow)?;
-            let namespace = self.stranger.map_or_else(|| flow.from.name(), str::to_owned);
-            // Not connected: an ICMP error on one packet must not stop the next.
-            let source =
-                self.guise.map_or_else(|| flow.from.address(flow.family), |guise| guise(flow.family));
-            let socket = socket(&namespace, source)?;
-            ends.push(Sender { socket, to: receiver.address });
+        let to: Vec<_> = self.flows.iter().map(|&flow| self.receiver(flow)).collect();
+        for (&flow, (namespace, address)) in self.flows.iter().zip(&to) {
+            let receiver = Receiver::open(namespace, *address)?;
+            let mut end = Sender {
+                namespace: self.stranger.map_or_else(|| flow.from.name(), str::to_owned),
+                source: self.guise.map_or_else(|| flow.from.address(flow.family), |guise| guise(flow.family)),
+                to: receiver.address,
+                socket: None,
+            };
+            if !self.unborn {
+                end.open()?;
+            }
+            ends.push(end);
             let expected = Arc::clone(&expected);
             receivers.push(std::thread::spawn(move || receiver.receive(run, &expected)));
         }
-        let before = own_loss(&self.flows)?;
+        let before = own_loss(&to)?;
         let halt = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let sender = {
             let (load, halt, sent) = (self.clone(), Arc::clone(&halt), Arc::clone(&sent));
-            std::thread::spawn(move || load.send(&ends, run, &halt, &sent))
+            std::thread::spawn(move || load.send(ends, run, &halt, &sent))
         };
-        Ok(Running { flows: self.flows, sender, receivers, halt, expected, sent, before })
+        Ok(Running { load: run, flows: self.flows, to, sender, receivers, halt, expected, sent, before })
     }
 
     /// Sends until told to halt.
-    fn send(&self, ends: &[Sender], run: u64, halt: &AtomicBool, sent: &AtomicU64) -> Sent {
+    fn send(&self, mut ends: Vec<Sender>, run: u64, halt: &AtomicBool, sent: &AtomicU64) -> Sent {
         let mut packet: Vec<u8> = MARKER.iter().copied().cycle().take(self.size).collect();
         packet[MARKER.len()..MARKER.len() + 8].copy_from_slice(&run.to_be_bytes());
         let start = Instant::now();
         let mut pace = Pace::new(self.rate, start);
         let (mut taken, mut refused, mut round) = (0, 0, 0_u64);
         'rounds: loop {
-            for end in ends {
+            for end in &mut ends {
                 if halt.load(Ordering::Relaxed) {
                     break 'rounds;
                 }
                 packet[MARKER.len() + 8..HEAD].copy_from_slice(&round.to_be_bytes());
-                match end.socket.send_to(&packet, end.to) {
-                    Ok(_) => taken += 1,
-                    Err(_) => refused += 1,
+                let to = end.to;
+                match end.open().map(|socket| socket.send_to(&packet, to)) {
+                    Ok(Ok(_)) => taken += 1,
+                    Ok(Err(_)) => refused += 1,
+                    // There is nobody yet who could send it.
+                    Err(_) => {}
                 }
                 sent.store(taken + refused, Ordering::Relaxed);
                 sleep(pace.wait(Instant::now()));
@@ -151,7 +184,10 @@ struct Sent {
 
 /// A load that is being sent.
 pub struct Running {
+    load: u64,
     flows: Vec<Flow>,
+    /// To whom, each.
+    to: Vec<(String, IpAddr)>,
     sender: JoinHandle<Sent>,
     receivers: Vec<JoinHandle<Result<Ledger>>>,
     halt: Arc<AtomicBool>,
@@ -164,6 +200,16 @@ impl Running {
     /// How many packets were sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// How many have arrived so far.
+    pub fn arrived(&self) -> u64 {
+        self.expected.arrived.load(Ordering::Relaxed)
+    }
+
+    /// Which load it is, as its packets say.
+    pub fn load(&self) -> u64 {
+        self.load
     }
 
     fn is_over(&self) -> bool {
@@ -184,6 +230,7 @@ impl Running {
         let sent = self.sender.join().map_err(|_| anyhow!("the sender panicked"))?;
         self.expected.say(sent.taken);
         let mut tally = Tally {
+            load: self.load,
             sent: sent.taken,
             refused: sent.refused,
             #[expect(clippy::cast_precision_loss)]
@@ -194,17 +241,32 @@ impl Running {
             let ledger = receiver.join().map_err(|_| anyhow!("a receiver panicked"))??;
             tally.received += ledger.received;
             tally.by_family[usize::from(flow.family == Family::V6)] += ledger.received;
+            tally.stretches += ledger.stretches();
             tally.duplicated += ledger.duplicated;
             tally.reordered += ledger.reordered;
         }
-        tally.own_loss = own_loss(&self.flows)? - self.before;
+        tally.own_loss = own_loss(&self.to)? - self.before;
         Ok(tally)
     }
 }
 
 struct Sender {
-    socket: UdpSocket,
+    namespace: String,
+    source: IpAddr,
     to: SocketAddr,
+    socket: Option<UdpSocket>,
+}
+
+impl Sender {
+    /// Its socket, which is opened as soon as the namespace has the address. Not connected: an ICMP error on one packet must not stop the
+    /// next.
+    fn open(&mut self) -> Result<&UdpSocket> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => socket(&self.namespace, self.source)?,
+        };
+        Ok(self.socket.insert(socket))
+    }
 }
 
 struct Receiver {
@@ -213,8 +275,8 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn open(flow: Flow) -> Result<Self> {
-        let socket = socket(&flow.to.name(), flow.to.address(flow.family))?;
+    fn open(namespace: &str, address: IpAddr) -> Result<Self> {
+        let socket = socket(namespace, address)?;
         rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER)
             .or_else(|_| rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER))
             .context("enlarge a receive buffer")?;
@@ -269,19 +331,15 @@ fn socket(namespace: &str, address: IpAddr) -> Result<UdpSocket> {
 
 /// What the receivers' namespaces and the machine's network backlog have dropped for lack of room. The
 /// lab's own packets are by far the most of this machine, and one too many only asks for another try.
-fn own_loss(flows: &[Flow]) -> Result<u64> {
-    let mut lost = backlog(&namespace::proc_net(&flows[0].to.name(), "softnet_stat")?);
-    let mut seen: Vec<(String, Family)> = Vec::new();
-    for flow in flows {
-        let receiver = (flow.to.name(), flow.family);
-        if seen.contains(&receiver) {
-            continue;
-        }
-        lost += match flow.family {
-            Family::V4 => snmp(&namespace::proc_net(&receiver.0, "snmp")?),
-            Family::V6 => snmp6(&namespace::proc_net(&receiver.0, "snmp6")?),
+fn own_loss(to: &[(String, IpAddr)]) -> Result<u64> {
+    let Some((first, _)) = to.first() else { return Ok(0) };
+    let mut lost = backlog(&namespace::proc_net(first, "softnet_stat")?);
+    let receivers: BTreeSet<_> = to.iter().map(|(name, address)| (name, Family::of(*address))).collect();
+    for (name, family) in receivers {
+        lost += match family {
+            Family::V4 => snmp(&namespace::proc_net(name, "snmp")?),
+            Family::V6 => snmp6(&namespace::proc_net(name, "snmp6")?),
         };
-        seen.push(receiver);
     }
     Ok(lost)
 }

@@ -13,10 +13,12 @@ use kubeveil_tests::traffic::{Load, flows};
 
 use crate::Scenario;
 use crate::policies::{payments, write};
+use crate::support::Clock;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("a_bypass_ends_by_itself", ends).takes(110),
     Scenario::new("a_bypass_lets_pass_where_no_tunnel_is", without_tunnel).nodes(2).takes(60),
+    Scenario::new("no_clock_makes_a_bypass_longer", by_no_clock).nodes(2).takes(45).sets_clock(),
 ];
 
 const BOTH: [Node; 2] = [Node(1), Node(2)];
@@ -134,9 +136,8 @@ fn ends(stage: &mut Stage) -> Result<()> {
     encrypted(&tally, &census).context("with other daemons")
 }
 
-/// WireGuard's port is blocked, so that nothing passes; by the bypass it does, and afterwards no more.
-fn without_tunnel(stage: &mut Stage) -> Result<()> {
-    write(stage, &payments())?;
+/// WireGuard's port is blocked, so that nothing passes.
+fn block_tunnel(stage: &mut Stage) -> Result<()> {
     for node in BOTH {
         nft(
             &node.name(),
@@ -146,8 +147,18 @@ fn without_tunnel(stage: &mut Stage) -> Result<()> {
     }
     BOTH.into_iter().try_for_each(|node| stage.lab.daemon(node).wait_ready(READY))?;
     stage.close()?;
+    is_held_back(stage).context("before")
+}
+
+fn is_held_back(stage: &mut Stage) -> Result<()> {
     let (tally, census) = stage.send(concerned(stage, 200), PACKETS)?;
-    none_arrived(&tally).and_then(|()| none_plain(&census)).context("before")?;
+    none_arrived(&tally).and_then(|()| none_plain(&census))
+}
+
+/// By the bypass packets pass, and afterwards no more.
+fn without_tunnel(stage: &mut Stage) -> Result<()> {
+    write(stage, &payments())?;
+    block_tunnel(stage)?;
     stage.open()?;
     let end = begin(stage, 30)?;
     wait_way(stage, "plain")?;
@@ -159,6 +170,34 @@ fn without_tunnel(stage: &mut Stage) -> Result<()> {
     is_plain(stage).context("without daemons")?;
     sleep_until(end + Duration::from_secs(1));
     stage.close()?;
-    let (tally, census) = stage.send(concerned(stage, 200), PACKETS)?;
-    none_arrived(&tally).and_then(|()| none_plain(&census)).context("after its end")
+    is_held_back(stage).context("after its end")
+}
+
+/// The clock goes an hour back and forth, with daemons and without: it ends when it would have.
+fn by_no_clock(stage: &mut Stage) -> Result<()> {
+    const HOUR: i64 = 3600;
+    block_tunnel(stage)?;
+    stage.open()?;
+    let end = begin(stage, 25)?;
+    wait_way(stage, "plain")?;
+    let mut clock = Clock::default();
+    clock.set(-HOUR)?;
+    is_plain(stage).context("an hour back")?;
+    // Another daemon begins nothing anew by that clock.
+    stage.lab.daemon(Node(1)).kill()?;
+    stage.lab.daemon(Node(1)).start()?;
+    is_plain(stage).context("an hour back, with another daemon")?;
+    BOTH.into_iter().try_for_each(|node| stage.lab.daemon(node).kill())?;
+    // Daemons that live take a clock that is ahead for the end.
+    clock.set(HOUR)?;
+    is_plain(stage).context("an hour ahead, without daemons")?;
+    ensure!(Instant::now() < end, "it was over before all of that was tried");
+    clock.set(-HOUR)?;
+    sleep_until(end + Duration::from_secs(1));
+    stage.close()?;
+    is_held_back(stage).context("after its end, an hour back")?;
+    for node in BOTH {
+        stage.lab.daemon(node).start()?;
+    }
+    is_held_back(stage).context("an hour back, with other daemons after its end")
 }

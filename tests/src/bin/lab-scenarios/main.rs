@@ -22,6 +22,7 @@ mod membership;
 mod modes;
 mod mtu;
 mod neighbours;
+mod newcomers;
 mod operations;
 mod origins;
 mod overlays;
@@ -142,6 +143,7 @@ fn main() -> ExitCode {
         crashes::ALL,
         operations::ALL,
         origins::ALL,
+        newcomers::ALL,
         upgrades::ALL,
         overlays::ALL,
         mtu::ALL,

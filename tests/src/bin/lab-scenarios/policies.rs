@@ -5,10 +5,11 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kubeveil_tests::address::{Node, Pod};
+use kubeveil_tests::address::{Families, Node, Pod};
 use kubeveil_tests::lab::{Manifest, Mode, pods_manifest as pods};
 use kubeveil_tests::process::wait_until;
-use kubeveil_tests::stage::{Stage, encrypted, none_arrived, none_lost, none_plain, pod};
+use kubeveil_tests::stage::{Stage, conclusive, encrypted, none_arrived, none_lost, none_plain, pod};
+use kubeveil_tests::traffic::Running;
 use serde_json::{Value, json};
 
 use crate::Scenario;
@@ -16,7 +17,7 @@ use crate::Scenario;
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("payments_never_speak_in_plain", staged).mode(Mode::Observe).nodes(2),
     Scenario::new("a_policy_comes_and_goes", comes_and_goes).mode(Mode::Prefer).nodes(2),
-    Scenario::new("a_pod_is_held_to_who_it_is", identity).mode(Mode::Prefer).nodes(2),
+    Scenario::new("a_pod_is_held_to_who_it_is", identity).mode(Mode::Prefer).nodes(2).takes(40),
 ];
 
 /// Packets a flow and act.
@@ -155,47 +156,176 @@ fn comes_and_goes(stage: &mut Stage) -> Result<()> {
     is_plain(stage, "1b", "2b")
 }
 
+/// Changes the object of one of the pods, or of its namespace.
+type Change = fn(&mut Vec<Value>, usize);
+
+fn as_it_was(_: &mut Vec<Value>, _: usize) {}
+
+fn removed(items: &mut Vec<Value>, at: usize) {
+    items.remove(at);
+}
+
+fn with_label(items: &mut Vec<Value>, at: usize) {
+    items[at]["metadata"]["labels"]["pci"] = json!("yes");
+}
+
+/// It has the label, and is to end.
+fn dying(items: &mut Vec<Value>, at: usize) {
+    with_label(items, at);
+    items[at]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+}
+
+fn of_labelled_namespace(items: &mut Vec<Value>, at: usize) {
+    let namespace = items[at]["metadata"]["namespace"].clone();
+    let it =
+        items.iter_mut().find(|item| item["kind"] == "Namespace" && item["metadata"]["name"] == namespace);
+    it.expect("pods have their namespaces")["metadata"]["labels"]["audited"] = json!("yes");
+}
+
+fn ended(items: &mut Vec<Value>, at: usize) {
+    items[at]["status"]["phase"] = json!("Succeeded");
+}
+
+/// A pod that has the policies' label, and its node's network.
+fn with_host_network(stage: &Stage, manifest: &mut Manifest) -> Result<()> {
+    let (families, node) = (stage.lab.spec().families, Node(1));
+    let items = manifest.object["items"].as_array_mut().context("a list")?;
+    items.push(json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "exporter", "namespace": "payments", "uid": "of-the-hosts-network", "labels": { "pci": "yes" },
+        },
+        "spec": { "nodeName": node.name(), "hostNetwork": true, "containers": [{ "name": "exporter", "image": "exporter" }] },
+        "status": {
+            "phase": "Running",
+            "podIP": families.first(|family| node.address(family).to_string()),
+            "podIPs": families.map(|family| json!({ "ip": node.address(family).to_string() })),
+        },
+    }));
+    Ok(())
+}
+
 /// A pod that nobody has told of yet is held to the strictest there is, and from its first packet on; a label makes a pod another, its own
-/// or its namespace's, also while it is to end; one that has ended gives its address back.
+/// or its namespace's, also while it is to end; one that has ended, or of which nobody tells any more, gives its address back. What it sends
+/// and is sent turns each time at once, and no node is held to what is asked of a pod that shares its network.
 fn identity(stage: &mut Stage) -> Result<()> {
     let shop = pod("1a");
+    let steps: [(&str, Change, bool); 12] = [
+        ("nobody has told of the pod", removed, false),
+        ("the pod is known", as_it_was, true),
+        ("the pod has the label", with_label, false),
+        ("the label is gone", as_it_was, true),
+        ("the pod has the label, and is to end", dying, false),
+        ("it was another one", as_it_was, true),
+        ("its namespace has the label", of_labelled_namespace, false),
+        ("its namespace has it no more", as_it_was, true),
+        ("the pod is deleted, and goes on", removed, false),
+        ("it is there again", as_it_was, true),
+        ("the pod has ended", ended, false),
+        ("another one has begun", as_it_was, true),
+    ];
+    let become_so = |stage: &Stage, change: Change| {
+        let mut manifest = with_pod(stage, shop, change)?;
+        with_host_network(stage, &mut manifest)?;
+        write(stage, &manifest)
+    };
     write(stage, &labelled())?;
     write(stage, &of_namespaces())?;
-    write(stage, &with_pod(stage, shop, |items, at| drop(items.remove(at)))?)?;
+    become_so(stage, removed)?;
     stage.lab.daemon(Node(1)).start()?;
     is_held_back(stage, "1a", "2a").context("before anybody has told of the pod")?;
     is_plain(stage, "1b", "2b")?;
-    let rest = stage.load("1b", "2b", 200);
+    let node = Between::nodes(stage)?;
+    let rest = stage.load("1b", "2b", 100);
     let (tally, _) = stage.send_while(rest, |stage| {
-        write(stage, &with_pod(stage, shop, |_, _| ())?)?;
-        wait_for(stage, "1a", "2a", true).context("the pod is known")?;
-        let label = |items: &mut Vec<Value>, at: usize| items[at]["metadata"]["labels"]["pci"] = json!("yes");
-        write(stage, &with_pod(stage, shop, label)?)?;
-        wait_for(stage, "1a", "2a", false).context("the pod has the label")?;
-        write(stage, &with_pod(stage, shop, |_, _| ())?)?;
-        wait_for(stage, "1a", "2a", true).context("the label is gone")?;
-        let dying = |items: &mut Vec<Value>, at: usize| {
-            label(items, at);
-            items[at]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        };
-        write(stage, &with_pod(stage, shop, dying)?)?;
-        wait_for(stage, "1a", "2a", false).context("the pod has the label, and is to end")?;
-        write(stage, &with_pod(stage, shop, |_, _| ())?)?;
-        wait_for(stage, "1a", "2a", true).context("it was another one")?;
-        let audited = |items: &mut Vec<Value>, at: usize| {
-            let namespace = items[at]["metadata"]["namespace"].clone();
-            let it = items
-                .iter_mut()
-                .find(|item| item["kind"] == "Namespace" && item["metadata"]["name"] == namespace);
-            it.expect("pods have their namespaces")["metadata"]["labels"]["audited"] = json!("yes");
-        };
-        write(stage, &with_pod(stage, shop, audited)?)?;
-        wait_for(stage, "1a", "2a", false).context("its namespace has the label")?;
-        write(stage, &with_pod(stage, shop, |_, _| ())?)?;
-        wait_for(stage, "1a", "2a", true).context("its namespace has it no more")?;
-        let ended = |items: &mut Vec<Value>, at: usize| items[at]["status"]["phase"] = json!("Succeeded");
-        write(stage, &with_pod(stage, shop, ended)?)?;
-        wait_for(stage, "1a", "2a", false).context("the pod has ended")
+        let talk = Between::pods(stage, "1a", "2a")?;
+        for (what, change, passes) in steps {
+            become_so(stage, change)?;
+            talk.turns(stage, passes).context(what)?;
+        }
+        talk.turned(steps.iter().filter(|(.., passes)| *passes).count() as u64)
     })?;
-    none_lost(&tally).context("another pod's, meanwhile")
+    none_lost(&tally).context("another pod's, meanwhile")?;
+    node.not_concerned().context("the nodes' own, meanwhile")
+}
+
+/// What two say to each other all the while that one of them is made another, counted.
+struct Between {
+    there: Running,
+    back: Running,
+}
+
+impl Between {
+    /// Two pods; the first one's node has a daemon.
+    fn pods(stage: &Stage, one: &str, other: &str) -> Result<Self> {
+        let [there, back] = [(one, other), (other, one)].map(|(from, to)| stage.load(from, to, 200).start());
+        Ok(Self { there: there?, back: back? })
+    }
+
+    /// The first two nodes themselves, and the first one and a pod of the second.
+    fn nodes(stage: &Stage) -> Result<Self> {
+        let own = |family| Node(1).address(family);
+        let [there, back] = [stage.load("1b", "2b", 50).for_nodes(), stage.load("1b", "2b", 50)]
+            .map(|load| load.by("node-1").disguised(own).start());
+        Ok(Self { there: there?, back: back? })
+    }
+
+    fn arrived(&self) -> [u64; 2] {
+        [self.there.arrived(), self.back.arrived()]
+    }
+
+    fn wait_for(&self, packets: u64) {
+        self.there.wait_for(packets);
+        self.back.wait_for(packets / 2);
+    }
+
+    /// Waits until all of it arrives, in plain, or none any more; from then on it is so, and nothing else is on the wire of what the first
+    /// one sends.
+    fn turns(&self, stage: &mut Stage, passes: bool) -> Result<()> {
+        let has_turned = wait_until(TAKES_EFFECT, Duration::ZERO, || {
+            let before = self.arrived();
+            self.wait_for(10);
+            let arrive =
+                self.arrived().iter().zip(before).map(|(now, before)| *now > before).collect::<Vec<_>>();
+            Ok(arrive == [passes; 2])
+        })?;
+        ensure!(has_turned, "a change has had no effect for {TAKES_EFFECT:?}");
+        stage.phase()?;
+        let before = self.arrived();
+        self.wait_for(40);
+        let (after, seen) = (self.arrived(), stage.phase()?.of(self.there.load()));
+        if passes {
+            ensure!(
+                seen > 0 && after.iter().zip(before).all(|(now, before)| *now > before),
+                "it passes no more"
+            );
+        } else {
+            ensure!(seen == 0, "{seen} of its packets are plain on the wire");
+            ensure!(after == before, "packets arrive: {before:?}, then {after:?}");
+        }
+        Ok(())
+    }
+
+    /// It came to pass so many times, and each time all at once: of each flow as many stretches have arrived, with nothing lost in them and
+    /// nothing arrived between.
+    fn turned(self, times: u64) -> Result<()> {
+        for (what, running) in [("sent", self.there), ("received", self.back)] {
+            let tally = running.finish()?;
+            eprintln!("  {what} by it: {tally}, in {} stretches", tally.stretches);
+            conclusive(&tally)?;
+            let wanted = times * Families::Dual.all().len() as u64;
+            ensure!(
+                tally.stretches == wanted,
+                "{what}: {} stretches, not {wanted}: {tally}",
+                tally.stretches
+            );
+        }
+        Ok(())
+    }
+
+    /// Nothing of it was lost.
+    fn not_concerned(self) -> Result<()> {
+        [self.there, self.back].into_iter().try_for_each(|running| none_lost(&running.finish()?))
+    }
 }

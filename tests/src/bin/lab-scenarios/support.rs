@@ -1,8 +1,9 @@
 //! What scenarios share.
 
 use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use kubeveil_abi::ABI_VERSION;
@@ -192,6 +193,9 @@ pub(crate) fn dropped_since(
 /// Where a drop is counted: direction and reason, as they are told.
 pub(crate) type Counter = (&'static str, &'static str);
 
+/// Of what is sent while there is no tunnel.
+pub(crate) const NO_TUNNEL: Counter = ("egress", "no_tunnel");
+
 /// Packets that a node has dropped for a reason: in the metrics, and in `kubeveil status -o json`.
 pub(crate) fn told(stage: &Stage, node: Node, (direction, reason): Counter) -> Result<[u64; 2]> {
     let labels = [("direction", direction), ("reason", reason)];
@@ -230,4 +234,28 @@ pub(crate) fn rises_by(
         stage.metrics(node)?.all_drops()
     );
     Ok(())
+}
+
+/// How far the clock of all nodes is from what it was; set right when this goes.
+#[derive(Default)]
+pub(crate) struct Clock(i64);
+
+impl Clock {
+    /// So many seconds ahead of what it was.
+    pub(crate) fn set(&mut self, off: i64) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        let time = format!("@{:.3}", now + (off - self.0) as f64);
+        let done = Command::new("date").args(["-s", &time]).output().context("run date")?;
+        ensure!(done.status.success(), "date -s {time}: {}", String::from_utf8_lossy(&done.stderr).trim());
+        self.0 = off;
+        Ok(())
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        if let Err(error) = self.set(0) {
+            eprintln!("  the clock is {} s off: {error:#}", self.0);
+        }
+    }
 }

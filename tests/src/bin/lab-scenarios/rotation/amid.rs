@@ -1,9 +1,8 @@
 //! What befalls a node while keys are rotated: the others go on, and come to the end of it.
 
 use std::fs;
-use std::process::Command;
 use std::thread::{self, sleep};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kubeveil_tests::address::Node;
@@ -16,7 +15,7 @@ use serde_json::json;
 
 use super::{LIMIT, PAUSE, announced, everybody, expect, said, wait_for, want};
 use crate::Scenario;
-use crate::support::{delete_device, empty, nothing_alarming};
+use crate::support::{Clock, delete_device, empty, nothing_alarming};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("a_node_joins_in_a_rotation", joins).nodes(3),
@@ -268,29 +267,6 @@ fn both_die(stage: &mut Stage) -> Result<()> {
     })?;
     eprintln!("  {tally}");
     encrypted(&tally, &census)
-}
-
-/// How far the clock of all nodes is from what it was; set right when this goes.
-#[derive(Default)]
-struct Clock(i64);
-
-impl Clock {
-    fn set(&mut self, off: i64) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
-        let time = format!("@{:.3}", now + (off - self.0) as f64);
-        let done = Command::new("date").args(["-s", &time]).output().context("run date")?;
-        ensure!(done.status.success(), "date -s {time}: {}", String::from_utf8_lossy(&done.stderr).trim());
-        self.0 = off;
-        Ok(())
-    }
-}
-
-impl Drop for Clock {
-    fn drop(&mut self) {
-        if let Err(error) = self.set(0) {
-            eprintln!("  the clock is {} s off: {error:#}", self.0);
-        }
-    }
 }
 
 const HOUR: i64 = 3600;
