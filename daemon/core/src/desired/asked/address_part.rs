@@ -140,9 +140,10 @@ fn is_held_as_asked(inputs: &Inputs<'_>, last: &Desired, address: &IpAddr, asked
     let unknown = unknown(&inputs.knowledge.snapshot().policies);
     let is_known = last.origins.contains_key(address);
     let is_gone = is_gone(address, &last.origins, inputs.observed.datapath.as_ref());
-    !last.held_back.contains_key(address)
-        && (is_known || !is_loose(asked))
-        && !(is_gone && falls_to_stricter(asked, unknown))
+    let is_held_back = last.held_back.contains_key(address)
+        || is_loose(asked) && !is_known
+        || is_gone && falls_to_stricter(asked, unknown);
+    !is_held_back
 }
 
 #[cfg(test)]
