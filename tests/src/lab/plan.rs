@@ -153,7 +153,8 @@ fn node_lines(node: Node, count: u8, families: Families, overlay: Overlay) -> Ve
         // A packet of many segments is cut before it leaves, so that a capture shows frames as a real
         // wire carries them. What pods hand to the node stays large, as on a real node.
         format!("link set dev eth0 address {} gso_max_segs 1 up", node.mac()),
-        "link add cni0 type bridge stp_state 0".to_owned(),
+        // As plugins do it: one of its own, or it would change as pods come and go, and those that stay would send to what it was.
+        format!("link add cni0 address 06:00:00:00:00:{:02x} type bridge stp_state 0", node.0),
         "link set dev veth-a master cni0 up".to_owned(),
         "link set dev veth-b master cni0 up".to_owned(),
         "link set dev cni0 up".to_owned(),
