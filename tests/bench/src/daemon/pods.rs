@@ -99,16 +99,19 @@ fn laid(own: &Own, with: bool) -> Result<(Node<Profiled<FakeKernel>>, Profile, M
     Ok((node, profile, source))
 }
 
-/// What is said of another node's pods in a change of a round.
+/// What is said in a change of a round: the how manieth it is, and in which turn.
+type Said = fn(u8, u8) -> OfPods;
+
+/// Of another node's pods.
 fn slice(n: u8, turn: u8) -> OfPods {
     let n = u16::from(n) % WITH + 1;
     let elsewhere = [(cluster::name(n), Some(exceptions(n, turn)))].into();
     OfPods { elsewhere, ..OfPods::default() }
 }
 
-/// The same of one of this node's.
+/// Of one of this node's.
 fn label(n: u8, turn: u8) -> OfPods {
-    let labels = app(if turn % 2 == 0 { "web" } else { "ledger" });
+    let labels = app(if turn.is_multiple_of(2) { "web" } else { "ledger" });
     OfPods { labels: [(uid(n), labels)].into(), ..OfPods::default() }
 }
 
@@ -118,9 +121,10 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     let own = Own::make()?;
     let (mut node, profile, source) = laid(&own, true)?;
     let mut rows = Vec::new();
-    let what: [(&str, fn(u8, u8) -> OfPods); 2] =
-        [("a VeilPodSlice that is another", slice), ("a label of an own pod that is another", label)];
-    for (what, change) in what {
+    let slice: Said = slice;
+    for (what, change) in
+        [("a VeilPodSlice that is another", slice), ("a label of an own pod that is another", label)]
+    {
         let [mut short, mut whole] = [Series::new(), Series::new()];
         for round in 1..=rounds {
             say(format!("pods: {what}, round {round} of {rounds}"));

@@ -165,24 +165,24 @@ fn removed(items: &mut Vec<Value>, at: usize) {
     items.remove(at);
 }
 
-fn with_label(items: &mut Vec<Value>, at: usize) {
+fn with_label(items: &mut [Value], at: usize) {
     items[at]["metadata"]["labels"]["pci"] = json!("yes");
 }
 
 /// It has the label, and is to end.
-fn dying(items: &mut Vec<Value>, at: usize) {
+fn dying(items: &mut [Value], at: usize) {
     with_label(items, at);
     items[at]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
 }
 
-fn of_labelled_namespace(items: &mut Vec<Value>, at: usize) {
+fn of_labelled_namespace(items: &mut [Value], at: usize) {
     let namespace = items[at]["metadata"]["namespace"].clone();
     let it =
         items.iter_mut().find(|item| item["kind"] == "Namespace" && item["metadata"]["name"] == namespace);
     it.expect("pods have their namespaces")["metadata"]["labels"]["audited"] = json!("yes");
 }
 
-fn ended(items: &mut Vec<Value>, at: usize) {
+fn ended(items: &mut [Value], at: usize) {
     items[at]["status"]["phase"] = json!("Succeeded");
 }
 
@@ -214,15 +214,15 @@ fn identity(stage: &mut Stage) -> Result<()> {
     let steps: [(&str, Change, bool); 12] = [
         ("nobody has told of the pod", removed, false),
         ("the pod is known", as_it_was, true),
-        ("the pod has the label", with_label, false),
+        ("the pod has the label", |items, at| with_label(items, at), false),
         ("the label is gone", as_it_was, true),
-        ("the pod has the label, and is to end", dying, false),
+        ("the pod has the label, and is to end", |items, at| dying(items, at), false),
         ("it was another one", as_it_was, true),
-        ("its namespace has the label", of_labelled_namespace, false),
+        ("its namespace has the label", |items, at| of_labelled_namespace(items, at), false),
         ("its namespace has it no more", as_it_was, true),
         ("the pod is deleted, and goes on", removed, false),
         ("it is there again", as_it_was, true),
-        ("the pod has ended", ended, false),
+        ("the pod has ended", |items, at| ended(items, at), false),
         ("another one has begun", as_it_was, true),
     ];
     let become_so = |stage: &Stage, change: Change| {
