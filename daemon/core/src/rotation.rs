@@ -66,6 +66,13 @@ impl Said<'_> {
         self.generations.iter().any(|entry| entry.generation == generation)
     }
 
+    /// Does the one who said this know that it sends to `node` by `generation`, though it has a newer one? That there are too many says nothing of
+    /// any of them.
+    pub fn sends(&self, node: &str, generation: Generation) -> bool {
+        let lists = matches!(self.not_flipped, NotFlipped::Nodes(names) if names.contains(node));
+        self.has(generation) && self.newest() != generation && lists
+    }
+
     /// May the one who said this send to `node` by `generation`?
     pub fn may_send(&self, node: &str, generation: Generation) -> bool {
         self.has(generation) && (self.newest() == generation || self.not_flipped.names(node))

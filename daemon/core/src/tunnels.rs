@@ -26,6 +26,9 @@ const SECOND_WORD: Duration = Duration::from_secs(3);
 /// The same where an older tunnel carries packets meanwhile, so that nobody waits: the first word may have come before the other had a
 /// peer for it, and is said again by then (`REKEY_TIMEOUT` and a jitter: 5.3 s).
 const SECOND_WORD_AT_LEISURE: Duration = Duration::from_secs(7);
+/// How old a handshake is whose end the other still does not know of, by what it says: longer than it takes to say so. The first packet under
+/// the new keys was lost, and nobody had another one to send.
+const LAST_WORD: Duration = Duration::from_secs(30);
 /// How long WireGuard alone repeats the first word; it does so for 90 seconds (`REKEY_ATTEMPT_TIME`).
 const FIRST_WORDS: Duration = Duration::from_secs(15);
 /// The longest keepalive that there is, seconds: 18 hours.
@@ -95,6 +98,8 @@ pub struct To<'a> {
     pub peer: &'a PublicKey,
     /// Another device of ours is older, and carries what there is.
     pub is_at_leisure: bool,
+    /// It says of us, by name, that it still sends by that.
+    pub is_awaited: bool,
 }
 
 /// The keepalive of a peer to whom this node has the first word, seconds: nine to 18 hours, for each peer another, so that not all that are idle
@@ -205,6 +210,7 @@ impl Tunnels {
             Health::Never(_) if is_first => first_keepalive(to.peer),
             Health::Never(_) => 0,
             Health::Stale(_) => PROVING_KEEPALIVE,
+            Health::Up(age) | Health::Idle(age) if to.is_awaited && age >= LAST_WORD => PROVING_KEEPALIVE,
             Health::Up(_) | Health::Idle(_) => at_rest(stands),
         }
     }
@@ -313,7 +319,13 @@ mod tests {
         let first = first_keepalive(&key(7));
         let keepalive = |t: &Tunnels, own: u8, stands, now| {
             let (own, peer) = (key(own), key(7));
-            let to = |is_at_leisure| To { device: DEVICE, own: &own, peer: &peer, is_at_leisure };
+            let to = |is_at_leisure| To {
+                device: DEVICE,
+                own: &own,
+                peer: &peer,
+                is_at_leisure,
+                is_awaited: false,
+            };
             [false, true].map(|is_at_leisure| t.keepalive(&to(is_at_leisure), stands, seconds(now)))
         };
         assert_eq!(keepalive(&tunnels, 1, 0, 12), [first; 2]);
@@ -338,6 +350,14 @@ mod tests {
             assert_eq!(keepalive(&tunnels, 1, stands, 20), [rests; 2]);
         }
         assert_eq!(tunnels.next_look(seconds(20)), None);
+        // Whoever does not know of it is told again, once it has had the time to say that it does.
+        let awaited = |stands, now| {
+            let (own, peer) = (key(1), key(7));
+            let to = To { device: DEVICE, own: &own, peer: &peer, is_at_leisure: true, is_awaited: true };
+            tunnels.keepalive(&to, stands, seconds(now))
+        };
+        assert_eq!([awaited(0, 42), awaited(first, 42)], [0, first]);
+        assert_eq!([43, 192, 500].map(|now| awaited(first, now)), [PROVING_KEEPALIVE; 3]);
         // Silence is no fault …
         assert_eq!(health(&tunnels, 500), Health::Idle(seconds(487)));
         // … sending without an answer is.

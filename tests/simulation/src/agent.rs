@@ -15,7 +15,7 @@ use crate::{
     api::{Saying, Stream},
     daemon::{Daemon, Outcome, Stage},
     desired::desired,
-    kernel::place_of_index,
+    kernel::{Way, place_of, place_of_index},
     rules::Rules,
     world::{Event, NAMES, World},
 };
@@ -245,7 +245,7 @@ impl World {
             for other in 0..self.machines.len() {
                 let uses =
                     |from: usize, to: usize| self.machines[from].kernel.way(from, to, self.moment(from));
-                let is_by = |way: Option<crate::kernel::Way>| {
+                let is_by = |way: Option<Way>| {
                     way.is_some_and(|way| {
                         way.parity == generation.parity() && (way.keys.0 == key || way.keys.1 == key)
                     })
@@ -306,9 +306,13 @@ impl World {
                     self.send(place, to);
                 }
             }
-            Action::AddPeer { device, .. }
-            | Action::SetKeepalive(device, ..)
-            | Action::SetEndpoint(device, ..) => self.rouse(place, device),
+            Action::AddPeer { device, .. } | Action::SetEndpoint(device, ..) => self.rouse(place, device),
+            Action::SetKeepalive(device, key, seconds) => {
+                self.rouse(place, device);
+                if *seconds != 0 && done.is_ok() {
+                    self.remind(place, device, *key);
+                }
+            }
             Action::SetUp(_) => {
                 kubeveil_abi::DEVICE_NAMES.iter().for_each(|device| self.rouse(place, device));
             }
@@ -351,6 +355,20 @@ impl World {
             if self.machines[place].kernel.begins(ifindex, key, since) {
                 self.after(Duration::from_micros(50), Event::Keepalive(place, parity, ifindex, key, since));
             }
+        }
+    }
+
+    /// One that is set where there is a session goes out at once by that.
+    fn remind(&mut self, place: usize, name: &str, key: PublicKey) {
+        let kernel = &self.machines[place].kernel;
+        let Some(device) = kernel.seen.tunnels.get(name) else { return };
+        let peer = device.peers.get(&key).filter(|peer| peer.last_handshake.is_some());
+        let (ifindex, parity) = (device.ifindex, usize::from(name == kubeveil_abi::DEVICE_NAMES[1]));
+        let is_up = kernel.seen.links.get(&ifindex).is_some_and(|link| link.up);
+        let to = peer.and_then(|peer| peer.endpoint).and_then(place_of).filter(|_| is_up);
+        if let Some((to, own)) = to.zip(device.public_key) {
+            let way = Way { parity, ifindex, keys: (own, key), wants_handshake: false };
+            self.dispatch(place, to, &way, None);
         }
     }
 

@@ -223,8 +223,6 @@ impl World {
             Deed::Full(place, length) => self.machines[place].full_until = self.now + length,
             Deed::Clock(place, is_forward) => {
                 let hour = Duration::from_secs(3600);
-                // What can come of silence then is known (`directed.rs`, `a_lost_word_and_a_clock_set_back_hold_a_rotation_up`).
-                self.has_silent &= is_forward;
                 let Machine { wall, has_jumped, .. } = &mut self.machines[place];
                 *has_jumped = true;
                 *wall = if is_forward { *wall + hour } else { wall.saturating_sub(hour) };

@@ -165,8 +165,11 @@ fn peers(
             let sends =
                 |oldest| heard.said.as_ref().is_some_and(|said| said.said().may_send(daemon.name, oldest));
             let is_at_leisure = older.is_some_and(sends);
+            let waits =
+                |oldest| heard.said.as_ref().is_some_and(|said| said.said().sends(daemon.name, oldest));
+            let is_awaited = older.is_some_and(waits);
             daemon.tunnels.keepalive(
-                &To { device, own: &own, peer: &key, is_at_leisure },
+                &To { device, own: &own, peer: &key, is_at_leisure, is_awaited },
                 stands,
                 daemon.began,
             )

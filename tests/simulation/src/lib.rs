@@ -10,8 +10,7 @@
 //!
 //! Taken as given: who starts is told what each node says now, or what it said with an older newest key (`announced::Heard::Past`), and
 //! not an older list of nodes of the same generation, which nobody can tell from a newer one (lists are asked for without a
-//! `resourceVersion`, so they are read from etcd's majority); nor of a mesh or a census of the past. Where a clock was set back, each pair has
-//! something to tell each other at some time. Signatures hold; a pair that has each
+//! `resourceVersion`, so they are read from etcd's majority); nor of a mesh or a census of the past. Signatures hold; a pair that has each
 //! other's keys on standing devices can make a session. Whom a rotation leaves its key goes by the mesh's word (`left_out`), not by labels.
 
 mod agent;

@@ -144,7 +144,7 @@ impl World {
     }
 
     /// A packet goes out: somebody's, with how the pair is, or WireGuard's own.
-    fn dispatch(&mut self, from: usize, to: usize, way: &Way, data: Option<(bool, u32)>) {
+    pub(crate) fn dispatch(&mut self, from: usize, to: usize, way: &Way, data: Option<(bool, u32)>) {
         self.dispatch_as(Kind::Packet, (from, to), way, data);
     }
 

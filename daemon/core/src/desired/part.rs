@@ -89,7 +89,8 @@ impl Part {
             let (Some(key), &[(_, own)]) = (remote.key, inputs.keys) else { return false };
             let health = inputs.tunnels.health(&remote.device, &key, inputs.now);
             let peer = last.tunnels.get(&remote.device).and_then(|tunnel| tunnel.peers.get(&key));
-            let to = To { device: &remote.device, own: &own, peer: &key, is_at_leisure: false };
+            let to =
+                To { device: &remote.device, own: &own, peer: &key, is_at_leisure: false, is_awaited: false };
             let keepalive = |stands| inputs.tunnels.keepalive(&to, stands, inputs.now);
             carries(inputs, name, health) != remote.tunnelled
                 || peer.is_some_and(|peer| peer.keepalive != keepalive(peer.keepalive))

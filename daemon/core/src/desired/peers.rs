@@ -149,8 +149,10 @@ impl<'a> Device<'a> {
         // It says whom it still sends to by an older one. Who has none, or began anew, waits for us.
         let older = inputs.keys.first().map(|(oldest, _)| *oldest).filter(|oldest| *oldest < self.generation);
         let said = inputs.announced.of(node).map(Said::from);
-        let is_at_leisure = older.zip(said).is_some_and(|(older, said)| said.may_send(inputs.node, older));
-        let to = To { device: self.name, own: &self.own_key, peer, is_at_leisure };
+        let of_it = older.zip(said.as_ref());
+        let is_at_leisure = of_it.is_some_and(|(older, said)| said.may_send(inputs.node, older));
+        let is_awaited = of_it.is_some_and(|(older, said)| said.sends(inputs.node, older));
+        let to = To { device: self.name, own: &self.own_key, peer, is_at_leisure, is_awaited };
         inputs.tunnels.keepalive(&to, stands, inputs.now)
     }
 }
