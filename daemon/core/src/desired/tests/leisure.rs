@@ -35,12 +35,14 @@ fn said(generations: &[u32], not_flipped: NotFlipped) -> String {
     Announcement::sign("b", "uid-2", entries, not_flipped, &signers).expect("signed").to_json()
 }
 
-/// What this node's newer device wants of `b`, so long after it was added and has not answered.
-fn keepalive(generations: &[u32], not_flipped: NotFlipped, after: u64) -> u16 {
+/// What this node's newer device wants of `b`, so long after it was added, and has answered or not.
+fn keepalive(generations: &[u32], not_flipped: NotFlipped, has_answered: bool, after: u64) -> u16 {
     let b = NodeFacts { announcement: Some(said(generations, not_flipped)), ..node(2) };
     let [own, peer] = keys().map(|key| key.public());
     let old = PrivateKey::copied_from(&[8; 32]).public();
-    let device = TunnelDevice { peers: [(peer, Peer::default())].into(), ..TunnelDevice::default() };
+    let last_handshake = has_answered.then_some(Duration::from_secs(100));
+    let peers = [(peer, Peer { last_handshake, ..Peer::default() })].into();
+    let device = TunnelDevice { peers, ..TunnelDevice::default() };
     let mut world = World {
         keys: vec![(Generation::FIRST, old), (Generation::new(1), own)],
         observed: Observed { tunnels: [(DEVICE.to_owned(), device)].into(), ..Observed::default() },
@@ -48,7 +50,7 @@ fn keepalive(generations: &[u32], not_flipped: NotFlipped, after: u64) -> u16 {
         ..World::of(snapshot(&[("me", node(1)), ("b", b)]), &mesh(), &Owners::new())
     };
     world.announced.update(&world.knowledge.snapshot().nodes);
-    world.tunnels.observe(&world.observed, Duration::from_secs(100), Duration::ZERO);
+    world.tunnels.observe(&world.observed, Duration::from_secs(100), Duration::from_secs(100));
     desired(&world.inputs()).tunnels[DEVICE].peers[&peer].keepalive
 }
 
@@ -64,7 +66,24 @@ fn there_is_time_only_where_the_peer_sends_by_an_older_one() {
         (&[0, 1], NotFlipped::nobody(), 3),
         (&[1], NotFlipped::nobody(), 3),
     ] {
-        let at = |after| keepalive(generations, not_flipped.clone(), after);
+        let at = |after| keepalive(generations, not_flipped.clone(), false, after);
         assert_eq!((at(word - 1), at(word)), (0, PROVING_KEEPALIVE), "{generations:?} {not_flipped:?}");
+    }
+}
+
+/// Who has answered, and still lists us by name, has not heard what was said then.
+#[test]
+fn who_is_awaited_speaks_again() {
+    let names = |name: &str| NotFlipped::of([name.to_owned()]);
+    for (generations, not_flipped, speaks) in [
+        (&[0, 1][..], names("me"), true),
+        (&[0, 1], NotFlipped::Many, false),
+        (&[0, 1], names("c"), false),
+        (&[0, 1], NotFlipped::nobody(), false),
+        (&[1], names("me"), false),
+    ] {
+        let at = |after| keepalive(generations, not_flipped.clone(), true, after);
+        let then = if speaks { PROVING_KEEPALIVE } else { 0 };
+        assert_eq!((at(29), at(30)), (0, then), "{generations:?} {not_flipped:?}");
     }
 }
