@@ -7,6 +7,8 @@ use crate::words::words;
 
 /// The cluster goes from one key generation to the next.
 pub const ROTATING: &str = "Rotating";
+/// Why that one is not as it should be: it has taken longer than it may.
+pub const ROTATION_LATE: &str = "RotationLate";
 
 /// A condition, as the Kubernetes API conventions have it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]

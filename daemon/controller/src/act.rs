@@ -16,7 +16,7 @@ use kube::{
     core::DynamicObject,
 };
 use kubeveil_api::{
-    condition::{BYPASSED, Condition, ROTATING},
+    condition::{BYPASSED, Condition, ROTATING, ROTATION_LATE},
     mesh::MeshStatus,
     names,
     problem::readable,
@@ -213,7 +213,7 @@ impl Writer {
     /// reason to stop: the status says the same.
     async fn tell(&self, condition: &Condition, now: Timestamp) {
         let is_normal = match condition.kind.as_str() {
-            ROTATING => condition.reason != "RotationLate",
+            ROTATING => condition.reason != ROTATION_LATE,
             BYPASSED => !condition.holds(),
             _ => condition.holds(),
         };

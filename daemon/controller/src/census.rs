@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
+use k8s_openapi::api::core;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     core::{ApiResource, DynamicObject, GroupVersionKind, Object, params::ListParams},
@@ -198,8 +199,7 @@ impl Watches {
 
 /// Of whom no Node is known nothing is believed to be gone: an API server whose store was lost, or the wrong one.
 async fn knows_a_node(client: &Client) -> bool {
-    let nodes = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Node"), "nodes");
-    let nodes: Api<DynamicObject> = Api::all_with(client.clone(), &nodes);
+    let nodes: Api<core::v1::Node> = Api::all(client.clone());
     nodes.list_metadata(&ListParams::default().limit(1)).await.is_ok_and(|nodes| !nodes.items.is_empty())
 }
 

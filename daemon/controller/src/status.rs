@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use kubeveil_api::{
-    condition::{BYPASSED, Condition, ConditionStatus, READY, ROTATING, keep_transitions},
+    condition::{BYPASSED, Condition, ConditionStatus, READY, ROTATING, ROTATION_LATE, keep_transitions},
     mesh::{MeshSpec, MeshStatus, Mode},
     problem::few_statements,
     rotation::{RotationRecord, RotationResult},
@@ -181,7 +181,7 @@ fn rotating(
             late.len(),
             few_statements(late.iter(), MOST_NAMED)
         );
-        ("RotationLate", message)
+        (ROTATION_LATE, message)
     } else {
         ("RotationUnderWay", format!("{to}; `kubeveil rotate status` tells how far"))
     };

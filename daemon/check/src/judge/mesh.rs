@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use kubeveil_api::{
-    condition::{self, ConditionStatus, DEGRADED, READY, ROTATING},
+    condition::{self, Condition, ConditionStatus, DEGRADED, READY, ROTATING, ROTATION_LATE},
     mesh::{EncryptionMesh, Mode},
     status::Way,
     veil_node::VeilNodeStatus,
@@ -123,17 +123,16 @@ fn rotation(mesh: &EncryptionMesh, nodes: &BTreeMap<String, Node>, findings: &mu
     let means = "nodes that are named keep their older keys for each other, and nothing is lost by that; no other rotation can begin";
     let mend = "kubeveil rotate status    # all of them; one takes some 20 s, longer with many nodes. Of a blocked port, on both nodes: \
                 iptables -A INPUT -p udp --dport 51871:51872 -j ACCEPT, or the cloud's security group";
-    if is_late(mesh) {
+    if mesh.status.iter().flat_map(|status| &status.conditions).any(is_late) {
         findings.failed("rotation", OBJECT, found, means, mend);
     } else {
         findings.warning("rotation", OBJECT, found, means, mend);
     }
 }
 
-/// The controller says that it has taken longer than it may.
-fn is_late(mesh: &EncryptionMesh) -> bool {
-    let conditions = mesh.status.iter().flat_map(|status| &status.conditions);
-    conditions.into_iter().any(|condition| condition.kind == ROTATING && condition.reason == "RotationLate")
+/// The controller says so that a rotation has taken longer than it may.
+fn is_late(condition: &Condition) -> bool {
+    condition.kind == ROTATING && condition.reason == ROTATION_LATE
 }
 
 fn conditions(mesh: &EncryptionMesh, findings: &mut Findings) {
@@ -143,7 +142,7 @@ fn conditions(mesh: &EncryptionMesh, findings: &mut Findings) {
     for condition in said {
         any = true;
         // By whom is told apart from this.
-        if condition.kind == ROTATING && condition.reason == "RotationLate" {
+        if is_late(condition) {
             continue;
         }
         let found = format!("{} is {}: {}", condition.kind, condition.status, condition.message);

@@ -6,6 +6,7 @@ use kubeveil_tests::lab::{Mode, READY, mesh};
 use kubeveil_tests::stage::{Stage, encrypted, none_lost};
 
 use crate::Scenario;
+use crate::support::is_proven_unnoticed;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("observe_steers_nothing_and_counts", observe).mode(Mode::Observe).nodes(2),
@@ -38,14 +39,7 @@ fn prefer(stage: &mut Stage) -> Result<()> {
     let (tally, census) = stage.send(stage.load("1a", "2a", 200), 100)?;
     none_lost(&tally)?;
     ensure!(census.markers >= tally.sent, "{census}");
-    // The switch itself loses nothing.
-    let load = stage.load("1a", "2a", 200);
-    let (tally, _) = stage.send_while(load, |stage| {
-        stage.lab.daemon(Node(2)).start()?;
-        stage.wait_proven()
-    })?;
-    none_lost(&tally).context("while the tunnel is proven")?;
-    stage.close()?;
+    is_proven_unnoticed(stage)?;
     let (tally, census) = stage.send(stage.load("1a", "2a", 200), 100)?;
     encrypted(&tally, &census)
 }

@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use kubeveil_tests::address::{Family, Node};
 use kubeveil_tests::lab::{Manifest, Mode, batch};
 use kubeveil_tests::process::wait_until;
-use kubeveil_tests::stage::{Stage, conclusive, encrypted, none_arrived, none_lost, none_plain, pod};
+use kubeveil_tests::stage::{Stage, conclusive, encrypted, none_arrived, none_plain, pod};
 use kubeveil_tests::traffic::{Load, flows};
 use serde_json::{Value, json};
 
 use crate::Scenario;
 use crate::policies::{is_held_back, is_plain, payments, wait_for, with_pod, write};
-use crate::support::{NO_TUNNEL, rises_by, told};
+use crate::support::{NO_TUNNEL, is_proven_unnoticed, rises_by, told};
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("an_exemption_ends_with_its_pod", exemption).nodes(2).takes(60),
@@ -107,13 +107,7 @@ fn prefers(stage: &mut Stage) -> Result<()> {
     for (from, to) in [("1b", "2b"), ("1a", "2b")] {
         is_held_back(stage, from, to)?;
     }
-    let load = stage.load("1a", "2a", 200);
-    let (tally, _) = stage.send_while(load, |stage| {
-        stage.lab.daemon(Node(2)).start()?;
-        stage.wait_proven()
-    })?;
-    none_lost(&tally).context("while the tunnel is proven")?;
-    stage.close()?;
+    is_proven_unnoticed(stage)?;
     for (from, to) in [("1a", "2a"), ("2a", "1a"), ("1b", "2b")] {
         let (tally, census) = stage.send(stage.load(from, to, 200), 60)?;
         encrypted(&tally, &census).with_context(|| format!("{from} -> {to}"))?;

@@ -13,6 +13,7 @@ use kubeveil_tests::traffic::Running;
 use serde_json::{Value, json};
 
 use crate::Scenario;
+use crate::support::is_proven_unnoticed;
 
 pub(crate) const ALL: &[Scenario] = &[
     Scenario::new("payments_never_speak_in_plain", staged).mode(Mode::Observe).nodes(2),
@@ -126,13 +127,7 @@ fn staged(stage: &mut Stage) -> Result<()> {
     }
     is_plain(stage, "2a", "1a")?;
     // With a tunnel everything goes, and by it.
-    let shop = stage.load("1a", "2a", 200);
-    let (tally, _) = stage.send_while(shop, |stage| {
-        stage.lab.daemon(Node(2)).start()?;
-        stage.wait_proven()
-    })?;
-    none_lost(&tally).context("the shop's, while the tunnel is proven")?;
-    stage.close()?;
+    is_proven_unnoticed(stage)?;
     for (from, to) in [("1b", "2b"), ("2b", "1b"), ("1a", "2a"), ("1b", "2a")] {
         let (tally, census) = stage.send(stage.load(from, to, 200), PACKETS)?;
         encrypted(&tally, &census).with_context(|| format!("{from} -> {to}"))?;

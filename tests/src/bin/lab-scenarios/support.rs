@@ -10,7 +10,7 @@ use kubeveil_abi::ABI_VERSION;
 use kubeveil_tests::address::Node;
 use kubeveil_tests::lab::{batch, program_path};
 use kubeveil_tests::process::wait_until;
-use kubeveil_tests::stage::Stage;
+use kubeveil_tests::stage::{Stage, none_lost};
 use kubeveil_tests::status::said_in;
 
 /// Keeps the daemons' logs of a failed scenario where `cargo xtask` fetches files from; says where.
@@ -155,6 +155,18 @@ pub(crate) fn files_with(folder: &Path, wanted: &[u8]) -> Result<Vec<String>> {
         }
     }
     Ok(found)
+}
+
+/// The second node's daemon starts, and the tunnel is proven; the shop's pods, which may speak without one, lose nothing meanwhile. From then on
+/// nothing may be in plain.
+pub(crate) fn is_proven_unnoticed(stage: &mut Stage) -> Result<()> {
+    let shop = stage.load("1a", "2a", 200);
+    let (tally, _) = stage.send_while(shop, |stage| {
+        stage.lab.daemon(Node(2)).start()?;
+        stage.wait_proven()
+    })?;
+    none_lost(&tally).context("the shop's, while the tunnel is proven")?;
+    stage.close()
 }
 
 /// Everything in a folder, not the folder. (A BPF file system does not tell what its entries are.)

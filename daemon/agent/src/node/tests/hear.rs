@@ -21,7 +21,8 @@ use kubeveil_core::{
 use kubeveil_keys::PrivateKey;
 use kubeveil_linux::{Kernel as _, fake::Call};
 
-use super::bench::{Bench, DEVICE, announce};
+use super::bench::{Bench, DEVICE, Shared, announce};
+use crate::node::Node;
 
 const EBUSY: i32 = rustix::io::Errno::BUSY.raw_os_error();
 
@@ -36,6 +37,29 @@ fn looks(bench: &Bench) -> Arc<AtomicUsize> {
         });
     });
     looks
+}
+
+/// Takes in what `change` makes of pods, by the short way, which looks at nothing and leaves what the whole would; what it did.
+fn hears_of_pods(
+    bench: &mut Bench,
+    node: &mut Node<Shared>,
+    looks: &AtomicUsize,
+    change: impl FnOnce(&mut Workloads),
+) -> Vec<Action> {
+    bench.seconds += 1;
+    node.pass(bench.now());
+    bench.world.change(|said| change(Arc::make_mut(&mut said.snapshot.workloads)));
+    bench.tried();
+    let before = looks.load(Ordering::Relaxed);
+    node.hear(bench.now());
+    assert_eq!(looks.load(Ordering::Relaxed), before, "it looked");
+    let tried = bench.tried();
+    let (wanted, seen) = (node.last.desired.clone(), node.last.observed.clone());
+    node.pass(bench.now());
+    assert_eq!(bench.tried(), [], "{tried:?}");
+    assert_eq!(node.last.desired, wanted, "{tried:?}");
+    assert!(node.last.observed.holds_as(&seen), "{tried:?}");
+    tried
 }
 
 /// Whatever one node says: what the short way leaves is what the whole way would, and it knows that.
@@ -223,28 +247,13 @@ fn pods_elsewhere_cost_no_look_at_the_kernel() {
     });
     bench.settle(&mut node);
     let looks = looks(&bench);
-    let hears = |bench: &mut Bench, node: &mut crate::node::Node<super::bench::Shared>, pods: &[u8]| {
-        bench.seconds += 1;
-        node.pass(bench.now());
+    let mut hears = |pods: &[u8]| {
         let require = Standing { mode: PolicyMode::Require, until: None };
         let asked = pods.iter().map(|pod| ([10, 244, 4, *pod].into(), require)).collect();
-        bench.world.change(|said| {
-            let workloads = Arc::make_mut(&mut said.snapshot.workloads);
-            match pods {
-                [] => drop(workloads.elsewhere.remove("node-4")),
-                _ => drop(workloads.elsewhere.insert("node-4".to_owned(), Arc::new(asked))),
-            }
+        let tried = hears_of_pods(&mut bench, &mut node, &looks, |workloads| match pods {
+            [] => drop(workloads.elsewhere.remove("node-4")),
+            _ => drop(workloads.elsewhere.insert("node-4".to_owned(), Arc::new(asked))),
         });
-        bench.tried();
-        let before = looks.load(Ordering::Relaxed);
-        node.hear(bench.now());
-        assert_eq!(looks.load(Ordering::Relaxed), before, "it looked");
-        let tried = bench.tried();
-        let (wanted, seen) = (node.last.desired.clone(), node.last.observed.clone());
-        node.pass(bench.now());
-        assert_eq!(bench.tried(), [], "{pods:?}");
-        assert_eq!(node.last.desired, wanted, "{pods:?}");
-        assert!(node.last.observed.holds_as(&seen), "{pods:?}");
         let told = |action: Action| match action {
             Action::PutPrefix(net, prefix) if prefix.asked == Asked::Require => format!("+{}", net.addr()),
             Action::RemovePrefix(net) => format!("-{}", net.addr()),
@@ -252,10 +261,10 @@ fn pods_elsewhere_cost_no_look_at_the_kernel() {
         };
         tried.into_iter().map(told).collect::<Vec<_>>()
     };
-    assert_eq!(hears(&mut bench, &mut node, &[8]), ["+10.244.4.8"]);
-    assert_eq!(hears(&mut bench, &mut node, &[8, 9]), ["+10.244.4.9"]);
-    assert_eq!(hears(&mut bench, &mut node, &[9]), ["-10.244.4.8"]);
-    assert_eq!(hears(&mut bench, &mut node, &[]), ["-10.244.4.9"]);
+    assert_eq!(hears(&[8]), ["+10.244.4.8"]);
+    assert_eq!(hears(&[8, 9]), ["+10.244.4.9"]);
+    assert_eq!(hears(&[9]), ["-10.244.4.8"]);
+    assert_eq!(hears(&[]), ["-10.244.4.9"]);
 }
 
 /// Nor does it cost one how this node's pods, or their namespaces, are labelled.
@@ -298,19 +307,7 @@ fn labels_of_this_nodes_pods_cost_no_look_at_the_kernel() {
     bench.settle(&mut node);
     let looks = looks(&bench);
     let mut becomes = |change: &dyn Fn(&mut Workloads)| {
-        bench.seconds += 1;
-        node.pass(bench.now());
-        bench.world.change(|said| change(Arc::make_mut(&mut said.snapshot.workloads)));
-        bench.tried();
-        let before = looks.load(Ordering::Relaxed);
-        node.hear(bench.now());
-        assert_eq!(looks.load(Ordering::Relaxed), before, "it looked");
-        let tried = bench.tried();
-        let (wanted, seen) = (node.last.desired.clone(), node.last.observed.clone());
-        node.pass(bench.now());
-        assert_eq!(bench.tried(), [], "{tried:?}");
-        assert_eq!(node.last.desired, wanted, "{tried:?}");
-        assert!(node.last.observed.holds_as(&seen), "{tried:?}");
+        let tried = hears_of_pods(&mut bench, &mut node, &looks, change);
         let told = |action: Action| match action {
             Action::PutPrefix(net, prefix) => format!("{} {:?}", net.addr(), prefix.asked),
             other => other.to_string(),

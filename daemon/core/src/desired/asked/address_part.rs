@@ -16,7 +16,7 @@ use crate::{
     observed::{Observed, Prefix},
     plan::plan_addresses,
     policy::{
-        Standing,
+        OfNamespace, Standing,
         pods::{Concerned, Pod},
     },
     snapshot::{Snapshot, Synced},
@@ -45,6 +45,8 @@ impl AddressPart {
         }
         let unknown = unknown(&snapshot.policies);
         let mut part = Self::default();
+        // Of a namespace that is labelled otherwise all pods are asked about.
+        let mut of_namespaces = BTreeMap::new();
         for (node, addresses) in concerned {
             let is_ours = node == inputs.node;
             let prefixes: Vec<IpNet> =
@@ -62,8 +64,10 @@ impl AddressPart {
                 if is_somebody_elses(inputs, own) {
                     return None;
                 }
-                let standing =
-                    if is_ours { ours(snapshot, node, address)? } else { theirs(snapshot, node, address)? };
+                let standing = match is_ours {
+                    true => ours(snapshot, &mut of_namespaces, node, address)?,
+                    false => theirs(snapshot, node, address)?,
+                };
                 let (asked, until) = of(base, standing, inputs);
                 let Some(holder) = last.prefixes.get(net) else { continue };
                 match holder.kind {
@@ -116,11 +120,20 @@ fn is_somebody_elses(inputs: &Inputs<'_>, own: IpNet) -> bool {
 }
 
 /// What is asked of the pod of `node`, this very one, that has `address`; `None` where several have it, or its namespace is not known.
-fn ours(snapshot: &Snapshot, node: &str, address: &IpAddr) -> Option<Option<Standing>> {
+/// What selects pods of a namespace is looked for once, and kept in `of_namespaces`.
+fn ours<'a>(
+    snapshot: &'a Snapshot,
+    of_namespaces: &mut BTreeMap<&'a str, OfNamespace>,
+    node: &str,
+    address: &IpAddr,
+) -> Option<Option<Standing>> {
     let mut holders = holders(snapshot, address);
     let pod = holders.next().filter(|pod| holders.next().is_none() && pod.node == node)?;
     let labels = snapshot.workloads.namespaces.get(&pod.namespace)?;
-    Some(snapshot.policies.of_namespace(&pod.namespace, labels).standing(&pod.labels))
+    let of_namespace = of_namespaces
+        .entry(&pod.namespace)
+        .or_insert_with(|| snapshot.policies.of_namespace(&pod.namespace, labels));
+    Some(of_namespace.standing(&pod.labels))
 }
 
 /// What `node` says of `address`; `None` where a pod that has it was told of by name.

@@ -1,39 +1,24 @@
 //! A rotation of two whole nodes: one or both are killed at every step, keys, announcements and what is kept among them, and disk and
 //! source refuse from every step on for a while. Nothing that one sends to the other is lost meanwhile, and both come to the end.
 
-use super::pair::{Fault, Pair};
+use super::pair::{Course, Fault, Pair};
 
 const SIDES: [[bool; 2]; 3] = [[true, false], [false, true], [true, true]];
 
-/// Plays `fault` at each step of a rotation, and holds each run to the same; says how many there were, and of which steps.
-fn at_each_step(fault: Fault, mut each: impl FnMut(&Pair)) -> Vec<String> {
-    let mut at = 0;
-    let mut steps = Vec::new();
-    while let Some(pair) = Pair::rotated(at, fault) {
-        let step = pair.taken()[at].clone();
-        let what = format!("{fault:?} at step {at}, {step}");
-        assert_eq!(pair.wrong(), [""; 0], "{what}");
-        assert_eq!(pair.unfinished(), [""; 0], "{what}");
-        each(&pair);
-        steps.push(step);
-        at += 1;
-    }
-    assert!(steps.len() > 40, "{fault:?}: only {steps:#?}");
-    for side in ["node-1", "node-2"] {
-        for deed in [
+fn at_each_step(fault: Fault, each: impl FnMut(&Pair)) {
+    const ROTATION: Course = Course {
+        play: Pair::rotated,
+        left: Pair::unfinished,
+        deeds: &[
             "make generation-1.key",
             "give up generation-0.key",
             "say something else",
             "keep known.json",
             "keep generations.json",
-        ] {
-            assert!(
-                steps.contains(&format!("{side}: {deed}")),
-                "{fault:?}: {side} does not {deed}: {steps:#?}"
-            );
-        }
-    }
-    steps
+        ],
+    };
+    let steps = ROTATION.at_each_step(fault, each);
+    assert!(steps.len() > 40, "{fault:?}: only {steps:#?}");
 }
 
 #[test]

@@ -1,28 +1,15 @@
 //! Two whole nodes close to each other as a mesh is adopted, and are bypassed for a while: killed at every step, and disks that refuse from
 //! every step on. What is closed stays closed, and no bypass lasts longer than it may.
 
-use super::pair::{Fault, Pair};
+use super::pair::{Course, Fault, Pair};
 
-fn at_each_step(fault: Fault, mut each: impl FnMut(&Pair)) {
-    let mut at = 0;
-    let mut steps = Vec::new();
-    while let Some(pair) = Pair::adopted(at, fault) {
-        let step = pair.taken()[at].clone();
-        let what = format!("{fault:?} at step {at}, {step}");
-        assert_eq!(pair.wrong(), [""; 0], "{what}");
-        assert_eq!(pair.open(), [""; 0], "{what}");
-        each(&pair);
-        steps.push(step);
-        at += 1;
-    }
-    for side in ["node-1", "node-2"] {
-        for file in ["adoption.json", "bypasses.json", "known.json", "generations.json"] {
-            assert!(
-                steps.contains(&format!("{side}: keep {file}")),
-                "{fault:?}: {side} does not keep {file}: {steps:#?}"
-            );
-        }
-    }
+fn at_each_step(fault: Fault, each: impl FnMut(&Pair)) {
+    const CLOSING: Course = Course {
+        play: Pair::adopted,
+        left: Pair::open,
+        deeds: &["keep adoption.json", "keep bypasses.json", "keep known.json", "keep generations.json"],
+    };
+    CLOSING.at_each_step(fault, each);
 }
 
 #[test]

@@ -480,3 +480,38 @@ impl Pair {
         &self.told
     }
 }
+
+/// What two nodes go through.
+pub(super) struct Course {
+    /// Plays it, while something happens at the step of a number; `None` if there are not as many.
+    pub(super) play: fn(usize, Fault) -> Option<Pair>,
+    /// What is not as it has to be at the end.
+    pub(super) left: fn(&Pair) -> Vec<String>,
+    /// Steps that each side takes, among others.
+    pub(super) deeds: &'static [&'static str],
+}
+
+impl Course {
+    /// Plays `fault` at each step, and holds each run to the same; gives the steps.
+    pub(super) fn at_each_step(&self, fault: Fault, mut each: impl FnMut(&Pair)) -> Vec<String> {
+        let mut steps = Vec::new();
+        while let Some(pair) = (self.play)(steps.len(), fault) {
+            let at = steps.len();
+            let step = pair.taken()[at].clone();
+            let what = format!("{fault:?} at step {at}, {step}");
+            assert_eq!(pair.wrong(), [""; 0], "{what}");
+            assert_eq!((self.left)(&pair), [""; 0], "{what}");
+            each(&pair);
+            steps.push(step);
+        }
+        for side in ["node-1", "node-2"] {
+            for deed in self.deeds {
+                assert!(
+                    steps.contains(&format!("{side}: {deed}")),
+                    "{fault:?}: {side} does not {deed}: {steps:#?}"
+                );
+            }
+        }
+        steps
+    }
+}
