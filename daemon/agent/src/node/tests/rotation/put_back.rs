@@ -18,6 +18,7 @@ use kubeveil_core::{
     source::{Changes, Source, SourceState},
 };
 use kubeveil_keys::PublicKey;
+use kubeveil_linux::fake::FakeKernel;
 
 use super::{
     super::bench::{Bench, Shared, World},
@@ -75,6 +76,24 @@ impl Rotated {
         assert_eq!(files(&self.bench), ["generation-0.key"]);
     }
 
+    /// Its file of the first key is as it was before.
+    fn restore_key(&self) {
+        let name = "keys/generation-0.key";
+        fs::copy(self.before.path().join(name), self.bench.dir.path().join(name)).expect("put back");
+    }
+
+    /// It begins anew, and its source tells nothing as long as it is blind.
+    fn starts_blind(&mut self) -> Arc<AtomicBool> {
+        let is_blind = Arc::new(AtomicBool::new(true));
+        let bench = &self.bench;
+        bench.kernel.with(FakeKernel::daemon_ends);
+        let source = Blind { world: bench.world.clone(), is_blind: is_blind.clone() };
+        self.node =
+            Node::new("node-1", &[], "build", bench.kernel.clone(), Box::new(source), bench.dir.path());
+        self.bench.settle(&mut self.node);
+        is_blind
+    }
+
     /// It goes by a key of the newest generation, and says what happened to the other.
     fn goes_on(&self, node: &Node<Shared>) {
         assert_eq!((generations(&self.bench), devices(&self.bench)), (vec![1], vec![DEVICES[1].to_owned()]));
@@ -98,8 +117,7 @@ fn was_set_up(bench: &Bench) -> bool {
 #[test]
 fn a_key_file_that_is_put_back_is_not_used() {
     let mut it = Rotated::new();
-    let name = "keys/generation-0.key";
-    fs::copy(it.before.path().join(name), it.bench.dir.path().join(name)).expect("put back");
+    it.restore_key();
     let now = said(&it.bench).generations()[0].public_key;
     it.bench.tried();
     let mut node = it.bench.restart(it.node);
@@ -107,6 +125,17 @@ fn a_key_file_that_is_put_back_is_not_used() {
     it.node = node;
     it.goes_on(&it.node);
     assert_eq!((said(&it.bench).generations()[0].public_key, it.bench.tunnelled()), (now, 2));
+}
+
+/// Nor is it as long as nobody tells what the node announces: the record does.
+#[test]
+fn a_key_file_that_is_put_back_is_not_used_by_who_is_told_nothing() {
+    let mut it = Rotated::new();
+    it.restore_key();
+    it.bench.tried();
+    it.starts_blind();
+    assert!(!was_set_up(&it.bench));
+    assert_eq!(files(&it.bench), ["generation-1.key"]);
 }
 
 /// The whole disk comes back, as by a snapshot of the machine: no record tells, but what the node itself has announced.
@@ -157,18 +186,11 @@ impl Source for Blind {
 /// that is known the old key goes.
 #[test]
 fn what_was_said_stands_until_it_is_known() {
-    let it = Rotated::new();
+    let mut it = Rotated::new();
     it.restore();
-    let Rotated { mut bench, node, before, old } = it;
-    let is_blind = Arc::new(AtomicBool::new(true));
-    drop(bench.restart(node));
-    let source = Blind { world: bench.world.clone(), is_blind: is_blind.clone() };
-    let mut node =
-        Node::new("node-1", &[], "build", bench.kernel.clone(), Box::new(source), bench.dir.path());
-    bench.settle(&mut node);
-    assert_eq!(generations(&bench), [1], "it is not said again");
+    let is_blind = it.starts_blind();
+    assert_eq!(generations(&it.bench), [1], "it is not said again");
     is_blind.store(false, Ordering::Relaxed);
-    bench.settle(&mut node);
-    let it = Rotated { bench, node, before, old };
+    it.bench.settle(&mut it.node);
     it.goes_on(&it.node);
 }
