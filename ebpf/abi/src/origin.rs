@@ -14,6 +14,9 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// That of an address of which no device is known.
+    pub const NONE: Self = Self { device: 0, via: 0, pod: [0; 2] };
+
     /// Under which [`names::ALIVE`](crate::names::ALIVE) has the device as long as it lives. An index is given to another device sooner or later,
     /// which then speaks for another pod: so both tell. Of two that come to one key only the later
     /// is there.

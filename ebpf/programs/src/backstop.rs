@@ -164,7 +164,7 @@ impl Tables for Uncached {
     }
 
     #[inline(always)]
-    fn origin(&self, address: &Address) -> Option<Origin> {
+    fn origin(&self, address: &Address) -> Origin {
         Maps.origin(address)
     }
 

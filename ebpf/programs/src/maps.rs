@@ -118,7 +118,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn origin(&self, address: &Address) -> Option<Origin> {
+    fn origin(&self, address: &Address) -> Origin {
         prefixes::find_origin(address)
     }
 

@@ -33,34 +33,41 @@ static EPOCH: Array<u32, 1> = Array::new();
 static RECENT: PerCpuArray<Recent, { 1 << RECENT_BITS }> = PerCpuArray::new();
 
 /// Whose an address is, and by which device it speaks if it is a pod of this node.
-type Found = (PrefixValue, Option<Origin>);
+type Found = (PrefixValue, Origin);
 
 /// An answer of both maps. Addresses without an owner are not kept: traffic with the internet would
 /// push the cluster's out, and the trie is quick to say no.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Recent {
-    address: Address,
+    address: Halves,
     value: PrefixValue,
-    /// All zero: none.
+    /// Whether it lives is asked for every packet.
     origin: Origin,
     /// In force only while `EPOCH` is the same.
     epoch: u32,
     reserved: u32,
 }
 
-impl Recent {
-    #[inline(always)]
-    const fn found(&self) -> Found {
-        (self.value, if self.origin.device == 0 { None } else { Some(self.origin) })
-    }
-}
-
 /// Who has the address.
 #[inline(always)]
 pub fn owner_of(address: &Address) -> Option<Owner> {
-    let [a, b, c, d] = *address;
-    Owner::unpack(find_owner(u64::from(a) << 32 | u64::from(b), u64::from(c) << 32 | u64::from(d)))
+    let [upper, lower] = halves(address);
+    Owner::unpack(find_owner(upper, lower))
+}
+
+/// As it lies in memory: half as many words to keep, and to compare.
+type Halves = [u64; 2];
+
+#[inline(always)]
+fn halves(&[a, b, c, d]: &Address) -> Halves {
+    let half = |first: u32, second: u32| u64::from(first) | u64::from(second) << 32;
+    [half(a, b), half(c, d)]
+}
+
+#[inline(always)]
+fn whole(&[upper, lower]: &Halves) -> Address {
+    [upper as u32, (upper >> 32) as u32, lower as u32, (lower >> 32) as u32]
 }
 
 /// A global function to the verifier, which looks at it once, by itself, and not anew in every state that leads to
@@ -68,37 +75,35 @@ pub fn owner_of(address: &Address) -> Option<Owner> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_owner(upper: u64, lower: u64) -> u64 {
-    let address = [(upper >> 32) as u32, upper as u32, (lower >> 32) as u32, lower as u32];
-    Owner::pack(find(&address).map(|(value, origin)| Owner::of(value, origin, &Maps)))
+    Owner::pack(find(&[upper, lower]).map(|(value, origin)| Owner::of(value, origin, &Maps)))
 }
 
 /// The longest prefix that holds the address, and its device.
 #[inline(always)]
-fn find(address: &Address) -> Option<Found> {
+fn find(address: &Halves) -> Option<Found> {
     // Read before the trie is: what is kept is then at least as new as the epoch that it is kept under.
     let epoch = match EPOCH.get_ptr(0) {
         // SAFETY: an aligned word of the map. One load, since the daemon stores to it meanwhile.
         Some(epoch) => unsafe { epoch.read_volatile() },
         None => 0,
     };
-    if !is_settled(epoch) {
-        return ask_both(address);
-    }
-    let Some(recent) = RECENT.get_ptr_mut(place(address)) else {
-        return ask_both(address);
-    };
+    let kept = if is_settled(epoch) { RECENT.get_ptr_mut(place(address)) } else { None };
     // SAFETY: this CPU's own memory, and tc programs don't interrupt each other (they run with
     // softirqs off).
-    let recent = unsafe { &mut *recent };
-    // Word by word: the comparison of arrays is a call of a byte-wise memcmp.
-    if recent.epoch == epoch && (0..4).all(|i| recent.address[i] == address[i]) {
-        return Some(recent.found());
+    let kept = kept.map(|recent| unsafe { &mut *recent });
+    // Half by half: the comparison of arrays is a call of a byte-wise memcmp.
+    if let Some(recent) = &kept
+        && recent.epoch == epoch
+        && (0..2).all(|i| recent.address[i] == address[i])
+    {
+        return Some((recent.value, recent.origin));
     }
-    let (value, origin) = ask_both(address)?;
-    // Whether it lives is asked for every packet.
-    let origin = origin.unwrap_or(Origin { device: 0, via: 0, pod: [0; 2] });
-    *recent = Recent { address: *address, value, origin, epoch, reserved: 0 };
-    Some(recent.found())
+    let found = ask_both(&whole(address))?;
+    if let Some(recent) = kept {
+        let (value, origin) = found;
+        *recent = Recent { address: *address, value, origin, epoch, reserved: 0 };
+    }
+    Some(found)
 }
 
 /// In this order: the daemon says who has an address now, and then by which device.
@@ -110,9 +115,9 @@ fn ask_both(address: &Address) -> Option<Found> {
 
 /// The device of a pod of this node.
 #[inline(always)]
-pub fn find_origin(address: &Address) -> Option<Origin> {
+pub fn find_origin(address: &Address) -> Origin {
     // SAFETY: copied at once; see `ORIGINS` for one that is taken out meanwhile.
-    unsafe { ORIGINS.get(address) }.copied()
+    unsafe { ORIGINS.get(address) }.copied().unwrap_or(Origin::NONE)
 }
 
 /// The same without what is kept: for whoever runs where softirqs may interrupt it.
@@ -124,10 +129,10 @@ pub fn ask(address: &Address) -> Option<PrefixValue> {
 /// Where an address is kept. Somebody who picks addresses that share a place slows down nobody but
 /// those who use them.
 #[inline(always)]
-fn place(address: &Address) -> u32 {
-    // 2^32 divided by the golden ratio (Knuth, The Art of Computer Programming, volume 3, 6.4).
-    const MULTIPLIER: u32 = 0x9e37_79b1;
-    let [a, b, c, d] = *address;
-    let mixed = a.rotate_left(21) ^ b.rotate_left(14) ^ c.rotate_left(7) ^ d;
-    mixed.wrapping_mul(MULTIPLIER) >> (32 - RECENT_BITS)
+fn place(address: &Halves) -> u32 {
+    // 2^64 divided by the golden ratio (Knuth, The Art of Computer Programming, volume 3, 6.4).
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    let [upper, lower] = *address;
+    let mixed = upper.rotate_left(21) ^ lower;
+    (mixed.wrapping_mul(MULTIPLIER) >> (64 - RECENT_BITS)) as u32
 }

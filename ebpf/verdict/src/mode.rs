@@ -40,20 +40,21 @@ impl Owner {
     /// somebody else, of whom nothing is known. Less than the mesh asks for is said of no pod whose device was not found, and of no
     /// packet that did not come in by it.
     #[inline(always)]
-    pub fn of(value: PrefixValue, origin: Option<Origin>, tables: &impl Tables) -> Self {
+    pub fn of(value: PrefixValue, origin: Origin, tables: &impl Tables) -> Self {
         let kind = PrefixKind::from_raw(value.kind).unwrap_or(PrefixKind::UnownedPods);
         let asked = Asked::from_raw(value.asked as u32);
         let is_over = value.until != 0 && tables.now() >= value.until;
         let said = if is_over { End::MESH } else { End::of(asked) };
         let is_loose = matches!(asked, Asked::Exempt | Asked::Prefer);
-        let (end, via) = match (kind, asked, origin) {
-            (PrefixKind::LocalPods, Asked::Mesh | Asked::Exempt | Asked::Prefer, Some(origin)) => {
+        let is_known = origin.device != 0;
+        let (end, via) = match (kind, asked) {
+            (PrefixKind::LocalPods, Asked::Mesh | Asked::Exempt | Asked::Prefer) if is_known => {
                 match tables.is_alive(&origin) {
                     true => (said, if is_loose { origin.via } else { 0 }),
                     false => (End::UNKNOWN, 0),
                 }
             }
-            (PrefixKind::LocalPods, Asked::Exempt | Asked::Prefer, None) => (End::UNKNOWN, 0),
+            (PrefixKind::LocalPods, Asked::Exempt | Asked::Prefer) => (End::UNKNOWN, 0),
             _ => (said, 0),
         };
         Self { kind, peer: value.peer as u32, end, via }

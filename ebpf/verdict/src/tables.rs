@@ -19,8 +19,8 @@ pub trait Tables {
         let origin = self.origin(address);
         Some(Owner::of(self.prefix(address)?, origin, self))
     }
-    /// The device of the pod of this node that has the address, if that was found.
-    fn origin(&self, address: &Address) -> Option<Origin>;
+    /// The device of the pod of this node that has the address; [`Origin::NONE`] if it was not found.
+    fn origin(&self, address: &Address) -> Origin;
     /// Whether that device is still there.
     fn is_alive(&self, origin: &Origin) -> bool;
     /// How strict a flow is of whose ends this is asked for.

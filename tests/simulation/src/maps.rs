@@ -95,8 +95,8 @@ impl Tables for Maps<'_> {
         Some(PrefixValue::new(value.kind, value.peer).asking(value.asked, value.until))
     }
 
-    fn origin(&self, _: &Address) -> Option<Origin> {
-        None
+    fn origin(&self, _: &Address) -> Origin {
+        Origin::NONE
     }
 
     fn is_alive(&self, _: &Origin) -> bool {

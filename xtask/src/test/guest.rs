@@ -53,7 +53,8 @@ pub(super) fn matrix(workspace: &Workspace, arguments: &Arguments) -> Result<Tal
     let shell = |line: String| vec!["sh".to_owned(), "-c".to_owned(), line];
     // What a kernel has no WireGuard for, the part `bpf` has done.
     let whole = format!("{MATRIX} {filter}");
-    let with_conditions = format!("{CONDITIONS}; first=$?; {whole} && exit $first");
+    // Programs that don't load would fail each of the matrix, after a long while.
+    let with_conditions = format!("{CONDITIONS} && {whole}");
     if arguments.kernel.is_some() || machine::Facts::of_host().can_run_lab() {
         let machine = Machine::ensure(workspace, arguments.kernel.as_ref())?;
         let command = shell(if machine.is_guest() { with_conditions } else { whole });

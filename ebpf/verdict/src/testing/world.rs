@@ -147,8 +147,8 @@ impl Tables for World {
         self.devices.get(&ifindex).copied()
     }
 
-    fn origin(&self, address: &Address) -> Option<Origin> {
-        self.origins.get(address).copied()
+    fn origin(&self, address: &Address) -> Origin {
+        self.origins.get(address).copied().unwrap_or(Origin::NONE)
     }
 
     fn is_alive(&self, origin: &Origin) -> bool {
