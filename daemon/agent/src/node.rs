@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use kubeveil_abi::{Config, Mode};
+use kubeveil_abi::Mode;
 use kubeveil_api::status::AdoptionStatus;
 use kubeveil_core::{
     action::Action,
@@ -32,12 +32,12 @@ use kubeveil_core::{
     announced::Announced,
     backstop,
     desired::{Desired, Inputs, desired},
-    observed::Observed,
+    observed::{Datapath, Observed},
     ownership::{Assignment, assign},
     plan::plan,
     problem::{Problem, ProblemKind},
     rotation::Rotation,
-    snapshot::{Knowledge, Snapshot},
+    snapshot::{Knowledge, Snapshot, Told},
     source::Source,
     tunnels::Tunnels,
 };
@@ -104,6 +104,7 @@ pub struct Node<K> {
     /// As of the last way round.
     known: Kept,
     knowledge: Knowledge,
+    told: Told,
     /// But for the owners on record, which are in `known`.
     assignment: Assignment,
     /// When the next way round is due, monotonic.
@@ -172,6 +173,7 @@ impl<K: Kernel> Node<K> {
             bypasses,
             known,
             knowledge: Knowledge::default(),
+            told: Told::default(),
             assignment: Assignment::default(),
             due: Duration::ZERO,
             look_at: None,
@@ -241,7 +243,9 @@ impl<K: Kernel> Node<K> {
         let deleted = read.knowledge.synced().is_some() && read.knowledge.snapshot().mesh.is_none();
         let lacks_us = read.knowledge.synced().is_some_and(|_| !knows(read.knowledge.snapshot(), &self.name));
         let told: Vec<String> = read.knowledge.snapshot().nodes.keys().cloned().collect();
-        let mut knowledge = read.knowledge.as_seen_by(&self.name).or_before(&self.known.snapshot);
+        let knowledge = read.knowledge.as_seen_by(&self.name);
+        self.told.hear(&knowledge);
+        let mut knowledge = knowledge.or_before(&self.known.snapshot);
         let earlier = self.forget_earlier_pods(&mut knowledge, now);
         self.known.snapshot.clone_from(knowledge.snapshot());
         let mut assignment = self.learn(&knowledge, now);
@@ -343,6 +347,7 @@ impl<K: Kernel> Node<K> {
             node: &self.name,
             keys: self.keeper.publics(),
             knowledge,
+            told: self.told,
             assignment,
             announced: &self.announced,
             rotation: &self.rotation,
@@ -375,8 +380,7 @@ impl<K: Kernel> Node<K> {
             self.notice(&outcome.observed, knowledge, now);
         }
         // What nobody has written yet steers nothing.
-        let written = outcome.observed.datapath.as_ref().map(|datapath| datapath.config);
-        let written = written.filter(|config| *config != Config::default());
+        let written = outcome.observed.datapath.as_ref().and_then(Datapath::written);
         let stands = written.map(|config| Mode::from_raw(config.mode));
         self.ebbing.look(knowledge.snapshot().mode(), stands, now.monotonic);
         outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);

@@ -24,13 +24,13 @@ use crate::{
     backstop,
     bypass::Bypassing,
     index, mtu,
-    observed::{Hook, Observed, Prefix, Program},
+    observed::{Datapath, Hook, Observed, Prefix, Program},
     origin,
     ownership::{Assignment, Class},
     policy::FlowMode,
     problem::{Problem, ProblemKind},
     rotation::{self, Rotation, Said},
-    snapshot::Knowledge,
+    snapshot::{Knowledge, Told},
     tunnels::{Health, Tunnels},
     underlay::{self, Addresses},
 };
@@ -57,6 +57,8 @@ pub struct Inputs<'a> {
     pub keys: &'a [(Generation, PublicKey)],
     /// The cluster.
     pub knowledge: &'a Knowledge,
+    /// What of it is no hearsay.
+    pub told: Told,
     /// Whose prefix is it.
     pub assignment: &'a Assignment,
     /// What the nodes say of themselves.
@@ -382,14 +384,26 @@ fn tunnel_hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
 fn config(inputs: &Inputs<'_>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) -> Config {
     let snapshot = inputs.knowledge.snapshot();
     let (mss_v4, mss_v6) = mtu::mss(mtu);
+    let mode = match snapshot.mode() {
+        None | Some(FlowMode::Require) => kubeveil_abi::Mode::Require,
+        Some(FlowMode::Prefer | FlowMode::Exempt) => kubeveil_abi::Mode::Prefer,
+        Some(FlowMode::Observe) if inputs.steers_on => kubeveil_abi::Mode::Prefer,
+        Some(FlowMode::Observe) => kubeveil_abi::Mode::Observe,
+    };
+    let unknown = asked::unknown(&snapshot.policies);
+    // Hearsay loosens nothing that stands.
+    let stands = inputs.observed.datapath.as_ref().and_then(Datapath::written);
+    let mode = match stands {
+        Some(stands) if !inputs.told.mesh => mode.stricter(kubeveil_abi::Mode::from_raw(stands.mode)),
+        _ => mode,
+    };
+    let unknown = match stands {
+        Some(stands) if !inputs.told.all => asked::stricter(unknown, Asked::from_raw(stands.unknown)),
+        _ => unknown,
+    };
     Config {
-        mode: match snapshot.mode() {
-            None | Some(FlowMode::Require) => kubeveil_abi::Mode::Require,
-            Some(FlowMode::Prefer | FlowMode::Exempt) => kubeveil_abi::Mode::Prefer,
-            Some(FlowMode::Observe) if inputs.steers_on => kubeveil_abi::Mode::Prefer,
-            Some(FlowMode::Observe) => kubeveil_abi::Mode::Observe,
-        } as u32,
-        unknown: asked::unknown(&snapshot.policies) as u32,
+        mode: mode as u32,
+        unknown: unknown as u32,
         fwmark: FWMARK,
         ports: [u32::from(BASE_PORT), u32::from(BASE_PORT) + 1],
         mss_v4,

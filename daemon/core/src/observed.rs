@@ -208,6 +208,13 @@ pub struct Datapath {
     pub predecessors: BTreeMap<String, Predecessor>,
 }
 
+impl Datapath {
+    /// Settings that somebody has written; none have been where the maps are as the kernel makes them.
+    pub fn written(&self) -> Option<Config> {
+        Some(self.config).filter(|config| *config != Config::default())
+    }
+}
+
 /// What a build of another ABI version left pinned. It stands, over maps of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Predecessor {

@@ -158,6 +158,24 @@ impl Default for Knowledge {
     }
 }
 
+/// What a source has told since the daemon began. All else that is known was kept on disk, and may be older than what the kernel holds:
+/// by then nobody could write, or died before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The mesh was told of.
+    pub mesh: bool,
+    /// All that there is was, once.
+    pub all: bool,
+}
+
+impl Told {
+    /// A source tells of it.
+    pub fn hear(&mut self, told: &Knowledge) {
+        self.mesh |= told.snapshot().mesh.is_some();
+        self.all |= told.synced().is_some();
+    }
+}
+
 impl Knowledge {
     /// What is known.
     pub fn snapshot(&self) -> &Snapshot {

@@ -20,6 +20,12 @@ impl Mode {
             _ => Self::Require,
         }
     }
+
+    /// The stricter of both.
+    #[must_use]
+    pub const fn stricter(self, other: Self) -> Self {
+        if (other as u32) < self as u32 { other } else { self }
+    }
 }
 
 /// What happens to a flow that has no proven tunnel, from the loosest: the stricter of what its two ends ask for.

@@ -238,7 +238,7 @@ impl World {
         }
     }
 
-    fn change_mesh(&mut self, change: impl FnOnce(&mut crate::api::Mesh)) {
+    pub(crate) fn change_mesh(&mut self, change: impl FnOnce(&mut crate::api::Mesh)) {
         self.api.change_mesh(change);
         self.tell(Stream::Mesh);
     }

@@ -90,6 +90,8 @@ pub(crate) struct Daemon {
     pub(crate) store: Store,
     pub(crate) known: Known,
     pub(crate) heard: BTreeMap<&'static str, Heard>,
+    /// The source has told of the mesh: what is known of it is no hearsay.
+    pub(crate) is_told_of_mesh: bool,
     /// Absence from `known` means something.
     pub(crate) is_whole: bool,
     pub(crate) tunnels: Tunnels,
@@ -133,6 +135,7 @@ impl Daemon {
         let told: Vec<&str> = told.map(|(name, _)| *name).collect();
         let has_us = self.store.nodes.contains_key(self.name);
         self.is_whole = self.store.is_listed() && has_us && self.store.mesh.is_some();
+        self.is_told_of_mesh |= self.store.mesh.is_some() || rules == Rules::LoosensByTheDisk;
         if let Some(mesh) = &self.store.mesh {
             self.known.mesh = Some(Rc::clone(mesh));
         }

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, DeviceKind, Mode, PeerState, PeerValue, PrefixKind};
+use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, DeviceKind, FWMARK, Mode, PeerState, PeerValue, PrefixKind};
 use kubeveil_core::{
     announced::Heard as From,
     desired::{Desired, DesiredPeer, DesiredTunnel, Remote},
-    observed::{Observed, Peer, Prefix, Program},
+    observed::{Datapath, Observed, Peer, Prefix, Program},
     rotation::{self, Rotation},
     tunnels::{self, Health, To},
 };
@@ -51,7 +51,13 @@ pub(crate) fn desired(
     rules: Rules,
 ) -> (Desired, BTreeMap<&'static str, Generation>) {
     let mut out = Desired { prefixes: prefixes(daemon), ..Desired::default() };
-    out.config.mode = if daemon.requires() { Mode::Require } else { Mode::Prefer } as u32;
+    let mode = if daemon.requires() { Mode::Require } else { Mode::Prefer };
+    let stands = observed.datapath.as_ref().and_then(Datapath::written);
+    out.config.mode = match stands {
+        Some(stands) if !daemon.is_told_of_mesh => mode.stricter(Mode::from_raw(stands.mode)),
+        _ => mode,
+    } as u32;
+    out.config.fwmark = FWMARK;
     out.devices.insert(UNDERLAY, DeviceKind::Underlay);
     out.hooks.extend([(Program::Steer, UNDERLAY), (Program::Guard, UNDERLAY)]);
     let mut carriers: Vec<Carrier> = Vec::new();

@@ -50,6 +50,36 @@ fn what_is_on_disk_removes_nobody() {
     assert_eq!(failure.map(|failure| failure.invariant), Some("no packet is lost"));
 }
 
+/// The disk takes nothing while the mesh comes to require encryption; the daemon ends, and starts again while nobody answers.
+fn starts_with_what_is_looser(rules: Rules) -> Option<Failure> {
+    let mut world = World::new(1, rules, false);
+    world.api.change_mesh(|mesh| mesh.prefers = true);
+    world.install(0);
+    world.install(1);
+    let long = Duration::from_secs(600);
+    // It hears nothing, so it has no key to tell of.
+    world.machines[1].cut_until = long;
+    world.after(Duration::ZERO, Event::Traffic);
+    world.run(Duration::from_secs(20), |_| false);
+    world.machines[0].full_until = long;
+    world.change_mesh(|mesh| mesh.prefers = false);
+    world.run(Duration::from_secs(40), |_| false);
+    assert!(world.failure.is_none(), "{:?}", world.failure);
+    assert!(world.machines[0].held.is_held(), "encryption is required");
+    world.kill(0);
+    world.machines[0].cut_until = long;
+    world.start(0);
+    world.run(Duration::from_secs(120), |_| false);
+    world.failure
+}
+
+#[test]
+fn what_is_on_disk_loosens_nothing() {
+    assert_eq!(starts_with_what_is_looser(Rules::Ours), None);
+    let failure = starts_with_what_is_looser(Rules::LoosensByTheDisk);
+    assert_eq!(failure.map(|failure| failure.invariant), Some("what policy wants encrypted is never plain"));
+}
+
 /// Of a pair, one has its answer, and what it says then gets lost: one in `lost` of WireGuard's own first packets under new keys does. So the
 /// other does not know, and its own first messages are refused since its clock was set back (WireGuard takes them for old ones). What is left undone
 /// in the end, where the two have nothing to tell each other, or have.

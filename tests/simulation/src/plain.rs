@@ -33,6 +33,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    #[cfg(test)]
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_held
+    }
+
     /// No program stands any more.
     pub(crate) fn reboot(&mut self) {
         self.is_held = false;

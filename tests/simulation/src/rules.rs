@@ -44,6 +44,9 @@ pub enum Rules {
     BelievesThePast,
     /// Packets to a node whose tunnel is not proven go in plain, though encryption is required and the mesh is not being adopted.
     OpensWhileUnproven,
+    /// A daemon that begins anew goes by the mode that is on disk, though a stricter one stands in the kernel. Found out by a schedule laid down
+    /// by hand.
+    LoosensByTheDisk,
     /// A daemon that begins anew does not know which pairs adoption has closed.
     ForgetsWhoWasClosed,
 }

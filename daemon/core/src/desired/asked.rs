@@ -62,19 +62,45 @@ const fn is_loose(asked: Asked) -> bool {
     matches!(asked, Asked::Exempt | Asked::Prefer)
 }
 
-/// Writes it into `prefixes`. Of a pod of this node that nobody has told us of the most is asked for that is of anybody, and so it is of
-/// an address of the pods' ranges that no node owns; of a pod of another node of which nothing else was said what is asked of all, since
-/// that node knows better, and refuses what comes in plain. Until it was told of whom something else is said, what `stands` in the map of
-/// other nodes' pods stays, and of a prefix that is not there yet the most is asked: a node that begins anew opens nothing by that it
-/// has not heard yet.
-///
-/// Less than the mesh asks for is asked only of pods of this node of which it is known by which device they speak.
+/// The stricter of both. What the mesh asks for is no less than `Prefer`, and no more than `Require`.
+pub(super) fn stricter(one: Asked, other: Asked) -> Asked {
+    let rank = |asked: &Asked| match asked {
+        Asked::Exempt => 0,
+        Asked::Prefer => 1,
+        Asked::Mesh => 2,
+        Asked::Require => 3,
+    };
+    [one, other].into_iter().max_by_key(rank).unwrap_or(one)
+}
+
+/// Writes it into `out`. What was kept on disk may be older than what `stands` in the map, so until all was told nothing that stands is
+/// loosened.
 pub(super) fn ask(
     inputs: &Inputs<'_>,
     origins: &Origins,
     stands: &BTreeMap<IpNet, Prefix>,
     out: &mut Desired,
 ) {
+    ask_as_known(inputs, origins, stands, out);
+    if inputs.told.all {
+        return;
+    }
+    for (net, prefix) in &mut out.prefixes {
+        let around = around(stands, *net).filter(|stands| stands.kind == prefix.kind);
+        if let Some(stands) = around.filter(|stands| stricter(stands.asked, prefix.asked) != prefix.asked) {
+            (prefix.asked, prefix.until) = (stands.asked, stands.until);
+        }
+    }
+}
+
+/// Of a pod of this node that nobody has told us of the most is asked for that is of anybody, and so it is of
+/// an address of the pods' ranges that no node owns; of a pod of another node of which nothing else was said what is asked of all, since
+/// that node knows better, and refuses what comes in plain. Until it was told of whom something else is said, what `stands` in the map of
+/// other nodes' pods stays, and of a prefix that is not there yet the most is asked: a node that begins anew opens nothing by that it
+/// has not heard yet.
+///
+/// Less than the mesh asks for is asked only of pods of this node of which it is known by which device they speak.
+fn ask_as_known(inputs: &Inputs<'_>, origins: &Origins, stands: &BTreeMap<IpNet, Prefix>, out: &mut Desired) {
     let prefixes = &mut out.prefixes;
     let (snapshot, assignment) = (inputs.knowledge.snapshot(), inputs.assignment);
     let Some(base) = snapshot.mode().filter(|_| !snapshot.policies.is_empty()) else { return };
@@ -226,8 +252,12 @@ pub fn held<'a>(
 
 /// What the longest prefix says that holds the address.
 fn longest(prefixes: &BTreeMap<IpNet, Prefix>, address: IpAddr) -> Option<Prefix> {
-    let own = IpNet::from(address);
-    let mut holders = (0..=own.max_prefix_len()).rev().filter_map(|length| IpNet::new(address, length).ok());
+    around(prefixes, IpNet::from(address))
+}
+
+/// What the longest prefix says that holds all of `net`.
+fn around(prefixes: &BTreeMap<IpNet, Prefix>, net: IpNet) -> Option<Prefix> {
+    let mut holders = (0..=net.prefix_len()).rev().filter_map(|length| IpNet::new(net.addr(), length).ok());
     holders.find_map(|net| prefixes.get(&net.trunc())).copied()
 }
 

@@ -19,6 +19,7 @@ use kubeveil_core::{
         Namespaces, Policies, Policy, PolicyId, Standing,
         pods::{Pod, Workloads},
     },
+    snapshot::Snapshot,
 };
 use kubeveil_linux::Kernel;
 
@@ -382,4 +383,65 @@ fn what_a_policy_had_steered_is_steered_a_moment_longer() {
     bench.kernel.with(|kernel| kernel.nobody_answers());
     node.pass(bench.now());
     assert_eq!(mode(&bench), observes);
+}
+
+/// The disk took nothing when the mesh and a policy became stricter, and the next daemon is told of neither.
+#[test]
+fn what_is_on_disk_loosens_nothing_that_stands() {
+    let exempt = policy("cluster", "payments", PolicyMode::Exempt, None);
+    let mut bench = bench(Mode::Prefer, std::slice::from_ref(&exempt));
+    bench.kernel.with(|kernel| kernel.nobody_answers());
+    let at: IpNet = "10.244.1.8/32".parse().expect("a prefix");
+    let (name, kind) = ("veth".to_owned(), Some("veth".to_owned()));
+    bench.kernel.with(|k| k.add_link(Link { name, kind, routes: vec![at], ..Link::default() }));
+    let stands = |bench: &Bench| {
+        let datapath = bench.truth().datapath.expect("a datapath");
+        let asked = |net: &str| datapath.prefixes[&net.parse::<IpNet>().expect("a prefix")].asked;
+        let (pod, pods) = (asked("10.244.1.8/32"), asked("10.244.1.0/24"));
+        (datapath.config.mode, Asked::from_raw(datapath.config.unknown), pod, pods)
+    };
+    let [require, prefer] = [kubeveil_abi::Mode::Require, kubeveil_abi::Mode::Prefer].map(|mode| mode as u32);
+    let loose = (prefer, Asked::Mesh, Asked::Exempt, Asked::Mesh);
+    let strict = (require, Asked::Require, Asked::Require, Asked::Require);
+
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    assert_eq!(stands(&bench), loose);
+    let file = bench.dir.path().join("known.json");
+    let older = std::fs::read(&file).expect("kept");
+    bench.world.change(|said| {
+        said.snapshot.mesh.as_mut().expect("mesh").mode = Mode::Require;
+        let required = policy("p", "payments", PolicyMode::Require, None);
+        said.snapshot.policies = Policies::new([required].into());
+    });
+    bench.settle(&mut node);
+    assert_eq!(stands(&bench), strict);
+
+    std::fs::write(&file, &older).expect("put back");
+    let before = std::mem::take(&mut bench.world.said().snapshot);
+    bench.world.change(|said| (said.whole, said.snapshot) = (false, Snapshot::default()));
+    bench.tried();
+    let mut node = bench.restart(node);
+    bench.settle(&mut node);
+    let tried = bench.tried();
+    assert!(tried.iter().all(|action| !is_of_strictness(action)), "{tried:?}");
+    assert_eq!(stands(&bench), strict);
+
+    // What is told loosens what it is about, and all that is known all.
+    let mut mesh = before.mesh.clone();
+    mesh.as_mut().expect("mesh").mode = Mode::Prefer;
+    bench.world.change(|said| said.snapshot.mesh.clone_from(&mesh));
+    bench.settle(&mut node);
+    assert_eq!(stands(&bench), (prefer, Asked::Require, Asked::Require, Asked::Require));
+    bench.world.change(|said| {
+        let policies = Policies::new([exempt].into());
+        (said.whole, said.snapshot) = (true, Snapshot { mesh, policies, ..before });
+    });
+    bench.settle(&mut node);
+    assert_eq!(stands(&bench), loose);
+}
+
+/// Is it about what is asked of anybody?
+fn is_of_strictness(action: &Action) -> bool {
+    matches!(action, Action::SetConfig(_) | Action::PutPrefix(..))
 }

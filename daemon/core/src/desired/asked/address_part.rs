@@ -39,8 +39,8 @@ impl AddressPart {
         let snapshot = inputs.knowledge.snapshot();
         let datapath = inputs.observed.datapath.as_ref()?;
         let base = snapshot.mode().filter(|_| !snapshot.policies.is_empty())?;
-        let is_told = last.problems.iter().any(|problem| problem.object == TOO_MANY);
-        if is_told || !has_room(snapshot) {
+        let is_too_much = last.problems.iter().any(|problem| problem.object == TOO_MANY);
+        if is_too_much || !inputs.told.all || !has_room(snapshot) {
             return None;
         }
         let unknown = unknown(&snapshot.policies);

@@ -4,6 +4,7 @@ use super::*;
 pub(in crate::desired) struct World {
     pub(in crate::desired) keys: Vec<(Generation, PublicKey)>,
     pub(in crate::desired) knowledge: Knowledge,
+    pub(in crate::desired) told: Told,
     pub(in crate::desired) assignment: Assignment,
     pub(in crate::desired) announced: Announced,
     pub(in crate::desired) adopting: Adopting,
@@ -25,6 +26,7 @@ impl World {
         Self {
             keys: Vec::new(),
             knowledge,
+            told: Told { mesh: true, all: true },
             assignment,
             announced: Announced::default(),
             adopting: Adopting::default(),
@@ -44,6 +46,7 @@ impl World {
             node: "me",
             keys: &self.keys,
             knowledge: &self.knowledge,
+            told: self.told,
             assignment: &self.assignment,
             announced: &self.announced,
             rotation: &self.rotation,
