@@ -89,7 +89,9 @@ pub(crate) fn waiting_for<K: Kernel>(node: &Node<K>) -> Vec<String> {
     let last = &node.last;
     let attached = last.observed.datapath.as_ref().map(|d| &d.attached);
     let hooks = &last.desired.hooks;
-    let attached_to_all = hooks.iter().all(|hook| attached.is_some_and(|a| a.contains_key(hook)));
+    // Pods come and go, and a port without its program is held to more, not to less.
+    let mut matters = hooks.iter().filter(|hook| hook.0 != Program::Origin);
+    let attached_to_all = matters.all(|hook| attached.is_some_and(|a| a.contains_key(hook)));
     let conditions = [
         (node.mesh().is_some(), "EncryptionMesh default"),
         (node.keeper.info().is_some(), "this node's Node object, to whose UID its key is bound"),
@@ -257,6 +259,8 @@ fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
         .desired
         .hooks
         .iter()
+        // A node has as many ports as pods: only what is not as it should be is told of them.
+        .filter(|hook| hook.0 != Program::Origin || !attached.is_some_and(|a| a.contains_key(hook)))
         .map(|hook| {
             let kind = node.last.desired.devices.get(&hook.1);
             ProgramStatus {
@@ -265,7 +269,12 @@ fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
                     .links
                     .get(&hook.1)
                     .map_or_else(|| format!("#{}", hook.1), |l| l.name.clone()),
-                device_kind: if kind == Some(&DeviceKind::Tunnel) { "tunnel" } else { "underlay" }.to_owned(),
+                device_kind: match (hook.0, kind) {
+                    (Program::Origin, _) => "port",
+                    (_, Some(DeviceKind::Tunnel)) => "tunnel",
+                    _ => "underlay",
+                }
+                .to_owned(),
                 attached: attached.is_some_and(|a| a.contains_key(hook)),
                 ahead: attached.and_then(|a| a.get(hook)).map_or(0, Vec::len),
             }

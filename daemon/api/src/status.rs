@@ -254,11 +254,11 @@ words! {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProgramStatus {
-    /// `steer`, `guard` or `deliver`.
+    /// `steer`, `replace`, `guard` or `deliver`; `origin` only where it is missing.
     pub program: String,
     /// Name of the device.
     pub device: String,
-    /// `underlay` or `tunnel`.
+    /// `underlay`, `tunnel` or, of a bridge that pods are behind, `port`.
     pub device_kind: String,
     /// It is there.
     pub attached: bool,

@@ -15,7 +15,7 @@ use kubeveil_abi::{
     Asked, BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, Origin, PeerState,
     PeerValue, PrefixKind,
 };
-use kubeveil_api::mesh::MeshSpec;
+use kubeveil_api::{mesh::MeshSpec, policy::PolicyMode};
 use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
@@ -187,6 +187,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let origins = origin::origins(inputs.node, inputs.knowledge, inputs.observed);
     asked::ask(inputs, &origins, prefixes_in_map(inputs.observed), &mut out);
     out.origins = origins.known;
+    port_hooks(inputs, &mut out);
     out.problems.extend(underlay::absent(&inputs.observed.links, inputs.underlay));
     let underlay = underlay_of(inputs, mesh);
     let underlay_mtu = mtu_of(&underlay, inputs.observed);
@@ -360,6 +361,15 @@ fn overlays(inputs: &Inputs<'_>, out: &mut Desired) {
             ),
             advice: "Give the overlays' devices fewer different ports".to_owned(),
         });
+    }
+}
+
+/// Only where less is asked of somebody than of all does it matter by which port of a bridge a packet came.
+fn port_hooks(inputs: &Inputs<'_>, out: &mut Desired) {
+    let loosest = inputs.knowledge.snapshot().policies.loosest();
+    if loosest.is_some_and(|mode| mode < PolicyMode::Require) {
+        let ports = origin::ports(&out.origins, &inputs.observed.links);
+        out.hooks.extend(ports.into_iter().map(|port| (Program::Origin, port)));
     }
 }
 

@@ -141,6 +141,8 @@ pub enum Program {
     Guard,
     /// Ingress of a tunnel device.
     Deliver,
+    /// Ingress of a bridge's port with a pod behind it.
+    Origin,
 }
 
 impl Program {
@@ -151,11 +153,12 @@ impl Program {
             Self::Replace => kubeveil_abi::names::REPLACE,
             Self::Guard => kubeveil_abi::names::GUARD,
             Self::Deliver => kubeveil_abi::names::DELIVER,
+            Self::Origin => kubeveil_abi::names::ORIGIN,
         }
     }
 
     /// Every program.
-    pub const ALL: [Self; 4] = [Self::Steer, Self::Replace, Self::Guard, Self::Deliver];
+    pub const ALL: [Self; 5] = [Self::Steer, Self::Replace, Self::Guard, Self::Deliver, Self::Origin];
 }
 
 /// Where a program is attached: the program and the ifindex.

@@ -12,7 +12,7 @@ use std::{
     net::IpAddr,
 };
 
-use kubeveil_abi::{MAX_ORIGINS, Origin};
+use kubeveil_abi::{MAX_ORIGINS, Origin, port_number};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -69,6 +69,20 @@ pub fn origins(node: &str, knowledge: &Knowledge, observed: &Observed) -> Origin
         origins.known.extend(unheard.map(|(address, origin)| (*address, *origin)));
     }
     origins
+}
+
+/// The ports of the bridges behind which some of these pods are, with a pod behind each. Those that have one number ([`port_number`]) can't be
+/// told apart: only the oldest has it.
+pub fn ports(known: &BTreeMap<IpAddr, Origin>, links: &BTreeMap<u32, Link>) -> BTreeSet<u32> {
+    let bridges: BTreeSet<u32> =
+        known.values().filter(|origin| origin.port() != 0).map(|origin| origin.via).collect();
+    let of_bridge = |link: &Link| link.controller.filter(|_| is_pair(link));
+    let ports = links.iter().filter_map(|(index, link)| Some((of_bridge(link)?, *index)));
+    let mut oldest = BTreeMap::new();
+    for (bridge, port) in ports.filter(|(bridge, _)| bridges.contains(bridge)) {
+        oldest.entry((bridge, port_number(port))).or_insert(port);
+    }
+    oldest.into_values().collect()
 }
 
 /// Is its device there?

@@ -15,7 +15,7 @@ use crate::{
     action::Action,
     backstop,
     desired::{Desired, DesiredPeer, DesiredTunnel},
-    observed::{Datapath, Hook, Observed, Peer, Prefix, TunnelDevice},
+    observed::{Datapath, Hook, Observed, Peer, Prefix, Program, TunnelDevice},
     snapshot::Synced,
     tunnels,
 };
@@ -48,8 +48,11 @@ pub fn plan(
         actions.push(Action::PinAgain);
     }
     withdraw(desired, datapath, observed, synced, &mut actions);
+    // Before anybody is held to less where his packets come in by a port that says so.
+    attach(desired, datapath, observed, |program| program == Program::Origin, &mut actions);
     maps(desired, datapath, &mut actions);
-    attach(desired, datapath, observed, &mut actions);
+    attach(desired, datapath, observed, |program| program != Program::Origin, &mut actions);
+    detach(datapath, observed, &mut actions);
     guarded(desired, datapath, &mut actions);
     let mut renamed = renamed(datapath, observed);
     for (name, tunnel) in &desired.tunnels {
@@ -280,15 +283,25 @@ fn guarded(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     put_devices(others.filter(|(index, _)| is_guarded(**index)), datapath, actions);
 }
 
-fn attach(desired: &Desired, datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {
+fn attach(
+    desired: &Desired,
+    datapath: &Datapath,
+    observed: &Observed,
+    is_meant: fn(Program) -> bool,
+    actions: &mut Vec<Action>,
+) {
     // Where another version's stands, ours has to before that goes.
     let left = datapath.predecessors.values().flat_map(|left| &left.hooks);
     let left = left.filter(|hook| observed.links.contains_key(&hook.1));
-    for hook in desired.hooks.iter().chain(left).collect::<BTreeSet<_>>() {
+    let all = desired.hooks.iter().chain(left).filter(|hook| is_meant(hook.0));
+    for hook in all.collect::<BTreeSet<_>>() {
         if !datapath.attached.contains_key(hook) {
             actions.push(Action::Attach(*hook));
         }
     }
+}
+
+fn detach(datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {
     // Enforcement is never taken off a device that exists, whatever we think that device is now: at
     // worst a program looks at packets that are none of its business, and leaves them alone.
     for hook in datapath.attached.keys().filter(|hook| !observed.links.contains_key(&hook.1)) {

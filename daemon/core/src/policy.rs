@@ -223,6 +223,11 @@ impl Policies {
     pub fn strictest(&self) -> Option<PolicyMode> {
         self.all.values().map(|policy| policy.mode).max()
     }
+
+    /// The least.
+    pub fn loosest(&self) -> Option<PolicyMode> {
+        self.all.values().map(|policy| policy.mode).min()
+    }
 }
 
 type Named = (PolicyId, Arc<Policy>);

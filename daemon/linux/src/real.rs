@@ -6,7 +6,7 @@ use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_core::{
     action::Action,
     backstop::{Form, Standing},
-    observed::{Datapath, Link, Neighbours, Observed, TunnelDevice},
+    observed::{Datapath, Hook, Link, Neighbours, Observed, Program, TunnelDevice},
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -78,6 +78,13 @@ impl RealKernel {
 
     fn bpf(&mut self) -> Result<&mut Bpf, KernelError> {
         self.bpf.as_mut().ok_or_else(not_loaded)
+    }
+
+    fn attach(&mut self, hook: Hook) -> Result<(), KernelError> {
+        let device = self.name(hook.1)?;
+        let bpf = self.bpf.as_mut().ok_or_else(not_loaded)?;
+        bpf.attach(hook, &device, &self.links)?;
+        self.hold()
     }
 
     fn name(&self, index: u32) -> Result<String, KernelError> {
@@ -167,12 +174,11 @@ impl Kernel for RealKernel {
             Action::RemoveOrigin(address) => self.bpf()?.maps.remove_origin(*address),
             Action::PutDevice(index, kind) => self.bpf()?.maps.put_device(*index, *kind),
             Action::RemoveDevice(index) => self.bpf()?.maps.remove_device(*index),
-            Action::Attach(hook) => {
-                let device = self.name(hook.1)?;
-                let bpf = self.bpf.as_mut().ok_or_else(not_loaded)?;
-                bpf.attach(*hook, &device, &self.links)?;
-                self.hold()
-            }
+            Action::Attach(hook) => match self.attach(*hook) {
+                // A pod may have gone since the devices were listed, and with it all that was wanted there.
+                Err(_) if hook.0 == Program::Origin && !self.links.dump()?.contains_key(&hook.1) => Ok(()),
+                attached => attached,
+            },
             Action::Detach(hook) => {
                 self.held.let_go(&self.pins.link(*hook));
                 self.bpf()?.detach(*hook)

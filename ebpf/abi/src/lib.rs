@@ -24,7 +24,7 @@ pub use counter::{COUNTERS, Counter, Direction, counted, counter_index, is_obser
 pub use device::DeviceKind;
 pub use epoch::is_settled;
 pub use flow::{FlowKey, FlowValue};
-pub use origin::Origin;
+pub use origin::{Origin, port_number};
 pub use peer::{BYPASS_GRACE, PeerState, PeerValue};
 pub use prefix::{Asked, PrefixKind, PrefixValue};
 pub use reason::{Reason, Verdict};

@@ -39,15 +39,17 @@ pub const REPLACE: &str = "replace";
 pub const GUARD: &str = "guard";
 /// Ingress of our WireGuard devices.
 pub const DELIVER: &str = "deliver";
+/// Ingress of bridges' ports with pods behind them.
+pub const ORIGIN: &str = "origin";
 /// Netfilter's POST_ROUTING, of the whole node; loaded apart from the others.
 pub const BACKSTOP: &str = "backstop";
 /// Every program that is attached to devices.
-pub const PROGRAMS: [&str; 4] = [STEER, REPLACE, GUARD, DELIVER];
+pub const PROGRAMS: [&str; 5] = [STEER, REPLACE, GUARD, DELIVER, ORIGIN];
 
 /// Where fields of the kernel's own structures lie differs from build to build. The backstop has these offsets, in
 /// bytes, as constants, which whoever loads it writes: symbol, structure, field; where there are several, the first that
 /// the kernel has (what stands at a device's egress: from Linux 6.6, and before).
-pub const FIELDS: [(&str, &str, &[&str]); 7] = [
+pub const FIELDS: [(&str, &str, &[&str]); 8] = [
     ("STATE_OUT", "nf_hook_state", &["out"]),
     ("DEVICE_IFINDEX", "net_device", &["ifindex"]),
     ("DEVICE_EGRESS", "net_device", &["tcx_egress", "miniq_egress"]),
@@ -55,4 +57,5 @@ pub const FIELDS: [(&str, &str, &[&str]); 7] = [
     ("SKB_LEN", "sk_buff", &["len"]),
     ("SKB_DATA_LEN", "sk_buff", &["data_len"]),
     ("SKB_IIF", "sk_buff", &["skb_iif"]),
+    ("SKB_TC_INDEX", "sk_buff", &["tc_index"]),
 ];

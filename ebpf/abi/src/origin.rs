@@ -17,6 +17,14 @@ impl Origin {
     /// That of an address of which no device is known.
     pub const NONE: Self = Self { device: 0, via: 0, pod: [0; 2] };
 
+    /// What the program `origin` writes into a packet that comes in by the device, where that is a port of a bridge: of what a bridge hands on
+    /// nothing else tells by which port it came. 0: its packets come in by the device itself.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        if self.via == self.device { 0 } else { port_number(self.device) }
+    }
+
     /// Under which [`names::ALIVE`](crate::names::ALIVE) has the device as long as it lives. An index is given to another device sooner or later,
     /// which then speaks for another pod: so both tell. Of two that come to one key only the later
     /// is there.
@@ -24,6 +32,14 @@ impl Origin {
     pub const fn key(&self) -> u32 {
         self.device ^ self.pod[0] ^ self.pod[1].rotate_left(16)
     }
+}
+
+/// The number of a bridge's port, never 0: what fits into `skb->tc_index` of its ifindex. Who writes that number attaches no program to a port
+/// that has another's.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "what is left of the division fits")]
+pub const fn port_number(ifindex: u32) -> u16 {
+    (ifindex % u16::MAX as u32) as u16 + 1
 }
 
 const _: () = assert!(size_of::<Origin>() == 16);

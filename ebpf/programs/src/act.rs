@@ -9,7 +9,7 @@ use crate::{answer, maps, skb::Skb, watch};
 
 /// The next program of the device decides: `TCX_NEXT`, and for clsact `TC_ACT_UNSPEC`; both are -1
 /// (`include/uapi/linux/bpf.h`, `enum tcx_action_base`).
-const NEXT: i32 = TC_ACT_UNSPEC;
+pub const NEXT: i32 = TC_ACT_UNSPEC;
 
 /// VLAN tags of one packet: two in its bytes (the parser allows no more), one in its metadata.
 const MAX_TAGS: usize = 3;

@@ -49,6 +49,8 @@ static SKB_LEN: u32 = 0;
 static SKB_DATA_LEN: u32 = 0;
 #[unsafe(no_mangle)]
 static SKB_IIF: u32 = 0;
+#[unsafe(no_mangle)]
+static SKB_TC_INDEX: u32 = 0;
 
 /// POST_ROUTING.
 #[unsafe(no_mangle)]
@@ -66,7 +68,9 @@ pub extern "C" fn backstop(context: *const Context) -> i32 {
         };
         let length: u32 = field(skb, &SKB_LEN);
         let beyond: u32 = field(skb, &SKB_DATA_LEN);
-        (hop, Packet { data: field(skb, &SKB_DATA), length, contiguous: length.saturating_sub(beyond) })
+        let contiguous = length.saturating_sub(beyond);
+        let port = field(skb, &SKB_TC_INDEX);
+        (hop, Packet { data: field(skb, &SKB_DATA), length, contiguous, port })
     };
     let Some(config) = maps::config() else {
         return NF_DROP;
@@ -107,6 +111,7 @@ struct Packet {
     length: u32,
     /// Bytes in one piece. The kernel's own IP code has made the header so.
     contiguous: u32,
+    port: u16,
 }
 
 impl Bytes for Packet {
@@ -136,6 +141,11 @@ impl Bytes for Packet {
     #[inline(always)]
     fn segment(&self) -> u32 {
         0
+    }
+
+    #[inline(always)]
+    fn port(&self) -> u16 {
+        self.port
     }
 }
 

@@ -14,9 +14,9 @@ mod skb;
 mod watch;
 
 use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
-use kubeveil_abi::Direction;
+use kubeveil_abi::{Direction, port_number};
 
-use crate::{maps::Maps, skb::Skb};
+use crate::{act::NEXT, maps::Maps, skb::Skb};
 
 /// Egress of underlay devices.
 #[classifier]
@@ -60,6 +60,15 @@ pub fn deliver(ctx: TcContext) -> i32 {
     };
     let decision = kubeveil_verdict::deliver(&skb.meta(), &skb, &Maps, config);
     act::carry_out(&skb, Direction::Tunnel, &decision)
+}
+
+/// Ingress of bridges' ports with pods behind them: which port it was. Whatever stands there already a pod may have written.
+#[classifier]
+pub fn origin(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the kernel hands a valid context in; tc programs may read the one field and write the other.
+    unsafe { (*skb).tc_index = u32::from(port_number((*skb).ifindex)) };
+    NEXT
 }
 
 /// The kernel asks for GPL compatibility and knows a handful of strings only

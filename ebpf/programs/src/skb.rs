@@ -157,6 +157,12 @@ impl Bytes for Skb {
     }
 
     #[inline(always)]
+    fn port(&self) -> u16 {
+        // SAFETY: as in `meta`.
+        unsafe { (*self.raw).tc_index as u16 }
+    }
+
+    #[inline(always)]
     fn walk(&self, next: u32, at: u32) -> Option<Transport> {
         Transport::unpack(walk(self.raw, next, at))
     }

@@ -36,7 +36,7 @@ pub fn backstop(hop: Hop, bytes: &impl Bytes, tables: &impl Tables, config: &Con
             if !matches!(destination.kind, PrefixKind::RemotePods | PrefixKind::UnownedPods) {
                 return None;
             }
-            let ask = Ask::of(source_end(hop, &source, tables), destination.end);
+            let ask = Ask::of(source_end(hop, bytes.port(), &source, tables), destination.end);
             (tables.held(ask, config), judge(hop, destination, tables, ask, config)?)
         }
         None => (tables.held(Ask::UNKNOWN, config), Reason::Unparsable),
@@ -58,10 +58,10 @@ pub fn ends_of_ip(bytes: &impl Bytes) -> Option<[Address; 2]> {
 
 /// Behind the node's own address may be any of its pods.
 #[inline(always)]
-fn source_end(hop: Hop, source: &Address, tables: &impl Tables) -> End {
+fn source_end(hop: Hop, port: u16, source: &Address, tables: &impl Tables) -> End {
     match tables.owner(source) {
         None | Some(Owner { kind: PrefixKind::LocalNode, .. }) if hop.ingress_ifindex != 0 => End::UNKNOWN,
-        source => source.map_or(End::MESH, |owner| owner.end_by(hop.ingress_ifindex)),
+        source => source.map_or(End::MESH, |owner| owner.end_by(hop.ingress_ifindex, port)),
     }
 }
 

@@ -12,7 +12,8 @@ use crate::Tables;
 pub struct Owner {
     /// Whose it is.
     pub kind: PrefixKind,
-    /// The peer's index if it is a peer's.
+    /// The peer's index if it is a peer's; of a pod of this node the number of the bridge's port that what it sends comes in by, where that
+    /// matters and there is one; else 0.
     pub peer: u32,
     /// What this end asks for now.
     pub(crate) end: End,
@@ -47,23 +48,26 @@ impl Owner {
         let said = if is_over { End::MESH } else { End::of(asked) };
         let is_loose = matches!(asked, Asked::Exempt | Asked::Prefer);
         let is_known = origin.device != 0;
-        let (end, via) = match (kind, asked) {
+        let end = match (kind, asked) {
             (PrefixKind::LocalPods, Asked::Mesh | Asked::Exempt | Asked::Prefer) if is_known => {
-                match tables.is_alive(&origin) {
-                    true => (said, if is_loose { origin.via } else { 0 }),
-                    false => (End::UNKNOWN, 0),
-                }
+                if tables.is_alive(&origin) { said } else { End::UNKNOWN }
             }
-            (PrefixKind::LocalPods, Asked::Exempt | Asked::Prefer) => (End::UNKNOWN, 0),
-            _ => (said, 0),
+            (PrefixKind::LocalPods, Asked::Exempt | Asked::Prefer) => End::UNKNOWN,
+            _ => said,
         };
-        Self { kind, peer: value.peer as u32, end, via }
+        match kind {
+            PrefixKind::LocalPods if is_loose => {
+                Self { kind, peer: origin.port() as u32, end, via: origin.via }
+            }
+            _ => Self { kind, peer: value.peer as u32, end, via: 0 },
+        }
     }
 
-    /// What it asks for as the source of a packet that came in by `ingress`; 0: by none that the kernel remembers.
+    /// What it asks for as the source of a packet that came in by `ingress`, 0: by none that the kernel remembers, and there by `port`.
     #[inline(always)]
-    pub(crate) const fn end_by(&self, ingress: u32) -> End {
-        if self.via != 0 && self.via != ingress { End::UNKNOWN } else { self.end }
+    pub(crate) const fn end_by(&self, ingress: u32, port: u16) -> End {
+        let is_another = self.via != ingress || self.peer != 0 && self.peer != port as u32;
+        if self.via != 0 && is_another { End::UNKNOWN } else { self.end }
     }
 
     /// In one word, as a global function of the programs can return it: never 0, and the lower [`Owner::BITS`] of it are

@@ -35,6 +35,9 @@ pub trait Bytes {
     /// packets may say that their length is 0: the kernel does so above 64 KiB ("BIG TCP", `iph_set_totlen`).
     fn segment(&self) -> u32;
 
+    /// The number of the bridge's port that it came in by ([`port_number`](kubeveil_abi::port_number)); 0 where nobody has written one.
+    fn port(&self) -> u16;
+
     /// What lies behind IPv6 extension headers, of which the first is of protocol `next` and lies at `at`. A method
     /// so that the programs can put it where the verifier looks at it but once.
     fn walk(&self, next: u32, at: u32) -> Option<Transport>

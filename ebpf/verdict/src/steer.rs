@@ -147,7 +147,7 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
         if is_node && (may_be_forwarded || matches!(destination, Some(PrefixKind::RemoteNode))) {
             return End::UNKNOWN;
         }
-        source.map_or(End::MESH, |owner| owner.end_by(self.meta.ingress_ifindex))
+        source.map_or(End::MESH, |owner| owner.end_by(self.meta.ingress_ifindex, self.bytes.port()))
     }
 
     /// What the ends of the flow ask for that an envelope without a tunnel carries.

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use kubeveil_abi::{Asked, FlowMode, Mode, Origin, PeerValue, PrefixKind, Reason, Verdict};
+use kubeveil_abi::{Asked, FlowMode, Mode, Origin, PeerValue, PrefixKind, Reason, Verdict, port_number};
 use kubeveil_verdict::{
-    Decision, Hop, backstop, deliver, guard, steer,
+    Decision, Hop, Meta, backstop, deliver, guard, steer,
     testing::{Place, Scene, Situation, Slice, World, envelope, scene, situation},
 };
 use proptest::prelude::*;
@@ -213,6 +213,43 @@ proptest! {
             _ => {}
         }
         prop_assert_eq!(done(decide(program, &situation, &world)), done(decide(program, &situation, &unknown)));
+    }
+
+    /// What comes from behind a bridge is a pod's only where its very port has said so.
+    #[test]
+    fn behind_a_bridge_an_identity_is_its_ports(
+        scene in scene(NOW), situation in situation(), peer in 0..Scene::PEERS, device in prop::sample::select(&[5, 65_539, 0x7fff_fffe][..]),
+        asked in prop::sample::select(&[Asked::Exempt, Asked::Prefer][..]), is_backstop in any::<bool>(), loose in loose(),
+        by in prop::sample::select(&[Scene::POD_DEVICE, Scene::POD_DEVICE + 1][..]), other in any::<u16>(), is_its in any::<bool>(),
+    ) {
+        let situation = situation.between(Place::LocalPod, Place::RemotePod(peer)).by(by);
+        let mut world = Scene { mode: loose, now: NOW, ..scene }.world();
+        world.config.unknown = Asked::Require as u32;
+        ask(&mut world, Place::RemotePod(peer), Asked::Exempt, 0);
+        let mut unknown = world.clone();
+        ask(&mut unknown, Place::LocalPod, Asked::Require, 0);
+        ask(&mut world, Place::LocalPod, asked, 0);
+        let mut routed = world.clone();
+        let origin = Origin { device, via: Scene::POD_DEVICE, pod: [1, 2] };
+        for (world, origin) in [(&mut world, origin), (&mut routed, Origin { via: device, ..origin })] {
+            world.bind_pod_to(origin);
+            world.alive.insert(origin.key());
+        }
+        let port = if is_its { port_number(device) } else { other };
+        let is_it = by == Scene::POD_DEVICE && port == port_number(device);
+        let bytes = situation.build.network();
+        let decide = |ingress_ifindex, port, world: &World| {
+            let bytes = Slice { port, ..Slice::new(&bytes) };
+            let decision = if is_backstop {
+                let hop = Hop { ingress_ifindex, egress_ifindex: 99, has_programs: false };
+                backstop(hop, &bytes, world, &world.config)
+            } else {
+                Some(steer(&Meta { ingress_ifindex, ..situation.meta() }, &bytes, world, &world.config))
+            };
+            decision.map(done)
+        };
+        let decided = decide(by, port, &world);
+        prop_assert_eq!(decided, if is_it { decide(device, 0, &routed) } else { decide(by, 0, &unknown) });
     }
 
     /// Of whom no less is asked than of all it is enough that the pod's device is there: what it sends may come in by others (a VRF, a

@@ -78,6 +78,10 @@ impl Bytes for Datagram {
     fn segment(&self) -> u32 {
         0
     }
+
+    fn port(&self) -> u16 {
+        0
+    }
 }
 
 struct Maps<'a> {

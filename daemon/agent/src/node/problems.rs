@@ -216,6 +216,9 @@ fn in_front(program: Program, device: &str, ahead: &[Ahead]) -> Problem {
         Program::Steer | Program::Replace => "leaves in plain if it is a pod's",
         Program::Guard => "comes in unchecked, a pod's plain packet too",
         Program::Deliver => "is not remembered, so that its reply may leave in plain",
+        Program::Origin => {
+            "is held to what policies ask of those whom nobody knows, though its pod be exempt"
+        }
     };
     let names: Vec<String> = ahead.iter().map(Ahead::to_string).collect();
     let advice = if ahead.iter().any(|one| one.priority.is_some()) {

@@ -121,6 +121,27 @@ fn a_pods_device_is_found_where_it_is_plain() {
     assert_eq!(known(&theirs, &host(&[], &[])), BTreeMap::new());
 }
 
+/// Every port of theirs with a pod behind it, whoever that is: another pod of it could write what it likes.
+#[test]
+fn bridges_with_pods_behind_them_have_their_ports_told_apart() {
+    let mut host = host(&[], &[]);
+    let all = |origins: &[Origin], host: &Observed| {
+        let known = (1_u8..).zip(origins).map(|(last, origin)| ([10, 244, 1, last].into(), *origin));
+        ports(&known.collect(), &host.links).into_iter().collect::<Vec<_>>()
+    };
+    let [behind, routed] = [of("uid", 21, 20), of("uid", 10, 10)];
+    assert_eq!(all(&[], &host), [0; 0]);
+    assert_eq!(all(&[routed], &host), [0; 0]);
+    assert_eq!(all(&[routed, behind], &host), [21, 22]);
+    assert_eq!(all(&[behind, of("uid", 31, 30)], &host), [21, 22, 31]);
+    // Of one number on one bridge; on another it says nothing of this one.
+    let [twin, of_another] = [21 + u32::from(u16::MAX), 22 + u32::from(u16::MAX)];
+    host.links.insert(twin, link("veth", &[], Some(20)));
+    host.links.insert(of_another, link("veth", &[], Some(30)));
+    assert_eq!(all(&[behind], &host), [21, 22]);
+    assert_eq!(all(&[behind, of("uid", 31, 30)], &host), [21, 22, 31, of_another]);
+}
+
 #[test]
 fn two_devices_or_two_pods_are_none() {
     let mut host = host(&[], &[]);

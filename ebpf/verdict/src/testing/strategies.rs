@@ -86,7 +86,7 @@ impl Scene {
     /// Peers that there are.
     pub const PEERS: u8 = 4;
     /// Devices: a pod's, the underlay, the tunnels of both slots.
-    pub const POD_DEVICE: u32 = 7;
+    pub const POD_DEVICE: u32 = Self::LOOPBACK;
     /// The device that is there in every network namespace.
     pub const LOOPBACK: u32 = 1;
     /// See [`Scene::POD_DEVICE`].

@@ -20,12 +20,14 @@ pub struct Slice<'a> {
     pub link: u32,
     /// See [`Bytes::segment`].
     pub segment: u32,
+    /// See [`Bytes::port`].
+    pub port: u16,
 }
 
 impl<'a> Slice<'a> {
     /// A plain packet without a link header.
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, link: 0, segment: 0 }
+        Self { bytes, link: 0, segment: 0, port: 0 }
     }
 }
 
@@ -45,6 +47,10 @@ impl Bytes for Slice<'_> {
 
     fn segment(&self) -> u32 {
         self.segment
+    }
+
+    fn port(&self) -> u16 {
+        self.port
     }
 }
 
@@ -109,7 +115,8 @@ impl World {
 impl World {
     /// Its pod is one whose device is there, and whose packets come in by the one that [`Scene`](super::Scene) gives to pods.
     pub fn bind_pod(&mut self) {
-        let origin = Origin { device: super::Scene::LOOPBACK, via: super::Scene::POD_DEVICE, pod: [1, 2] };
+        let [device, via] = [super::Scene::POD_DEVICE; 2];
+        let origin = Origin { device, via, pod: [1, 2] };
         self.bind_pod_to(origin);
         self.alive.insert(origin.key());
     }

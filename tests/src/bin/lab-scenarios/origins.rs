@@ -56,6 +56,7 @@ fn exemption(stage: &mut Stage) -> Result<()> {
     for (from, to) in [("1b", "2b"), ("1a", "2b"), ("1b", "2a")] {
         is_held_back(stage, from, to)?;
     }
+    is_no_others(stage).context("of the same bridge")?;
     ends_with_its_pod(stage, |_| Ok(()))?;
     ends_by_its_time(stage)?;
     prefers(stage)

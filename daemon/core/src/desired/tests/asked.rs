@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     action::Action,
     observed::{Datapath, Link},
-    plan::Endpoints,
+    plan::{Endpoints, plan},
     policy::{
         FlowMode, Namespaces, Policies, Policy, PolicyId, Standing,
         pods::{Exceptions, Pod, Workloads},
@@ -285,6 +285,40 @@ fn less_is_asked_of_who_is_known_by_device() {
     assert_eq!(told(&others), (None, vec![HeldBack::Disputed]));
 }
 
+/// The ports of a bridge say where packets came from before anybody is held to less; where nobody is, nobody asks them.
+#[test]
+fn ports_are_told_apart_before_less_is_asked() {
+    let pods = [("ledger", "me", "payments", "10.244.1.8")];
+    let mut observed = devices(&[("10.244.1.8", 10)], &[10]);
+    let datapath = observed.datapath.as_mut().expect("a datapath");
+    datapath.origins.values_mut().for_each(|origin| origin.via = 20);
+    datapath.build = "build".to_owned();
+    for (index, kind, controller) in [(10, "veth", Some(20)), (11, "veth", Some(20)), (20, "bridge", None)] {
+        let kind = Some(kind.to_owned());
+        observed.links.insert(index, Link { kind, controller, ..Link::default() });
+    }
+    for (asked, ports) in [
+        (PolicyMode::Require, vec![]),
+        (PolicyMode::Prefer, vec![(Program::Origin, 10), (Program::Origin, 11)]),
+        (PolicyMode::Exempt, vec![(Program::Origin, 10), (Program::Origin, 11)]),
+    ] {
+        let desired = over(of_payments(Mode::Require, &pods, asked), &Owners::new(), &observed).0;
+        let hooks = desired.hooks.iter().filter(|hook| hook.0 == Program::Origin).copied();
+        assert_eq!(hooks.collect::<Vec<_>>(), ports, "{asked}");
+        let plan = plan(&desired, &observed, None, &Endpoints::default());
+        let first = |is_it: fn(&Action) -> bool| plan.iter().position(is_it);
+        let at_a_port = |action: &Action| matches!(action, Action::Attach((Program::Origin, _)));
+        let looser = |action: &Action| matches!(action, Action::PutPrefix(_, prefix) if matches!(prefix.asked, Asked::Exempt | Asked::Prefer));
+        let (attached, loosened) = (first(at_a_port), first(looser));
+        assert_eq!(
+            (attached.is_some(), loosened.is_some()),
+            (!ports.is_empty(), !ports.is_empty()),
+            "{asked}"
+        );
+        assert!(attached <= loosened, "{plan:?}");
+    }
+}
+
 /// Whose device is gone matters where more is asked of a pod that is not known.
 #[test]
 fn a_device_that_is_gone_is_told_of_where_it_matters() {
@@ -386,7 +420,7 @@ fn the_more_specific_is_written_first() {
         datapath: Some(Datapath { build: desired.build.clone(), ..Datapath::default() }),
         ..Observed::default()
     };
-    let actions = crate::plan::plan(&desired, &observed, None, &Endpoints::new());
+    let actions = plan(&desired, &observed, None, &Endpoints::new());
     let at = |text: &str| {
         let is_it = |action: &Action| matches!(action, Action::PutPrefix(at, _) if *at == net(text));
         actions.iter().position(is_it).unwrap_or_else(|| panic!("{text} is not put"))

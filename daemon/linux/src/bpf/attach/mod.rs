@@ -46,6 +46,6 @@ const INVAL: i32 = Errno::INVAL.raw_os_error();
 const fn direction(program: Program) -> TcAttachType {
     match program {
         Program::Steer | Program::Replace => TcAttachType::Egress,
-        Program::Guard | Program::Deliver => TcAttachType::Ingress,
+        Program::Guard | Program::Deliver | Program::Origin => TcAttachType::Ingress,
     }
 }
