@@ -6,7 +6,7 @@ use std::{
 };
 
 use kubeveil_api::{
-    announcement::{Announcement, AnnouncementError},
+    announcement::{Announcement, AnnouncementError, GenerationEntry},
     names,
 };
 use kubeveil_keys::{Generation, PublicKey};
@@ -94,13 +94,19 @@ impl Announced {
         }
     }
 
-    /// A source tells of `node` by itself. True if it counts for something else from now on.
-    pub fn is_told(&mut self, node: &str) -> bool {
+    /// A source tells of `node` by itself. True if it counts for something else from now on. Who has said another key since one of his was
+    /// `revoked` has never said that one again.
+    pub fn is_told(&mut self, node: &str, revoked: &[PublicKey]) -> bool {
         let Some(entry) = self.nodes.get_mut(node).filter(|entry| entry.is_current) else { return false };
         let before = entry.heard();
         entry.is_told = true;
-        let now = entry.valid.as_ref().and_then(newest);
-        entry.kept.take_if(|kept| now >= newest(kept));
+        let is_older = |kept: &Announcement| {
+            let [now, before] = [entry.valid.as_ref(), Some(kept)].map(|said| said.and_then(newest_entry));
+            let [was_revoked, is_revoked] =
+                [now, before].map(|said| said.is_some_and(|said| revoked.contains(&said.public_key)));
+            now.map(|said| said.generation) < before.map(|said| said.generation) || was_revoked && !is_revoked
+        };
+        entry.kept.take_if(|kept| !is_older(kept));
         entry.heard() != before
     }
 
@@ -178,7 +184,11 @@ impl Announced {
 }
 
 fn newest(announcement: &Announcement) -> Option<Generation> {
-    announcement.generations().last().map(|entry| entry.generation)
+    newest_entry(announcement).map(|entry| entry.generation)
+}
+
+fn newest_entry(announcement: &Announcement) -> Option<&GenerationEntry> {
+    announcement.generations().last()
 }
 
 fn of_the_past(node: &str, now: Generation, before: Generation) -> Problem {
@@ -186,9 +196,11 @@ fn of_the_past(node: &str, now: Generation, before: Generation) -> Problem {
         kind: ProblemKind::Announcement,
         object: format!("Node {node}"),
         field: names::ANNOUNCEMENT.to_owned(),
-        message: format!(
-            "the announcement is of the past: its newest generation is {now}, and the node has said {before}"
-        ),
+        message: if now == before {
+            format!("the announcement is of the past: its key of generation {now} is revoked, and the node has said another")
+        } else {
+            format!("the announcement is of the past: its newest generation is {now}, and the node has said {before}")
+        },
         advice: "No older key is given up meanwhile. An API server that lags behind catches up by itself. Else look there with `kubeveil \
                  status`: rotation may be paused or the disk full, so that the key is not made; or somebody writes the annotation"
             .to_owned(),
@@ -210,7 +222,7 @@ fn refusal(node: &str, error: &AnnouncementError) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use kubeveil_api::announcement::{GenerationEntry, GenerationState, NotFlipped};
+    use kubeveil_api::announcement::{GenerationState, NotFlipped};
     use kubeveil_keys::PrivateKey;
 
     use super::*;
@@ -247,8 +259,30 @@ mod tests {
 
     fn hears(announced: &mut Announced, announcement: Option<String>) -> Heard {
         announced.update(&node("u", announcement));
-        announced.is_told("a");
+        announced.is_told("a", &[]);
         announced.heard("a")
+    }
+
+    /// Nobody can tell the older of two of one generation, but where one was revoked.
+    #[test]
+    fn who_has_said_another_key_has_not_said_a_revoked_one_since() {
+        let [before, after] = [said(&[3]), said(&[3])];
+        let key = |json: &Option<String>| {
+            let announcement = Announcement::parse_and_verify(json.as_deref().expect("said"), "a", "u");
+            announcement.expect("valid").generations()[0].public_key
+        };
+        let revoked = [key(&before)];
+        for (kept_one, told, revoked, heard) in [
+            (&after, &before, &revoked[..], Heard::Past),
+            (&after, &before, &[], Heard::Told),
+            (&before, &after, &revoked, Heard::Told),
+            (&before, &before, &revoked, Heard::Told),
+        ] {
+            let mut announced = kept(kept_one.clone());
+            announced.update(&node("u", told.clone()));
+            announced.is_told("a", revoked);
+            assert_eq!(announced.heard("a"), heard);
+        }
     }
 
     #[test]

@@ -145,11 +145,12 @@ impl Daemon {
             self.known.nodes.extend(self.store.nodes.iter().map(|(name, object)| (*name, object.clone())));
         }
         self.hear();
+        let revoked = self.known.mesh.as_deref().map_or(&[][..], |mesh| &mesh.revoked);
         for name in told {
             if let Some(heard) = self.heard.get_mut(name) {
                 heard.is_told = true;
-                let now = heard.said.as_deref().and_then(newest);
-                heard.kept.take_if(|kept| now >= newest(kept) || rules == Rules::BelievesThePast);
+                let now = heard.said.as_deref();
+                heard.kept.take_if(|kept| !is_older(now, kept, revoked) || rules == Rules::BelievesThePast);
             }
         }
     }
@@ -406,6 +407,11 @@ const RESYNC: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-fn newest(said: &Saying) -> Option<Generation> {
-    said.generations.last().map(|entry| entry.generation)
+/// As in `core::announced`.
+fn is_older(now: Option<&Saying>, kept: &Saying, revoked: &[PublicKey]) -> bool {
+    let [now, before] = [now, Some(kept)].map(|said| said.and_then(|said| said.generations.last()));
+    let is_revoked =
+        |entry: Option<&GenerationEntry>| entry.is_some_and(|entry| revoked.contains(&entry.public_key));
+    now.map(|entry| entry.generation) < before.map(|entry| entry.generation)
+        || is_revoked(now) && !is_revoked(before)
 }
