@@ -5,9 +5,11 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 use kubeveil_core::{
     action::Action,
     adoption::Gate,
+    observed::Peer,
     plan::{Endpoints, plan},
     rotation::{Step, holdups},
     snapshot::Snapshot,
+    tunnels::PROVING_KEEPALIVE,
 };
 use kubeveil_keys::{Generation, PublicKey};
 
@@ -347,9 +349,12 @@ impl World {
         if !self.machines[place].kernel.seen.links.get(&ifindex).is_some_and(|link| link.up) {
             return;
         }
-        let wanting =
-            device.peers.iter().filter(|(_, peer)| peer.keepalive != 0 && peer.last_handshake.is_none());
-        let keys: Vec<PublicKey> = wanting.map(|(key, _)| *key).collect();
+        // The long ones say nothing more while this lasts, once there is a session.
+        let says = |peer: &Peer| {
+            peer.keepalive == PROVING_KEEPALIVE || peer.keepalive != 0 && peer.last_handshake.is_none()
+        };
+        let keys: Vec<PublicKey> =
+            device.peers.iter().filter(|(_, peer)| says(peer)).map(|(key, _)| *key).collect();
         for key in keys {
             let since = self.now;
             if self.machines[place].kernel.begins(ifindex, key, since) {

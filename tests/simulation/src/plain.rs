@@ -30,6 +30,8 @@ pub(crate) struct Held {
     is_held: bool,
     /// Nodes to which they have gone by a tunnel since, by place; not undone by anything but another machine.
     proven: BTreeSet<usize>,
+    /// Those of them of whom no disk knows, since it was full.
+    unrecorded: BTreeSet<usize>,
 }
 
 impl Held {
@@ -41,13 +43,18 @@ impl Held {
     /// No program stands any more.
     pub(crate) fn reboot(&mut self) {
         self.is_held = false;
+        // Nor a map, and the disk had taken nothing: nobody can know.
+        self.proven.retain(|place| !self.unrecorded.contains(place));
+        self.unrecorded.clear();
     }
 }
 
 impl World {
     /// `action` was carried out at a node.
     pub(crate) fn is_held_by(&mut self, place: usize, action: &Action) {
+        let now = self.now;
         let machine = &mut self.machines[place];
+        let is_full = now < machine.full_until;
         let Some(datapath) = &machine.kernel.seen.datapath else { return };
         let is_attached = datapath.attached.contains_key(&(Program::Steer, UNDERLAY));
         let requires = |known: Option<&Known>| {
@@ -64,12 +71,19 @@ impl World {
             && value.has_tunnel()
         {
             machine.held.proven.insert(place_of_index(*index));
+            if is_full {
+                machine.held.unrecorded.insert(place_of_index(*index));
+            }
         }
     }
 
     /// A way round has come to its end with nothing left to do.
     pub(crate) fn is_held_by_all(&mut self, place: usize) {
-        let machine = &self.machines[place];
+        let now = self.now;
+        let machine = &mut self.machines[place];
+        if now >= machine.full_until {
+            machine.held.unrecorded.clear();
+        }
         let mesh = machine.daemon.as_ref().and_then(|daemon| daemon.known.mesh.as_ref());
         if mesh.is_some_and(|mesh| !mesh.prefers) && !machine.held.is_held {
             self.holds(place);

@@ -16,6 +16,10 @@ const ANSWERS_AFTER: Duration = Duration::from_secs(10);
 /// The first message of a handshake is sent again for so long (`REKEY_ATTEMPT_TIME`, `messages.h`).
 const AT_MOST: Duration = Duration::from_secs(90);
 
+/// Nothing is sent by a session that is older (`REJECT_AFTER_TIME`): who has something to say, and be it a keepalive, greets anew
+/// (`send.c`, `wg_packet_send_staged_packets`).
+const REJECT_AFTER: Duration = Duration::from_secs(180);
+
 /// What is on its way.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
@@ -323,6 +327,7 @@ impl World {
         key: PublicKey,
         since: Duration,
     ) {
+        let wall = self.wall(place);
         let machine = &self.machines[place];
         let device = machine.kernel.device(parity).filter(|device| device.ifindex == ifindex);
         let peer = device.and_then(|device| Some((device.public_key?, device.peers.get(&key)?)));
@@ -330,7 +335,9 @@ impl World {
             return;
         };
         let is_up = machine.kernel.seen.links.get(&ifindex).is_some_and(|link| link.up);
-        let wants_handshake = peer.last_handshake.is_none();
+        // With a session, too, once that is too old to send by.
+        let is_fresh = |at: Duration| wall.checked_sub(at).is_some_and(|age| age < REJECT_AFTER);
+        let wants_handshake = !peer.last_handshake.is_some_and(is_fresh);
         let is_repeated = wants_handshake && self.now < since + AT_MOST;
         let seconds = Duration::from_secs(u64::from(peer.keepalive));
         let to = peer.endpoint.and_then(place_of);
