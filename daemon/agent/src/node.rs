@@ -377,7 +377,7 @@ impl<K: Kernel> Node<K> {
     ) -> Result<usize, Vec<KernelError>> {
         outcome.observed = self.observe(now).map_err(|e| vec![e])?;
         self.look_for_pods(knowledge, &mut outcome.observed, now);
-        if is_first && self.last.settled {
+        if is_first {
             self.notice(&outcome.observed, knowledge, now);
         }
         // What nobody has written yet steers nothing.

@@ -114,3 +114,22 @@ fn a_kernel_that_can_not_be_seen_is_left_to_the_next_try() {
     bench.settle(&mut node);
     assert!(!node.is_touched());
 }
+
+/// A device that goes while the daemon is at work makes its steps fail, and the way round ends half done: it is told all the same.
+#[test]
+fn a_device_that_goes_in_the_midst_is_told() {
+    let (mut bench, mut node) = Bench::settled(3);
+    bench.wants(1);
+    bench.kernel.with(|k| k.fail(|_| Some(19)));
+    bench.seconds += 1;
+    node.pass(bench.now());
+    assert!(!node.last.settled, "its steps fail");
+    let is_told = |node: &crate::node::Node<_>| node.last.problems.iter().any(|p| p.object == OBJECT);
+    bench.seconds += 1;
+    node.pass(bench.now());
+    assert!(!is_told(&node), "nobody did anything");
+    bench.kernel.with(|k| k.delete_link(DEVICE));
+    bench.kernel.with(FakeKernel::heal);
+    bench.settle(&mut node);
+    assert!(is_told(&node), "{:?}", node.last.problems);
+}
