@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let Some(case) = case(data) else { return };
-    let bytes = Slice { bytes: case.bytes, link: 0, segment: case.segment };
+    let bytes = Slice { segment: case.segment, ..Slice::new(case.bytes) };
     let (meta, world, config) = (&case.meta, &case.world, &case.world.config);
     let decision = match case.program {
         Program::Steer => steer(meta, &bytes, world, config),
