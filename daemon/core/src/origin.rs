@@ -71,18 +71,28 @@ pub fn origins(node: &str, knowledge: &Knowledge, observed: &Observed) -> Origin
     origins
 }
 
-/// The ports of the bridges behind which some of these pods are, with a pod behind each. Those that have one number ([`port_number`]) can't be
-/// told apart: only the oldest has it.
+/// The ports of the bridges behind which some of these pods are, with a pod behind each, that can be told from all others.
 pub fn ports(known: &BTreeMap<IpAddr, Origin>, links: &BTreeMap<u32, Link>) -> BTreeSet<u32> {
     let bridges: BTreeSet<u32> =
         known.values().filter(|origin| origin.port() != 0).map(|origin| origin.via).collect();
-    let of_bridge = |link: &Link| link.controller.filter(|_| is_pair(link));
-    let ports = links.iter().filter_map(|(index, link)| Some((of_bridge(link)?, *index)));
+    numbered(links)
+        .into_iter()
+        .filter(|((bridge, _), _)| bridges.contains(bridge))
+        .map(|(_, port)| port)
+        .collect()
+}
+
+/// Ports of bridges with a pod behind them, by their bridge and their number there ([`port_number`]). Of those that would have the same only the
+/// oldest has it: the other is as one of which nothing is known.
+fn numbered(links: &BTreeMap<u32, Link>) -> BTreeMap<(u32, u16), u32> {
+    let bridge = |link: &Link| link.controller.filter(|_| is_pair(link));
     let mut oldest = BTreeMap::new();
-    for (bridge, port) in ports.filter(|(bridge, _)| bridges.contains(bridge)) {
-        oldest.entry((bridge, port_number(port))).or_insert(port);
+    for (port, link) in links {
+        if let Some(bridge) = bridge(link) {
+            oldest.entry((bridge, port_number(*port))).or_insert(*port);
+        }
     }
-    oldest.into_values().collect()
+    oldest
 }
 
 /// Is its device there?
@@ -119,6 +129,7 @@ const fn is_same_pod(one: [u32; 2], other: [u32; 2]) -> bool {
 struct Ways<'a> {
     links: &'a BTreeMap<u32, Link>,
     neighbours: &'a Neighbours,
+    numbered: BTreeMap<(u32, u16), u32>,
     /// Ends of pairs by the address that alone a route by them leads to.
     alone: BTreeMap<IpAddr, BTreeSet<u32>>,
     /// Devices that are there, and whose they are.
@@ -137,7 +148,8 @@ impl<'a> Ways<'a> {
         let standing = datapath.into_iter().flat_map(|datapath| datapath.origins.values());
         let there = standing.filter(|origin| is_alive(datapath, origin));
         let taken = there.map(|origin| (origin.device, origin.pod)).collect();
-        Self { links: &observed.links, neighbours: &observed.neighbours, alone, taken }
+        let (links, neighbours) = (&observed.links, &observed.neighbours);
+        Self { links, neighbours, numbered: numbered(links), alone, taken }
     }
 
     /// Where two pods are said to have an address nobody can tell whose device it is.
@@ -158,8 +170,7 @@ impl<'a> Ways<'a> {
     fn port(&self, bridge: u32, address: IpAddr) -> Option<u32> {
         let hardware = self.neighbours.hardware.get(&(bridge, address))?;
         let port = *self.neighbours.ports.get(&(bridge, *hardware))?;
-        let is_pods = |link: &&Link| is_pair(link) && link.controller == Some(bridge);
-        self.links.get(&port).filter(is_pods).map(|_| port)
+        Some(port).filter(|port| self.numbered.get(&(bridge, port_number(*port))) == Some(port))
     }
 
     fn is_behind_a_bridge(&self, address: IpAddr) -> bool {

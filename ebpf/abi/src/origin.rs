@@ -34,8 +34,8 @@ impl Origin {
     }
 }
 
-/// The number of a bridge's port, never 0: what fits into `skb->tc_index` of its ifindex. Who writes that number attaches no program to a port
-/// that has another's.
+/// The number of a bridge's port, never 0: what fits into `skb->tc_index` of its ifindex. Two ports of one
+/// bridge may come to one number: then one of them has none.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "what is left of the division fits")]
 pub const fn port_number(ifindex: u32) -> u16 {

@@ -140,6 +140,13 @@ fn bridges_with_pods_behind_them_have_their_ports_told_apart() {
     host.links.insert(of_another, link("veth", &[], Some(30)));
     assert_eq!(all(&[behind], &host), [21, 22]);
     assert_eq!(all(&[behind, of("uid", 31, 30)], &host), [21, 22, 31, of_another]);
+    // Who is behind it passes for nobody: what the oldest sends would be his.
+    host.neighbours.ports.insert((20, [2, 0, 0, 0, 0, 22]), twin);
+    host.neighbours.ports.insert((20, [2, 0, 0, 0, 0, 21]), 22);
+    let both = whole(with(&[pod("twin", "me", &["10.244.1.9"]), pod("uid", "me", &["10.244.1.8"])]));
+    assert_eq!(known(&both, &host), [(at("10.244.1.8"), of("uid", 22, 20))].into());
+    host.links.remove(&21);
+    assert_eq!(known(&both, &host).get(&at("10.244.1.9")), Some(&of("twin", twin, 20)));
 }
 
 #[test]
