@@ -250,9 +250,8 @@ impl<K: Kernel> Node<K> {
         self.known.snapshot.clone_from(knowledge.snapshot());
         let mut assignment = self.learn(&knowledge, now);
         self.known.owners = std::mem::take(&mut assignment.owners);
-        let revoked = self.known.snapshot.mesh.as_ref().map_or(&[][..], |mesh| &mesh.revoked_keys);
         for node in &told {
-            self.announced.is_told(node, revoked);
+            self.announced.is_told(node, self.known.snapshot.mesh.as_ref());
         }
         self.announced.restore(&mut self.known.snapshot.nodes);
         if told.contains(&self.name) {

@@ -10,7 +10,7 @@ use kubeveil_api::status::{
 use kubeveil_core::{
     backstop::{Form, Standing},
     desired::Remote,
-    observed::Program,
+    observed::{Hook, Program},
     policy::FlowMode,
     rotation::progress::Phase,
     tunnels::Health,
@@ -255,12 +255,13 @@ fn bypassed<K: Kernel>(node: &Node<K>, name: &str, now: Now) -> String {
 fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
     let observed = &node.last.observed;
     let attached = observed.datapath.as_ref().map(|d| &d.attached);
+    let is_attached = |hook: &Hook| attached.is_some_and(|a| a.contains_key(hook));
     node.last
         .desired
         .hooks
         .iter()
         // A node has as many ports as pods: only what is not as it should be is told of them.
-        .filter(|hook| hook.0 != Program::Origin || !attached.is_some_and(|a| a.contains_key(hook)))
+        .filter(|hook| hook.0 != Program::Origin || !is_attached(hook))
         .map(|hook| {
             let kind = node.last.desired.devices.get(&hook.1);
             ProgramStatus {
@@ -275,7 +276,7 @@ fn programs<K: Kernel>(node: &Node<K>) -> Vec<ProgramStatus> {
                     _ => "underlay",
                 }
                 .to_owned(),
-                attached: attached.is_some_and(|a| a.contains_key(hook)),
+                attached: is_attached(hook),
                 ahead: attached.and_then(|a| a.get(hook)).map_or(0, Vec::len),
             }
         })

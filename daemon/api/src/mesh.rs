@@ -167,6 +167,11 @@ impl Adoption {
 }
 
 impl MeshSpec {
+    /// Is it refused for good?
+    pub fn revokes(&self, key: &PublicKey) -> bool {
+        self.revoked_keys.contains(key)
+    }
+
     /// What was asked for of the generation that is wanted.
     pub fn asked(&self) -> RotationSpec {
         self.rotation.as_ref().map(|asked| asked.of(self.key_generation)).unwrap_or_default()

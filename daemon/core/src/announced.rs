@@ -7,6 +7,7 @@ use std::{
 
 use kubeveil_api::{
     announcement::{Announcement, AnnouncementError, GenerationEntry},
+    mesh::MeshSpec,
     names,
 };
 use kubeveil_keys::{Generation, PublicKey};
@@ -94,19 +95,14 @@ impl Announced {
         }
     }
 
-    /// A source tells of `node` by itself. True if it counts for something else from now on. Who has said another key since one of his was
-    /// `revoked` has never said that one again.
-    pub fn is_told(&mut self, node: &str, revoked: &[PublicKey]) -> bool {
+    /// A source tells of `node` by itself, in this mesh. True if it counts for something else from now on.
+    pub fn is_told(&mut self, node: &str, mesh: Option<&MeshSpec>) -> bool {
         let Some(entry) = self.nodes.get_mut(node).filter(|entry| entry.is_current) else { return false };
         let before = entry.heard();
         entry.is_told = true;
-        let is_older = |kept: &Announcement| {
-            let [now, before] = [entry.valid.as_ref(), Some(kept)].map(|said| said.and_then(newest_entry));
-            let [was_revoked, is_revoked] =
-                [now, before].map(|said| said.is_some_and(|said| revoked.contains(&said.public_key)));
-            now.map(|said| said.generation) < before.map(|said| said.generation) || was_revoked && !is_revoked
-        };
-        entry.kept.take_if(|kept| !is_older(kept));
+        let said = entry.valid.as_ref().map_or(&[][..], Announcement::generations);
+        let is_revoked = |key: &PublicKey| mesh.is_some_and(|mesh| mesh.revokes(key));
+        entry.kept.take_if(|kept| !is_older(said, kept.generations(), is_revoked));
         entry.heard() != before
     }
 
@@ -184,11 +180,20 @@ impl Announced {
 }
 
 fn newest(announcement: &Announcement) -> Option<Generation> {
-    newest_entry(announcement).map(|entry| entry.generation)
+    announcement.generations().last().map(|entry| entry.generation)
 }
 
-fn newest_entry(announcement: &Announcement) -> Option<&GenerationEntry> {
-    announcement.generations().last()
+/// Did a node say `now` before it said `kept`? Its newest generation only grows, and who has said another key since his was revoked has never said
+/// that one again.
+pub fn is_older(
+    now: &[GenerationEntry],
+    kept: &[GenerationEntry],
+    is_revoked: impl Fn(&PublicKey) -> bool,
+) -> bool {
+    let [now, kept] = [now, kept].map(|said| said.last());
+    let is_revoked = |said: Option<&GenerationEntry>| said.is_some_and(|said| is_revoked(&said.public_key));
+    let generation = |said: Option<&GenerationEntry>| said.map(|said| said.generation);
+    generation(now) < generation(kept) || is_revoked(now) && !is_revoked(kept)
 }
 
 fn of_the_past(node: &str, now: Generation, before: Generation) -> Problem {
@@ -259,7 +264,7 @@ mod tests {
 
     fn hears(announced: &mut Announced, announcement: Option<String>) -> Heard {
         announced.update(&node("u", announcement));
-        announced.is_told("a", &[]);
+        announced.is_told("a", None);
         announced.heard("a")
     }
 
@@ -271,16 +276,17 @@ mod tests {
             let announcement = Announcement::parse_and_verify(json.as_deref().expect("said"), "a", "u");
             announcement.expect("valid").generations()[0].public_key
         };
-        let revoked = [key(&before)];
-        for (kept_one, told, revoked, heard) in [
-            (&after, &before, &revoked[..], Heard::Past),
-            (&after, &before, &[], Heard::Told),
-            (&before, &after, &revoked, Heard::Told),
-            (&before, &before, &revoked, Heard::Told),
+        let nothing = crate::testing::mesh();
+        let first = MeshSpec { revoked_keys: vec![key(&before)], ..nothing.clone() };
+        for (kept_one, told, revokes, heard) in [
+            (&after, &before, &first, Heard::Past),
+            (&after, &before, &nothing, Heard::Told),
+            (&before, &after, &first, Heard::Told),
+            (&before, &before, &first, Heard::Told),
         ] {
             let mut announced = kept(kept_one.clone());
             announced.update(&node("u", told.clone()));
-            announced.is_told("a", revoked);
+            announced.is_told("a", Some(revokes));
             assert_eq!(announced.heard("a"), heard);
         }
     }

@@ -48,10 +48,12 @@ pub fn plan(
         actions.push(Action::PinAgain);
     }
     withdraw(desired, datapath, observed, synced, &mut actions);
+    let (ports, others): (Vec<_>, Vec<_>) =
+        unattached(desired, datapath, observed).partition(|hook| hook.0 == Program::Origin);
     // Before anybody is held to less where his packets come in by a port that says so.
-    attach(desired, datapath, observed, |program| program == Program::Origin, &mut actions);
+    actions.extend(ports.into_iter().map(Action::Attach));
     maps(desired, datapath, &mut actions);
-    attach(desired, datapath, observed, |program| program != Program::Origin, &mut actions);
+    actions.extend(others.into_iter().map(Action::Attach));
     detach(datapath, observed, &mut actions);
     guarded(desired, datapath, &mut actions);
     let mut renamed = renamed(datapath, observed);
@@ -283,22 +285,13 @@ fn guarded(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     put_devices(others.filter(|(index, _)| is_guarded(**index)), datapath, actions);
 }
 
-fn attach(
-    desired: &Desired,
-    datapath: &Datapath,
-    observed: &Observed,
-    is_meant: fn(Program) -> bool,
-    actions: &mut Vec<Action>,
-) {
+/// Where ours should be and is not.
+fn unattached(desired: &Desired, datapath: &Datapath, observed: &Observed) -> impl Iterator<Item = Hook> {
     // Where another version's stands, ours has to before that goes.
     let left = datapath.predecessors.values().flat_map(|left| &left.hooks);
     let left = left.filter(|hook| observed.links.contains_key(&hook.1));
-    let all = desired.hooks.iter().chain(left).filter(|hook| is_meant(hook.0));
-    for hook in all.collect::<BTreeSet<_>>() {
-        if !datapath.attached.contains_key(hook) {
-            actions.push(Action::Attach(*hook));
-        }
-    }
+    let all = desired.hooks.iter().chain(left).filter(|hook| !datapath.attached.contains_key(*hook));
+    all.copied().collect::<BTreeSet<_>>().into_iter()
 }
 
 fn detach(datapath: &Datapath, observed: &Observed, actions: &mut Vec<Action>) {

@@ -159,7 +159,7 @@ impl Default for Knowledge {
 }
 
 /// What a source has told since the daemon began. All else that is known was kept on disk, and may be older than what the kernel holds:
-/// by then nobody could write, or died before.
+/// a disk may refuse what the kernel takes, and a daemon end in between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// The mesh was told of.

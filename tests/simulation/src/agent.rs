@@ -178,7 +178,7 @@ impl World {
     /// A key is made or given up.
     fn keys(&mut self, place: usize, done: usize) -> Stage {
         let rules = self.rules;
-        let (now, is_full) = (self.now, self.now < self.machines[place].full_until);
+        let (now, is_full) = (self.now, self.machines[place].is_full(self.now));
         let machine = &mut self.machines[place];
         let Some(daemon) = machine.daemon.as_mut() else { return Stage::Round(0) };
         daemon.next = Outcome::default();
@@ -262,7 +262,7 @@ impl World {
     /// A look, and a plan.
     fn round(&mut self, place: usize, round: usize) -> Stage {
         let (rules, wall) = (self.rules, self.wall(place));
-        let is_full = self.now < self.machines[place].full_until;
+        let is_full = self.machines[place].is_full(self.now);
         let machine = &mut self.machines[place];
         let Some(daemon) = machine.daemon.as_mut() else { return Stage::Round(round) };
         let observed = machine.kernel.look();
@@ -402,7 +402,7 @@ impl World {
 
     /// What is known is kept, and the way round is over.
     fn conclude(&mut self, place: usize) {
-        let (rules, is_full) = (self.rules, self.now < self.machines[place].full_until);
+        let (rules, is_full) = (self.rules, self.machines[place].is_full(self.now));
         let machine = &mut self.machines[place];
         let Some(daemon) = machine.daemon.as_mut() else { return };
         daemon.last = std::mem::take(&mut daemon.next);

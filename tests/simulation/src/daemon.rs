@@ -11,7 +11,7 @@ use kubeveil_api::announcement::{GenerationEntry, NotFlipped};
 use kubeveil_core::{
     action::Action,
     adoption::{Adopting, GRACE, Gate, Seen},
-    announced::Heard as From,
+    announced::{Heard as From, is_older},
     desired::Desired,
     observed::Observed,
     rotation::{Rotation, STILL, Said, Step, View},
@@ -149,8 +149,11 @@ impl Daemon {
         for name in told {
             if let Some(heard) = self.heard.get_mut(name) {
                 heard.is_told = true;
-                let now = heard.said.as_deref();
-                heard.kept.take_if(|kept| !is_older(now, kept, revoked) || rules == Rules::BelievesThePast);
+                let said = heard.said.as_deref().map_or(&[][..], |said| &said.generations);
+                heard.kept.take_if(|kept| {
+                    rules == Rules::BelievesThePast
+                        || !is_older(said, &kept.generations, |key| revoked.contains(key))
+                });
             }
         }
     }
@@ -406,12 +409,3 @@ impl Daemon {
 const RESYNC: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-
-/// As in `core::announced`.
-fn is_older(now: Option<&Saying>, kept: &Saying, revoked: &[PublicKey]) -> bool {
-    let [now, before] = [now, Some(kept)].map(|said| said.and_then(|said| said.generations.last()));
-    let is_revoked =
-        |entry: Option<&GenerationEntry>| entry.is_some_and(|entry| revoked.contains(&entry.public_key));
-    now.map(|entry| entry.generation) < before.map(|entry| entry.generation)
-        || is_revoked(now) && !is_revoked(before)
-}

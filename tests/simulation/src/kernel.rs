@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use kubeveil_abi::{BASE_PORT, DEVICE_NAMES, Reason};
 use kubeveil_core::{
     action::Action,
-    observed::{Datapath, Link, Observed, TunnelDevice},
+    observed::{Datapath, Link, Observed, Peer, TunnelDevice},
     plan::TUNNEL_ADDRESS,
 };
 use kubeveil_keys::{Generation, PublicKey};
@@ -21,6 +21,9 @@ use crate::maps::{Course, UNDERLAY, course};
 pub(crate) const MTU: u32 = 1440;
 /// A session is made anew when something is sent by one that is older (`drivers/net/wireguard/messages.h`, `REKEY_AFTER_TIME`).
 const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// Nothing is sent by a session that is older (`REJECT_AFTER_TIME`): who has something to say, and be it a keepalive, greets anew
+/// (`send.c`, `wg_packet_send_staged_packets`).
+pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
 
 /// What was sent and has had no answer for so long is followed by a new handshake (`timers.c`, `wg_timers_data_sent`:
 /// `KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
@@ -171,8 +174,7 @@ impl Kernel {
         let device = self.device(parity)?;
         let (address, own) = (address(to), device.public_key?);
         let (key, peer) = device.peers.iter().find(|(_, peer)| peer.allowed_ips.contains(&address))?;
-        let is_fresh = |at: Duration| wall.checked_sub(at).is_some_and(|age| age < REKEY_AFTER);
-        let wants_handshake = !peer.last_handshake.is_some_and(is_fresh);
+        let wants_handshake = !has_session(peer, REKEY_AFTER, wall);
         Some(Way { parity, ifindex, keys: (own, *key), wants_handshake })
     }
 
@@ -260,12 +262,7 @@ impl Kernel {
         }
     }
 
-    fn peer(
-        &mut self,
-        parity: usize,
-        key: PublicKey,
-        change: impl FnOnce(&mut kubeveil_core::observed::Peer),
-    ) {
+    fn peer(&mut self, parity: usize, key: PublicKey, change: impl FnOnce(&mut Peer)) {
         let device = self.seen.tunnels.get_mut(DEVICE_NAMES[parity]);
         if let Some(peer) = device.and_then(|device| device.peers.get_mut(&key)) {
             change(peer);
@@ -432,6 +429,12 @@ pub(crate) fn address(place: usize) -> IpNet {
 pub(crate) fn endpoint(place: usize, generation: Generation) -> SocketAddr {
     let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
     (Ipv4Addr::from(0xc000_0200 + index(place)), port).into()
+}
+
+/// Has it a session with the peer that is no older than `most`?
+pub(crate) fn has_session(peer: &Peer, most: Duration, wall: Duration) -> bool {
+    let is_fresh = |at: Duration| wall.checked_sub(at).is_some_and(|age| age < most);
+    peer.last_handshake.is_some_and(is_fresh)
 }
 
 /// Whose endpoint it is.

@@ -54,7 +54,7 @@ impl World {
     pub(crate) fn is_held_by(&mut self, place: usize, action: &Action) {
         let now = self.now;
         let machine = &mut self.machines[place];
-        let is_full = now < machine.full_until;
+        let is_full = machine.is_full(now);
         let Some(datapath) = &machine.kernel.seen.datapath else { return };
         let is_attached = datapath.attached.contains_key(&(Program::Steer, UNDERLAY));
         let requires = |known: Option<&Known>| {
@@ -81,7 +81,7 @@ impl World {
     pub(crate) fn is_held_by_all(&mut self, place: usize) {
         let now = self.now;
         let machine = &mut self.machines[place];
-        if now >= machine.full_until {
+        if !machine.is_full(now) {
             machine.held.unrecorded.clear();
         }
         let mesh = machine.daemon.as_ref().and_then(|daemon| daemon.known.mesh.as_ref());

@@ -7,7 +7,7 @@ use kubeveil_core::rotation::STILL;
 use kubeveil_keys::PublicKey;
 
 use crate::{
-    kernel::{Begun, Fate, GREETS_EVERY, Session, UNANSWERED, Way, place_of},
+    kernel::{Begun, Fate, GREETS_EVERY, REJECT_AFTER, Session, UNANSWERED, Way, has_session, place_of},
     world::{Event, NAMES, World},
 };
 
@@ -15,10 +15,6 @@ use crate::{
 const ANSWERS_AFTER: Duration = Duration::from_secs(10);
 /// The first message of a handshake is sent again for so long (`REKEY_ATTEMPT_TIME`, `messages.h`).
 const AT_MOST: Duration = Duration::from_secs(90);
-
-/// Nothing is sent by a session that is older (`REJECT_AFTER_TIME`): who has something to say, and be it a keepalive, greets anew
-/// (`send.c`, `wg_packet_send_staged_packets`).
-const REJECT_AFTER: Duration = Duration::from_secs(180);
 
 /// What is on its way.
 #[derive(Clone, Copy)]
@@ -336,8 +332,7 @@ impl World {
         };
         let is_up = machine.kernel.seen.links.get(&ifindex).is_some_and(|link| link.up);
         // With a session, too, once that is too old to send by.
-        let is_fresh = |at: Duration| wall.checked_sub(at).is_some_and(|age| age < REJECT_AFTER);
-        let wants_handshake = !peer.last_handshake.is_some_and(is_fresh);
+        let wants_handshake = !has_session(peer, REJECT_AFTER, wall);
         let is_repeated = wants_handshake && self.now < since + AT_MOST;
         let seconds = Duration::from_secs(u64::from(peer.keepalive));
         let to = peer.endpoint.and_then(place_of);

@@ -63,6 +63,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Does its disk take nothing?
+    pub(crate) fn is_full(&self, now: Duration) -> bool {
+        now < self.full_until
+    }
+
     pub(crate) fn new(uid: u32) -> Self {
         Self {
             uid,

@@ -67,12 +67,11 @@ impl<K: Kernel> Node<K> {
             return None;
         }
         let mut nodes = BTreeSet::new();
-        let revoked = self.mesh().map_or_else(Vec::new, |mesh| mesh.revoked_keys.clone());
         for (name, announcement) in said {
             let facts = self.knowledge.hear(&name, announcement)?;
             self.known.snapshot.nodes.insert(name.clone(), Arc::clone(facts));
             let says_more = self.announced.hear(&name, facts);
-            if self.announced.is_told(&name, &revoked) || says_more {
+            if self.announced.is_told(&name, self.known.snapshot.mesh.as_ref()) || says_more {
                 nodes.insert(name);
             }
         }

@@ -39,7 +39,7 @@ impl<K: Kernel> Node<K> {
     }
 
     /// Takes note of what is not any more as it was when nothing was left to do. After a way round that was left half done, perhaps for this very
-    /// reason, only what nobody else can have done counts: that a device is gone.
+    /// reason, only what can't be a step of our own that is left counts: that a device is gone.
     pub(super) fn notice(&mut self, observed: &Observed, knowledge: &Knowledge, now: Now) {
         let synced = knowledge.synced().filter(|_| self.last.synced);
         let steps = match self.last.settled {

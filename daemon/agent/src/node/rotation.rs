@@ -214,7 +214,7 @@ impl<K: Kernel> Node<K> {
             paused: asked.is_some_and(|asked| asked.paused),
             retire_before: Generation::new(asked.map_or(0, |asked| asked.retire_before)),
             held: of(&|_| true),
-            revoked: of(&|info| mesh.is_some_and(|mesh| mesh.revoked_keys.contains(&info.public))),
+            revoked: of(&|info| mesh.is_some_and(|mesh| mesh.revokes(&info.public))),
             standing: of(&stands),
             own: self.announced.of(&self.name).map(Said::from),
             is_told: self.announced.heard(&self.name) == Heard::Told,

@@ -86,8 +86,10 @@ pub(super) fn ask(
         return;
     }
     for (net, prefix) in &mut out.prefixes {
-        let around = around(stands, *net).filter(|stands| stands.kind == prefix.kind);
-        if let Some(stands) = around.filter(|stands| stricter(stands.asked, prefix.asked) != prefix.asked) {
+        let is_stricter = |stands: &Prefix| {
+            stands.kind == prefix.kind && stricter(stands.asked, prefix.asked) != prefix.asked
+        };
+        if let Some(stands) = around(stands, *net).filter(is_stricter) {
             (prefix.asked, prefix.until) = (stands.asked, stands.until);
         }
     }

@@ -171,7 +171,7 @@ fn as_it_is(peer: &Peer) -> DesiredPeer {
 }
 
 fn is_revoked(mesh: Option<&MeshSpec>, key: &PublicKey) -> bool {
-    mesh.is_some_and(|m| m.revoked_keys.contains(key))
+    mesh.is_some_and(|mesh| mesh.revokes(key))
 }
 
 /// Why a key that was announced is not used: field, message, advice.

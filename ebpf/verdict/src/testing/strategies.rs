@@ -85,7 +85,7 @@ pub struct Scene {
 impl Scene {
     /// Peers that there are.
     pub const PEERS: u8 = 4;
-    /// Devices: a pod's, the underlay, the tunnels of both slots.
+    /// Devices: a pod's, which the kernel has to have where it is asked, the underlay, the tunnels of both slots.
     pub const POD_DEVICE: u32 = Self::LOOPBACK;
     /// The device that is there in every network namespace.
     pub const LOOPBACK: u32 = 1;

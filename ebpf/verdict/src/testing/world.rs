@@ -115,8 +115,8 @@ impl World {
 impl World {
     /// Its pod is one whose device is there, and whose packets come in by the one that [`Scene`](super::Scene) gives to pods.
     pub fn bind_pod(&mut self) {
-        let [device, via] = [super::Scene::POD_DEVICE; 2];
-        let origin = Origin { device, via, pod: [1, 2] };
+        let device = super::Scene::POD_DEVICE;
+        let origin = Origin { device, via: device, pod: [1, 2] };
         self.bind_pod_to(origin);
         self.alive.insert(origin.key());
     }

@@ -74,6 +74,13 @@ fn bench(mode: Mode, policies: &[(PolicyId, Policy)]) -> Bench {
     bench
 }
 
+/// The pod with that address speaks by a device of its own.
+fn has_device(bench: &Bench, at: &str) {
+    let (name, kind) = ("veth".to_owned(), Some("veth".to_owned()));
+    let routes = vec![at.parse().expect("a prefix")];
+    bench.kernel.with(|k| k.add_link(Link { name, kind, routes, ..Link::default() }));
+}
+
 /// Pods of this node alone, each once, with the strictest of its addresses; of whom nothing is known as strictly as anybody.
 #[test]
 fn what_policies_come_to_is_told() {
@@ -321,9 +328,7 @@ fn policies_that_stand_cost_no_write() {
     ];
     let mut bench = bench(Mode::Require, &policies);
     bench.kernel.with(|kernel| kernel.nobody_answers());
-    let at: IpNet = "10.244.1.10/32".parse().expect("a prefix");
-    let (name, kind) = ("veth".to_owned(), Some("veth".to_owned()));
-    bench.kernel.with(|k| k.add_link(Link { name, kind, routes: vec![at], ..Link::default() }));
+    has_device(&bench, "10.244.1.10/32");
     bench.world.change(|said| {
         let require = Standing { mode: PolicyMode::Require, until: None };
         let slice = [([10, 244, 2, 9].into(), require)].into();
@@ -391,9 +396,7 @@ fn what_is_on_disk_loosens_nothing_that_stands() {
     let exempt = policy("cluster", "payments", PolicyMode::Exempt, None);
     let mut bench = bench(Mode::Prefer, std::slice::from_ref(&exempt));
     bench.kernel.with(|kernel| kernel.nobody_answers());
-    let at: IpNet = "10.244.1.8/32".parse().expect("a prefix");
-    let (name, kind) = ("veth".to_owned(), Some("veth".to_owned()));
-    bench.kernel.with(|k| k.add_link(Link { name, kind, routes: vec![at], ..Link::default() }));
+    has_device(&bench, "10.244.1.8/32");
     let stands = |bench: &Bench| {
         let datapath = bench.truth().datapath.expect("a datapath");
         let asked = |net: &str| datapath.prefixes[&net.parse::<IpNet>().expect("a prefix")].asked;
@@ -418,13 +421,14 @@ fn what_is_on_disk_loosens_nothing_that_stands() {
     assert_eq!(stands(&bench), strict);
 
     std::fs::write(&file, &older).expect("put back");
-    let before = std::mem::take(&mut bench.world.said().snapshot);
+    let before = bench.world.said().snapshot;
     bench.world.change(|said| (said.whole, said.snapshot) = (false, Snapshot::default()));
     bench.tried();
     let mut node = bench.restart(node);
     bench.settle(&mut node);
     let tried = bench.tried();
-    assert!(tried.iter().all(|action| !is_of_strictness(action)), "{tried:?}");
+    let of_strictness = |action: &Action| matches!(action, Action::SetConfig(_) | Action::PutPrefix(..));
+    assert!(!tried.iter().any(of_strictness), "{tried:?}");
     assert_eq!(stands(&bench), strict);
 
     // What is told loosens what it is about, and all that is known all.
@@ -439,9 +443,4 @@ fn what_is_on_disk_loosens_nothing_that_stands() {
     });
     bench.settle(&mut node);
     assert_eq!(stands(&bench), loose);
-}
-
-/// Is it about what is asked of anybody?
-fn is_of_strictness(action: &Action) -> bool {
-    matches!(action, Action::SetConfig(_) | Action::PutPrefix(..))
 }
