@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 use kubeveil_api::{mesh::EncryptionMesh, probe::Probe, veil_node::VeilNodeStatus};
 
-pub use crate::webhook::{Selector, Webhook};
+pub use crate::webhook::Webhook;
 
 /// A part, or why it can't be read.
 pub type Told<T> = Result<T, String>;

@@ -1,21 +1,12 @@
 //! What an API server tells of its cluster.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{collections::BTreeMap, str::FromStr};
 
 use ipnet::IpNet;
-use k8s_openapi::{
-    api::{
-        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
-        apps::v1::DaemonSet,
-        core::v1::{self as core, Namespace, Service},
-        networking::v1::ServiceCIDR,
-    },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-};
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     api::ListParams,
-    core::{DynamicObject, ObjectList},
+    core::{ApiResource, DynamicObject},
 };
 use kubeveil_api::{
     mesh::EncryptionMesh,
@@ -23,12 +14,12 @@ use kubeveil_api::{
     problem::{causes, readable},
     veil_node::VeilNodeStatus,
 };
-use kubeveil_kubernetes::ours;
-use serde::de::DeserializeOwned;
+use kubeveil_kubernetes::{ours, theirs};
+use serde_json::Value;
 
 use crate::{
     facts::{Facts, Installed, Node, Pod, Probes, Told, Webhook},
-    webhook::{mutating, validating},
+    webhook::{KINDS, webhooks_of},
 };
 
 /// Objects an answer.
@@ -46,8 +37,7 @@ const AGENT: &str = "kubeveil-agent";
 
 /// All but what has to be looked at on the nodes.
 pub async fn facts(client: &Client, namespace: &str, pre: bool) -> Facts {
-    let pods = all::<core::Pod>(client).await.map_err(|e| told(&e));
-    let pods = pods.map(|pods| pods.iter().filter_map(pod).collect());
+    let pods = all(client, &theirs("", "Pod", "pods"), pod).await.map_err(|e| told(&e));
     Facts {
         pre,
         namespace: namespace.to_owned(),
@@ -64,8 +54,8 @@ pub async fn facts(client: &Client, namespace: &str, pre: bool) -> Facts {
 
 /// Nodes by name.
 pub async fn nodes(client: &Client) -> Told<BTreeMap<String, Node>> {
-    let listed = all::<core::Node>(client).await.map_err(|e| told(&e))?;
-    Ok(listed.iter().map(|object| (object.name_any(), node(object))).collect())
+    let read = |object: &DynamicObject| Some((object.name_any(), node(object)));
+    Ok(all(client, &theirs("", "Node", "nodes"), read).await.map_err(|e| told(&e))?.into_iter().collect())
 }
 
 /// `EncryptionMesh/default`, if it is there; and not where there is no definition of it either.
@@ -85,39 +75,55 @@ pub async fn mesh_and_version(client: &Client) -> Told<Option<(EncryptionMesh, S
 
 /// Ranges of Services; empty where the API server does not tell them as objects (before 1.33).
 pub async fn services(client: &Client) -> Told<Vec<IpNet>> {
-    let listed = match all::<ServiceCIDR>(client).await {
-        Ok(listed) => listed,
-        Err(kube::Error::Api(refused)) if refused.code == 404 => return Ok(Vec::new()),
-        Err(e) => return Err(told(&e)),
-    };
-    let texts = listed.into_iter().filter_map(|object| object.spec?.cidrs).flatten();
-    Ok(texts.filter_map(|text| text.parse().ok()).collect())
+    let kind = theirs("networking.k8s.io", "ServiceCIDR", "servicecidrs");
+    match all(client, &kind, |object| Some(parsed(&object.data["spec"]["cidrs"]))).await {
+        Ok(listed) => Ok(listed.into_iter().flatten().collect()),
+        Err(kube::Error::Api(refused)) if refused.code == 404 => Ok(Vec::new()),
+        Err(e) => Err(told(&e)),
+    }
 }
 
 /// The image of the agents that are installed, if any are.
 pub async fn installed_image(client: &Client, namespace: &str) -> Told<Option<String>> {
-    let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    let kind = theirs("apps", "DaemonSet", "daemonsets");
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind);
     let found = api.get_opt(AGENT).await.map_err(|e| told(&e))?;
-    let containers = found.and_then(|set| set.spec?.template.spec).map(|spec| spec.containers);
-    Ok(containers.and_then(|containers| containers.into_iter().next()?.image))
+    let image = found.and_then(|set| text(&set.data["spec"]["template"]["spec"]["containers"][0]["image"]));
+    Ok(image)
 }
 
-/// Every object of a kind, page by page.
-async fn all<K>(client: &Client) -> kube::Result<Vec<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
-{
-    let api: Api<K> = Api::all(client.clone());
+/// Of every object of a kind, page by page, what `read` takes of it.
+async fn all<T>(
+    client: &Client,
+    kind: &ApiResource,
+    read: impl Fn(&DynamicObject) -> Option<T>,
+) -> kube::Result<Vec<T>> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), kind);
     let mut params = ListParams::default().limit(PAGE);
     let mut objects = Vec::new();
     loop {
-        let page: ObjectList<K> = api.list(&params).await?;
-        objects.extend(page.items);
+        let page = api.list(&params).await?;
+        objects.extend(page.items.iter().filter_map(&read));
         match page.metadata.continue_.filter(|more| !more.is_empty()) {
             Some(more) => params = params.continue_token(&more),
             None => return Ok(objects),
         }
     }
+}
+
+/// A text, if it is one.
+pub(crate) fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+/// The entries of a list; none where it is no list.
+pub(crate) fn entries(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+/// Those texts of a list that are of this type.
+fn parsed<T: FromStr>(list: &Value) -> Vec<T> {
+    entries(list).filter_map(|entry| entry.as_str()?.parse().ok()).collect()
 }
 
 /// In one line, for people.
@@ -129,7 +135,7 @@ pub(crate) fn told(error: &kube::Error) -> String {
 }
 
 async fn labels(client: &Client, namespace: &str) -> BTreeMap<String, String> {
-    let api: Api<Namespace> = Api::all(client.clone());
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &theirs("", "Namespace", "namespaces"));
     let found = api.get_opt(namespace).await.ok().flatten();
     let mut labels = found.and_then(|found| found.metadata.labels).unwrap_or_default();
     labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
@@ -142,53 +148,56 @@ async fn serves_policies(client: &Client) -> Told<bool> {
     Ok(served.resources.iter().any(|resource| resource.name == "validatingadmissionpolicies"))
 }
 
-fn node(node: &core::Node) -> Node {
-    let spec = node.spec.clone().unwrap_or_default();
-    let status = node.status.clone().unwrap_or_default();
-    let given = match (spec.pod_cidrs, spec.pod_cidr) {
-        (Some(many), _) if !many.is_empty() => many,
-        (_, one) => one.into_iter().collect(),
-    };
-    let internal = status.addresses.iter().flatten().filter(|address| address.type_ == "InternalIP");
-    let info = status.node_info.unwrap_or_default();
+fn node(node: &DynamicObject) -> Node {
+    let (spec, status) = (&node.data["spec"], &node.data["status"]);
+    let mut pod_cidrs = parsed(&spec["podCIDRs"]);
+    if pod_cidrs.is_empty() {
+        pod_cidrs.extend(spec["podCIDR"].as_str().and_then(|text| text.parse::<IpNet>().ok()));
+    }
+    let internal = entries(&status["addresses"]).filter(|address| address["type"] == "InternalIP");
+    let info = &status["nodeInfo"];
     Node {
         // Where a kubelet has said nothing yet it is taken for one of ours.
-        linux: matches!(info.operating_system.as_str(), "linux" | ""),
-        kernel: info.kernel_version,
-        pod_cidrs: given.iter().filter_map(|text| text.parse().ok()).collect(),
-        internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
+        linux: matches!(info["operatingSystem"].as_str(), None | Some("linux" | "")),
+        kernel: text(&info["kernelVersion"]).unwrap_or_default(),
+        pod_cidrs,
+        internal_ips: internal.filter_map(|address| address["address"].as_str()?.parse().ok()).collect(),
         uid: node.uid().unwrap_or_default(),
         announcement: node.annotations().get(names::ANNOUNCEMENT).cloned(),
     }
 }
 
-fn pod(pod: &core::Pod) -> Option<Pod> {
-    let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
-    if !matches!(status.phase.as_deref(), Some("Running" | "Pending")) {
+fn pod(pod: &DynamicObject) -> Option<Pod> {
+    let (spec, status) = (&pod.data["spec"], &pod.data["status"]);
+    if !matches!(status["phase"].as_str(), Some("Running" | "Pending")) {
         return None;
     }
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     Some(Pod {
         namespace: pod.namespace().unwrap_or_default(),
         name: pod.name_any(),
         labels: pod.labels().clone(),
-        node: spec.node_name.clone()?,
-        host_network: spec.host_network.unwrap_or_default(),
-        ready,
-        addresses: status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
+        node: text(&spec["nodeName"])?,
+        host_network: spec["hostNetwork"] == true,
+        ready: entries(&status["conditions"]).any(|c| c["type"] == "Ready" && c["status"] == "True"),
+        addresses: entries(&status["podIPs"]).filter_map(|ip| ip["ip"].as_str()?.parse().ok()).collect(),
     })
 }
 
 async fn webhooks(client: &Client) -> Told<Vec<Webhook>> {
-    let of_one_kind = all::<ValidatingWebhookConfiguration>(client).await.map_err(|e| told(&e))?;
-    let of_the_other = all::<MutatingWebhookConfiguration>(client).await.map_err(|e| told(&e))?;
-    let mut found: Vec<Webhook> = of_one_kind.iter().flat_map(validating).collect();
-    found.extend(of_the_other.iter().flat_map(mutating));
+    let mut found = Vec::new();
+    for (kind, plural) in KINDS {
+        let kind = theirs("admissionregistration.k8s.io", kind, plural);
+        let read = |object: &DynamicObject| Some(webhooks_of(&kind, object));
+        found.extend(all(client, &kind, read).await.map_err(|e| told(&e))?.into_iter().flatten());
+    }
     for service in found.iter_mut().filter_map(|webhook| webhook.service.as_mut()) {
-        let api: Api<Service> = Api::namespaced(client.clone(), &service.namespace);
+        let kind = theirs("", "Service", "services");
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &service.namespace, &kind);
         // Whose pods are not known is told as that.
         let there = api.get_opt(&service.name).await.ok().flatten();
-        service.selector = there.and_then(|there| there.spec?.selector).unwrap_or_default();
+        let selector = there.map(|there| there.data["spec"]["selector"].clone());
+        service.selector =
+            selector.and_then(|selector| serde_json::from_value(selector).ok()).unwrap_or_default();
     }
     Ok(found)
 }
@@ -202,7 +211,8 @@ async fn installed(client: &Client) -> Installed {
 }
 
 async fn missing(client: &Client) -> Told<Vec<String>> {
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let kind = theirs("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions");
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     let mut missing = Vec::new();
     for name in DEFINITIONS {
         if api.get_opt(name).await.map_err(|e| told(&e))?.is_none() {

@@ -7,19 +7,21 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, stream};
-use k8s_openapi::api::{
-    apps::v1::DaemonSet,
-    core::v1::{Namespace, Pod},
-};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
+    core::DynamicObject,
 };
 use kubeveil_api::probe::{PROBE_VERSION, Probe};
+use kubeveil_kubernetes::theirs;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::facts::{Node, Probes, Told};
+use crate::{
+    facts::{Node, Probes, Told},
+    gather::{text, told},
+};
 
 /// Field manager of what is made here.
 const MANAGER: &str = "kubeveil-check";
@@ -51,10 +53,11 @@ impl Set {
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), image);
         let set = Self { client: client.clone(), namespace: format!("kubeveil-check-{:08x}", random >> 32) };
         let params = PatchParams::apply(MANAGER);
-        let spaces: Api<Namespace> = Api::all(client.clone());
+        let spaces = namespaces(client);
         let made = spaces.patch(&set.namespace, &params, &Patch::Apply(namespace(&set.namespace))).await;
         made.with_context(|| format!("make Namespace {}", set.namespace))?;
-        let sets: Api<DaemonSet> = Api::namespaced(client.clone(), &set.namespace);
+        let kind = theirs("apps", "DaemonSet", "daemonsets");
+        let sets: Api<DynamicObject> = Api::namespaced_with(client.clone(), &set.namespace, &kind);
         if let Err(e) =
             sets.patch(NAME, &params, &Patch::Apply(daemon_set(&set.namespace, image, nodes))).await
         {
@@ -66,7 +69,7 @@ impl Set {
 
     /// Takes all of it away. The API server goes on with that by itself.
     pub async fn remove(&self) -> Result<()> {
-        let spaces: Api<Namespace> = Api::all(self.client.clone());
+        let spaces = namespaces(&self.client);
         match spaces.delete(&self.namespace, &DeleteParams::background()).await {
             Err(kube::Error::Api(refused)) if refused.code == 404 => Ok(()),
             done => done.map(drop).with_context(|| {
@@ -112,12 +115,13 @@ impl Set {
 
     /// What is said by now, and why some say nothing, by node.
     async fn look(&self) -> Told<(BTreeMap<String, Probe>, Vec<(String, String)>)> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let listed = pods.list(&ListParams::default()).await.map_err(|e| crate::gather::told(&e))?;
+        let pods: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &self.namespace, &theirs("", "Pod", "pods"));
+        let listed = pods.list(&ListParams::default()).await.map_err(|e| told(&e))?;
         let read = listed.items.iter().filter_map(|pod| {
-            let node = pod.spec.as_ref()?.node_name.clone()?;
-            let pods = pods.clone();
-            let (name, waits) = (pod.name_any(), waits(pod));
+            let node = text(&pod.data["spec"]["nodeName"])?;
+            let pods = Api::namespaced(self.client.clone(), &self.namespace);
+            let (name, waits) = (pod.name_any(), waits(&pod.data["status"]));
             Some(async move {
                 let said = match waits {
                     Some(why) => Err(why),
@@ -141,16 +145,20 @@ impl Set {
 
 /// Namespaces of runs that never came to their end.
 pub async fn left_behind(client: &Client) -> Vec<String> {
-    let spaces: Api<Namespace> = Api::all(client.clone());
+    let spaces = namespaces(client);
     let params = ListParams::default().labels(&format!("{MADE_BY}={MANAGER}"));
     let listed = spaces.list(&params).await.map(|listed| listed.items).unwrap_or_default();
-    let stays = |space: &&Namespace| space.metadata.deletion_timestamp.is_none();
+    let stays = |space: &&DynamicObject| space.metadata.deletion_timestamp.is_none();
     listed.iter().filter(stays).map(|space| space.name_any()).collect()
+}
+
+fn namespaces(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &theirs("", "Namespace", "namespaces"))
 }
 
 async fn said(pods: &Api<Pod>, name: &str) -> Told<Probe> {
     let params = LogParams { tail_lines: Some(TAIL), ..LogParams::default() };
-    let log = pods.logs(name, &params).await.map_err(|e| crate::gather::told(&e))?;
+    let log = pods.logs(name, &params).await.map_err(|e| told(&e))?;
     read(&log)
 }
 
@@ -169,18 +177,14 @@ fn read(log: &str) -> Told<Probe> {
     serde_json::from_value(value).map_err(|e| format!("what its probe says can't be read: {e}"))
 }
 
-/// Why a pod does not run yet, in the kubelet's words.
-fn waits(pod: &Pod) -> Option<String> {
-    let status = pod.status.clone().unwrap_or_default();
-    let container = status.container_statuses.unwrap_or_default().into_iter().next();
-    let state = container.and_then(|container| container.state).unwrap_or_default();
-    if let Some(waiting) = state.waiting {
-        let reason = waiting.reason.unwrap_or_default();
-        return Some(
-            format!("{reason}: {}", waiting.message.unwrap_or_default()).trim_end_matches(": ").to_owned(),
-        );
+/// Why a pod with this status does not run yet, in the kubelet's words.
+fn waits(status: &Value) -> Option<String> {
+    let waiting = &status["containerStatuses"][0]["state"]["waiting"];
+    if waiting.is_object() {
+        let words = ["reason", "message"].map(|word| text(&waiting[word]).unwrap_or_default());
+        return Some(words.join(": ").trim_end_matches(": ").to_owned());
     }
-    (status.phase.as_deref() != Some("Running")).then(|| "its pod is not running".to_owned())
+    (status["phase"] != "Running").then(|| "its pod is not running".to_owned())
 }
 
 fn namespace(name: &str) -> Value {
@@ -261,14 +265,12 @@ mod tests {
 
     #[test]
     fn why_a_pod_does_not_run_is_told() {
-        let pod =
-            |status: Value| -> Pod { serde_json::from_value(json!({"status": status})).expect("a pod") };
         let waiting = json!({"containerStatuses": [{
             "name": "probe", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}},
         }]});
-        assert_eq!(waits(&pod(waiting)).as_deref(), Some("ErrImagePull: no such image"));
-        assert_eq!(waits(&pod(json!({"phase": "Pending"}))).as_deref(), Some("its pod is not running"));
-        assert_eq!(waits(&pod(json!({"phase": "Running"}))), None);
+        assert_eq!(waits(&waiting).as_deref(), Some("ErrImagePull: no such image"));
+        assert_eq!(waits(&json!({"phase": "Pending"})).as_deref(), Some("its pod is not running"));
+        assert_eq!(waits(&json!({"phase": "Running"})), None);
     }
 }

@@ -2,18 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::admissionregistration::v1::{
-        MutatingWebhookConfiguration, RuleWithOperations, ValidatingWebhookConfiguration, WebhookClientConfig,
-    },
-    apimachinery::pkg::apis::meta::v1::LabelSelector,
+use kube::{
+    ResourceExt as _,
+    core::{ApiResource, DynamicObject},
 };
+use kubeveil_api::selector::LabelSelector;
+use serde_json::Value;
+
+use crate::gather::{entries, text};
+
+/// Kinds of configurations, and what they are called in the plural.
+pub(crate) const KINDS: [(&str, &str); 2] = [
+    ("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
+    ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
+];
 
 /// A webhook without whose answer a request fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Webhook {
     /// `validatingwebhookconfiguration` or `mutatingwebhookconfiguration`.
-    pub kind: &'static str,
+    pub kind: String,
     /// Name of the configuration.
     pub configuration: String,
     /// Its place there.
@@ -22,8 +30,8 @@ pub struct Webhook {
     pub nodes: bool,
     /// It is asked about Pods.
     pub pods: bool,
-    /// Of which namespaces' objects.
-    pub namespaces: Selector,
+    /// Of which namespaces' objects; one that can't be read is taken for all.
+    pub namespaces: LabelSelector,
     /// Its Service's pods, or why they are not known; `None` where it is no Service.
     pub service: Option<Service>,
 }
@@ -39,132 +47,55 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
 }
 
-/// A label selector.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selector(Vec<(String, Operator)>);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Operator {
-    In(Vec<String>),
-    NotIn(Vec<String>),
-    Exists,
-    DoesNotExist,
-}
-
-impl Selector {
-    fn read(selector: Option<&LabelSelector>) -> Self {
-        let Some(selector) = selector else { return Self::default() };
-        let equal = selector.match_labels.iter().flatten();
-        let equal = equal.map(|(key, value)| (key.clone(), Operator::In(vec![value.clone()])));
-        let expressions = selector.match_expressions.iter().flatten().filter_map(|expression| {
-            let values = expression.values.clone().unwrap_or_default();
-            let operator = match expression.operator.as_str() {
-                "In" => Operator::In(values),
-                "NotIn" => Operator::NotIn(values),
-                "Exists" => Operator::Exists,
-                "DoesNotExist" => Operator::DoesNotExist,
-                _ => return None,
-            };
-            Some((expression.key.clone(), operator))
-        });
-        Self(equal.chain(expressions).collect())
-    }
-
-    /// Whether it selects what has these labels.
-    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.0.iter().all(|(key, operator)| {
-            let value = labels.get(key);
-            match operator {
-                Operator::In(values) => value.is_some_and(|value| values.contains(value)),
-                Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
-                Operator::Exists => value.is_some(),
-                Operator::DoesNotExist => value.is_none(),
-            }
-        })
-    }
-}
-
 /// Of a configuration those that must answer and are asked about Nodes or Pods. What they ask for beyond that (objectSelector,
 /// matchConditions) is not looked at: they may be asked.
-pub(crate) fn validating(configuration: &ValidatingWebhookConfiguration) -> Vec<Webhook> {
-    let name = configuration.metadata.name.clone().unwrap_or_default();
-    let all = configuration.webhooks.iter().flatten().enumerate();
-    all.filter_map(|(at, webhook)| {
-        read(
-            ("validatingwebhookconfiguration", &name, at),
-            webhook.failure_policy.as_deref(),
-            webhook.rules.as_deref(),
-            webhook.namespace_selector.as_ref(),
-            &webhook.client_config,
-        )
-    })
-    .collect()
-}
-
-/// The same of a configuration of the other kind.
-pub(crate) fn mutating(configuration: &MutatingWebhookConfiguration) -> Vec<Webhook> {
-    let name = configuration.metadata.name.clone().unwrap_or_default();
-    let all = configuration.webhooks.iter().flatten().enumerate();
-    all.filter_map(|(at, webhook)| {
-        read(
-            ("mutatingwebhookconfiguration", &name, at),
-            webhook.failure_policy.as_deref(),
-            webhook.rules.as_deref(),
-            webhook.namespace_selector.as_ref(),
-            &webhook.client_config,
-        )
-    })
-    .collect()
-}
-
-fn read(
-    (kind, configuration, at): (&'static str, &str, usize),
-    policy: Option<&str>,
-    rules: Option<&[RuleWithOperations]>,
-    namespaces: Option<&LabelSelector>,
-    client: &WebhookClientConfig,
-) -> Option<Webhook> {
-    // Fail is the default.
-    if policy == Some("Ignore") {
-        return None;
-    }
-    let rules = rules.unwrap_or_default();
-    let nodes = rules.iter().any(|rule| is_about(rule, "nodes"));
-    let pods = rules.iter().any(|rule| is_about(rule, "pods"));
-    let service = client.service.as_ref().map(|service| Service {
-        namespace: service.namespace.clone(),
-        name: service.name.clone(),
-        selector: BTreeMap::new(),
+pub(crate) fn webhooks_of(kind: &ApiResource, configuration: &DynamicObject) -> Vec<Webhook> {
+    let all = entries(&configuration.data["webhooks"]).enumerate();
+    let must_answer = all.filter_map(|(at, webhook)| {
+        // Fail is the default.
+        if webhook["failurePolicy"] == "Ignore" {
+            return None;
+        }
+        let is_about = |resource| entries(&webhook["rules"]).any(|rule| is_about(rule, resource));
+        let (nodes, pods) = (is_about("nodes"), is_about("pods"));
+        let service = &webhook["clientConfig"]["service"];
+        let service = text(&service["namespace"]).zip(text(&service["name"]));
+        (nodes || pods).then(|| Webhook {
+            kind: kind.kind.to_lowercase(),
+            configuration: configuration.name_any(),
+            at,
+            nodes,
+            pods,
+            namespaces: serde_json::from_value(webhook["namespaceSelector"].clone()).unwrap_or_default(),
+            service: service.map(|(namespace, name)| Service { namespace, name, selector: BTreeMap::new() }),
+        })
     });
-    (nodes || pods).then(|| Webhook {
-        kind,
-        configuration: configuration.to_owned(),
-        at,
-        nodes,
-        pods,
-        namespaces: Selector::read(namespaces),
-        service,
-    })
+    must_answer.collect()
 }
 
 /// Creations, or patches of what is there: both are what agents and their pods need.
-fn is_about(rule: &RuleWithOperations, resource: &str) -> bool {
-    let has = |list: Option<&Vec<String>>, words: &[&str]| {
-        list.into_iter().flatten().any(|word| words.contains(&word.as_str()))
+fn is_about(rule: &Value, resource: &str) -> bool {
+    let has = |list: &str, words: &[&str]| {
+        entries(&rule[list]).any(|word| word.as_str().is_some_and(|word| words.contains(&word)))
     };
-    has(rule.api_groups.as_ref(), &["", "*"])
-        && has(rule.resources.as_ref(), &[resource, "*", "*/*"])
-        && has(rule.operations.as_ref(), &["CREATE", "UPDATE", "*"])
+    has("apiGroups", &["", "*"])
+        && has("resources", &[resource, "*", "*/*"])
+        && has("operations", &["CREATE", "UPDATE", "*"])
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
+pub(crate) mod tests {
+    use kubeveil_kubernetes::theirs;
+    use serde_json::json;
 
-    fn webhooks(webhook: &Value) -> Vec<Webhook> {
+    use super::*;
+
+    /// Webhooks of a configuration that has this one.
+    pub(crate) fn webhooks(webhook: &Value) -> Vec<Webhook> {
         let configuration = json!({"metadata": {"name": "w"}, "webhooks": [webhook]});
-        validating(&serde_json::from_value(configuration).expect("a configuration"))
+        let (kind, plural) = KINDS[0];
+        let kind = theirs("admissionregistration.k8s.io", kind, plural);
+        webhooks_of(&kind, &serde_json::from_value(configuration).expect("a configuration"))
     }
 
     fn webhook(policy: Option<&str>, resources: &[&str], operations: &[&str]) -> Value {
@@ -190,18 +121,15 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_selects() {
-        let labels: BTreeMap<String, String> = [("a".to_owned(), "1".to_owned())].into();
-        let selects = |selector: Value| {
-            let selector: LabelSelector = serde_json::from_value(selector).expect("a selector");
-            Selector::read(Some(&selector)).selects(&labels)
+    fn a_selector_that_nobody_can_read_is_one_for_all() {
+        let of = |selector: Value| {
+            let mut webhook = webhook(None, &["pods"], &["*"]);
+            webhook["namespaceSelector"] = selector;
+            webhooks(&webhook).remove(0).namespaces
         };
-        let expression = |key: &str, operator: &str, values: &[&str]| json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]});
-        assert!(Selector::read(None).selects(&labels));
-        assert!(selects(json!({"matchLabels": {"a": "1"}})) && !selects(json!({"matchLabels": {"a": "2"}})));
-        assert!(selects(expression("a", "In", &["1", "2"])) && !selects(expression("b", "In", &["1"])));
-        assert!(selects(expression("a", "NotIn", &["2"])) && !selects(expression("a", "NotIn", &["1"])));
-        assert!(selects(expression("b", "NotIn", &["1"])));
-        assert!(selects(expression("a", "Exists", &[])) && !selects(expression("a", "DoesNotExist", &[])));
+        let labels = BTreeMap::new();
+        assert!(of(Value::Null).selects(&labels) && of(json!({})).selects(&labels));
+        assert!(of(json!({"matchExpressions": [{"key": "a", "operator": "Near"}]})).selects(&labels));
+        assert!(!of(json!({"matchLabels": {"a": "1"}})).selects(&labels));
     }
 }

@@ -9,10 +9,9 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    core::{ApiResource, DynamicObject, GroupVersionKind, Object, params::ListParams},
+    core::{ApiResource, DynamicObject, Object, params::ListParams},
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event, watcher},
@@ -23,7 +22,7 @@ use kubeveil_core::policy::{
     Policy, PolicyId,
     census::{PodId, Resident},
 };
-use kubeveil_kubernetes::{PodSpec, PodStatus, ours, read_policy, resident};
+use kubeveil_kubernetes::{PodSpec, PodStatus, ours, read_policy, resident, theirs};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{sync::Notify, task::JoinSet};
@@ -32,7 +31,7 @@ use crate::kept::Kept;
 
 /// Parts that are read later, each for itself: one object that can't be read must not stop the others.
 type Loose = Object<Option<Value>, Value>;
-type PodObject = Object<PodSpec, PodStatus>;
+pub(crate) type PodObject = Object<PodSpec, PodStatus>;
 
 /// As `kubectl` has them.
 pub(crate) const KINDS: [[&str; 2]; 2] =
@@ -149,12 +148,10 @@ impl Watches {
             return begun.clone();
         }
         let begun = (Kept::default(), Kept::default());
-        let core =
-            |kind, plural| ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", kind), plural);
-        self.start(&core("Pod", "pods"), begun.0.clone(), full_name::<PodObject>, |pod, _| {
+        self.start(&theirs("", "Pod", "pods"), begun.0.clone(), full_name::<PodObject>, |pod, _| {
             seen_pod(pod).map(Arc::new)
         });
-        self.start(&core("Namespace", "namespaces"), begun.1.clone(), Loose::name_any, |space, _| {
+        self.start(&theirs("", "Namespace", "namespaces"), begun.1.clone(), Loose::name_any, |space, _| {
             Some((space.labels().clone(), space.metadata.deletion_timestamp.is_some()))
         });
         self.workloads.insert(begun).clone()
@@ -199,7 +196,7 @@ impl Watches {
 
 /// Of whom no Node is known nothing is believed to be gone: an API server whose store was lost, or the wrong one.
 async fn knows_a_node(client: &Client) -> bool {
-    let nodes: Api<core::v1::Node> = Api::all(client.clone());
+    let nodes: Api<DynamicObject> = Api::all_with(client.clone(), &theirs("", "Node", "nodes"));
     nodes.list_metadata(&ListParams::default().limit(1)).await.is_ok_and(|nodes| !nodes.items.is_empty())
 }
 

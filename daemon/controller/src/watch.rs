@@ -5,13 +5,9 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{ConfigMap, Pod},
-    api::networking::v1::ServiceCIDR,
-};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    core::{ApiResource, GroupVersionKind, Object},
+    core::{DynamicObject, Object},
     runtime::{
         WatchStreamExt as _, reflector,
         reflector::Store,
@@ -19,7 +15,7 @@ use kube::{
     },
 };
 use kubeveil_api::{mesh::EncryptionMesh, names, object, veil_node::VeilNodeStatus};
-use kubeveil_kubernetes::ours;
+use kubeveil_kubernetes::{PodStatus, ours, theirs};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
@@ -28,7 +24,9 @@ use tokio::{
 };
 
 use crate::{
-    Options, ranges,
+    Options,
+    census::PodObject,
+    ranges,
     seen::{Mesh, Node, NodeSpec, NodeStatus, Said, Seen},
 };
 
@@ -44,7 +42,7 @@ pub(crate) struct Watches {
     nodes: Store<NodeObject>,
     veil_nodes: Store<Loose>,
     meshes: Store<Loose>,
-    pods: Store<Pod>,
+    pods: Store<PodObject>,
     said: Said,
     tasks: JoinSet<()>,
 }
@@ -55,9 +53,8 @@ impl Watches {
         let mut tasks = JoinSet::new();
         let mut watch = Starter { stirred, tasks: &mut tasks };
         let all = watcher::Config::default;
-        let node = GroupVersionKind::gvk("", "v1", "Node");
-        let node = ApiResource::from_gvk_with_plural(&node, "nodes");
-        let nodes = watch.start(Api::all_with(client.clone(), &node), all(), node);
+        let kind = theirs("", "Node", "nodes");
+        let nodes = watch.start(Api::all_with(client.clone(), &kind), all(), kind);
         let kind = ours("VeilNode", "veilnodes");
         let veil_nodes = watch.start(Api::all_with(client.clone(), &kind), all(), kind);
         let kind = ours("EncryptionMesh", "encryptionmeshes");
@@ -66,8 +63,9 @@ impl Watches {
             all().fields(&format!("metadata.name={}", names::MESH)),
             kind,
         );
-        let pods = Api::namespaced(client.clone(), &options.namespace);
-        let pods = watch.start(pods, all().labels(names::AGENTS), ());
+        let kind = theirs("", "Pod", "pods");
+        let pods = Api::namespaced_with(client.clone(), &options.namespace, &kind);
+        let pods = watch.start(pods, all().labels(names::AGENTS), kind);
         let seen = async {
             nodes.wait_until_ready().await?;
             veil_nodes.wait_until_ready().await?;
@@ -98,8 +96,9 @@ impl Watches {
         });
         let mut agents: BTreeMap<String, bool> = BTreeMap::new();
         for pod in self.pods.state() {
-            let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { continue };
-            *agents.entry(node).or_default() |= is_ready(&pod);
+            let Some(node) = pod.spec.node() else { continue };
+            *agents.entry(node.to_owned()).or_default() |=
+                pod.status.as_ref().is_some_and(PodStatus::is_ready);
         }
         Seen {
             mesh,
@@ -135,11 +134,6 @@ fn read_mesh(mesh: &Loose) -> Option<Mesh> {
     Some(Mesh { object, generation, version: mesh.resource_version().unwrap_or_default() })
 }
 
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
-}
-
 struct Starter<'a> {
     stirred: Arc<Notify>,
     tasks: &'a mut JoinSet<()>,
@@ -169,7 +163,8 @@ impl Starter<'_> {
 
 /// What the cluster says of its ranges. Where it says nothing, or won't tell us, what is seen has to do.
 async fn said(client: &Client) -> Said {
-    let system: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+    let kind = theirs("", "ConfigMap", "configmaps");
+    let system: Api<DynamicObject> = Api::namespaced_with(client.clone(), "kube-system", &kind);
     let mut said = Said::default();
     if let Some(text) = entry(&system, "kubeadm-config", "ClusterConfiguration").await {
         said.pods = field(&text, "podSubnet").map(|text| ranges::listed(&text)).unwrap_or_default();
@@ -180,10 +175,11 @@ async fn said(client: &Client) -> Said {
     {
         said.pods = field(&text, "clusterCIDR").map(|text| ranges::listed(&text)).unwrap_or_default();
     }
-    let services: Api<ServiceCIDR> = Api::all(client.clone());
+    let kind = theirs("networking.k8s.io", "ServiceCIDR", "servicecidrs");
+    let services: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     if let Ok(list) = services.list(&Default::default()).await {
-        let cidrs = list.items.into_iter().filter_map(|cidr| cidr.spec?.cidrs).flatten();
-        said.services.extend(cidrs.flat_map(|text| ranges::listed(&text)));
+        let cidrs = list.items.iter().filter_map(|object| object.data["spec"]["cidrs"].as_array()).flatten();
+        said.services.extend(cidrs.filter_map(Value::as_str).flat_map(ranges::listed));
     }
     let own = std::env::var("KUBERNETES_SERVICE_HOST").ok();
     said.services.extend(own.and_then(|text| ranges::address(&text)));
@@ -192,8 +188,8 @@ async fn said(client: &Client) -> Said {
     said
 }
 
-async fn entry(maps: &Api<ConfigMap>, name: &str, key: &str) -> Option<String> {
-    maps.get_opt(name).await.ok()??.data?.remove(key)
+async fn entry(maps: &Api<DynamicObject>, name: &str, key: &str) -> Option<String> {
+    maps.get_opt(name).await.ok()??.data["data"][key].as_str().map(str::to_owned)
 }
 
 /// A field of a configuration in YAML: kubeadm's are below `networking`, kube-proxy's at the top.

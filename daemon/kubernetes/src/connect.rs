@@ -45,6 +45,12 @@ pub fn ours(kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(names::GROUP, version, kind), plural)
 }
 
+/// A kind of Kubernetes' own, in version v1 of its group; `""` is the core's. Objects of such kinds are read field by field: the
+/// full types of the API, of which a Pod's alone has hundreds, would make the program a tenth larger.
+pub fn theirs(group: &str, kind: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural)
+}
+
 /// A client of one API server.
 #[derive(Clone)]
 pub(crate) struct Connection {

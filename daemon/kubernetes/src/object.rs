@@ -119,6 +119,21 @@ pub struct PodStatus {
     conditions: Option<Vec<PodCondition>>,
 }
 
+impl PodSpec {
+    /// Where it runs, once that is decided.
+    pub fn node(&self) -> Option<&str> {
+        Some(self.node_name.as_str()).filter(|name| !name.is_empty())
+    }
+}
+
+impl PodStatus {
+    /// Whether its kubelet says that it is ready.
+    pub fn is_ready(&self) -> bool {
+        let mut conditions = self.conditions.iter().flatten();
+        conditions.any(|condition| condition.r#type == "Ready" && condition.status == "True")
+    }
+}
+
 /// A text: one pod whose address nobody can read must not stop the others.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct PodIp {
@@ -257,8 +272,7 @@ impl PodObject {
 
     /// Whether its kubelet says that it is ready.
     pub(crate) fn is_ready(&self) -> bool {
-        let mut conditions = self.status.conditions.iter().flatten();
-        conditions.any(|condition| condition.r#type == "Ready" && condition.status == "True")
+        self.status.is_ready()
     }
 
     /// The pod by its name, with what a person has to know of it.

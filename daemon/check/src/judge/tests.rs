@@ -428,13 +428,12 @@ fn a_port_that_holds_a_rotation_up_is_named() {
 fn a_webhook_in_pods_that_must_answer_locks_out() {
     use crate::facts::Webhook;
     let webhook = |selector: serde_json::Value, resource: &str| -> Webhook {
-        let configuration = json!({"metadata": {"name": "w"}, "webhooks": [{
+        let mut found = crate::webhook::tests::webhooks(&json!({
             "name": "w.example.com", "admissionReviewVersions": ["v1"], "sideEffects": "None",
             "clientConfig": {"service": {"namespace": "n", "name": "s"}}, "namespaceSelector": selector,
             "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["*"], "resources": [resource]}],
-        }]});
-        let mut found =
-            crate::webhook::validating(&serde_json::from_value(configuration).expect("read")).remove(0);
+        }))
+        .remove(0);
         found.service.as_mut().expect("service").selector = labels(&[("app", "w")]);
         found
     };

@@ -8,7 +8,6 @@ mod traffic;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
@@ -19,7 +18,7 @@ use kubeveil_api::{
     names,
     veil_node::{UNINSTALLED, VeilNodeStatus},
 };
-use kubeveil_kubernetes::{Origin, ours};
+use kubeveil_kubernetes::{Origin, ours, theirs};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -46,7 +45,8 @@ const DEFINITIONS: [&str; 5] = [
 
 /// Applies the definitions that this version goes by: helm installs them once and never again.
 pub async fn apply_definitions(origin: &Origin) -> Result<()> {
-    let api: Api<CustomResourceDefinition> = Api::all(client(origin).await?);
+    let kind = theirs("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions");
+    let api: Api<DynamicObject> = Api::all_with(client(origin).await?, &kind);
     for text in DEFINITIONS {
         let definition: Value =
             serde_norway::from_str(text).context("read a definition of this program's own")?;
@@ -60,12 +60,12 @@ pub async fn apply_definitions(origin: &Origin) -> Result<()> {
     Ok(())
 }
 
-async fn until_served(api: &Api<CustomResourceDefinition>, name: &str) -> Result<()> {
+async fn until_served(api: &Api<DynamicObject>, name: &str) -> Result<()> {
     let end = Instant::now() + SERVED;
     loop {
-        let status = api.get(name).await?.status;
-        let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
-        if conditions.iter().any(|c| c.type_ == "Established" && c.status == "True") {
+        let definition = api.get(name).await?;
+        let mut conditions = definition.data["status"]["conditions"].as_array().into_iter().flatten();
+        if conditions.any(|c| c["type"] == "Established" && c["status"] == "True") {
             return Ok(());
         }
         if Instant::now() >= end {
@@ -146,6 +146,8 @@ fn what_is_left(node: &VeilNode) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+
     use super::*;
     use jiff::Timestamp;
 

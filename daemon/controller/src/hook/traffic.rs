@@ -4,9 +4,9 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt as _, api::ListParams};
-use kubeveil_kubernetes::Origin;
+use kube::{Api, ResourceExt as _, api::ListParams, core::DynamicObject};
+use kubeveil_kubernetes::{Origin, theirs};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -104,7 +104,8 @@ fn judge(seen: &BTreeMap<String, u64>, outside: &[String], way: &str, families: 
 
 /// The pod of this node, and one of another.
 async fn pods(trial: &Trial, end: Instant) -> Result<(Echo, Echo)> {
-    let api: Api<Pod> = Api::namespaced(client(&trial.origin).await?, &trial.namespace);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(client(&trial.origin).await?, &trial.namespace, &theirs("", "Pod", "pods"));
     loop {
         let listed = api.list(&ListParams::default().labels(&trial.selector)).await.context("list pods")?;
         let mut ready: Vec<Echo> = listed.iter().filter_map(read).collect();
@@ -124,12 +125,19 @@ async fn pods(trial: &Trial, end: Instant) -> Result<(Echo, Echo)> {
     }
 }
 
-fn read(pod: &Pod) -> Option<Echo> {
-    let status = pod.status.as_ref().filter(|status| status.phase.as_deref() == Some("Running"))?;
-    let parse = |text: &String| text.parse().ok();
-    let addresses = status.pod_ips.iter().flatten().filter_map(|ip| parse(&ip.ip)).collect();
-    let hosts = status.host_ips.iter().flatten().filter_map(|ip| parse(&ip.ip)).collect();
-    Some(Echo { name: pod.name_any(), node: pod.spec.as_ref()?.node_name.clone()?, addresses, hosts })
+fn read(pod: &DynamicObject) -> Option<Echo> {
+    let status = &pod.data["status"];
+    let node = pod.data["spec"]["nodeName"].as_str()?.to_owned();
+    let addresses = |list: &Value| {
+        let texts = list.as_array().into_iter().flatten().filter_map(|entry| entry["ip"].as_str());
+        texts.filter_map(|text| text.parse().ok()).collect()
+    };
+    (status["phase"] == "Running").then(|| Echo {
+        name: pod.name_any(),
+        node,
+        addresses: addresses(&status["podIPs"]),
+        hosts: addresses(&status["hostIPs"]),
+    })
 }
 
 /// What nobody else sends.
