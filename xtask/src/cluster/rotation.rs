@@ -20,8 +20,8 @@ const RIGHTS: &str = r#"{apiVersion: v1, kind: List, items: [
 /// As README has it.
 const EVENTS: [&str; 5] =
     ["events", "-n", "default", "--field-selector", "involvedObject.kind=EncryptionMesh"];
-/// How long the API server is away amid a rotation: longer than agents take for a failure to be told.
-const AWAY: Duration = Duration::from_secs(25);
+/// How long the API server is away amid a rotation: longer than agents wait for an answer (30 s), so that they tell of it.
+const AWAY: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(300);
 
 impl Cluster {
