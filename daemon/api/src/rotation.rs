@@ -119,6 +119,10 @@ pub struct Deed {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = 253)))]
     pub node: String,
+    /// Why, in the words of who did it; empty where he said nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
+    pub reason: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -230,6 +234,7 @@ mod tests {
                 what: DeedKind::Paused,
                 generation,
                 node: String::new(),
+                reason: String::new(),
             };
             asked.deeds = asked.deeds_and(deed);
         }

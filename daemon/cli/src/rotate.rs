@@ -45,7 +45,7 @@ pub(crate) struct Rotate {
     no_wait: bool,
     /// The keys of this node are in wrong hands: they are refused everywhere from now on, and its traffic is dropped until it has
     /// announced another.
-    #[arg(long, value_name = "NODE", conflicts_with = "reason")]
+    #[arg(long, value_name = "NODE")]
     compromised: Option<String>,
     /// Where the cluster is: `kubernetes`, as kubectl finds it; `kubernetes:KUBECONFIG`; or `dir:PATH`, the folder that the daemons read.
     #[arg(long, global = true, default_value = "kubernetes", env = "KUBEVEIL_SOURCE")]

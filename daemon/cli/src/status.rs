@@ -134,8 +134,10 @@ pub(crate) fn grid(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> 
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().copied());
+    // Much of it is others' words, and a terminal obeys some characters.
+    let shown = |cell: String| cell.replace(char::is_control, "\u{fffd}");
     rows.for_each(|row| {
-        table.add_row(row);
+        table.add_row(row.into_iter().map(shown));
     });
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }

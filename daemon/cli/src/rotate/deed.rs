@@ -70,13 +70,14 @@ fn asked(
 }
 
 /// The deeds that are on record, and this one, to be written with what it changes.
-fn deeds(desk: &mut Desk, look: &Look, what: DeedKind, node: &str) -> Result<Vec<Deed>, Stop> {
+fn deeds(desk: &mut Desk, look: &Look, what: DeedKind, node: &str, reason: &str) -> Result<Vec<Deed>, Stop> {
     let deed = Deed {
         at: Timestamp::from_second(look.now.as_second()).unwrap_or(look.now),
         by: on_record(&mut *desk.control)?,
         what,
         generation: look.progress.generation.number(),
         node: node.to_owned(),
+        reason: reason.to_owned(),
     };
     Ok(look.asked().deeds_and(deed))
 }
@@ -136,7 +137,7 @@ fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> 
             revoked.push(*key);
         }
     }
-    let deeds = deeds(desk, look, DeedKind::Compromised, node)?;
+    let deeds = deeds(desk, look, DeedKind::Compromised, node, &arguments.reason)?;
     desk.change(look, json!({ "revokedKeys": revoked, "rotation": { "deeds": deeds } }))?;
     interrupt::has_asked();
     show::revoked(desk.json, node, &keys);
@@ -190,7 +191,7 @@ pub(super) fn pause(desk: &mut Desk, paused: bool) -> Result<End, Stop> {
     let look = desk.look()?;
     let (value, what) =
         if paused { (json!(true), DeedKind::Paused) } else { (serde_json::Value::Null, DeedKind::Resumed) };
-    let deeds = deeds(desk, &look, what, "")?;
+    let deeds = deeds(desk, &look, what, "", "")?;
     desk.change(&look, json!({ "rotation": { "paused": value, "deeds": deeds } }))?;
     show::paused(desk.json, paused);
     Ok(End::Done)
@@ -218,7 +219,7 @@ pub(super) fn finish(desk: &mut Desk, force: bool, deadline: Duration) -> Result
         .filter(|(_, phase)| **phase == Phase::Behind)
         .map(|(name, _)| name.clone())
         .collect();
-    let deeds = deeds(desk, &look, DeedKind::Forced, "")?;
+    let deeds = deeds(desk, &look, DeedKind::Forced, "", "")?;
     desk.change(&look, json!({ "rotation": { "retireBefore": progress.generation, "deeds": deeds } }))?;
     interrupt::has_asked();
     show::cut_off(desk.json, &left);

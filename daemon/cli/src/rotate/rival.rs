@@ -21,10 +21,11 @@ fn rotation(now: &MeshSpec) -> String {
     format!("{by} has asked for generation {} meanwhile{at}{why}", now.key_generation)
 }
 
-fn other(Deed { at, by, what, generation, node }: &Deed) -> String {
+fn other(Deed { at, by, what, generation, node, reason }: &Deed) -> String {
     let of = if node.is_empty() { String::new() } else { format!(", Node {}", readable(node)) };
+    let why = if reason.is_empty() { String::new() } else { format!(": {}", readable(reason)) };
     format!(
-        "{} has done something else to the keys meanwhile: {what}, generation {generation}{of}, at {at:.0}",
+        "{} has done something else to the keys meanwhile: {what}, generation {generation}{of}, at {at:.0}{why}",
         readable(by)
     )
 }

@@ -278,9 +278,10 @@ fn table_of(deeds: &[Deed]) -> String {
             deed.by.clone(),
             deed.generation.to_string(),
             if deed.node.is_empty() { "all".to_owned() } else { deed.node.clone() },
+            if deed.reason.is_empty() { "-".to_owned() } else { deed.reason.clone() },
         ]
     };
-    let header = ["AT", "DEED", "BY", "GENERATION", "NODES"];
+    let header = ["AT", "DEED", "BY", "GENERATION", "NODES", "REASON"];
     grid(&header, deeds.iter().rev().map(row)).trim_end().to_owned()
 }
 
@@ -377,6 +378,7 @@ pub(super) mod tests {
             what,
             generation: 4,
             node: node.to_owned(),
+            reason: if node.is_empty() { "" } else { "laptop\u{1b}[2J lost" }.to_owned(),
         };
         let deeds = [deed(DeedKind::Paused, ""), deed(DeedKind::Compromised, "node-3")];
         insta::assert_snapshot!(table_of(&deeds));
