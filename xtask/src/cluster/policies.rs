@@ -9,7 +9,7 @@ use super::{
     Cluster,
     guest::Watch,
     life, processes,
-    smoke::Pods,
+    smoke::{GET, Pods},
     traffic::{between_pods, frames},
 };
 
@@ -65,12 +65,7 @@ impl Cluster {
 /// A pod that speaks to the others from the moment at which it is started, as often as it can.
 fn ledger(pods: &Pods) -> Value {
     let others = pods.0[1..].iter().flat_map(|pod| &pod.addresses);
-    let asks: String = others
-        .map(|address| match address.contains(':') {
-            true => format!("wget -T 2 -qO- http://[{address}]:8080/; "),
-            false => format!("wget -T 2 -qO- http://{address}:8080/; "),
-        })
-        .collect();
+    let asks: String = others.map(|address| format!("{GET} | nc -w 2 {address} 8080; ")).collect();
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "ledger", "namespace": PAYMENTS, "labels": {"app": "ledger"}},

@@ -45,7 +45,7 @@ impl Pod {
 pub(super) struct Pods(pub(super) Vec<Pod>);
 
 /// Shell words: a request, and what sends it and shows the answer.
-const GET: &str = r"printf 'GET / HTTP/1.0\r\n\r\n'";
+pub(super) const GET: &str = r"printf 'GET / HTTP/1.0\r\n\r\n'";
 const ONCE: &str = "timeout 20 socat -t 10 -";
 
 type Check = fn(&Pods, &mut Cluster) -> Result<()>;
