@@ -173,14 +173,15 @@ impl Pods {
     }
 
     pub(super) fn hidden_pings(&self, cluster: &mut Cluster) -> Result<()> {
-        // Neighbours are found in plain; they are no pods.
-        let watch = Watch::start(cluster.plan.guest, "icmp or icmp6 or udp port 51871")?;
+        // Neighbours are found in plain; they are no pods. Every other generation of keys has the second port.
+        let watch = Watch::start(cluster.plan.guest, "icmp or icmp6 or udp portrange 51871-51872")?;
         let hidden = self.ping(cluster)?;
         let seen = watch.stop()?;
         for frame in hidden {
             ensure!(!seen.contains(&frame), "the wire has seen `{frame}`");
         }
-        let encrypted = seen.lines().filter(|line| line.contains("51871 > ")).count();
+        let is_tunnel = |line: &&str| line.contains(".51871 > ") || line.contains(".51872 > ");
+        let encrypted = seen.lines().filter(is_tunnel).count();
         ensure!(encrypted > 0, "the wire has seen nothing of WireGuard, so where did the pings go?\n{seen}");
         Ok(())
     }
