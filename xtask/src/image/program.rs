@@ -27,6 +27,8 @@ pub(super) fn build(workspace: &Workspace, triple: &str, object: &Path) -> Resul
         .env(build::EBPF_OBJECT, object);
     let built = build::executables(&mut build)?;
     let program = built.into_iter().find_map(|built| built.executable).context("cargo built no program")?;
+    process::output(process::command(&program).arg("--version"))
+        .with_context(|| format!("{} was built and does not run", program.display()))?;
     let bytes = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
     let object = fs::read(object).with_context(|| format!("read {}", object.display()))?;
     ensure!(
@@ -56,10 +58,13 @@ fn places(workspace: &Workspace, target: &Path) -> Result<Vec<(PathBuf, &'static
     Ok(places.into())
 }
 
+/// Static; and what is relocated at its start is told by bits in place of 24 bytes each (glibc 2.36, binutils 2.38 or lld 15).
+const STATIC: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,-z,pack-relative-relocs"];
+
 /// As CARGO_ENCODED_RUSTFLAGS takes them.
 fn flags(places: &[(PathBuf, &str)]) -> String {
     let remaps = places.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
-    ["-Ctarget-feature=+crt-static".to_owned()].into_iter().chain(remaps).collect::<Vec<_>>().join("\u{1f}")
+    STATIC.into_iter().map(str::to_owned).chain(remaps).collect::<Vec<_>>().join("\u{1f}")
 }
 
 #[cfg(test)]
@@ -73,7 +78,7 @@ mod tests {
         let words: Vec<&str> = flags.split('\u{1f}').collect();
         assert_eq!(
             words,
-            ["-Ctarget-feature=+crt-static", "--remap-path-prefix=/a b=/x", "--remap-path-prefix=/a b/c=/y"]
+            [STATIC[0], STATIC[1], "--remap-path-prefix=/a b=/x", "--remap-path-prefix=/a b/c=/y"]
         );
     }
 }
