@@ -9,7 +9,7 @@ use super::{Cluster, guest, processes, smoke::Pods, traffic::undisturbed};
 /// What helm's hooks, and a roll-out one node at a time, may take under emulation.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// The namespace that it is installed in, and helm's name of it.
-const NAMESPACE: [&str; 2] = ["--namespace", "kubeveil"];
+pub(super) const NAMESPACE: [&str; 2] = ["--namespace", "kubeveil"];
 const RELEASE: &str = "kubeveil";
 /// Revision 1 is what was installed.
 const INSTALLED: &str = "1";
@@ -54,7 +54,7 @@ pub(super) fn agent_gone(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
 }
 
 /// Deletes the agent's pod on a node; comes back once its successor is ready.
-fn replace_agent(cluster: &Cluster, node: &str) -> Result<()> {
+pub(super) fn replace_agent(cluster: &Cluster, node: &str) -> Result<()> {
     let on = format!("--field-selector=spec.nodeName={node}");
     let agent = ["--selector=app.kubernetes.io/component=agent", &on];
     let name = || {
@@ -76,11 +76,12 @@ fn rolled(cluster: &Cluster) -> Result<()> {
 }
 
 /// Nothing of it is left on any node and at the API server, but for the definitions; and pods speak in plain again.
-pub(super) fn uninstall(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
+pub(super) fn uninstall(_: &Pods, cluster: &mut Cluster) -> Result<()> {
     processes::output(cluster.helm().args(["uninstall", RELEASE, &timeout()]).args(NAMESPACE))?;
     let left = residue(cluster)?;
     ensure!(left.is_empty(), "there is still\n{}", left.join("\n"));
-    pods.plain_pings(cluster)
+    // Some have come since.
+    Pods::once_ready(cluster)?.plain_pings(cluster)
 }
 
 /// Devices, pins, state, rules and attachments, one a line.

@@ -9,6 +9,7 @@ mod guest;
 mod installed;
 mod life;
 mod network;
+mod nodes;
 mod plan;
 mod policies;
 mod processes;
@@ -142,8 +143,7 @@ impl Cluster {
         step.detail("control plane");
         control::start(&self.plan, &mut self.processes, &self.programs)?;
         step.detail("nodes register");
-        let query = "jsonpath={range .items[*]}{.metadata.name} {.spec.podCIDRs[0]} {.spec.podCIDRs[1]}{\"\\n\"}{end}";
-        let mut list = self.kubectl(&["get", "nodes", "-o", query]);
+        let mut list = self.kubectl(&["get", "nodes", "-o", network::RANGES]);
         let mut ranges = Vec::new();
         self.processes.wait_until("the nodes register", REGISTERED, || {
             let lines = process::output(&mut list).unwrap_or_default();

@@ -15,6 +15,10 @@ pub(super) struct NodeRanges {
     pub(super) pods: [String; 2],
 }
 
+/// Asks kubectl for the nodes' ranges, in the form of [`read_ranges`].
+pub(super) const RANGES: &str =
+    "jsonpath={range .items[*]}{.metadata.name} {.spec.podCIDRs[0]} {.spec.podCIDRs[1]}{\"\\n\"}{end}";
+
 /// Reads lines of `node-1 10.244.0.0/24 fd00:10:244::/64`; `None` while a node still lacks a range.
 pub(super) fn read_ranges(lines: &str, nodes: u8) -> Option<Vec<NodeRanges>> {
     let ranges = lines.lines().map(|line| {

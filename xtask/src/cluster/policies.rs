@@ -34,7 +34,7 @@ fn manifests() -> Result<Vec<Value>> {
 }
 
 impl Cluster {
-    fn apply(&self, objects: &[Value]) -> Result<()> {
+    pub(super) fn apply(&self, objects: &[Value]) -> Result<()> {
         let file = self.plan.file("applied.json");
         fs::write(&file, json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())?;
         processes::output(self.kubectl(&["apply", "-f"]).arg(file)).map(|_| ())

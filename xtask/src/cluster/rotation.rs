@@ -5,7 +5,7 @@ use std::{process::Command, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Cluster, guest, processes, smoke::Pods, traffic::undisturbed};
+use super::{Cluster, guest, nodes::AGENT, processes, smoke::Pods, traffic::undisturbed};
 
 /// Who rotates: by impersonation, so that the API server knows them by this name and gives them these rights alone.
 const OPERATOR: &str = "ops@example.com";
@@ -98,7 +98,9 @@ pub(super) fn api_server_away(pods: &Pods, cluster: &mut Cluster) -> Result<()> 
         processes::output(&mut cluster.kubeveil(&["rotate", "--reason", "outage", "--no-wait"])?)?;
         cluster.processes.pause("kube-apiserver", true)?;
         std::thread::sleep(AWAY);
-        let told = guest::run(cluster.plan.guest, "1", AGENTS_STATUS, b"");
+        // On its node: kubectl has nobody to ask.
+        let status = format!("{AGENT}; nsenter -t $pid -m /usr/bin/kubeveil status; true");
+        let told = guest::run(cluster.plan.guest, "1", &status, b"");
         cluster.processes.pause("kube-apiserver", false)?;
         let told = told?;
         ensure!(
@@ -108,10 +110,6 @@ pub(super) fn api_server_away(pods: &Pods, cluster: &mut Cluster) -> Result<()> 
         wait(cluster, before + 1)
     })
 }
-
-/// What an agent says of itself, on its node: kubectl has nobody to ask.
-const AGENTS_STATUS: &str =
-    "pid=$(pgrep -o -x kubeveild); exec nsenter -t $pid -m /usr/bin/kubeveil status; true";
 
 /// Until the rotation to `generation` is over, by what the mesh says.
 fn wait(cluster: &mut Cluster, generation: u64) -> Result<()> {

@@ -9,7 +9,7 @@ use super::{
     Cluster, guest,
     guest::Watch,
     installed::{self, Product},
-    life,
+    life, nodes,
     plan::on_wire,
     policies, processes, rotation,
     traffic::{between_pods, frames},
@@ -69,6 +69,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_generation_that_is_raised_by_gitops_loses_and_shows_nothing", rotation::by_gitops),
     ("a_stolen_key_is_retired_at_once", rotation::compromised),
     ("policies_are_staged_as_readme_says", policies::staged),
+    ("a_controller_that_is_gone_under_traffic_harms_nothing", nodes::controller_gone),
+    ("an_agent_that_is_killed_under_traffic_loses_and_shows_nothing", nodes::agent_killed),
+    ("a_node_that_reboots_disturbs_no_other_and_is_closed_from_its_first_attach", nodes::reboot),
+    ("a_node_that_goes_and_joins_anew_disturbs_no_other", nodes::joins_anew),
     ("the_chart_is_removed_without_residue", life::uninstall),
 ];
 

@@ -25,12 +25,12 @@ struct Traffic<'a> {
 
 /// What became of it.
 #[derive(Debug, Default)]
-struct Told {
+pub(super) struct Told {
     answered: u32,
     /// One line a pair of addresses that lost any.
     lost: Vec<String>,
     /// Frames between pods, in plain, as tcpdump tells them.
-    plain: Vec<String>,
+    pub(super) plain: Vec<String>,
 }
 
 impl<'a> Traffic<'a> {
@@ -67,11 +67,20 @@ pub(super) fn undisturbed(
     pods: &[&Pod],
     deed: impl FnOnce(&mut Cluster) -> Result<()>,
 ) -> Result<()> {
+    observed(cluster, pods, deed)?.judge()
+}
+
+/// The same, not judged yet.
+pub(super) fn observed(
+    cluster: &mut Cluster,
+    pods: &[&Pod],
+    deed: impl FnOnce(&mut Cluster) -> Result<()>,
+) -> Result<Told> {
     let traffic = Traffic::start(cluster, pods)?;
     let done = deed(cluster);
     let told = traffic.stop(cluster)?;
     done?;
-    told.judge()
+    Ok(told)
 }
 
 impl Told {
@@ -103,7 +112,7 @@ impl Told {
         Ok(())
     }
 
-    fn judge(&self) -> Result<()> {
+    pub(super) fn judge(&self) -> Result<()> {
         report::print(format!(
             "    {} pings were answered, {} frames seen in plain",
             self.answered,

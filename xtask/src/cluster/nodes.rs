@@ -1,0 +1,194 @@
+//! What becomes of nodes, agents and the controller: they die, lose their power, go and come anew, while pods of others ping each
+//! other.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{
+    Cluster, guest, life,
+    network::{self, read_ranges},
+    processes,
+    smoke::{Pod, Pods},
+    traffic::{observed, undisturbed},
+};
+use crate::report;
+
+/// What a node and its pods may take to come up under emulation, and the cluster to know of it.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Shell words for a node: `$pid` is its agent, which is not the only one there that is called kubeveild.
+pub(super) const AGENT: &str = "pid=$(pgrep -f '^/usr/bin/kubeveild --source')";
+/// A pod that speaks as soon as its node runs it.
+const EARLY: &str = "early";
+/// Where the kernel's programs at a node's devices are pinned: made when they were attached, by the guest's clock.
+const ATTACHED: &str = "stat -c %.9Y /sys/fs/bpf/kubeveil/v*/links/steer-*";
+
+/// Without one, agents go and come, and nothing is lost.
+pub(super) fn controller_gone(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
+    let scale = |cluster: &Cluster, replicas: u8| {
+        let replicas = format!("--replicas={replicas}");
+        let mut scale =
+            cluster.kubectl(&["scale", "deployment/kubeveil-controller", &replicas, "--timeout=300s"]);
+        processes::output(scale.args(life::NAMESPACE)).map(|_| ())
+    };
+    undisturbed(cluster, &pods.all(), |cluster| {
+        scale(cluster, 0)?;
+        let gone = [
+            "wait",
+            "--for=delete",
+            "pod",
+            "--selector=app.kubernetes.io/component=controller",
+            "--timeout=300s",
+        ];
+        processes::output(cluster.kubectl(&gone).args(life::NAMESPACE))?;
+        life::replace_agent(cluster, &pods.0[0].node)?;
+        scale(cluster, 2)?;
+        let rolled = ["rollout", "status", "deployment/kubeveil-controller", "--timeout=600s"];
+        processes::output(cluster.kubectl(&rolled).args(life::NAMESPACE)).map(|_| ())
+    })
+}
+
+/// As the kernel ends it where memory is short: at once, and its kubelet starts it again.
+pub(super) fn agent_killed(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
+    let node = pods.0[2].node_number()?;
+    undisturbed(cluster, &pods.all(), |cluster| {
+        let kill = format!("{AGENT} && kill -9 $pid && echo $pid");
+        let before = guest::run(cluster.plan.guest, &node, &kill, b"")?;
+        cluster.encrypts(&node, pods.0.len() - 1, Some(&before))
+    })
+}
+
+/// It comes back with its disk and nothing else. What its pods send before its agent has attached the programs is in plain, and
+/// counted here; the other nodes take none of it.
+pub(super) fn reboot(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
+    let [others @ .., gone] = &pods.0[..] else { return Ok(()) };
+    let (node, others): (_, Vec<&Pod>) = (gone.node_number()?, others.iter().collect());
+    cluster.apply(&[early(gone, &others)])?;
+    cluster.kubectl_waits(&["--for=condition=Ready", "pod/early"])?;
+    let mut attached = 0.0;
+    let mut told = observed(cluster, &others, |cluster| {
+        guest::run(cluster.plan.guest, "vm", &format!("/opt/node/plug {node} out"), b"")?;
+        guest::run(cluster.plan.guest, "vm", &format!("/opt/node/plug {node} in"), b"")?;
+        cluster.lay_network()?;
+        cluster.encrypts(&node, others.len(), None)?;
+        let moments = guest::run(cluster.plan.guest, &node, ATTACHED, b"")?;
+        let moments = moments.lines().map(str::trim).map(str::parse::<f64>);
+        let moments = moments.collect::<Result<Vec<_>, _>>().context("when programs were attached")?;
+        attached = moments.into_iter().reduce(f64::max).context("no program is attached")?;
+        // Until the pod speaks again.
+        cluster.early_speaks(&others)
+    })?;
+    let after = told.plain.iter().filter(|frame| moment(frame).is_none_or(|moment| moment >= attached));
+    let after: Vec<String> = after.cloned().collect();
+    let before: Vec<f64> =
+        told.plain.iter().filter_map(|frame| moment(frame)).filter(|at| *at < attached).collect();
+    let first = before.iter().copied().reduce(f64::min).unwrap_or(attached);
+    report::print(format!(
+        "    {} frames of the node's own pods were in plain before its programs were attached, in {:.1} s",
+        before.len(),
+        attached - first
+    ));
+    told.plain = after;
+    told.judge()?;
+    processes::output(&mut cluster.kubectl(&["delete", "pod", EARLY, "--wait=true", "--timeout=120s"]))?;
+    Ok(())
+}
+
+/// Its pods are taken off it, its Node is deleted, and the machine joins again: as another node, with the disk it had.
+pub(super) fn joins_anew(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
+    let [others @ .., gone] = &pods.0[..] else { return Ok(()) };
+    let (node, others): (_, Vec<&Pod>) = (gone.node_number()?, others.iter().collect());
+    let name = gone.node.as_str();
+    undisturbed(cluster, &others, |cluster| {
+        let drain =
+            ["drain", name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=300s"];
+        processes::output(&mut cluster.kubectl(&drain))?;
+        guest::run(cluster.plan.guest, "vm", &format!("/opt/node/plug {node} out"), b"")?;
+        processes::output(&mut cluster.kubectl(&["delete", "node", name, "--timeout=120s"]))?;
+        cluster.kubectl_waits(&["--for=delete", &format!("veilnode/{name}")])?;
+        for other in &others {
+            cluster.encrypts(&other.node_number()?, others.len() - 1, None)?;
+        }
+        guest::run(cluster.plan.guest, "vm", &format!("/opt/node/plug {node} in"), b"")?;
+        cluster.lay_network()?;
+        cluster.encrypts(&node, others.len(), None)?;
+        for other in &others {
+            cluster.encrypts(&other.node_number()?, others.len(), None)?;
+        }
+        Ok(())
+    })?;
+    Pods::once_ready(cluster)?.hidden_pings(cluster)
+}
+
+impl Cluster {
+    /// `kubectl wait`, as long as it takes.
+    fn kubectl_waits(&mut self, words: &[&str]) -> Result<()> {
+        let mut wait = self.kubectl(&["wait", "--timeout=1s"]);
+        wait.args(words);
+        self.processes.wait_until(&words.join(" "), PATIENCE, || crate::process::succeeds(&mut wait))
+    }
+
+    /// Until a node's agent says, on its node, that it is ready and that it encrypts to so many others; and that it is not the process
+    /// that it was.
+    fn encrypts(&mut self, node: &str, others: usize, before: Option<&str>) -> Result<()> {
+        let line = format!("{AGENT} && echo $pid && nsenter -t $pid -m /usr/bin/kubeveil status -o json");
+        let (port, mut last) = (self.plan.guest, String::new());
+        let what = format!("node-{node} encrypts to {others} others");
+        let done = self.processes.wait_until(&what, PATIENCE, || {
+            last = guest::run(port, node, &line, b"").unwrap_or_else(|error| format!("{error:#}"));
+            let Some((pid, said)) = last.split_once('\n') else { return false };
+            let Ok(said) = serde_json::from_str::<Value>(said) else { return false };
+            let peers = said["peers"].as_array().map_or(0, Vec::len);
+            let encrypted =
+                said["peers"].as_array().into_iter().flatten().filter(|peer| peer["tunnelled"] == true);
+            before.is_none_or(|before| pid.trim() != before.trim())
+                && said["ready"] == true
+                && peers == others
+                && encrypted.count() == others
+        });
+        done.with_context(|| last)
+    }
+
+    /// As the plugins of a cluster do it when nodes come.
+    fn lay_network(&mut self) -> Result<()> {
+        let mut list = self.kubectl(&["get", "nodes", "-o", network::RANGES]);
+        let (mut ranges, nodes) = (Vec::new(), self.plan.nodes);
+        self.processes.wait_until("the nodes have their ranges", PATIENCE, || {
+            let lines = processes::output(&mut list).unwrap_or_default();
+            read_ranges(&lines, nodes).map(|read| ranges = read).is_some()
+        })?;
+        network::lay(&self.plan, &ranges)
+    }
+
+    fn early_speaks(&mut self, others: &[&Pod]) -> Result<()> {
+        let mut logs = self.kubectl(&["logs", EARLY, "--since=5s"]);
+        let addresses: Vec<_> = others.iter().flat_map(|pod| &pod.addresses).collect();
+        self.processes.wait_until("the pod of the node that came back is answered", PATIENCE, || {
+            let said = processes::output(&mut logs).unwrap_or_default();
+            addresses.iter().all(|address| said.contains(&format!("bytes from {address}:")))
+        })
+    }
+}
+
+/// A pod on the same node that pings others, one after the other, from its first moment.
+fn early(on: &Pod, others: &[&Pod]) -> Value {
+    let addresses: Vec<&str> = others.iter().flat_map(|pod| &pod.addresses).map(String::as_str).collect();
+    let pings = format!("while :; do for to in {}; do ping -c 1 -W 1 $to; done; done", addresses.join(" "));
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": EARLY},
+        "spec": {
+            "nodeName": on.node, "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": false, "dnsPolicy": "Default",
+            "containers": [{
+                "name": EARLY, "image": "kubeveil.test/tools:1", "imagePullPolicy": "Never",
+                "command": ["/bin/sh", "-c", pings],
+            }],
+        },
+    })
+}
+
+/// When a frame passed, by the guest's clock, in seconds since 1970.
+fn moment(frame: &str) -> Option<f64> {
+    frame.split(' ').next()?.parse().ok()
+}
