@@ -18,7 +18,7 @@ build() {   # INTO FOLDER PACKAGE [FLAGS]
     local program=$1/$(basename "$3")
     [[ ! -x $program ]] || return 0
     echo "building $(basename "$3")" >&2
-    (cd "$2" && CGO_ENABLED=0 GOFLAGS=-mod=readonly nice "$go" build -trimpath -ldflags="-s -w${4:-}" -o "$program.new" "$3")
+    (cd "$2" && CGO_ENABLED=${CGO:-0} GOFLAGS=-mod=readonly nice "$go" build -trimpath -ldflags="-s -w${4:-}" -o "$program.new" "$3")
     mv "$program.new" "$program"
 }
 

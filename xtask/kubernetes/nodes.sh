@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # nodes.sh CACHE    prints the path of a folder in CACHE with kube-controller-manager, kube-scheduler, and root.img: the root
-# of the nodes and of the VM around them, with kubelet, kube-proxy, containerd, runc, CNI plugins and one image for pods.
-# Kubernetes and the plugins are built from the Go modules that go.mod and go.sum here and in cni/ pin; the rest is Debian's.
+# of the nodes and of the VM around them, with kubelet, kube-proxy, containerd, runc, CNI plugins, one image for pods and flannel's.
+# These are built from the Go modules that go.mod and go.sum here, in cni/ and in flannel/ pin; the rest is Debian's.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=$(mkdir -p "$1/kubernetes" && cd "$1/kubernetes" && pwd)
@@ -12,14 +12,20 @@ packages="busybox-static bash coreutils grep sed util-linux mount iproute2 iputi
 # shellcheck source=xtask/kubernetes/go.sh
 source "$here/go.sh"
 # The same files, the same programs and the same disk.
-built=$cache/programs-$(key_of go.mod go.sum cni/go.mod cni/go.sum)
-nodes=$cache/nodes-$(cd "$here" && key_of go.mod go.sum cni/go.mod cni/go.sum go.sh nodes.sh node/* ../vm/guest)
+modules="go.mod go.sum cni/go.mod cni/go.sum flannel/go.mod flannel/go.sum"
+# shellcheck disable=SC2086
+built=$cache/programs-$(key_of $modules)
+# shellcheck disable=SC2086
+nodes=$cache/nodes-$(cd "$here" && key_of $modules go.sh nodes.sh node/* ../vm/guest)
 [[ ! -e $nodes/root.img ]] || { touch "$nodes"; echo "$nodes"; exit; }
 
 mkdir -p "$built"
 for program in kube-controller-manager kube-scheduler kubelet kube-proxy; do build "$built" "$here" "k8s.io/kubernetes/cmd/$program" "$version_of_kubernetes"; done
 plugins=(main/bridge main/loopback ipam/host-local meta/portmap)
 for plugin in "${plugins[@]}"; do build "$built" "$here/cni" "github.com/containernetworking/plugins/plugins/$plugin"; done
+
+# A part of it is C; static the other way, since its image has no library.
+CGO=1 build "$built" "$here/flannel" github.com/flannel-io/flannel " -extldflags=-static" 2>"$built/flannel.log" || { cat "$built/flannel.log" >&2; exit 1; }
 
 # The whole closure of the packages, downloaded and not installed: apt is shown that nothing is installed.
 debs=$cache/debs-$(sha256sum <<<"$packages" | cut -c1-12)
@@ -58,22 +64,32 @@ cp "$here"/node/* "$root/opt/node/"
 cp "$built"/{kubelet,kube-proxy} "$root/usr/bin/"
 for plugin in "${plugins[@]}"; do cp "$built/${plugin#*/}" "$root/opt/cni/bin/"; done
 
-# The pods' image: busybox with its applets, as an archive that `ctr images import` reads.
-image=$nodes.new/image; mkdir -p "$image/files"/{bin,tmp,etc}
-cp "$root/usr/bin/busybox" "$image/files/bin/"
-for applet in $("$image/files/bin/busybox" --list); do [[ $applet == busybox ]] || ln -s busybox "$image/files/bin/$applet"; done
+# Images as archives that `ctr images import` reads.
 pack() { tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$2" "${@:3}"; }
-pack "$image/files" "$image/layer.tar" .
-cat >"$image/config.json" <<JSON
-{"architecture":"amd64","os":"linux","config":{"Entrypoint":["/bin/sleep","1000000"],"Env":["PATH=/bin"]},
- "rootfs":{"type":"layers","diff_ids":["sha256:$(sha256sum "$image/layer.tar" | cut -d' ' -f1)"]}}
+image() {   # FOLDER NAME ENTRYPOINT
+    local made=$nodes.new/image-$2; mkdir -p "$made"
+    pack "$1" "$made/layer.tar" .
+    cat >"$made/config.json" <<JSON
+{"architecture":"amd64","os":"linux","config":{"Entrypoint":[$3],"Env":["PATH=/bin:/sbin"]},
+ "rootfs":{"type":"layers","diff_ids":["sha256:$(sha256sum "$made/layer.tar" | cut -d' ' -f1)"]}}
 JSON
-echo '[{"Config":"config.json","RepoTags":["kubeveil.test/tools:1"],"Layers":["layer.tar"]}]' >"$image/manifest.json"
-pack "$image" "$root/opt/images/tools.tar" manifest.json config.json layer.tar
+    echo "[{\"Config\":\"config.json\",\"RepoTags\":[\"kubeveil.test/$2:1\"],\"Layers\":[\"layer.tar\"]}]" >"$made/manifest.json"
+    pack "$made" "$root/opt/images/$2.tar" manifest.json config.json layer.tar
+}
+# busybox with its applets.
+tools=$nodes.new/tools; mkdir -p "$tools"/{bin,tmp,etc}
+cp "$root/usr/bin/busybox" "$tools/bin/"
+for applet in $("$tools/bin/busybox" --list); do [[ $applet == busybox ]] || ln -s busybox "$tools/bin/$applet"; done
+image "$tools" tools '"/bin/sleep","1000000"'
+# It runs nft: its manifest mounts the node's /usr.
+flannel=$nodes.new/flannel; mkdir -p "$flannel"/{usr,opt}
+for dir in bin sbin lib lib64; do ln -s "usr/$dir" "$flannel/$dir"; done
+cp "$built/flannel" "$flannel/opt/"
+image "$flannel" flannel '"/opt/flannel"'
 
 mkfs.erofs -Enoinline_data --all-root "$nodes.new/root.img" "$root" >/dev/null
 cp "$built"/kube-{controller-manager,scheduler} "$nodes.new/"
-rm -rf "$root" "$image" "$nodes"; mv "$nodes.new" "$nodes"
+rm -rf "$root" "$nodes.new"/{image-*,tools,flannel} "$nodes"; mv "$nodes.new" "$nodes"
 # Older ones: the newest three stay, a running VM may still read one.
 { ls -dt "$cache"/nodes-*/ | tail -n +4 | xargs -r rm -rf; } 2>/dev/null || true
 echo "$nodes"

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
-    build,
+    build, cluster,
     machine::{self, Kernel, Machine, Request},
     report::say,
     workspace::Workspace,
@@ -24,10 +24,16 @@ pub(crate) struct Arguments {
     /// Colours, whatever standard output is
     #[arg(long)]
     color: bool,
+    /// On a real Kubernetes: installed by helm, rotated, agents killed, removed
+    #[arg(long, conflicts_with_all = ["kernel", "color"])]
+    kubernetes: bool,
 }
 
 /// Runs the demo; success only if all held.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.kubernetes {
+        return cluster::demo(workspace);
+    }
     machine::refuse_without_wireguard(arguments.kernel.as_ref())?;
     let programs = build::programs(workspace)?;
     let machine = Machine::ensure(workspace, arguments.kernel.as_ref())?;

@@ -5,6 +5,7 @@
 
 mod control;
 mod credentials;
+mod demo;
 mod guest;
 mod installed;
 mod life;
@@ -16,6 +17,7 @@ mod processes;
 mod programs;
 mod rotation;
 mod smoke;
+mod suite;
 mod traffic;
 
 use std::{
@@ -29,10 +31,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+pub(crate) use self::demo::demo;
 pub(crate) use self::guest::{NodeExecArguments, WireCaptureArguments, node_exec, wire_capture};
-pub(crate) use self::smoke::test;
+pub(crate) use self::suite::test;
 use self::{
     installed::Product,
+    network::Cni,
     plan::Plan,
     processes::{PAUSE, Processes},
     programs::Programs,
@@ -58,6 +62,9 @@ pub(crate) struct Arguments {
     /// Memory of the VM that holds the nodes
     #[arg(long, default_value = MEMORY)]
     memory: String,
+    /// How packets get from one node's pods to another's
+    #[arg(long, value_enum, default_value_t = Cni::Bridge)]
+    cni: Cni,
     /// Without kubeveil: as a cluster is before it is installed
     #[arg(long)]
     bare: bool,
@@ -73,7 +80,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         bail!("cluster: without a terminal there is no shell to start: give a command after --");
     }
     let product = if arguments.bare { None } else { Some(Product::new(workspace)?) };
-    with(workspace, arguments.nodes, &arguments.memory, product, |cluster| {
+    with(workspace, arguments.nodes, &arguments.memory, arguments.cni, product, |cluster| {
         installed::install(cluster)?;
         cluster.beside(&arguments.command)
     })
@@ -84,6 +91,7 @@ fn with<T>(
     workspace: &Workspace,
     nodes: u8,
     memory: &str,
+    cni: Cni,
     product: Option<Product>,
     deed: impl FnOnce(&mut Cluster) -> Result<T>,
 ) -> Result<T> {
@@ -93,7 +101,7 @@ fn with<T>(
     let folder = workspace.fresh_folder("cluster")?;
     let plan = Plan::new(nodes, folder, credentials::token()?)?;
     let processes = Processes::new(plan.folder.clone());
-    let mut cluster = Cluster { plan, programs, product, processes };
+    let mut cluster = Cluster { plan, programs, cni, product, processes };
     let result = cluster.bring_up(workspace, memory).and_then(|()| deed(&mut cluster));
     if result.is_err() {
         // Whoever interrupts wants an end; a busy VM takes its time over logs.
@@ -125,6 +133,7 @@ fn lock(workspace: &Workspace) -> Result<fs::File> {
 struct Cluster {
     plan: Plan,
     programs: Programs,
+    cni: Cni,
     /// What is installed on it; a bare one has none.
     product: Option<Product>,
     processes: Processes,
@@ -149,10 +158,25 @@ impl Cluster {
             let lines = process::output(&mut list).unwrap_or_default();
             network::read_ranges(&lines, self.plan.nodes).map(|read| ranges = read).is_some()
         })?;
-        network::lay(&self.plan, &ranges)?;
+        network::lay(&self.plan, self.cni, &ranges)?;
         step.detail("nodes get ready");
         let mut ready = self.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=1s"]);
         self.processes.wait_until("the nodes get ready", READY, || process::succeeds(&mut ready))?;
+        if let Some(manifest) = self.cni.manifest() {
+            step.detail("flannel");
+            let file = self.plan.file("flannel.yaml");
+            fs::write(&file, manifest).with_context(|| format!("write {}", file.display()))?;
+            processes::output(self.kubectl(&["apply", "-f"]).arg(file))?;
+            let mut rolled = self.kubectl(&[
+                "rollout",
+                "status",
+                "daemonset/flannel",
+                "-n",
+                "kube-system",
+                "--timeout=1s",
+            ]);
+            self.processes.wait_until("flannel runs", READY, || process::succeeds(&mut rolled))?;
+        }
         step.end();
         command_folder(&self.plan, &self.programs.control)
     }

@@ -1,8 +1,9 @@
-//! The pods' network: the bridge plugin on each node, and plain routes between the nodes.
+//! The pods' network: the bridge plugin on each node, and between the nodes plain routes, or flannel.
 
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use super::{
     guest,
@@ -13,6 +14,41 @@ use super::{
 pub(super) struct NodeRanges {
     pub(super) node: u8,
     pub(super) pods: [String; 2],
+}
+
+/// How packets get from one node's pods to another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Cni {
+    /// Plain routes
+    Bridge,
+    /// flannel's vxlan
+    Flannel,
+    /// Routes that flannel sets
+    FlannelHostGw,
+}
+
+impl Cni {
+    /// flannel's, where it is one.
+    pub(super) fn manifest(self) -> Option<String> {
+        let backend = match self {
+            Self::Bridge => return None,
+            Self::Flannel => r#"{"Type": "vxlan", "VNI": 1, "Port": 8472}"#,
+            Self::FlannelHostGw => r#"{"Type": "host-gw"}"#,
+        };
+        Some(include_str!("../../kubernetes/flannel/flannel.yaml").replacen(
+            "\"Backend\": @BACKEND@",
+            &format!("\"Backend\": {backend}"),
+            1,
+        ))
+    }
+
+    /// What fits through from pod to pod: a vxlan between IPv6 nodes takes 70 bytes.
+    const fn mtu(self) -> u32 {
+        match self {
+            Self::Bridge | Self::FlannelHostGw => 1500,
+            Self::Flannel => 1430,
+        }
+    }
 }
 
 /// Asks kubectl for the nodes' ranges, in the form of [`read_ranges`].
@@ -31,14 +67,17 @@ pub(super) fn read_ranges(lines: &str, nodes: u8) -> Option<Vec<NodeRanges>> {
 }
 
 /// Lays it. The guest itself gets routes to the pods too: by them the API server reaches webhooks.
-pub(super) fn lay(plan: &Plan, ranges: &[NodeRanges]) -> Result<()> {
+pub(super) fn lay(plan: &Plan, cni: Cni, ranges: &[NodeRanges]) -> Result<()> {
     let mut routes = String::new();
     for own in ranges {
         let at = format!("the network of node-{}", own.node);
         let write = "cat >/etc/cni/net.d/10-bridge.conflist";
-        guest::run(plan.guest, &own.node.to_string(), write, plugin(own).as_bytes()).context(at)?;
+        guest::run(plan.guest, &own.node.to_string(), write, plugin(own, cni.mtu()).as_bytes())
+            .context(at)?;
         writeln!(routes, "ip route replace {} via {}", own.pods[0], on_link(own.node))?;
-        for other in ranges.iter().filter(|other| other.node != own.node) {
+        // flannel sets those between the nodes.
+        let others = ranges.iter().filter(|other| other.node != own.node && cni == Cni::Bridge);
+        for other in others {
             for (pods, via) in other.pods.iter().zip(on_wire(other.node)) {
                 writeln!(routes, "ip -n node-{} route replace {pods} via {via}", own.node)?;
             }
@@ -48,11 +87,11 @@ pub(super) fn lay(plan: &Plan, ranges: &[NodeRanges]) -> Result<()> {
     Ok(())
 }
 
-fn plugin(own: &NodeRanges) -> String {
+fn plugin(own: &NodeRanges, mtu: u32) -> String {
     let [pods4, pods6] = &own.pods;
     format!(
         r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [
- {{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true, "mtu": 1500, "enabledad": false,
+ {{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true, "mtu": {mtu}, "enabledad": false,
   "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{pods4}"}}], [{{"subnet": "{pods6}"}}]],
            "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]}}}},
  {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}

@@ -158,7 +158,7 @@ impl Cluster {
             let lines = processes::output(&mut list).unwrap_or_default();
             read_ranges(&lines, nodes).map(|read| ranges = read).is_some()
         })?;
-        network::lay(&self.plan, &ranges)
+        network::lay(&self.plan, self.cni, &ranges)
     }
 
     fn early_speaks(&mut self, others: &[&Pod]) -> Result<()> {

@@ -1,20 +1,19 @@
 //! Whether a cluster is one: its pods talk across nodes and through Services, and the wire sees it. Then, whether the chart
 //! encrypts it: they still talk, and the wire sees nothing of theirs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{
     Cluster, guest,
     guest::Watch,
-    installed::{self, Product},
-    life, nodes,
+    installed,
     plan::on_wire,
-    policies, processes, rotation,
-    traffic::{between_pods, frames},
+    processes,
+    traffic::{ENVELOPES, between_pods, frames},
 };
-use crate::{report, test::Tally, workspace::Workspace};
+use crate::workspace::Workspace;
 
 /// What three pods may take to get ready under emulation, beside a busy core.
 const ROLLED_OUT: Duration = Duration::from_secs(600);
@@ -48,67 +47,8 @@ pub(super) struct Pods(pub(super) Vec<Pod>);
 pub(super) const GET: &str = r"printf 'GET / HTTP/1.0\r\n\r\n'";
 const ONCE: &str = "timeout 20 socat -t 10 -";
 
-type Check = fn(&Pods, &mut Cluster) -> Result<()>;
-
-/// In this order: the second half needs the chart, and the first shows that what is captured then would be found.
-const CHECKS: &[(&str, Check)] = &[
-    ("pods_of_all_nodes_ping_each_other_and_the_wire_sees_it", Pods::plain_pings),
-    ("a_service_answers_a_pod_in_both_families", Pods::service),
-    ("a_node_port_answers_from_the_wire_in_both_families", Pods::node_port),
-    ("the_chart_is_installed_and_every_way_is_encrypted", Pods::install),
-    ("pods_ping_each_other_and_the_wire_sees_nothing_of_it", Pods::hidden_pings),
-    ("a_service_answers_once_all_is_encrypted", Pods::service),
-    ("a_node_port_answers_once_all_is_encrypted", Pods::node_port),
-    ("pods_of_a_headless_service_answer_and_the_wire_sees_nothing_of_it", Pods::headless),
-    ("helm_test_passes", life::helm_test),
-    ("an_upgrade_under_traffic_loses_and_shows_nothing", life::upgrade),
-    ("a_rollback_under_traffic_loses_and_shows_nothing", life::rollback),
-    ("an_agents_pod_that_goes_under_traffic_loses_and_shows_nothing", life::agent_gone),
-    ("a_rotation_under_traffic_loses_and_shows_nothing", rotation::rotate),
-    ("a_rotation_whose_api_server_is_away_loses_and_shows_nothing", rotation::api_server_away),
-    ("a_generation_that_is_raised_by_gitops_loses_and_shows_nothing", rotation::by_gitops),
-    ("a_stolen_key_is_retired_at_once", rotation::compromised),
-    ("policies_are_staged_as_readme_says", policies::staged),
-    ("a_controller_that_is_gone_under_traffic_harms_nothing", nodes::controller_gone),
-    ("an_agent_that_is_killed_under_traffic_loses_and_shows_nothing", nodes::agent_killed),
-    ("a_node_that_reboots_disturbs_no_other_and_is_closed_from_its_first_attach", nodes::reboot),
-    ("a_node_that_goes_and_joins_anew_disturbs_no_other", nodes::joins_anew),
-    ("the_chart_is_removed_without_residue", life::uninstall),
-];
-
-/// Brings a cluster of three nodes up and tries it.
-pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
-    let mut tally = Tally::default();
-    let product = Product::new(workspace)?;
-    super::with(workspace, 3, super::MEMORY, Some(product), |cluster| {
-        let pods = roll_out(cluster, workspace)?;
-        for (name, check) in CHECKS {
-            let start = Instant::now();
-            if filter.is_some_and(|filter| !name.contains(filter)) {
-                continue;
-            }
-            let result = check(&pods, cluster);
-            if processes::interrupted() {
-                anyhow::bail!("interrupted in {name}");
-            }
-            report::print(format!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" }));
-            report::print(format!("    {} s", start.elapsed().as_secs()));
-            match result {
-                Ok(()) => tally.passed += 1,
-                Err(error) => {
-                    report::print(format!("    {error:#}"));
-                    tally.failed += 1;
-                    tally.failures.push((*name).to_owned());
-                }
-            }
-        }
-        Ok(())
-    })?;
-    Ok(tally)
-}
-
 /// A pod on each node, and every node's kube-proxy knows them.
-fn roll_out(cluster: &mut Cluster, workspace: &Workspace) -> Result<Pods> {
+pub(super) fn roll_out(cluster: &mut Cluster, workspace: &Workspace) -> Result<Pods> {
     let manifest = workspace.script("kubernetes/smoke.yaml");
     processes::output(cluster.kubectl(&["apply", "-f"]).arg(manifest))?;
     let pods = Pods::once_ready(cluster)?;
@@ -167,7 +107,7 @@ impl Pods {
     }
 
     pub(super) fn plain_pings(&self, cluster: &mut Cluster) -> Result<()> {
-        let watch = Watch::start(cluster.plan.guest, "icmp or icmp6")?;
+        let watch = Watch::start(cluster.plan.guest, &format!("icmp or icmp6 or {ENVELOPES}"))?;
         let expected = self.ping(cluster)?;
         let seen = watch.stop()?;
         for frame in expected {
@@ -178,7 +118,8 @@ impl Pods {
 
     pub(super) fn hidden_pings(&self, cluster: &mut Cluster) -> Result<()> {
         // Neighbours are found in plain; they are no pods. Every other generation of keys has the second port.
-        let watch = Watch::start(cluster.plan.guest, "icmp or icmp6 or udp portrange 51871-51872")?;
+        let filter = format!("icmp or icmp6 or {ENVELOPES} or udp portrange 51871-51872");
+        let watch = Watch::start(cluster.plan.guest, &filter)?;
         let hidden = self.ping(cluster)?;
         let seen = watch.stop()?;
         for frame in hidden {
@@ -205,7 +146,7 @@ impl Pods {
         Ok(expected)
     }
 
-    fn service(&self, cluster: &mut Cluster) -> Result<()> {
+    pub(super) fn service(&self, cluster: &mut Cluster) -> Result<()> {
         let query = "jsonpath={.spec.clusterIPs[0]} {.spec.clusterIPs[1]}";
         let addresses = processes::output(&mut cluster.kubectl(&["get", "service", "web", "-o", query]))?;
         let (v4, v6) = addresses.split_once(' ').context("a Service of both families")?;
@@ -217,7 +158,7 @@ impl Pods {
     }
 
     /// Its name stands for its pods; here nobody resolves names, so they are taken from where a resolver takes them.
-    fn headless(&self, cluster: &mut Cluster) -> Result<()> {
+    pub(super) fn headless(&self, cluster: &mut Cluster) -> Result<()> {
         let slices =
             ["get", "endpointslices", "--selector=kubernetes.io/service-name=web-headless", "--output"];
         let query = "jsonpath={range .items[*].endpoints[*]}{.addresses[0]}{\"\\n\"}{end}";
@@ -246,7 +187,7 @@ impl Pods {
         Ok(())
     }
 
-    fn node_port(&self, cluster: &mut Cluster) -> Result<()> {
+    pub(super) fn node_port(&self, cluster: &mut Cluster) -> Result<()> {
         let [v4, v6] = on_wire(1);
         for to in [format!("TCP4:{v4}:30080"), format!("TCP6:[{v6}]:30080")] {
             let line = format!("{GET} | {ONCE} {to}");
@@ -263,7 +204,7 @@ impl Pods {
         self.0.iter().any(|pod| pod.name == name)
     }
 
-    fn install(&self, cluster: &mut Cluster) -> Result<()> {
+    pub(super) fn install(&self, cluster: &mut Cluster) -> Result<()> {
         installed::install(cluster)
     }
 }

@@ -131,10 +131,13 @@ impl Told {
     }
 }
 
-/// What tcpdump is to look for: frames whose outermost addresses are both a pod's.
+/// flannel's, on the wire; tcpdump shows what is in them on a line of its own.
+pub(super) const ENVELOPES: &str = "udp port 8472";
+
+/// What tcpdump is to look for: frames whose outermost addresses are both a pod's, and envelopes.
 pub(super) fn between_pods() -> String {
     let ranges = PODS.split(',').map(|range| format!("(src net {range} and dst net {range})"));
-    ranges.collect::<Vec<_>>().join(" or ")
+    ranges.chain([ENVELOPES.to_owned()]).collect::<Vec<_>>().join(" or ")
 }
 
 /// tcpdump's lines on frames, without what it says on itself.

@@ -1,0 +1,98 @@
+//! Which checks there are, of which clusters, in which order.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use super::{
+    Cluster,
+    installed::Product,
+    life,
+    network::Cni,
+    nodes, policies, processes, rotation,
+    smoke::{Pods, roll_out},
+};
+use crate::{report, test::Tally, workspace::Workspace};
+
+type Check = fn(&Pods, &mut Cluster) -> Result<()>;
+
+/// In this order: the second half needs the chart, and the first shows that what is captured then would be found.
+const CHECKS: &[(&str, Check)] = &[
+    ("pods_of_all_nodes_ping_each_other_and_the_wire_sees_it", Pods::plain_pings),
+    ("a_service_answers_a_pod_in_both_families", Pods::service),
+    ("a_node_port_answers_from_the_wire_in_both_families", Pods::node_port),
+    ("the_chart_is_installed_and_every_way_is_encrypted", Pods::install),
+    ("pods_ping_each_other_and_the_wire_sees_nothing_of_it", Pods::hidden_pings),
+    ("a_service_answers_once_all_is_encrypted", Pods::service),
+    ("a_node_port_answers_once_all_is_encrypted", Pods::node_port),
+    ("pods_of_a_headless_service_answer_and_the_wire_sees_nothing_of_it", Pods::headless),
+    ("helm_test_passes", life::helm_test),
+    ("an_upgrade_under_traffic_loses_and_shows_nothing", life::upgrade),
+    ("a_rollback_under_traffic_loses_and_shows_nothing", life::rollback),
+    ("an_agents_pod_that_goes_under_traffic_loses_and_shows_nothing", life::agent_gone),
+    ("a_rotation_under_traffic_loses_and_shows_nothing", rotation::rotate),
+    ("a_rotation_whose_api_server_is_away_loses_and_shows_nothing", rotation::api_server_away),
+    ("a_generation_that_is_raised_by_gitops_loses_and_shows_nothing", rotation::by_gitops),
+    ("a_stolen_key_is_retired_at_once", rotation::compromised),
+    ("policies_are_staged_as_readme_says", policies::staged),
+    ("a_controller_that_is_gone_under_traffic_harms_nothing", nodes::controller_gone),
+    ("an_agent_that_is_killed_under_traffic_loses_and_shows_nothing", nodes::agent_killed),
+    ("a_node_that_reboots_disturbs_no_other_and_is_closed_from_its_first_attach", nodes::reboot),
+    ("a_node_that_goes_and_joins_anew_disturbs_no_other", nodes::joins_anew),
+    ("the_chart_is_removed_without_residue", life::uninstall),
+];
+
+/// Where flannel is the network: what its devices and routes may change.
+const WITH_FLANNEL: &[(&str, Check)] = &[
+    ("pods_of_all_nodes_ping_each_other_and_the_wire_sees_it", Pods::plain_pings),
+    ("the_chart_is_installed_and_every_way_is_encrypted", Pods::install),
+    ("pods_ping_each_other_and_the_wire_sees_nothing_of_it", Pods::hidden_pings),
+    ("a_service_answers_once_all_is_encrypted", Pods::service),
+    ("a_node_port_answers_once_all_is_encrypted", Pods::node_port),
+    ("pods_of_a_headless_service_answer_and_the_wire_sees_nothing_of_it", Pods::headless),
+    ("a_rotation_under_traffic_loses_and_shows_nothing", rotation::rotate),
+    ("an_agents_pod_that_goes_under_traffic_loses_and_shows_nothing", life::agent_gone),
+    ("the_chart_is_removed_without_residue", life::uninstall),
+];
+
+/// Brings clusters of three nodes up, one after the other, and tries them.
+pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for (cni, prefix, checks) in [
+        (Cni::Bridge, "", CHECKS),
+        (Cni::Flannel, "flannel_vxlan::", WITH_FLANNEL),
+        (Cni::FlannelHostGw, "flannel_host_gw::", WITH_FLANNEL),
+    ] {
+        let checks = checks.iter().map(|(name, check)| (format!("{prefix}{name}"), *check));
+        let wanted: Vec<(String, Check)> =
+            checks.filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))).collect();
+        if !wanted.is_empty() {
+            let product = Product::new(workspace)?;
+            super::with(workspace, 3, super::MEMORY, cni, Some(product), |cluster| {
+                let pods = roll_out(cluster, workspace)?;
+                wanted.iter().try_for_each(|(name, check)| run(name, *check, &pods, cluster, &mut tally))
+            })?;
+        }
+    }
+    Ok(tally)
+}
+
+/// One check; an error only where somebody wants an end.
+fn run(name: &str, check: Check, pods: &Pods, cluster: &mut Cluster, tally: &mut Tally) -> Result<()> {
+    let start = Instant::now();
+    let result = check(pods, cluster);
+    if processes::interrupted() {
+        bail!("interrupted in {name}");
+    }
+    report::print(format!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" }));
+    report::print(format!("    {} s", start.elapsed().as_secs()));
+    match result {
+        Ok(()) => tally.passed += 1,
+        Err(error) => {
+            report::print(format!("    {error:#}"));
+            tally.failed += 1;
+            tally.failures.push(name.to_owned());
+        }
+    }
+    Ok(())
+}
