@@ -120,6 +120,11 @@ impl Stage {
         let (desired, up) = last.unwrap_or_default();
         ensure!(proven, "{}: {up} of {desired} peers are proven, not {peers} of {peers}", node.name());
         // The daemon sees the handshake a moment before it sends packets that way.
+        self.wait_tunnelled(node, peers)
+    }
+
+    /// Waits until a node's packets to so many others travel in tunnels.
+    pub fn wait_tunnelled(&self, node: Node, peers: u64) -> Result<()> {
         let travels = wait_until(PROVEN, Duration::from_millis(100), || {
             let status = self.status(node)?;
             let all = status["peers"].as_array().context("status.peers")?;

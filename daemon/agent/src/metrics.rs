@@ -128,12 +128,13 @@ fn rotation(registry: &mut Registry, view: &View) {
 
 fn peers(registry: &mut Registry, view: &View) {
     let status = &view.status;
-    let count = |state: TunnelState| status.peers.iter().filter(|p| p.state == state).count() as u64;
+    let wanted = || status.peers.iter().filter(|peer| !peer.excluded);
+    let count = |state: TunnelState| wanted().filter(|peer| peer.state == state).count() as u64;
     let values =
         TunnelState::ALL.iter().map(|state| (vec![("state", state.to_string())], float(count(*state))));
     gauge(registry, "peers", "Other nodes by the state of their tunnel", values);
     let help = "Other nodes that this node should have a tunnel to";
-    one_gauge(registry, "peers_desired", help, float(status.peers.len() as u64));
+    one_gauge(registry, "peers_desired", help, float(wanted().count() as u64));
     let help = "Bytes received through tunnels, of all peers there ever were";
     one_counter(registry, "wireguard_received_bytes", help, view.totals.received);
     let help = "Bytes sent through tunnels, of all peers there ever were";

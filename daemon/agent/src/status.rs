@@ -182,6 +182,7 @@ fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Pee
     PeerStatus {
         node: name.to_owned(),
         state: health.state(),
+        excluded: node.snapshot().excludes(name).is_some(),
         way,
         reason: (way != Way::Tunnel).then(|| {
             let mut why = why(node, name, remote, &going, now);
@@ -222,6 +223,7 @@ fn way<K: Kernel>(node: &Node<K>, proven: bool) -> Way {
     }
 }
 
+const EXCLUDED: &str = "it can have no agent (spec.excludedNodes)";
 const NO_HANDSHAKE: &str = "no handshake yet";
 
 /// Why packets to a peer do not go by its tunnel.
@@ -229,6 +231,7 @@ pub(crate) fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, going:
     let Going { health, proven, is_bypassed, .. } = *going;
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     match (remote.key, health) {
+        _ if node.snapshot().excludes(name).is_some() => EXCLUDED.to_owned(),
         _ if is_bypassed => bypassed(node, name, now),
         _ if proven && node.snapshot().mode() == Some(FlowMode::Observe) => "the mode is observe".to_owned(),
         _ if proven => "no program is attached".to_owned(),

@@ -16,10 +16,13 @@ use crate::{
 
 /// Nothing in it changes while nothing happens: no age, no count of packets.
 pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
-    let remotes = &node.last.desired.remotes;
-    let mut encrypted = 0;
+    // Nobody waits for those that can have no agent.
+    let remotes = node.last.desired.remotes.iter();
+    let remotes = remotes.filter(|(name, _)| node.snapshot().excludes(name).is_none());
+    let (mut peers, mut encrypted) = (0, 0);
     let mut not_encrypted = Vec::new();
     for (name, remote) in remotes {
+        peers += 1;
         let going = status::going(node, remote, now);
         if going.way == Way::Tunnel {
             encrypted += 1;
@@ -33,7 +36,7 @@ pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
     VeilNodeStatus {
         generation: key.map(|key| key.generation.number()),
         key_created_at: key.and_then(|key| Timestamp::from_second(i64::try_from(key.created).ok()?).ok()),
-        peers: u32::try_from(remotes.len()).unwrap_or(u32::MAX),
+        peers,
         encrypted,
         not_encrypted,
         policies: policies(node),

@@ -217,6 +217,15 @@ pub(crate) fn generation_grows() -> Value {
     }])
 }
 
+/// A selector that means something.
+pub(crate) fn selects_some() -> Value {
+    json!([rule(
+        "size(self.?matchLabels.orValue({})) + size(self.?matchExpressions.orValue([])) > 0",
+        "is empty, so it would mean every node; name a label that only nodes without an agent have, such as \
+         kubernetes.io/os: windows",
+    )])
+}
+
 /// A text for which `holds`, of at most so many characters.
 fn text(holds: &str, most: u32, message: &str) -> Schema {
     json_schema!({

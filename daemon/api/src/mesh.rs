@@ -12,6 +12,7 @@ use crate::{
     condition::Condition,
     object::{Metadata, TypeMeta},
     rotation::{RotationRecord, RotationSpec},
+    selector::{LabelSelector, Labels},
     words::words,
 };
 
@@ -89,6 +90,10 @@ pub struct MeshSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = 20)))]
     pub bypasses: Vec<Bypass>,
+    /// Nodes that have no agent, and what becomes of pod traffic between them and the others.
+    #[serde(rename = "excludedNodes", default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "ExcludedNodes"))]
+    pub excluded_nodes: Option<ExcludedNodes>,
     /// Every agent takes its programs, maps and devices away, and pod traffic travels in plain from then on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uninstall: bool,
@@ -159,6 +164,29 @@ pub struct Adoption {
     pub deadline: Timestamp,
 }
 
+words! {
+    /// What becomes of pod traffic between a node that has no agent and the others.
+    pub enum ExcludedTraffic {
+        /// What becomes of it wherever there is no tunnel: in mode require it is dropped.
+        Drop = "drop",
+        /// It passes in plain, and is counted; but for what policies require encryption of.
+        Plain = "plain",
+    }
+}
+
+/// `spec.excludedNodes`: nodes that can have no agent, such as those of Windows, or virtual ones. Nobody waits for them. A node that
+/// announces a key has an agent and is none of them, whatever its labels.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ExcludedNodes {
+    /// Which, by their labels.
+    #[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-validations" = crate::crd::selects_some())))]
+    pub selector: LabelSelector,
+    /// What becomes of pod traffic to and from them.
+    pub traffic: ExcludedTraffic,
+}
+
 impl Adoption {
     /// The deadline, since 1970; a time before that is 1970.
     pub fn deadline(&self) -> Duration {
@@ -170,6 +198,12 @@ impl MeshSpec {
     /// Is it refused for good?
     pub fn revokes(&self, key: &PublicKey) -> bool {
         self.revoked_keys.contains(key)
+    }
+
+    /// What becomes of traffic with a node of these labels, if it is one that can have no agent; one that announces something has one.
+    pub fn excludes(&self, labels: &Labels, announcement: Option<&str>) -> Option<ExcludedTraffic> {
+        let excluded = self.excluded_nodes.as_ref().filter(|_| announcement.is_none())?;
+        excluded.selector.selects(labels).then_some(excluded.traffic)
     }
 
     /// What was asked for of the generation that is wanted.
@@ -200,6 +234,13 @@ impl MeshSpec {
                     "is the whole address space; name the cluster's own ranges".to_owned(),
                 ));
             }
+        }
+        if self.excluded_nodes.as_ref().is_some_and(|excluded| excluded.selector.is_empty()) {
+            return Err((
+                "spec.excludedNodes.selector".to_owned(),
+                "is empty, so it would mean every node; name a label that only nodes without an agent have, such as kubernetes.io/os: windows"
+                    .to_owned(),
+            ));
         }
         let wrong = |(at, bypass): (usize, &Bypass)| bypass.refusal().map(|(field, why)| (at, field, why));
         if let Some((at, field, why)) = self.bypasses.iter().enumerate().find_map(wrong) {

@@ -203,6 +203,9 @@ pub struct PeerStatus {
     pub way: Way,
     /// Why not by the tunnel; `None` where they do.
     pub reason: Option<String>,
+    /// It can have no agent (`spec.excludedNodes`), and is not waited for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub excluded: bool,
     /// The key generation by which they do, or would.
     #[serde(default)]
     pub generation: Generation,

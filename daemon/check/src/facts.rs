@@ -40,6 +40,8 @@ pub struct Facts {
 pub struct Node {
     /// An agent can run there.
     pub linux: bool,
+    /// The mesh says that none does (`spec.excludedNodes`); then `linux` is not set.
+    pub excluded: bool,
     /// Release of its kernel, as its kubelet says.
     pub kernel: String,
     /// Prefixes of its pods.

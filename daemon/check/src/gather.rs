@@ -37,6 +37,8 @@ const AGENT: &str = "kubeveil-agent";
 
 /// All but what has to be looked at on the nodes.
 pub async fn facts(client: &Client, namespace: &str, pre: bool) -> Facts {
+    let installed = if pre { None } else { Some(installed(client).await) };
+    let mesh = installed.as_ref().and_then(|installed| installed.mesh.as_ref().ok()?.as_ref());
     let pods = all(client, &theirs("", "Pod", "pods"), pod).await.map_err(|e| told(&e));
     Facts {
         pre,
@@ -44,17 +46,28 @@ pub async fn facts(client: &Client, namespace: &str, pre: bool) -> Facts {
         namespace_labels: labels(client, namespace).await,
         version: client.apiserver_version().await.map(|version| version.git_version).map_err(|e| told(&e)),
         serves_policies: serves_policies(client).await,
-        nodes: nodes(client).await,
+        nodes: nodes_of(client, mesh).await,
         pods,
         webhooks: webhooks(client).await,
         probes: Probes::default(),
-        installed: if pre { None } else { Some(installed(client).await) },
+        installed,
     }
 }
 
 /// Nodes by name.
 pub async fn nodes(client: &Client) -> Told<BTreeMap<String, Node>> {
-    let read = |object: &DynamicObject| Some((object.name_any(), node(object)));
+    nodes_of(client, None).await
+}
+
+/// The same, in a mesh that may exclude some.
+async fn nodes_of(client: &Client, mesh: Option<&EncryptionMesh>) -> Told<BTreeMap<String, Node>> {
+    let read = |object: &DynamicObject| {
+        let mut node = node(object);
+        let announcement = node.announcement.as_deref();
+        node.excluded = mesh.is_some_and(|mesh| mesh.spec.excludes(object.labels(), announcement).is_some());
+        node.linux &= !node.excluded;
+        Some((object.name_any(), node))
+    };
     Ok(all(client, &theirs("", "Node", "nodes"), read).await.map_err(|e| told(&e))?.into_iter().collect())
 }
 
@@ -162,6 +175,7 @@ fn node(node: &DynamicObject) -> Node {
         kernel: text(&info["kernelVersion"]).unwrap_or_default(),
         pod_cidrs,
         internal_ips: internal.filter_map(|address| address["address"].as_str()?.parse().ok()).collect(),
+        excluded: false,
         uid: node.uid().unwrap_or_default(),
         announcement: node.annotations().get(names::ANNOUNCEMENT).cloned(),
     }

@@ -115,7 +115,13 @@ impl Desk {
     fn look(&mut self) -> Result<Look, Problem> {
         let sight = self.control.look()?;
         self.announced.update(&sight.nodes);
-        let progress = Progress::towards(&sight.mesh.spec, sight.nodes.keys(), &self.announced);
+        let spec = &sight.mesh.spec;
+        // Nobody waits for those that can have no agent.
+        let awaited = sight
+            .nodes
+            .iter()
+            .filter(|(_, facts)| spec.excludes(&facts.labels, facts.announcement.as_deref()).is_none());
+        let progress = Progress::towards(spec, awaited.map(|(name, _)| name), &self.announced);
         Ok(Look { progress, sight, keeps_status: self.control.keeps_status(), now: Timestamp::now() })
     }
 

@@ -94,7 +94,8 @@ fn asked(policies: &PolicyStatus) -> String {
 
 /// Nothing is in `observe`; then, what would be.
 fn encrypted(status: &Status) -> String {
-    let of = |peers: usize| format!("to {peers} of {} other nodes", status.peers.len());
+    let wanted = status.peers.iter().filter(|peer| !peer.excluded).count();
+    let of = |peers: usize| format!("to {peers} of {wanted} other nodes");
     let others = status.policies.as_ref().map(|policies| policies.others).or(status.mode);
     if others == Some(Mode::Observe) {
         let proven = status.peers.iter().filter(|p| p.proven).count();

@@ -3,7 +3,7 @@
 //! What lies outside of them is refused by every agent until somebody names it in `spec`; so they are wide enough to
 //! grow within, and hold nothing that is known to be something else.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use kubeveil_api::mesh::{MeshSpec, Ranges};
@@ -18,11 +18,12 @@ const PRIVATE: [&str; 3] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
 /// The ranges from now on. Those that are recorded stand; `None` if there is nothing to record yet.
 pub(crate) fn ranges(spec: &MeshSpec, recorded: Option<&Ranges>, seen: &Seen) -> Option<Ranges> {
     let mut ranges = recorded.cloned().unwrap_or_default();
-    let Seen { nodes, said, .. } = seen;
-    let addresses = || nodes.values().flat_map(|node| &node.internal_ips).copied().map(IpNet::from);
+    let Seen { nodes, excluded, said, .. } = seen;
+    let nodes: Vec<&Node> = nodes.values().chain(excluded).collect();
+    let addresses = || nodes.iter().flat_map(|node| &node.internal_ips).copied().map(IpNet::from);
     if spec.pod_cidrs.is_empty() && ranges.pod_cidrs.is_empty() {
         let others: Vec<IpNet> = addresses().chain(said.services.iter().copied()).collect();
-        ranges.pod_cidrs = pods(nodes, said, &others);
+        ranges.pod_cidrs = pods(&nodes, said, &others);
     }
     let pods = if spec.pod_cidrs.is_empty() { &ranges.pod_cidrs } else { &spec.pod_cidrs };
     // A node's range is narrowed by the pods' one, so not before that is known.
@@ -34,11 +35,11 @@ pub(crate) fn ranges(spec: &MeshSpec, recorded: Option<&Ranges>, seen: &Seen) ->
 }
 
 /// As configured, or what was seen, rounded up.
-fn pods(nodes: &BTreeMap<String, Node>, said: &Said, others: &[IpNet]) -> Vec<IpNet> {
+fn pods(nodes: &[&Node], said: &Said, others: &[IpNet]) -> Vec<IpNet> {
     if !said.pods.is_empty() {
         return said.pods.clone();
     }
-    let seen = nodes.values().flat_map(|node| &node.pod_cidrs).copied();
+    let seen = nodes.iter().flat_map(|node| &node.pod_cidrs).copied();
     cover(seen, others, |prefix| widened(prefix, ROUND[usize::from(prefix.addr().is_ipv6())]))
 }
 

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Seen {
     /// `EncryptionMesh/default`.
     pub(crate) mesh: Option<Mesh>,
-    /// Nodes by name.
+    /// Nodes by name, but for …
     pub(crate) nodes: BTreeMap<String, Node>,
+    /// … those that can have no agent, for which nobody waits (`spec.excludedNodes`).
+    pub(crate) excluded: Vec<Node>,
     /// What agents say, by the name of their node; `None` where a VeilNode is there and nothing is said in it.
     pub(crate) veil_nodes: BTreeMap<String, Option<VeilNodeStatus>>,
     /// Nodes on which there is an agent's pod, and whether one of them is ready.

@@ -85,11 +85,20 @@ impl Watches {
     /// As of now.
     pub(crate) fn seen(&self) -> Seen {
         let mesh = self.meshes.state().into_iter().find_map(|mesh| read_mesh(&mesh));
-        let nodes = self.nodes.state().into_iter().map(|node| {
+        let (mut nodes, mut excluded) = (BTreeMap::new(), Vec::new());
+        for node in self.nodes.state() {
             let announcement = node.annotations().get(names::ANNOUNCEMENT).cloned();
-            let uid = node.uid().unwrap_or_default();
-            (node.name_any(), Node::read(uid, announcement, &node.spec, node.status.as_ref()))
-        });
+            let spec = mesh.as_ref().map(|mesh| &mesh.object.spec);
+            let is_excluded =
+                spec.is_some_and(|spec| spec.excludes(node.labels(), announcement.as_deref()).is_some());
+            let read =
+                Node::read(node.uid().unwrap_or_default(), announcement, &node.spec, node.status.as_ref());
+            if is_excluded {
+                excluded.push(read);
+            } else {
+                nodes.insert(node.name_any(), read);
+            }
+        }
         let veil_nodes = self.veil_nodes.state().into_iter().map(|node| {
             let status = node.status.clone().and_then(|status| serde_json::from_value(status).ok());
             (node.name_any(), status)
@@ -102,7 +111,8 @@ impl Watches {
         }
         Seen {
             mesh,
-            nodes: nodes.collect(),
+            nodes,
+            excluded,
             veil_nodes: veil_nodes.collect::<BTreeMap<_, Option<VeilNodeStatus>>>(),
             agents,
             said: self.said.clone(),

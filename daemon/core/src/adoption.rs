@@ -85,7 +85,9 @@ impl Seen {
         let snapshot = knowledge.snapshot();
         let requires = |mesh: &&MeshSpec| mesh.mode == kubeveil_api::mesh::Mode::Require;
         let mesh = snapshot.mesh.as_ref().filter(requires);
-        let others = snapshot.nodes.iter().filter(|(name, _)| *name != node);
+        // Nobody waits for those that can have no tunnel.
+        let others =
+            snapshot.nodes.iter().filter(|(name, _)| *name != node && snapshot.excludes(name).is_none());
         Self {
             adoption: mesh.and_then(|mesh| mesh.adoption),
             requires: mesh.is_some(),

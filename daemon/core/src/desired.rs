@@ -15,7 +15,10 @@ use kubeveil_abi::{
     Asked, BASE_PORT, Config, DEVICE_NAMES, DeviceKind, ENVELOPE_PORTS, FWMARK, MAX_SLOTS, Origin, PeerState,
     PeerValue, PrefixKind,
 };
-use kubeveil_api::{mesh::MeshSpec, policy::PolicyMode};
+use kubeveil_api::{
+    mesh::{ExcludedTraffic, MeshSpec},
+    policy::PolicyMode,
+};
 use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
@@ -205,6 +208,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         carriers.push(carrier);
     }
     travel(inputs, &indices, &carriers, &mut out);
+    excluded(inputs, &indices, &mut out);
     adopting(inputs, &indices, &mut out);
     bypassing(inputs, &indices, &mut out);
     out.config = config(inputs, mtu, out.config.envelope_ports);
@@ -497,6 +501,24 @@ fn adopting(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desi
         };
         let value = standing(inputs, *index).filter(is_same).unwrap_or(PeerValue::adopting(until));
         out.values.entry(*index).or_insert(value);
+    }
+}
+
+/// Seconds since boot that never come: 136 years.
+const FOR_EVER: u32 = u32::MAX;
+
+/// Peers that can have no agent, where the mesh lets their packets pass for that. Hearsay begins nothing, and ends nothing that stands.
+fn excluded(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desired) {
+    let snapshot = inputs.knowledge.snapshot();
+    if snapshot.mode() == Some(FlowMode::Observe) {
+        return;
+    }
+    for (node, index) in indices {
+        let value = PeerValue::bypass(FOR_EVER);
+        let is_plain = snapshot.excludes(node) == Some(ExcludedTraffic::Plain);
+        if is_plain && (inputs.told.all || standing(inputs, *index) == Some(value)) {
+            out.values.entry(*index).or_insert(value);
+        }
     }
 }
 

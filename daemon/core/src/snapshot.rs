@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 use kubeveil_api::{
-    mesh::{InForce, MeshSpec, Ranges},
+    mesh::{ExcludedTraffic, InForce, MeshSpec, Ranges},
     selector::Labels,
 };
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ pub struct NodeFacts {
     pub internal_ips: Vec<IpAddr>,
     /// What it says of itself, not verified yet.
     pub announcement: Option<String>,
-    /// Its labels. An agent's source has to tell those of this very node only.
+    /// Its labels. An agent's source has to tell those of this very node, and of nodes that announce nothing.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
@@ -130,6 +130,13 @@ impl Snapshot {
                 in_force.clone_from(found);
             }
         }
+    }
+
+    /// What becomes of traffic with a node that can have no agent, if it is one of those.
+    pub fn excludes(&self, node: &str) -> Option<ExcludedTraffic> {
+        let mesh = self.mesh.as_ref().filter(|mesh| mesh.excluded_nodes.is_some())?;
+        let facts = self.nodes.get(node)?;
+        mesh.excludes(&facts.labels, facts.announcement.as_deref())
     }
 
     /// What happens to a flow of which no policy asks for anything; `None` as long as no mesh is known.

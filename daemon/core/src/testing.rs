@@ -20,6 +20,7 @@ pub(crate) fn mesh() -> MeshSpec {
         rotation: None,
         revoked_keys: vec![],
         bypasses: vec![],
+        excluded_nodes: None,
         uninstall: false,
         adoption: None,
     }

@@ -256,7 +256,9 @@ impl NodeObject {
             }
         }
         let announcement = self.metadata.announcement();
-        let labels = self.metadata.labels.take().filter(|_| self.metadata.name == own).unwrap_or_default();
+        // Thousands have some that nobody asks for.
+        let is_read = self.metadata.name == own || announcement.is_none();
+        let labels = self.metadata.labels.take().filter(|_| is_read).unwrap_or_default();
         let uid = self.metadata.uid.clone();
         let facts = NodeFacts { uid, pod_cidrs, internal_ips, announcement, labels };
         Read::of(self.metadata, Arc::new(facts), problems)

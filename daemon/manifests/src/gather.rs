@@ -186,6 +186,7 @@ fn bare(mode: Mode) -> MeshSpec {
         rotation: None,
         revoked_keys: Vec::new(),
         bypasses: Vec::new(),
+        excluded_nodes: None,
         uninstall: false,
     }
 }

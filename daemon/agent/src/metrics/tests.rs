@@ -52,6 +52,7 @@ fn policies_in_force() -> PolicyStatus {
 /// A busy node: 5,000 peers, and every counter that there can be has counted.
 fn view() -> View {
     let peer = |n: u32| PeerStatus {
+        excluded: false,
         generation: Generation::FIRST,
         node: format!("node-{n}"),
         state: TunnelState::ALL[n as usize % 4],

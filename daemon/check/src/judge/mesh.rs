@@ -107,7 +107,8 @@ fn rotation(mesh: &EncryptionMesh, nodes: &BTreeMap<String, Node>, findings: &mu
     };
     let mut announced = Announced::default();
     announced.update(&nodes.iter().map(|(name, node)| (name.clone(), facts(node))).collect());
-    let progress = Progress::towards(&mesh.spec, nodes.keys(), &announced);
+    let awaited = nodes.iter().filter(|(_, node)| !node.excluded).map(|(name, _)| name);
+    let progress = Progress::towards(&mesh.spec, awaited, &announced);
     let waits: Vec<String> = progress
         .waits_for(mesh.spec.asked().retire_before)
         .map(|(node, why)| format!("{node} {why}"))

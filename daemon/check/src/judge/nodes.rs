@@ -91,14 +91,25 @@ fn releases(nodes: &BTreeMap<String, Node>, findings: &mut Findings) {
         all.dedup();
         findings.ok("kernel", "every Linux node", format!("Linux {}", some(&all)));
     }
-    let others: Vec<&String> = nodes.iter().filter(|(_, node)| !node.linux).map(|(name, _)| name).collect();
+    let named = |excluded: bool| -> Vec<&String> {
+        let others = nodes.iter().filter(|(_, node)| !node.linux && node.excluded == excluded);
+        others.map(|(name, _)| name).collect()
+    };
+    let (others, excluded) = (named(false), named(true));
+    if !excluded.is_empty() {
+        findings.ok(
+            "kernel",
+            nodes_named(&excluded),
+            "it has no agent, as spec.excludedNodes of the mesh says",
+        );
+    }
     if !others.is_empty() {
         findings.warning(
             "kernel",
             nodes_named(&others),
             "it does not run Linux, so it has no agent",
             "in mode require no pod there can be reached from another node, nor reach one",
-            "kubectl get nodes -L kubernetes.io/os    # keep pods that need each other on nodes of one kind",
+            "kubectl get nodes -L kubernetes.io/os    # keep pods that need each other on nodes of one kind, or name these nodes in the mesh's spec.excludedNodes",
         );
     }
 }

@@ -20,6 +20,7 @@ use crate::facts::{Installed, Node, Pod, Probes};
 fn node(n: u8) -> Node {
     Node {
         linux: true,
+        excluded: false,
         kernel: "6.12.0-1-amd64".to_owned(),
         pod_cidrs: vec![format!("10.244.{n}.0/24").parse().expect("net")],
         internal_ips: vec![format!("192.0.2.{n}").parse().expect("ip")],
@@ -298,6 +299,12 @@ fn kernels_are_known_without_probes() {
         facts.probes.by_node.remove("b");
     };
     after(well(), windows, &["warning kernel Node b: it does not run Linux"]);
+    // Nobody has to be told of what he has said himself.
+    let excluded = |facts: &mut Facts| {
+        windows(facts);
+        facts.nodes.as_mut().expect("nodes").get_mut("b").expect("b").excluded = true;
+    };
+    after(well(), excluded, &[]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::*;
 
 fn peer(node: &str, state: TunnelState, handshake: Option<u64>) -> PeerStatus {
     PeerStatus {
+        excluded: false,
         generation: Generation::FIRST,
         node: node.to_owned(),
         state,

@@ -7,7 +7,7 @@ use kubeveil_abi::DEVICE_NAMES;
 use kubeveil_keys::PublicKey;
 
 use super::{
-    Carrier, Desired, DesiredPeer, DesiredTunnel, Inputs, Remote, adopting, bypassing, carries,
+    Carrier, Desired, DesiredPeer, DesiredTunnel, Inputs, Remote, adopting, bypassing, carries, excluded,
     peers::{Peers, announced},
     travel,
 };
@@ -75,6 +75,7 @@ impl Part {
         let mut desired = Desired::default();
         let carrier = Carrier { keys: peers.keys, ..Carrier::new(&inputs, key) };
         travel(&inputs, &indices, &[carrier], &mut desired);
+        excluded(&inputs, &indices, &mut desired);
         adopting(&inputs, &indices, &mut desired);
         bypassing(&inputs, &indices, &mut desired);
         desired

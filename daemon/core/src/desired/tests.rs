@@ -1,4 +1,5 @@
 mod asked;
+mod excluded;
 mod hostile;
 mod leisure;
 mod world;

@@ -165,6 +165,7 @@ pub(crate) fn mesh() -> Result<MeshSpec> {
         rotation: None,
         revoked_keys: vec![],
         bypasses: vec![],
+        excluded_nodes: None,
         uninstall: false,
         adoption: None,
     })

@@ -38,6 +38,11 @@ const REFUSED: &[(&str, &str, &str)] = &[
         r#"[{"nodes": ["a", "b"], "at": "2026-02-28T23:59:00Z", "until": "2026-02-28T24:00:00Z", "by": "admin", "reason": "x"}]"#,
         NO_TIME,
     ),
+    (
+        "excludedNodes",
+        r#"{"selector": {"matchLabels": {}}, "traffic": "plain"}"#,
+        "is empty, so it would mean every node",
+    ),
     ("rotation", r#"{"every": "30"}"#, PERIOD),
     ("rotation", r#"{"every": ""}"#, PERIOD),
     ("rotation", r#"{"jitter": "1h1d"}"#, PERIOD),
@@ -184,6 +189,8 @@ pub(crate) fn every_rule_refuses(server: &mut Server) {
         "nodeSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "In", "values": ["d"]}]},
         "window": {"days": ["Sat", "Sun"], "start": "22:30", "end": "04:00", "timeZone": "Europe/Berlin"},
     });
+    spec["excludedNodes"] =
+        json!({"selector": {"matchLabels": {"kubernetes.io/os": "windows"}}, "traffic": "drop"});
     put("default", &spec).unwrap();
     // While nodes are on their way from one generation to the next there is no third.
     let record = |result: &str| {

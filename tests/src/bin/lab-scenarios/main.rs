@@ -13,6 +13,7 @@ mod control;
 mod crashes;
 mod devices;
 mod disk;
+mod excluded;
 mod explained;
 mod firewall;
 mod forgery;
@@ -154,6 +155,7 @@ fn main() -> ExitCode {
         explained::ALL,
         adoption::ALL,
         bypass::ALL,
+        excluded::ALL,
         by_hand::ALL,
         disk::ALL,
         rotation::ALL,

@@ -270,6 +270,7 @@ impl Bench {
             rotation: None,
             revoked_keys: vec![],
             bypasses: vec![],
+            excluded_nodes: None,
             uninstall: false,
             adoption: None,
         };
