@@ -158,6 +158,13 @@ impl Cluster {
             let lines = processes::output(&mut list).unwrap_or_default();
             read_ranges(&lines, nodes).map(|read| ranges = read).is_some()
         })?;
+        // Whoever is asked before its first process has made its root has none yet.
+        for node in 1..=nodes {
+            let port = self.plan.guest;
+            self.processes.wait_until(&format!("node-{node} has a root"), PATIENCE, || {
+                guest::run(port, &node.to_string(), "pgrep -x containerd", b"").is_ok()
+            })?;
+        }
         network::lay(&self.plan, self.cni, &ranges)
     }
 
