@@ -118,6 +118,11 @@ pub(super) fn joins_anew(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
         }
         Ok(())
     })?;
+    // What was to run there ran elsewhere meanwhile.
+    let there = others.iter().map(|pod| format!("metadata.name!={}", pod.name())).collect::<Vec<_>>();
+    let selector = format!("--field-selector={}", there.join(","));
+    let moved = ["delete", "pods", "--selector=app=web", &selector, "--timeout=120s"];
+    processes::output(&mut cluster.kubectl(&moved))?;
     Pods::once_ready(cluster)?.hidden_pings(cluster)
 }
 
