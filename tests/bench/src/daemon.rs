@@ -1,4 +1,4 @@
-//! The daemon's way round at 5,000 nodes: over the real kernel with WireGuard, but for [`rotation`], [`pods`] and [`window`], which
+//! The daemon's way round at 5,000 nodes: over the real kernel with WireGuard, but for [`rotation`], [`pods`], [`window`] and [`scale`], which
 //! have one of memory.
 //!
 //! Of those over the real kernel:
@@ -13,6 +13,7 @@ pub(crate) mod pods;
 mod profile;
 pub(crate) mod reconcile;
 pub(crate) mod rotation;
+pub(crate) mod scale;
 pub(crate) mod window;
 
 use std::{path::Path, time::Duration};

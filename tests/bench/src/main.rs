@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 use crate::{
-    daemon::{cluster, latency, memory, reconcile, rotation, window},
+    daemon::{cluster, latency, memory, reconcile, rotation, scale, window},
     row::Row,
 };
 
@@ -58,6 +58,8 @@ enum Part {
     Rotation,
     /// From a pod at the API server to other nodes' kernels
     Window,
+    /// One agent among 5,000 Nodes of an API server
+    Scale,
     /// Pod to pod through WireGuard, also while keys are rotated
     Traffic,
     /// In a lab, of `traffic`: measures when it is told to
@@ -99,6 +101,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Part::Latency => with_wireguard("latency", || latency::measure(rounds))?,
         Part::Rotation => rotation::measure(rounds)?,
         Part::Window => window::measure(rounds)?,
+        Part::Scale => scale::measure(rounds)?,
         Part::Traffic => with_wireguard("traffic", || traffic::measure(rounds))?,
         Part::Serve => return traffic::serve(),
         Part::Answer => return traffic::answer(),

@@ -26,7 +26,7 @@ const LIMIT: u64 = 3600;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Only parts whose name contains this: datapath, programs, policies, look, rotation, window, reconcile, memory, latency, traffic
+    /// Only parts whose name contains this: datapath, programs, policies, look, rotation, window, scale, reconcile, memory, latency, traffic
     filter: Option<String>,
     /// How often each thing is measured
     #[arg(long)]
@@ -57,13 +57,14 @@ enum Place {
     WireGuard,
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part { name: "datapath", place: Place::Here, rounds: 9 },
     Part { name: "programs", place: Place::Here, rounds: 9 },
     Part { name: "policies", place: Place::Here, rounds: 9 },
     Part { name: "look", place: Place::Here, rounds: 9 },
     Part { name: "rotation", place: Place::Here, rounds: 3 },
     Part { name: "window", place: Place::ApiServer, rounds: 100 },
+    Part { name: "scale", place: Place::ApiServer, rounds: 100 },
     Part { name: "reconcile", place: Place::WireGuard, rounds: 3 },
     Part { name: "memory", place: Place::WireGuard, rounds: 1 },
     Part { name: "latency", place: Place::WireGuard, rounds: 100 },

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// As the daemon's loop has it (`daemon/agent/src/run.rs`): it waits for the rest of a burst.
-const BURST: Duration = Duration::from_millis(20);
+pub(super) const BURST: Duration = Duration::from_millis(20);
 /// Nodes with a daemon.
 const NODES: u8 = 30;
 /// In which nobody writes anything more: agents say nothing twice within five seconds.
@@ -155,33 +155,9 @@ impl<'a> Stage<'a> {
         Now { monotonic: at, epoch: at }
     }
 
-    /// What changed anything so far, by resource, as the API server counts it.
-    fn writes(&self) -> Result<BTreeMap<String, u64>> {
-        let told =
-            ask(self.server, &self.server.client(Who::Admin)?, &Request::new(Method::GET, "/metrics", ""))?;
-        let mut all = BTreeMap::new();
-        for line in
-            told.as_str().context("metrics")?.lines().filter(|l| l.starts_with("apiserver_request_total{"))
-        {
-            let label = |name: &str| {
-                let (_, rest) = line.split_once(&format!("{name}=\""))?;
-                rest.split_once('"').map(|(value, _)| value.to_owned())
-            };
-            let (verb, resource) = (label("verb").unwrap_or_default(), label("resource").unwrap_or_default());
-            // Who leads is renewed all the time.
-            if WRITES.contains(&verb.as_str()) && resource != "leases" {
-                let count: f64 = line.rsplit(' ').next().context("a number")?.parse()?;
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-                let count = count as u64;
-                *all.entry(resource).or_default() += count;
-            }
-        }
-        Ok(all)
-    }
-
     /// All daemons go on until nobody has written anything for a while.
     fn until_quiet(&mut self) -> Result<()> {
-        let (end, mut last, mut since) = (Instant::now() + PATIENCE, self.writes()?, Instant::now());
+        let (end, mut last, mut since) = (Instant::now() + PATIENCE, writes(self.server)?, Instant::now());
         while since.elapsed() < QUIET {
             ensure!(Instant::now() < end, "it does not become quiet: {last:?}");
             let now = self.now();
@@ -189,7 +165,7 @@ impl<'a> Stage<'a> {
                 daemon.node.pass(now);
             }
             thread::sleep(Duration::from_millis(500));
-            let writes = self.writes()?;
+            let writes = writes(self.server)?;
             if writes != last {
                 (last, since) = (writes, Instant::now());
             }
@@ -209,7 +185,7 @@ impl<'a> Stage<'a> {
             self.world.put_object(&pod)?;
         }
         self.until_quiet()?;
-        let before = self.writes()?;
+        let before = writes(self.server)?;
         let policy = json!({
             "apiVersion": "kubeveil.io/v1alpha1", "kind": "EncryptionPolicy",
             "metadata": {"name": "cardholder-data", "namespace": PAYMENTS},
@@ -219,7 +195,7 @@ impl<'a> Stage<'a> {
         self.until_quiet()?;
         let mut told = Vec::new();
         let mut sum = 0;
-        for (resource, count) in self.writes()? {
+        for (resource, count) in writes(self.server)? {
             let more = count - before.get(&resource).copied().unwrap_or_default();
             if more > 0 {
                 told.push(format!("{more} to {resource}"));
@@ -266,6 +242,29 @@ impl<'a> Stage<'a> {
         }
         anyhow::bail!("the kernel is never told")
     }
+}
+
+/// What changed anything so far, by resource, as the API server counts it.
+pub(super) fn writes(server: &Server) -> Result<BTreeMap<String, u64>> {
+    let told = ask(server, &server.client(Who::Admin)?, &Request::new(Method::GET, "/metrics", ""))?;
+    let mut all = BTreeMap::new();
+    for line in
+        told.as_str().context("metrics")?.lines().filter(|l| l.starts_with("apiserver_request_total{"))
+    {
+        let label = |name: &str| {
+            let (_, rest) = line.split_once(&format!("{name}=\""))?;
+            rest.split_once('"').map(|(value, _)| value.to_owned())
+        };
+        let (verb, resource) = (label("verb").unwrap_or_default(), label("resource").unwrap_or_default());
+        // Who leads is renewed all the time.
+        if WRITES.contains(&verb.as_str()) && resource != "leases" {
+            let count: f64 = line.rsplit(' ').next().context("a number")?.parse()?;
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+            let count = count as u64;
+            *all.entry(resource).or_default() += count;
+        }
+    }
+    Ok(all)
 }
 
 fn daemon(world: &InApiServer<'_>, n: u8) -> Result<Daemon> {
