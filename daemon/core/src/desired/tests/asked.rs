@@ -428,3 +428,18 @@ fn the_more_specific_is_written_first() {
     assert!(at("10.244.0.0/16") < at("10.244.1.7/32"), "the mesh's ranges close first");
     assert!(at("10.244.1.7/32") < at("10.244.1.0/24") && at("10.244.2.8/32") < at("10.244.2.0/24"));
 }
+
+/// Before all was told, what stands in the map is not loosened; but not what stood for something else there.
+#[test]
+fn what_stood_for_another_kind_holds_nobody() {
+    let pods = net("10.244.2.0/24");
+    let asked = |stood: PrefixKind| {
+        let known = snapshot(&[("b", node(2)), ("me", node(1))]);
+        let mut world = World { told: Told::default(), ..World::of(known, &mesh(), &Owners::new()) };
+        let prefix = Prefix { asked: Asked::Require, ..Prefix::new(stood, 1) };
+        world.observed.datapath = Some(Datapath { prefixes: [(pods, prefix)].into(), ..Datapath::default() });
+        desired(&world.inputs()).prefixes[&pods].asked
+    };
+    assert_eq!(asked(PrefixKind::RemotePods), Asked::Require);
+    assert_eq!(asked(PrefixKind::UnownedPods), Asked::Mesh);
+}
