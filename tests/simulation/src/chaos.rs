@@ -223,8 +223,9 @@ impl World {
             Deed::Full(place, length) => self.machines[place].full_until = self.now + length,
             Deed::Clock(place, is_forward) => {
                 let hour = Duration::from_secs(3600);
-                let Machine { wall, has_jumped, .. } = &mut self.machines[place];
+                let Machine { wall, has_jumped, is_set_back, .. } = &mut self.machines[place];
                 *has_jumped = true;
+                *is_set_back |= !is_forward;
                 *wall = if is_forward { *wall + hour } else { wall.saturating_sub(hour) };
             }
             Deed::Revoke(place) => {

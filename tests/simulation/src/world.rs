@@ -48,6 +48,8 @@ pub(crate) struct Machine {
     pub(crate) wall: Duration,
     /// That clock was set meanwhile.
     pub(crate) has_jumped: bool,
+    /// It was set back.
+    pub(crate) is_set_back: bool,
     /// Nothing can be written until then.
     pub(crate) full_until: Duration,
     /// The daemon is killed after so many steps.
@@ -82,6 +84,7 @@ impl Machine {
             lives: 0,
             wall: EPOCH,
             has_jumped: false,
+            is_set_back: false,
             full_until: Duration::ZERO,
             fuse: None,
             cut_until: Duration::ZERO,

@@ -24,8 +24,12 @@ pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// Whether a person, or another process, wants us to stop.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on, Ctrl-C and SIGTERM are noted instead of ending us, so that all is taken down in order.
+/// From now on, Ctrl-C and SIGTERM are noted instead of ending us, so that all is taken down in order. Once more is no other.
 pub(super) fn note_interrupts() -> Result<()> {
+    static NOTED: AtomicBool = AtomicBool::new(false);
+    if NOTED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("handle Ctrl-C")
 }
 

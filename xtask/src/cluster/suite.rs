@@ -68,10 +68,17 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<Tally>
             checks.filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))).collect();
         if !wanted.is_empty() {
             let product = Product::new(workspace)?;
-            super::with(workspace, 3, super::MEMORY, cni, Some(product), |cluster| {
+            let done = super::with(workspace, 3, super::MEMORY, cni, Some(product), |cluster| {
                 let pods = roll_out(cluster, workspace)?;
                 wanted.iter().try_for_each(|(name, check)| run(name, *check, &pods, cluster, &mut tally))
-            })?;
+            });
+            // One that does not come up is no reason to forget the others.
+            if let Err(error) = done {
+                tally.add(Tally::broken(format!("a cluster with {cni:?}: {error:#}")));
+            }
+            if processes::interrupted() {
+                break;
+            }
         }
     }
     Ok(tally)
