@@ -409,7 +409,7 @@ impl<K: Kernel> Node<K> {
         let remotes = outcome.desired.remotes.iter();
         let proven = remotes.filter(|(_, remote)| remote.tunnelled).map(|(name, _)| name.clone()).collect();
         let seen = Seen::of(&self.name, knowledge, assignment, datapath, proven, now.epoch);
-        let (changes, problem) = self.pairs.look(&seen, now);
+        let (changes, problem) = self.pairs.look(seen, now);
         outcome.problems.extend(problem);
         changes
     }

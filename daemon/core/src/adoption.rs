@@ -5,7 +5,8 @@
 //! deadline. Without it, every pair is closed from the first moment on.
 //!
 //! [`Gate`] is what is on record, on disk; [`Gate::step`] only ever closes. The record of a gate that has not begun
-//! holds nothing to open: who lost it goes by what the kernel's maps let pass ([`Seen::barred`]).
+//! holds nothing to open: who lost it goes by what the kernel's maps let pass ([`Seen::barred`]), and so does who found one that another
+//! daemon left, since a disk may have refused what the maps took.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -66,6 +67,8 @@ pub struct Seen {
     pub proven: BTreeSet<String>,
     /// Those that the kernel's maps keep closed, which is how another daemon left them.
     pub barred: BTreeSet<String>,
+    /// The record is this daemon's own. One that another daemon left may be older than the maps: what closes does not wait for the disk.
+    pub is_own: bool,
     /// Pods of this node have addresses that its Node does not have: nothing begins, nothing ends, and the deadline does not run.
     pub is_misled: bool,
     /// Wall clock, since 1970.
@@ -95,6 +98,7 @@ impl Seen {
             whole: knowledge.synced().is_some(),
             proven,
             barred: barred(assignment, datapath),
+            is_own: false,
             is_misled: !snapshot.strangers.is_empty(),
             epoch,
         }
@@ -154,7 +158,8 @@ impl Gate {
         match &mut next.open {
             Some(open) => open.retain(|name, uid| {
                 let is_there = seen.others.get(name).map_or(!seen.whole, |now| now == uid);
-                is_there && !seen.proven.contains(name)
+                let is_barred = !seen.is_own && seen.barred.contains(name);
+                is_there && !is_barred && !seen.proven.contains(name)
             }),
             None => {
                 let closes = |name: &String| seen.proven.contains(name) || seen.barred.contains(name);

@@ -101,6 +101,8 @@ pub(crate) struct Daemon {
     pub(crate) publication: Publication,
     /// Which pairs are open, and what the maps are told of it.
     gate: Gate,
+    /// All nodes were seen once in this life.
+    is_own: bool,
     pub(crate) adopting: Adopting,
     /// The way round that is under way, and when it began.
     pub(crate) stage: Option<Stage>,
@@ -216,6 +218,7 @@ impl Daemon {
             others: others.map(|(name, node)| ((*name).to_owned(), node.uid.to_string())).collect(),
             whole: self.is_whole,
             proven: remotes.map(|(name, _)| name.clone()).collect(),
+            is_own: self.is_own,
             is_misled: false,
             epoch,
         }
@@ -235,6 +238,7 @@ impl Daemon {
         if rules == Rules::ForgetsWhoWasClosed {
             seen.barred.clear();
         }
+        self.is_own |= seen.whole && seen.requires;
         let next = self.gate.step(&seen);
         let is_refused = next != *record && is_full;
         if !is_refused {

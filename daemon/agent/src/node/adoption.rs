@@ -15,6 +15,8 @@ use crate::kept::{ADOPTION, KeptFile};
 pub(super) struct Pairs {
     file: KeptFile<Gate>,
     gate: Gate,
+    /// All nodes were seen once: from then on the record is this daemon's own.
+    is_own: bool,
     /// What the datapath is told.
     pub(super) adopting: Adopting,
 }
@@ -25,11 +27,13 @@ impl Pairs {
         let (file, gate, unreadable) = KeptFile::open(state_dir, ADOPTION);
         let gate = if unreadable.is_some() { Gate::closed() } else { gate };
         let problem = unreadable.map(|message| problems::pairs_unreadable(file.path(), message));
-        (Self { file, gate, adopting: Adopting::default() }, problem)
+        (Self { file, gate, is_own: false, adopting: Adopting::default() }, problem)
     }
 
     /// Takes in what is seen; true if the datapath has to be told something else.
-    pub(super) fn look(&mut self, seen: &Seen, now: Now) -> (bool, Option<Problem>) {
+    pub(super) fn look(&mut self, seen: Seen, now: Now) -> (bool, Option<Problem>) {
+        let seen = &Seen { is_own: self.is_own, ..seen };
+        self.is_own |= seen.whole && seen.requires;
         let next = self.gate.step(seen);
         let mut told = Adopting { heard: self.adopting.heard.clone(), ..Adopting::default() };
         let refused = self.file.keep(&next).err();
@@ -82,6 +86,8 @@ fn unhurried(boot: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// What opens is on disk first; what closes does not wait for it.
@@ -98,14 +104,26 @@ mod tests {
         };
         let folder = dir.path().join("state");
         let (mut pairs, _) = Pairs::open(&folder);
-        let (_, problem) = pairs.look(&seen, now);
+        let (_, problem) = pairs.look(seen.clone(), now);
         assert!(problem.is_some() && pairs.adopting.open.is_empty(), "{pairs:?}");
         std::fs::create_dir(&folder).expect("made");
-        assert_eq!(pairs.look(&seen, now).1, None);
+        assert_eq!(pairs.look(seen.clone(), now).1, None);
         assert_eq!(pairs.adopting.open.len(), 2);
+        let older = std::fs::read(folder.join(ADOPTION)).expect("kept");
         std::fs::remove_dir_all(&folder).expect("removed");
         seen.proven.insert("a".to_owned());
-        assert!(pairs.look(&seen, now).1.is_some());
+        assert!(pairs.look(seen.clone(), now).1.is_some());
+        assert_eq!(pairs.adopting.open.iter().collect::<Vec<_>>(), ["b"]);
+        // The disk has the record of when both were open; who begins anew with it goes by the maps until it has seen all.
+        std::fs::create_dir(&folder).expect("made");
+        std::fs::write(folder.join(ADOPTION), older).expect("written");
+        let barred: BTreeSet<String> = ["a".to_owned()].into();
+        let (mut pairs, _) = Pairs::open(&folder);
+        pairs.look(Seen { barred, proven: BTreeSet::new(), ..seen.clone() }, now);
+        assert_eq!(pairs.adopting.open.iter().collect::<Vec<_>>(), ["b"]);
+        // A hand at the maps closes nothing after that.
+        let barred: BTreeSet<String> = ["b".to_owned()].into();
+        pairs.look(Seen { barred, proven: BTreeSet::new(), ..seen }, now);
         assert_eq!(pairs.adopting.open.iter().collect::<Vec<_>>(), ["b"]);
     }
 }

@@ -24,6 +24,7 @@ fn seen(others: &[&str], proven: &[&str], seconds: u64) -> Seen {
         whole: true,
         proven: names(proven),
         barred: BTreeSet::new(),
+        is_own: false,
         is_misled: false,
         epoch: Duration::from_secs(seconds),
     }
@@ -139,6 +140,17 @@ fn a_lost_record_opens_nothing_that_the_maps_keep_closed() {
     assert_eq!(step(&mut gate, &found), names(&["a"]));
 }
 
+/// A full disk kept a record of when all were open, while the maps went on.
+#[test]
+fn an_older_record_opens_nothing_that_the_maps_keep_closed() {
+    let mut gate = Gate::default();
+    assert_eq!(step(&mut gate, &seen(&["a", "b"], &[], 1)), names(&["a", "b"]));
+    let found = |is_own| Seen { barred: names(&["b"]), is_own, ..seen(&["a", "b"], &[], 2) };
+    // Of its own record a daemon knows that it is not older: somebody's hand was at the maps, which is put back.
+    assert_eq!(step(&mut gate, &found(true)), names(&["a", "b"]));
+    assert_eq!(step(&mut gate, &found(false)), names(&["a"]));
+}
+
 fn any_seen() -> impl Strategy<Value = Seen> {
     let some = || prop::collection::btree_set(prop::sample::select(vec!["a", "b", "c", "d"]), 0..4);
     let owned = |set: BTreeSet<&str>| set.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
@@ -148,9 +160,16 @@ fn any_seen() -> impl Strategy<Value = Seen> {
         (some(), some(), some()),
         uid,
         prop_oneof![9 => 0..DEADLINE, 1 => DEADLINE..2 * DEADLINE],
+        any::<bool>(),
     )
         .prop_map(
-            move |((has_adoption, requires, whole, is_misled), (others, proven, barred), uid, seconds)| {
+            move |(
+                (has_adoption, requires, whole, is_misled),
+                (others, proven, barred),
+                uid,
+                seconds,
+                is_own,
+            )| {
                 Seen {
                     is_misled,
                     adoption: adoption().filter(|_| has_adoption && requires),
@@ -162,6 +181,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
                     whole,
                     proven: owned(proven),
                     barred: owned(barred),
+                    is_own,
                     epoch: Duration::from_secs(seconds),
                 }
             },
