@@ -14,7 +14,7 @@ source "$here/go.sh"
 # The same files, the same programs and the same disk.
 modules="go.mod go.sum cni/go.mod cni/go.sum flannel/go.mod flannel/go.sum"
 # shellcheck disable=SC2086
-built=$cache/programs-$(key_of $modules)
+built=$cache/programs-$(key_of $modules go.sh nodes.sh)
 # shellcheck disable=SC2086
 nodes=$cache/nodes-$(cd "$here" && key_of $modules go.sh nodes.sh node/* ../vm/guest)
 [[ ! -e $nodes/root.img ]] || { touch "$nodes"; echo "$nodes"; exit; }

@@ -90,7 +90,9 @@ impl Set {
         loop {
             let in_time = Instant::now() < end;
             match self.look().await {
-                Ok((found, waiting)) => {
+                Ok((mut found, waiting)) => {
+                    // The DaemonSet runs on every Linux node, one that the mesh excludes among them.
+                    found.retain(|node, _| wanted.contains(node));
                     let why = waiting.iter().map(|(node, why)| format!("{node}: {why}")).collect::<Vec<_>>();
                     last = (
                         found,

@@ -22,6 +22,7 @@ const NAMESPACE: &str = "kubeveil";
 const HANDED_IN: &str = "kubeveil.tar";
 
 /// What is installed: an image, and the chart that names it.
+#[derive(Clone)]
 pub(super) struct Product {
     pub(super) image: Image,
     pub(super) chart: PathBuf,

@@ -98,7 +98,7 @@ fn with<T>(
     let programs = Programs::ensure(workspace)?;
     let _alone = lock(workspace)?;
     processes::note_interrupts()?;
-    let folder = workspace.fresh_folder("cluster")?;
+    let folder = workspace.fresh_folder(cni.folder())?;
     let plan = Plan::new(nodes, folder, credentials::token()?)?;
     let processes = Processes::new(plan.folder.clone());
     let mut cluster = Cluster { plan, programs, cni, product, processes };

@@ -28,6 +28,15 @@ pub(super) enum Cni {
 }
 
 impl Cni {
+    /// Where a cluster of it is kept: each has a folder of its own, so that the logs of one outlive the next.
+    pub(super) const fn folder(self) -> &'static str {
+        match self {
+            Self::Bridge => "cluster",
+            Self::Flannel => "cluster-flannel",
+            Self::FlannelHostGw => "cluster-flannel-host-gw",
+        }
+    }
+
     /// flannel's, where it is one.
     pub(super) fn manifest(self) -> Option<String> {
         let backend = match self {

@@ -41,9 +41,11 @@ pub(super) fn controller_gone(pods: &Pods, cluster: &mut Cluster) -> Result<()> 
             "--selector=app.kubernetes.io/component=controller",
             "--timeout=300s",
         ];
-        processes::output(cluster.kubectl(&gone).args(life::NAMESPACE))?;
-        life::replace_agent(cluster, &pods.0[0].node)?;
+        let gone = processes::output(cluster.kubectl(&gone).args(life::NAMESPACE));
+        let replaced = gone.and_then(|_| life::replace_agent(cluster, &pods.0[0].node));
+        // Whatever came of it: others come after this.
         scale(cluster, 2)?;
+        replaced?;
         let rolled = ["rollout", "status", "deployment/kubeveil-controller", "--timeout=600s"];
         processes::output(cluster.kubectl(&rolled).args(life::NAMESPACE)).map(|_| ())
     })
@@ -59,8 +61,8 @@ pub(super) fn agent_killed(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
     })
 }
 
-/// It comes back with its disk and nothing else. What its pods send before its agent has attached the programs is in plain, and
-/// counted here; the other nodes take none of it.
+/// It comes back with its disk and nothing else. What its own pods send before its agent has attached the programs is in plain, and
+/// counted here; what anybody else sends never is.
 pub(super) fn reboot(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
     let [others @ .., gone] = &pods.0[..] else { return Ok(()) };
     let (node, others): (_, Vec<&Pod>) = (gone.node_number()?, others.iter().collect());
@@ -79,17 +81,19 @@ pub(super) fn reboot(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
         // Until the pod speaks again.
         cluster.early_speaks(&others)
     })?;
-    let after = told.plain.iter().filter(|frame| moment(frame).is_none_or(|moment| moment >= attached));
-    let after: Vec<String> = after.cloned().collect();
-    let before: Vec<f64> =
-        told.plain.iter().filter_map(|frame| moment(frame)).filter(|at| *at < attached).collect();
-    let first = before.iter().copied().reduce(f64::min).unwrap_or(attached);
+    let ranges = gone.ranges(cluster)?;
+    let is_excused = |frame: &String| {
+        moment(frame).is_some_and(|moment| moment < attached)
+            && ranges.iter().any(|range| comes_from(frame, range))
+    };
+    let (before, others): (Vec<String>, Vec<String>) = told.plain.drain(..).partition(is_excused);
+    told.plain = others;
+    let first = before.iter().filter_map(|frame| moment(frame)).reduce(f64::min).unwrap_or(attached);
     report::print(format!(
         "    {} frames of the node's own pods were in plain before its programs were attached, in {:.1} s",
         before.len(),
         attached - first
     ));
-    told.plain = after;
     told.judge()?;
     processes::output(&mut cluster.kubectl(&["delete", "pod", EARLY, "--wait=true", "--timeout=120s"]))?;
     Ok(())
@@ -152,7 +156,7 @@ impl Cluster {
                 && peers == others
                 && encrypted.count() == others
         });
-        done.with_context(|| last)
+        done.map_err(|error| error.context(format!("the last that it said: {last}")))
     }
 
     /// As the plugins of a cluster do it when nodes come.
@@ -163,11 +167,11 @@ impl Cluster {
             let lines = processes::output(&mut list).unwrap_or_default();
             read_ranges(&lines, nodes).map(|read| ranges = read).is_some()
         })?;
-        // Whoever is asked before its first process has made its root has none yet.
+        // Whoever is asked before its first process has made its root is in the VM's.
         for node in 1..=nodes {
             let port = self.plan.guest;
             self.processes.wait_until(&format!("node-{node} has a root"), PATIENCE, || {
-                guest::run(port, &node.to_string(), "pgrep -x containerd", b"").is_ok()
+                guest::run(port, &node.to_string(), "[[ -S /run/containerd/containerd.sock ]]", b"").is_ok()
             })?;
         }
         network::lay(&self.plan, self.cni, &ranges)
@@ -200,7 +204,43 @@ fn early(on: &Pod, others: &[&Pod]) -> Value {
     })
 }
 
+impl Pod {
+    /// Of its node's pods.
+    fn ranges(&self, cluster: &Cluster) -> Result<Vec<String>> {
+        let query = "jsonpath={.spec.podCIDRs[*]}";
+        let said = processes::output(&mut cluster.kubectl(&["get", "node", &self.node, "-o", query]))?;
+        Ok(said.split_whitespace().map(str::to_owned).collect())
+    }
+}
+
+/// Is a frame's source within a range of whole bytes, or of whole groups (`10.244.1.0/24`, `fd00:10:244:1::/64`)?
+fn comes_from(frame: &str, range: &str) -> bool {
+    let source = frame.split(" > ").next().and_then(|before| before.rsplit(' ').next()).unwrap_or_default();
+    let whole = range.split('/').next().unwrap_or_default();
+    let start = whole
+        .strip_suffix("::")
+        .map_or_else(|| whole.strip_suffix('0').unwrap_or(whole).to_owned(), |groups| format!("{groups}:"));
+    !start.is_empty() && source.starts_with(&start)
+}
+
 /// When a frame passed, by the guest's clock, in seconds since 1970.
 fn moment(frame: &str) -> Option<f64> {
     frame.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_has_a_moment_and_a_source() {
+        let v4 = "1796089048.714945 IP 10.244.1.3.45678 > 10.244.2.3.8080: Flags [S]";
+        let v6 = "1796089048.9 IP6 fd00:10:244:1::3 > fd00:10:244:2::3: ICMP6, echo request";
+        assert_eq!(moment(v4), Some(1_796_089_048.714_945));
+        assert!(comes_from(v4, "10.244.1.0/24") && !comes_from(v4, "10.244.2.0/24"));
+        assert!(!comes_from(v4, "10.244.10.0/24") && !comes_from(v4, "fd00:10:244:1::/64"));
+        assert!(comes_from(v6, "fd00:10:244:1::/64") && !comes_from(v6, "fd00:10:244:2::/64"));
+        let other = v6.replace(":1::3 >", ":12::3 >");
+        assert!(!comes_from(&other, "fd00:10:244:1::/64") && comes_from(&other, "fd00:10:244:12::/64"));
+    }
 }

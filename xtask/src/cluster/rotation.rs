@@ -5,7 +5,13 @@ use std::{process::Command, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Cluster, guest, nodes::AGENT, processes, smoke::Pods, traffic::undisturbed};
+use super::{
+    Cluster, guest,
+    nodes::AGENT,
+    processes,
+    smoke::Pods,
+    traffic::{observed, undisturbed},
+};
 
 /// Who rotates: by impersonation, so that the API server knows them by this name and gives them these rights alone.
 const OPERATOR: &str = "ops@example.com";
@@ -131,7 +137,7 @@ fn wait(cluster: &mut Cluster, generation: u64) -> Result<()> {
     Ok(())
 }
 
-/// A key that was stolen is retired at once; what its node loses comes back, and nothing of it is in plain.
+/// A key that was stolen is retired at once; what its node loses meanwhile comes back, and nothing of it is ever in plain.
 pub(super) fn compromised(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
     let node = pods.0[1].node.clone();
     let key = |cluster: &Cluster| {
@@ -139,7 +145,16 @@ pub(super) fn compromised(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
         processes::output(get.arg("jsonpath={.metadata.annotations.kubeveil\\.io/announcement}"))
     };
     let before = key(cluster)?;
-    processes::output(&mut cluster.kubeveil(&["rotate", "--compromised", &node, "--reason", "stolen"])?)?;
+    let told = observed(cluster, &pods.all(), |cluster| {
+        let words = ["rotate", "--compromised", &node, "--reason", "stolen"];
+        processes::output(&mut cluster.kubeveil(&words)?).map(|_| ())
+    })?;
+    ensure!(
+        told.plain.is_empty(),
+        "the wire has seen {} frames, the first: {}",
+        told.plain.len(),
+        told.plain[0]
+    );
     let revoked = cluster.mesh()?["spec"]["revokedKeys"].as_array().map_or(0, Vec::len);
     ensure!(revoked > 0, "no key is revoked in the mesh");
     if before == key(cluster)? {

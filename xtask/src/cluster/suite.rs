@@ -55,33 +55,54 @@ const WITH_FLANNEL: &[(&str, Check)] = &[
     ("the_chart_is_removed_without_residue", life::uninstall),
 ];
 
+/// Of which every check that comes after it needs what it did.
+const INSTALLED: &str = "the_chart_is_installed_and_every_way_is_encrypted";
+
 /// Brings clusters of three nodes up, one after the other, and tries them.
 pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<Tally> {
     let mut tally = Tally::default();
+    let mut product = None;
     for (cni, prefix, checks) in [
         (Cni::Bridge, "", CHECKS),
         (Cni::Flannel, "flannel_vxlan::", WITH_FLANNEL),
         (Cni::FlannelHostGw, "flannel_host_gw::", WITH_FLANNEL),
     ] {
-        let checks = checks.iter().map(|(name, check)| (format!("{prefix}{name}"), *check));
-        let wanted: Vec<(String, Check)> =
-            checks.filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))).collect();
-        if !wanted.is_empty() {
-            let product = Product::new(workspace)?;
-            let done = super::with(workspace, 3, super::MEMORY, cni, Some(product), |cluster| {
-                let pods = roll_out(cluster, workspace)?;
-                wanted.iter().try_for_each(|(name, check)| run(name, *check, &pods, cluster, &mut tally))
-            });
-            // One that does not come up is no reason to forget the others.
-            if let Err(error) = done {
-                tally.add(Tally::broken(format!("a cluster with {cni:?}: {error:#}")));
+        let wanted = wanted(prefix, checks, filter);
+        if wanted.is_empty() {
+            continue;
+        }
+        if product.is_none() {
+            product = Some(Product::new(workspace)?);
+        }
+        let done = super::with(workspace, 3, super::MEMORY, cni, product.clone(), |cluster| {
+            let pods = roll_out(cluster, workspace)?;
+            let failed = tally.failed;
+            let result =
+                wanted.iter().try_for_each(|(name, check)| run(name, *check, &pods, cluster, &mut tally));
+            if tally.failed > failed && result.is_ok() {
+                cluster.save_node_logs();
+                report::say(format!("the cluster's logs are in {}", cluster.plan.folder.display()));
             }
-            if processes::interrupted() {
-                break;
-            }
+            result
+        });
+        // One that does not come up is no reason to forget the others.
+        if let Err(error) = done {
+            tally.add(Tally::broken(format!("a cluster with {cni:?}: {error:#}")));
+        }
+        if processes::interrupted() {
+            break;
         }
     }
     Ok(tally)
+}
+
+/// Those that the filter wants, and the installation where one of them comes after it.
+fn wanted(prefix: &str, checks: &[(&str, Check)], filter: Option<&str>) -> Vec<(String, Check)> {
+    let named = checks.iter().map(|(name, check)| (format!("{prefix}{name}"), *check));
+    let is_wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    let needs =
+        named.clone().skip_while(|(name, _)| !name.ends_with(INSTALLED)).any(|(name, _)| is_wanted(&name));
+    named.filter(|(name, _)| is_wanted(name) || (needs && name.ends_with(INSTALLED))).collect()
 }
 
 /// One check; an error only where somebody wants an end.
@@ -102,4 +123,20 @@ fn run(name: &str, check: Check, pods: &Pods, cluster: &mut Cluster, tally: &mut
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_the_chart_has_it() {
+        let names = |filter| -> Vec<String> {
+            wanted("", CHECKS, filter).into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(names(None).len(), CHECKS.len());
+        assert_eq!(names(Some("reboots"))[0], INSTALLED);
+        assert_eq!(names(Some("a_service_answers_a_pod")).len(), 1);
+        assert!(wanted("flannel::", WITH_FLANNEL, Some("a_stolen_key")).is_empty());
+    }
 }

@@ -33,6 +33,7 @@ pub(crate) struct Arguments {
 }
 
 /// An image that lies in the target folder.
+#[derive(Clone)]
 pub(crate) struct Image {
     /// An OCI layout, packed.
     pub(crate) archive: PathBuf,
