@@ -19,7 +19,7 @@ const PRIVATE: [&str; 3] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
 pub(crate) fn ranges(spec: &MeshSpec, recorded: Option<&Ranges>, seen: &Seen) -> Option<Ranges> {
     let mut ranges = recorded.cloned().unwrap_or_default();
     let Seen { nodes, excluded, said, .. } = seen;
-    let nodes: Vec<&Node> = nodes.values().chain(excluded).collect();
+    let nodes: Vec<&Node> = nodes.values().chain(excluded.values()).collect();
     let addresses = || nodes.iter().flat_map(|node| &node.internal_ips).copied().map(IpNet::from);
     if spec.pod_cidrs.is_empty() && ranges.pod_cidrs.is_empty() {
         let others: Vec<IpNet> = addresses().chain(said.services.iter().copied()).collect();

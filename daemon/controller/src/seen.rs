@@ -14,7 +14,7 @@ pub(crate) struct Seen {
     /// Nodes by name, but for …
     pub(crate) nodes: BTreeMap<String, Node>,
     /// … those that can have no agent, for which nobody waits (`spec.excludedNodes`).
-    pub(crate) excluded: Vec<Node>,
+    pub(crate) excluded: BTreeMap<String, Node>,
     /// What agents say, by the name of their node; `None` where a VeilNode is there and nothing is said in it.
     pub(crate) veil_nodes: BTreeMap<String, Option<VeilNodeStatus>>,
     /// Nodes on which there is an agent's pod, and whether one of them is ready.

@@ -42,7 +42,7 @@ pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option
     let rotations = records(&before.rotations, &mesh.spec, progress, now);
     let mut conditions = vec![
         all_nodes(READY, ["AllNodesReady", "NodesNotReady"], &not_ready, "enforce", now),
-        fully_connected(mesh.spec.mode, &ways, now),
+        fully_connected(mesh.spec.mode, &ways, seen.excluded.len(), now),
         keys_current(seen, &mesh.spec, now),
         rotating(&mesh.spec, rotations.last(), progress, now),
         bypassed(&mesh.spec, now),
@@ -108,13 +108,17 @@ impl Ways {
     }
 }
 
-fn fully_connected(mode: Mode, ways: &Ways, now: Timestamp) -> Condition {
+fn fully_connected(mode: Mode, ways: &Ways, excluded: usize, now: Timestamp) -> Condition {
     if mode == Mode::Observe {
         let message = "the mode is observe: nothing is encrypted".to_owned();
         return Condition::new("FullyConnected", false, "Observing", message, now);
     }
     let holds = ways.encrypted == ways.all;
-    let message = if holds {
+    let message = if holds && excluded > 0 {
+        format!(
+            "all pod traffic between nodes is encrypted, but for {excluded} nodes that can have no agent (spec.excludedNodes)"
+        )
+    } else if holds {
         "all pod traffic between nodes is encrypted".to_owned()
     } else {
         format!(

@@ -85,7 +85,7 @@ impl Watches {
     /// As of now.
     pub(crate) fn seen(&self) -> Seen {
         let mesh = self.meshes.state().into_iter().find_map(|mesh| read_mesh(&mesh));
-        let (mut nodes, mut excluded) = (BTreeMap::new(), Vec::new());
+        let (mut nodes, mut excluded) = (BTreeMap::new(), BTreeMap::new());
         for node in self.nodes.state() {
             let announcement = node.annotations().get(names::ANNOUNCEMENT).cloned();
             let spec = mesh.as_ref().map(|mesh| &mesh.object.spec);
@@ -93,11 +93,8 @@ impl Watches {
                 spec.is_some_and(|spec| spec.excludes(node.labels(), announcement.as_deref()).is_some());
             let read =
                 Node::read(node.uid().unwrap_or_default(), announcement, &node.spec, node.status.as_ref());
-            if is_excluded {
-                excluded.push(read);
-            } else {
-                nodes.insert(node.name_any(), read);
-            }
+            let of = if is_excluded { &mut excluded } else { &mut nodes };
+            of.insert(node.name_any(), read);
         }
         let veil_nodes = self.veil_nodes.state().into_iter().map(|node| {
             let status = node.status.clone().and_then(|status| serde_json::from_value(status).ok());

@@ -88,9 +88,9 @@ impl Seen {
         let snapshot = knowledge.snapshot();
         let requires = |mesh: &&MeshSpec| mesh.mode == kubeveil_api::mesh::Mode::Require;
         let mesh = snapshot.mesh.as_ref().filter(requires);
-        // Nobody waits for those that can have no tunnel.
-        let others =
-            snapshot.nodes.iter().filter(|(name, _)| *name != node && snapshot.excludes(name).is_none());
+        // Nobody waits for those that can have no tunnel, once it is known who they are.
+        let is_awaited = |name: &String| knowledge.synced().is_none() || snapshot.excludes(name).is_none();
+        let others = snapshot.nodes.iter().filter(|(name, _)| *name != node && is_awaited(name));
         Self {
             adoption: mesh.and_then(|mesh| mesh.adoption),
             requires: mesh.is_some(),
@@ -107,7 +107,8 @@ impl Seen {
 
 /// Nodes whose pods are in the map of a datapath that requires, and whose packets it does not let pass.
 fn barred(assignment: &Assignment, datapath: &Datapath) -> BTreeSet<String> {
-    if Mode::from_raw(datapath.config.mode) != Mode::Require {
+    // Settings are written when all that may pass is in the maps: before that they keep nobody closed.
+    if datapath.written().is_none_or(|config| Mode::from_raw(config.mode) != Mode::Require) {
         return BTreeSet::new();
     }
     let is_closed = |(net, class): &(IpNet, Class)| {
@@ -142,13 +143,17 @@ impl Gate {
             return self.clone();
         }
         let Some(adoption) = seen.adoption else { return Self::closed() };
+        let mut before = self.clone();
+        if !seen.is_own {
+            before.bar(seen);
+        }
         if seen.is_misled {
             // What the programs are told ends by itself, later than the deadline.
             let paused = self.paused.or(Some(seen.epoch.as_secs()));
-            return Self { paused, deadline: None, ..self.clone() };
+            return Self { paused, deadline: None, ..before };
         }
         let paused = self.paused.map_or(0, |since| seen.epoch.as_secs().saturating_sub(since));
-        let mut next = Self { paused: None, later: self.later.saturating_add(paused), ..self.clone() };
+        let mut next = Self { paused: None, later: self.later.saturating_add(paused), ..before };
         let deadline = next.deadline(&adoption);
         let told = self.deadline.map(Duration::from_secs);
         if told.into_iter().chain([deadline]).any(|deadline| seen.epoch >= deadline) {
@@ -158,8 +163,7 @@ impl Gate {
         match &mut next.open {
             Some(open) => open.retain(|name, uid| {
                 let is_there = seen.others.get(name).map_or(!seen.whole, |now| now == uid);
-                let is_barred = !seen.is_own && seen.barred.contains(name);
-                is_there && !is_barred && !seen.proven.contains(name)
+                is_there && !seen.proven.contains(name)
             }),
             None => {
                 let closes = |name: &String| seen.proven.contains(name) || seen.barred.contains(name);
@@ -173,6 +177,22 @@ impl Gate {
             }
         }
         if next.open.as_ref().is_some_and(BTreeMap::is_empty) { Self::closed() } else { next }
+    }
+
+    /// What the maps keep closed is closed.
+    fn bar(&mut self, seen: &Seen) {
+        match &mut self.open {
+            Some(open) => open.retain(|name, _| !seen.barred.contains(name)),
+            None => {
+                let closed = seen.others.iter().filter(|(name, _)| seen.barred.contains(*name));
+                self.closed.extend(closed.map(|(name, uid)| (name.clone(), uid.clone())));
+            }
+        }
+    }
+
+    /// Those whose pairs the record has open, whatever the mode.
+    pub fn left(&self) -> impl Iterator<Item = &String> {
+        self.open.iter().filter(|_| !self.over).flat_map(BTreeMap::keys)
     }
 
     /// The deadline, later by as long as it did not run; since 1970.
@@ -198,6 +218,8 @@ pub struct Adopting {
     pub open: BTreeSet<String>,
     /// Until when, seconds since boot: the programs go by it though the daemon be dead.
     pub until: u32,
+    /// Nodes whose pairs the record has open, where the mode is none in which any is: should that be hearsay, what stands of them stays.
+    pub left: BTreeSet<String>,
     /// Nodes that may be heard in plain though ours to them are encrypted, until when.
     pub heard: BTreeMap<String, u32>,
 }

@@ -364,6 +364,10 @@ pub struct Bypassed {
 impl Bypassed {
     /// The value of the map for a node to which packets travel like `beneath` otherwise.
     pub fn over(&self, beneath: PeerValue, now: Duration) -> PeerValue {
+        // What is in plain without a tunnel, as it can have none, lasts longer than this.
+        if beneath.state() == PeerState::Bypass {
+            return beneath;
+        }
         let is_begun = self.from <= second(now);
         if is_begun || !beneath.has_tunnel() {
             beneath.bypassed(self.end)

@@ -502,21 +502,28 @@ fn adopting(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desi
         let value = standing(inputs, *index).filter(is_same).unwrap_or(PeerValue::adopting(until));
         out.values.entry(*index).or_insert(value);
     }
+    // Another mode is hearsay, and what stands ends by itself.
+    let left = inputs.adopting.left.iter().filter(|_| !inputs.told.mesh);
+    for index in left.filter_map(|node| indices.get(node)) {
+        if let Some(value) = standing(inputs, *index).filter(|value| value.state() == PeerState::Adopting) {
+            out.values.entry(*index).or_insert(value);
+        }
+    }
 }
 
-/// Seconds since boot that never come: 136 years.
-const FOR_EVER: u32 = u32::MAX;
-
-/// Peers that can have no agent, where the mesh lets their packets pass for that. Hearsay begins nothing, and ends nothing that stands.
+/// Peers that can have no agent, where the mesh lets their packets pass for that: for an hour or two from now, which is told anew once an hour,
+/// since it has to end though the daemon be dead. Hearsay begins nothing, and leaves what stands to its end.
 fn excluded(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desired) {
     let snapshot = inputs.knowledge.snapshot();
     if snapshot.mode() == Some(FlowMode::Observe) {
         return;
     }
-    for (node, index) in indices {
-        let value = PeerValue::bypass(FOR_EVER);
-        let is_plain = snapshot.excludes(node) == Some(ExcludedTraffic::Plain);
-        if is_plain && (inputs.told.all || standing(inputs, *index) == Some(value)) {
+    let until = (inputs.now.as_secs() / 3600 + 2).saturating_mul(3600);
+    let value = PeerValue::bypass(u32::try_from(until).unwrap_or(u32::MAX));
+    let is_plain = |node: &str| snapshot.excludes(node) == Some(ExcludedTraffic::Plain);
+    for (_, index) in indices.iter().filter(|(node, _)| is_plain(node)) {
+        let stands = || standing(inputs, *index).filter(|value| value.state() == PeerState::Bypass);
+        if let Some(value) = if inputs.told.all { Some(value) } else { stands() } {
             out.values.entry(*index).or_insert(value);
         }
     }

@@ -196,9 +196,7 @@ fn withdraw(
     // One that is proven goes from plain into its tunnel by one store, and not by way of nowhere.
     let is_closed = |(index, have): &(&u32, &PeerValue)| {
         let is_known = || synced.is_some() || desired.prefixes.values().any(|prefix| prefix.peer == **index);
-        matches!(have.state(), PeerState::Adopting | PeerState::Bypass)
-            && !desired.values.contains_key(index)
-            && is_known()
+        is_plain(**have) && !desired.values.contains_key(index) && is_known()
     };
     let closed = datapath.peers.iter().filter(is_closed);
     actions.extend(closed.map(|(index, _)| Action::SetPeer(*index, PeerValue::NO_TUNNEL)));
@@ -255,8 +253,13 @@ fn origins(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
     actions.extend(new.map(|(address, want)| Action::PutOrigin(*address, *want)));
 }
 
+/// Without a tunnel, and passing all the same.
+const fn is_plain(value: PeerValue) -> bool {
+    matches!(value.state(), PeerState::Adopting | PeerState::Bypass)
+}
+
 fn open_in_plain(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
-    for (index, want) in desired.values.iter().filter(|(_, want)| want.state() == PeerState::Adopting) {
+    for (index, want) in desired.values.iter().filter(|(_, want)| is_plain(**want)) {
         if datapath.peers.get(index) != Some(want) {
             actions.push(Action::SetPeer(*index, *want));
         }
@@ -424,7 +427,7 @@ fn travel(desired: &Desired, datapath: &Datapath, actions: &mut Vec<Action>) {
             actions.push(Action::SetSlot(slot, *want));
         }
     }
-    for (index, want) in desired.values.iter().filter(|(_, want)| want.state() != PeerState::Adopting) {
+    for (index, want) in desired.values.iter().filter(|(_, want)| !is_plain(**want)) {
         if datapath.peers.get(index) != Some(want) {
             actions.push(Action::SetPeer(*index, *want));
         }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use kubeveil_abi::{DEVICE_NAMES, Mode, PeerState};
+use kubeveil_abi::{Config, DEVICE_NAMES, Mode, PeerState};
 use kubeveil_api::announcement::{GenerationEntry, NotFlipped};
 use kubeveil_core::{
     action::Action,
@@ -197,7 +197,8 @@ impl Daemon {
         let mesh = self.known.mesh.as_ref().filter(|_| self.requires());
         let others = self.known.nodes.iter().filter(|(name, _)| **name != self.name);
         let datapath = observed.datapath.as_ref();
-        let required = datapath.filter(|datapath| Mode::from_raw(datapath.config.mode) == Mode::Require);
+        let requires = |config: Config| Mode::from_raw(config.mode) == Mode::Require;
+        let required = datapath.filter(|datapath| datapath.written().is_some_and(requires));
         let bars = |name: &str| {
             let datapath = required.filter(|datapath| datapath.prefixes.contains_key(&address(place(name))));
             datapath.is_some_and(|datapath| {

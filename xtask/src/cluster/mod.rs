@@ -263,8 +263,8 @@ fn command_folder(plan: &Plan, control: &Path) -> Result<()> {
     }
     // A copy: the checkout may be built anew while the cluster is up.
     let ourselves = plan.file("xtask");
-    let built = std::env::current_exe().context("find this program")?;
-    fs::copy(built, &ourselves).context("copy this program")?;
+    // Under its name there may be another by now.
+    fs::copy("/proc/self/exe", &ourselves).context("copy this program")?;
     for name in ["node-exec", "wire-capture"] {
         let file = folder.join(name);
         let script =

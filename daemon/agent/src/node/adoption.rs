@@ -40,6 +40,9 @@ impl Pairs {
         // What closes never waits for the disk; what opens does.
         if refused.is_none() || next.is_over() || self.gate.is_begun() {
             told.open = next.open(seen);
+            if !seen.requires {
+                told.left = next.left().cloned().collect();
+            }
             self.gate = next;
         }
         let boot = now.monotonic.as_secs();

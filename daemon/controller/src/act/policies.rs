@@ -75,7 +75,8 @@ impl Writer {
     async fn write_slices(&self, seen: &Seen, census: &Census, selected: &Selected) -> Result<()> {
         let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         for (name, pods) in &selected.slices {
-            let Some(node) = seen.nodes.get(name) else { continue };
+            // A node that can have no agent has pods, and policies ask for them what they ask for all.
+            let Some(node) = seen.nodes.get(name).or_else(|| seen.excluded.get(name)) else { continue };
             let stands = census.slices.get(name);
             if stands.is_none_or(|stands| {
                 stands.pods.as_ref() != Some(pods) || stands.owner.as_ref() != Some(&node.uid)

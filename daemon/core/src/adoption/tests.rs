@@ -1,6 +1,13 @@
 use proptest::prelude::*;
 
+use kubeveil_abi::Config;
+
 use super::*;
+use crate::{
+    observed::Prefix,
+    ownership::{Owners, assign},
+    testing::{mesh, net, node, snapshot},
+};
 
 const DEADLINE: u64 = 1_000;
 
@@ -149,6 +156,33 @@ fn an_older_record_opens_nothing_that_the_maps_keep_closed() {
     // Of its own record a daemon knows that it is not older: somebody's hand was at the maps, which is put back.
     assert_eq!(step(&mut gate, &found(true)), names(&["a", "b"]));
     assert_eq!(step(&mut gate, &found(false)), names(&["a"]));
+}
+
+/// Nor while pods have addresses that nobody knows of, and not afterwards either; a lost record is no other.
+#[test]
+fn what_the_maps_keep_closed_stays_so_while_addresses_are_unknown() {
+    let mut begun = Gate::default();
+    step(&mut begun, &seen(&["a", "b"], &[], 1));
+    for mut gate in [begun, Gate::default()] {
+        let misled = Seen { barred: names(&["b"]), is_misled: true, ..seen(&["a", "b"], &[], 2) };
+        assert_eq!(step(&mut gate, &misled), names(&["a"]));
+        assert_eq!(step(&mut gate, &Seen { is_own: true, ..seen(&["a", "b"], &[], 3) }), names(&["a"]));
+    }
+}
+
+/// Maps that nobody has written settings into yet are no other daemon's, though prefixes are in them.
+#[test]
+fn maps_keep_nobody_closed_before_their_settings_are_written() {
+    let known = snapshot(&[("b", node(2)), ("me", node(1))]);
+    let knowledge = Knowledge::Whole(known.attest_whole());
+    let assignment = assign(&knowledge, &mesh(), &Owners::new());
+    let prefixes = [(net("10.244.2.0/24"), Prefix::new(PrefixKind::RemotePods, 1))];
+    let barred = |config: Config| {
+        let datapath = Datapath { config, prefixes: prefixes.into(), ..Datapath::default() };
+        Seen::of("me", &knowledge, &assignment, &datapath, BTreeSet::new(), Duration::ZERO).barred
+    };
+    assert_eq!(barred(Config::default()), names(&[]));
+    assert_eq!(barred(Config { mtu: 1400, ..Config::default() }), names(&["b"]));
 }
 
 fn any_seen() -> impl Strategy<Value = Seen> {

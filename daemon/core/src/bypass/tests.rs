@@ -423,3 +423,14 @@ proptest! {
         }
     }
 }
+
+/// Of a node that can have no agent: it is in plain in any case, and longer.
+#[test]
+fn what_is_in_plain_without_a_tunnel_stays_so() {
+    let bypassed =
+        Bypassed { from: 0, end: 50, until: Timestamp::UNIX_EPOCH, by: String::new(), reason: String::new() };
+    let endless = PeerValue::bypass(7_200);
+    for now in [10, 55, 100] {
+        assert_eq!(bypassed.over(endless, Duration::from_secs(now)), endless);
+    }
+}

@@ -85,3 +85,24 @@ fn this_nodes_own_address_is_nobodys_too_where_another_claims_it() {
     assert_eq!(desired.prefixes.get(&net("192.0.2.1/32")), Some(&NOBODYS));
     assert_eq!(desired.prefixes[&net("10.244.1.0/24")].kind, PrefixKind::LocalPods);
 }
+
+/// The disk has an older mesh, of a mode in which no pair is open; the record, and the map, have one that is.
+#[test]
+fn a_mode_that_is_hearsay_closes_no_pair() {
+    let value = PeerValue::adopting(500);
+    let of_b = |left: &[&str], told: bool| {
+        let mut known = snapshot(&[("b", node(2)), ("me", node(1))]);
+        known.mesh = Some(MeshSpec { mode: kubeveil_api::mesh::Mode::Prefer, ..mesh() });
+        let mut world = World::of(known, &mesh(), &Owners::new());
+        world.told = Told { mesh: told, all: told };
+        let prefixes = desired(&world.inputs()).prefixes;
+        let index = prefixes[&net("10.244.2.0/24")].peer;
+        world.observed.datapath =
+            Some(Datapath { prefixes, peers: [(index, value)].into(), ..Datapath::default() });
+        world.adopting.left = left.iter().map(|name| (*name).to_owned()).collect();
+        desired(&world.inputs()).values.get(&index).copied()
+    };
+    assert_eq!(of_b(&["b"], false), Some(value));
+    assert_eq!(of_b(&[], false), None, "the record has it closed");
+    assert_eq!(of_b(&["b"], true), None, "it is no hearsay");
+}
