@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use kubeveil_api::policy::PolicyMode;
+use kubeveil_api::{mesh::ExcludedTraffic, policy::PolicyMode};
 use kubeveil_core::source::SourceState;
 use kubeveil_tests_kubernetes::{
-    cluster::{InApiServer, PAYMENTS},
+    cluster::{InApiServer, PAYMENTS, node_kind},
     server::Server,
     world::World,
 };
@@ -87,4 +87,18 @@ pub(crate) fn pods_become_others(server: &mut Server) {
     // The label is taken away, and not left as it was.
     world.put_object(&space(json!({"open": "no"}))).unwrap();
     watching.until("its namespace has another label", |state| told(state).is_empty());
+
+    // A node that can have no agent has pods like any other.
+    let mut mesh = suite::mesh();
+    mesh["excludedNodes"] = json!({"selector": {"matchLabels": {"pool": "virtual"}}, "traffic": "plain"});
+    world.put_mesh(&mesh).unwrap();
+    world.put(&node_kind(), &json!({"metadata": {"name": "node-2", "labels": {"pool": "virtual"}}})).unwrap();
+    watching.until("the node is excluded", |state| {
+        state.knowledge.snapshot().excludes("node-2") == Some(ExcludedTraffic::Plain)
+    });
+    world.put_object(&policy("ledger", json!({"mode": "require"}))).unwrap();
+    world.put_object(&space(json!({"open": "yes"}))).unwrap();
+    let require = (PolicyMode::Require, None);
+    let both = Told::from_iter([of(7, require), of(8, require)].concat());
+    watching.until("encryption is required of its pods", |state| told(state) == both);
 }
