@@ -157,9 +157,11 @@ pub(crate) struct Going {
     is_open: bool,
     /// In plain, though there may be a tunnel.
     is_bypassed: bool,
+    /// It can have no agent, and nobody waits for it.
+    pub(crate) is_excluded: bool,
 }
 
-pub(crate) fn going<K: Kernel>(node: &Node<K>, remote: &Remote, now: Now) -> Going {
+pub(crate) fn going<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> Going {
     let value = node.last.observed.datapath.as_ref().and_then(|d| d.peers.get(&remote.index));
     let proven = value.is_some_and(|value| value.has_tunnel());
     let second = u32::try_from(now.monotonic.as_secs()).unwrap_or(u32::MAX);
@@ -170,19 +172,20 @@ pub(crate) fn going<K: Kernel>(node: &Node<K>, remote: &Remote, now: Now) -> Goi
     let way = if is_open || is_bypassed { Way::Plain } else { way(node, proven) };
     let health =
         remote.key.map_or(remote.health, |key| node.tunnels.health(&remote.device, &key, now.monotonic));
-    Going { way, health, proven, is_open, is_bypassed }
+    let is_excluded = node.snapshot().excludes(name).is_some();
+    Going { way, health, proven, is_open, is_bypassed, is_excluded }
 }
 
 fn peer<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, now: Now) -> PeerStatus {
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     let peer = remote.key.and_then(|key| tunnel?.peers.get(&key));
     let link = tunnel.and_then(|t| node.last.observed.links.get(&t.ifindex));
-    let going = going(node, remote, now);
-    let Going { way, health, proven, is_open, .. } = going;
+    let going = going(node, name, remote, now);
+    let Going { way, health, proven, is_open, is_excluded, .. } = going;
     PeerStatus {
         node: name.to_owned(),
         state: health.state(),
-        excluded: node.snapshot().excludes(name).is_some(),
+        excluded: is_excluded,
         way,
         reason: (way != Way::Tunnel).then(|| {
             let mut why = why(node, name, remote, &going, now);
@@ -228,10 +231,10 @@ const NO_HANDSHAKE: &str = "no handshake yet";
 
 /// Why packets to a peer do not go by its tunnel.
 pub(crate) fn why<K: Kernel>(node: &Node<K>, name: &str, remote: &Remote, going: &Going, now: Now) -> String {
-    let Going { health, proven, is_bypassed, .. } = *going;
+    let Going { health, proven, is_bypassed, is_excluded, .. } = *going;
     let tunnel = node.last.observed.tunnels.get(&remote.device);
     match (remote.key, health) {
-        _ if node.snapshot().excludes(name).is_some() => EXCLUDED.to_owned(),
+        _ if is_excluded => EXCLUDED.to_owned(),
         _ if is_bypassed => bypassed(node, name, now),
         _ if proven && node.snapshot().mode() == Some(FlowMode::Observe) => "the mode is observe".to_owned(),
         _ if proven => "no program is attached".to_owned(),

@@ -16,14 +16,14 @@ use crate::{
 
 /// Nothing in it changes while nothing happens: no age, no count of packets.
 pub(crate) fn report<K: Kernel>(node: &Node<K>, now: Now) -> VeilNodeStatus {
-    // Nobody waits for those that can have no agent.
-    let remotes = node.last.desired.remotes.iter();
-    let remotes = remotes.filter(|(name, _)| node.snapshot().excludes(name).is_none());
     let (mut peers, mut encrypted) = (0, 0);
     let mut not_encrypted = Vec::new();
-    for (name, remote) in remotes {
+    for (name, remote) in &node.last.desired.remotes {
+        let going = status::going(node, name, remote, now);
+        if going.is_excluded {
+            continue;
+        }
         peers += 1;
-        let going = status::going(node, remote, now);
         if going.way == Way::Tunnel {
             encrypted += 1;
         } else if not_encrypted.len() < MOST_NAMED {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bypass::TWO_NODES,
-    mesh::{MeshSpec, MeshStatus},
+    mesh::{EVERY_NODE, MeshSpec, MeshStatus, WHOLE},
     moment::{self, NO_TIME},
     names,
     pod_slice::SlicedPod,
@@ -221,8 +221,7 @@ pub(crate) fn generation_grows() -> Value {
 pub(crate) fn selects_some() -> Value {
     json!([rule(
         "size(self.?matchLabels.orValue({})) + size(self.?matchExpressions.orValue([])) > 0",
-        "is empty, so it would mean every node; name a label that only nodes without an agent have, such as \
-         kubernetes.io/os: windows",
+        EVERY_NODE,
     )])
 }
 
@@ -345,7 +344,7 @@ pub(crate) fn ranges(_: &mut SchemaGenerator) -> Schema {
                 rule("isCIDR(self)", "is no range of addresses, such as 10.244.0.0/16 or fd00:244::/48"),
                 rule(
                     "!isCIDR(self) || cidr(self).prefixLength() > 0",
-                    "is the whole address space; name the cluster's own ranges",
+                    WHOLE,
                 ),
             ],
         },

@@ -194,6 +194,12 @@ impl Adoption {
     }
 }
 
+/// Of a range that is one of everything.
+pub(crate) const WHOLE: &str = "is the whole address space; name the cluster's own ranges";
+/// Of `spec.excludedNodes.selector`.
+pub(crate) const EVERY_NODE: &str = "is empty, so it would mean every node; name a label that only nodes without an agent have, such as \
+                                     kubernetes.io/os: windows";
+
 impl MeshSpec {
     /// Is it refused for good?
     pub fn revokes(&self, key: &PublicKey) -> bool {
@@ -229,18 +235,11 @@ impl MeshSpec {
         }
         for (name, ranges) in [("podCIDRs", &self.pod_cidrs), ("nodeCIDRs", &self.node_cidrs)] {
             if let Some(at) = ranges.iter().position(|range| range.prefix_len() == 0) {
-                return Err((
-                    format!("spec.{name}[{at}]"),
-                    "is the whole address space; name the cluster's own ranges".to_owned(),
-                ));
+                return Err((format!("spec.{name}[{at}]"), WHOLE.to_owned()));
             }
         }
         if self.excluded_nodes.as_ref().is_some_and(|excluded| excluded.selector.is_empty()) {
-            return Err((
-                "spec.excludedNodes.selector".to_owned(),
-                "is empty, so it would mean every node; name a label that only nodes without an agent have, such as kubernetes.io/os: windows"
-                    .to_owned(),
-            ));
+            return Err(("spec.excludedNodes.selector".to_owned(), EVERY_NODE.to_owned()));
         }
         let wrong = |(at, bypass): (usize, &Bypass)| bypass.refusal().map(|(field, why)| (at, field, why));
         if let Some((at, field, why)) = self.bypasses.iter().enumerate().find_map(wrong) {

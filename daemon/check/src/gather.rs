@@ -9,12 +9,13 @@ use kube::{
     core::{ApiResource, DynamicObject},
 };
 use kubeveil_api::{
+    condition::READY,
     mesh::EncryptionMesh,
     names,
     problem::{causes, readable},
     veil_node::VeilNodeStatus,
 };
-use kubeveil_kubernetes::{ours, theirs};
+use kubeveil_kubernetes::{entries, holds, ours, theirs};
 use serde_json::Value;
 
 use crate::{
@@ -129,11 +130,6 @@ pub(crate) fn text(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
-/// The entries of a list; none where it is no list.
-pub(crate) fn entries(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
 /// Those texts of a list that are of this type.
 fn parsed<T: FromStr>(list: &Value) -> Vec<T> {
     entries(list).filter_map(|entry| entry.as_str()?.parse().ok()).collect()
@@ -192,7 +188,7 @@ fn pod(pod: &DynamicObject) -> Option<Pod> {
         labels: pod.labels().clone(),
         node: text(&spec["nodeName"])?,
         host_network: spec["hostNetwork"] == true,
-        ready: entries(&status["conditions"]).any(|c| c["type"] == "Ready" && c["status"] == "True"),
+        ready: holds(status, READY),
         addresses: entries(&status["podIPs"]).filter_map(|ip| ip["ip"].as_str()?.parse().ok()).collect(),
     })
 }

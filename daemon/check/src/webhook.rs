@@ -7,9 +7,10 @@ use kube::{
     core::{ApiResource, DynamicObject},
 };
 use kubeveil_api::selector::LabelSelector;
+use kubeveil_kubernetes::entries;
 use serde_json::Value;
 
-use crate::gather::{entries, text};
+use crate::gather::text;
 
 /// Kinds of configurations, and what they are called in the plural.
 pub(crate) const KINDS: [(&str, &str); 2] = [

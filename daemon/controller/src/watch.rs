@@ -15,7 +15,7 @@ use kube::{
     },
 };
 use kubeveil_api::{mesh::EncryptionMesh, names, object, veil_node::VeilNodeStatus};
-use kubeveil_kubernetes::{PodStatus, ours, theirs};
+use kubeveil_kubernetes::{PodStatus, entries, ours, theirs};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
@@ -185,7 +185,7 @@ async fn said(client: &Client) -> Said {
     let kind = theirs("networking.k8s.io", "ServiceCIDR", "servicecidrs");
     let services: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     if let Ok(list) = services.list(&Default::default()).await {
-        let cidrs = list.items.iter().filter_map(|object| object.data["spec"]["cidrs"].as_array()).flatten();
+        let cidrs = list.items.iter().flat_map(|object| entries(&object.data["spec"]["cidrs"]));
         said.services.extend(cidrs.filter_map(Value::as_str).flat_map(ranges::listed));
     }
     let own = std::env::var("KUBERNETES_SERVICE_HOST").ok();

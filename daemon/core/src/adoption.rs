@@ -28,6 +28,13 @@ use crate::{
 /// waits for that ([`crate::tunnels`]), and has its maps to write.
 pub const GRACE: Duration = Duration::from_secs(10);
 
+/// Until when, since boot, that is let pass at `now` whose end nobody has named: a time that comes nearer, and is told anew as seldom as once
+/// an hour, since it has to end though the daemon be dead.
+pub fn unhurried(now: Duration) -> Duration {
+    const HOUR: u64 = 3600;
+    Duration::from_secs((now.as_secs() / HOUR).saturating_add(2).saturating_mul(HOUR))
+}
+
 /// Names of nodes with the UID of their Node.
 pub type Nodes = BTreeMap<String, String>;
 

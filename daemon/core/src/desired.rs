@@ -22,7 +22,7 @@ use kubeveil_api::{
 use kubeveil_keys::{Generation, PublicKey};
 
 use crate::{
-    adoption::Adopting,
+    adoption::{Adopting, unhurried},
     announced::{Announced, Heard},
     backstop,
     bypass::Bypassing,
@@ -511,15 +511,14 @@ fn adopting(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desi
     }
 }
 
-/// Peers that can have no agent, where the mesh lets their packets pass for that: for an hour or two from now, which is told anew once an hour,
-/// since it has to end though the daemon be dead. Hearsay begins nothing, and leaves what stands to its end.
+/// Peers that can have no agent, where the mesh lets their packets pass for that, which ends by itself. Hearsay begins nothing, and leaves what
+/// stands to its end.
 fn excluded(inputs: &Inputs<'_>, indices: &BTreeMap<String, u32>, out: &mut Desired) {
     let snapshot = inputs.knowledge.snapshot();
     if snapshot.mode() == Some(FlowMode::Observe) {
         return;
     }
-    let until = (inputs.now.as_secs() / 3600 + 2).saturating_mul(3600);
-    let value = PeerValue::bypass(u32::try_from(until).unwrap_or(u32::MAX));
+    let value = PeerValue::bypass(u32::try_from(unhurried(inputs.now).as_secs()).unwrap_or(u32::MAX));
     let is_plain = |node: &str| snapshot.excludes(node) == Some(ExcludedTraffic::Plain);
     for (_, index) in indices.iter().filter(|(node, _)| is_plain(node)) {
         let stands = || standing(inputs, *index).filter(|value| value.state() == PeerState::Bypass);

@@ -12,6 +12,7 @@ use kubeveil_api::{
     names,
     problem::{Problem, causes},
 };
+use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::{
@@ -49,6 +50,16 @@ pub fn ours(kind: &str, plural: &str) -> ApiResource {
 /// full types of the API, of which a Pod's alone has hundreds, would make the program a tenth larger.
 pub fn theirs(group: &str, kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural)
+}
+
+/// The entries of a list in an object that is read field by field; none where it is no list.
+pub fn entries(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+/// Whether such an object's status has this condition, and that it is so.
+pub fn holds(status: &Value, condition: &str) -> bool {
+    entries(&status["conditions"]).any(|entry| entry["type"] == condition && entry["status"] == "True")
 }
 
 /// A client of one API server.

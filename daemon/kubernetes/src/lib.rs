@@ -16,7 +16,7 @@ mod store;
 mod trouble;
 mod watch;
 
-pub use connect::{Origin, ours, theirs};
+pub use connect::{Origin, entries, holds, ours, theirs};
 pub use control::KubernetesControl;
 pub use object::{Named, PodSpec, PodStatus, read_policy, resident};
 pub use pace::Pace;

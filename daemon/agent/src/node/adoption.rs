@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use kubeveil_core::{
-    adoption::{Adopting, GRACE, Gate, Seen},
+    adoption::{Adopting, GRACE, Gate, Seen, unhurried},
     problem::Problem,
 };
 
@@ -48,7 +48,7 @@ impl Pairs {
         let boot = now.monotonic.as_secs();
         let left = seen.adoption.map(|adoption| {
             if seen.is_misled {
-                unhurried(boot)
+                unhurried(now.monotonic).saturating_sub(Duration::from_secs(boot))
             } else {
                 self.gate.deadline(&adoption).saturating_sub(now.epoch)
             }
@@ -78,13 +78,6 @@ impl Pairs {
     pub(super) fn is_over(&self) -> bool {
         self.gate.is_over()
     }
-}
-
-/// Until when pairs are open whose deadline does not run: a time that comes nearer, and is told anew as seldom as once an hour,
-/// since it has to end though the daemon be dead.
-fn unhurried(boot: u64) -> Duration {
-    const HOUR: u64 = 3600;
-    Duration::from_secs((boot / HOUR + 2) * HOUR - boot)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use kubeveil_api::{
     names,
     veil_node::{UNINSTALLED, VeilNodeStatus},
 };
-use kubeveil_kubernetes::{Origin, ours, theirs};
+use kubeveil_kubernetes::{Origin, holds, ours, theirs};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -63,9 +63,7 @@ pub async fn apply_definitions(origin: &Origin) -> Result<()> {
 async fn until_served(api: &Api<DynamicObject>, name: &str) -> Result<()> {
     let end = Instant::now() + SERVED;
     loop {
-        let definition = api.get(name).await?;
-        let mut conditions = definition.data["status"]["conditions"].as_array().into_iter().flatten();
-        if conditions.any(|c| c["type"] == "Established" && c["status"] == "True") {
+        if holds(&api.get(name).await?.data["status"], "Established") {
             return Ok(());
         }
         if Instant::now() >= end {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kube::{Api, ResourceExt as _, api::ListParams, core::DynamicObject};
-use kubeveil_kubernetes::{Origin, theirs};
+use kubeveil_kubernetes::{Origin, entries, theirs};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -129,7 +129,7 @@ fn read(pod: &DynamicObject) -> Option<Echo> {
     let status = &pod.data["status"];
     let node = pod.data["spec"]["nodeName"].as_str()?.to_owned();
     let addresses = |list: &Value| {
-        let texts = list.as_array().into_iter().flatten().filter_map(|entry| entry["ip"].as_str());
+        let texts = entries(list).filter_map(|entry| entry["ip"].as_str());
         texts.filter_map(|text| text.parse().ok()).collect()
     };
     (status["phase"] == "Running").then(|| Echo {
