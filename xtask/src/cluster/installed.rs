@@ -7,14 +7,15 @@ use anyhow::{Context, Result};
 use super::{Cluster, guest, plan::Plan, processes};
 use crate::{
     image::{self, Image},
-    process,
     report::Step,
     workspace::Workspace,
 };
 
 /// What the nodes may take to unpack the image, and the agents to encrypt every way between them.
 const UNPACKED: Duration = Duration::from_secs(240);
-const CONNECTED: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(600);
+/// For what kubectl waits until all ways between the nodes are encrypted.
+pub(super) const CONNECTED: &[&str] = &["--for=condition=FullyConnected", "encryptionmesh/default"];
 
 /// Where helm installs it.
 const NAMESPACE: &str = "kubeveil";
@@ -70,11 +71,8 @@ pub(super) fn install(cluster: &mut Cluster) -> Result<()> {
     step.detail("helm install");
     product.helm_install(&mut helm)?;
     step.detail("every way between nodes gets encrypted");
-    let condition = ["wait", "--for=condition=FullyConnected", "encryptionmesh/default", "--timeout=1s"];
-    let mut connected = cluster.kubectl(&condition);
-    let what = "EncryptionMesh default gets FullyConnected";
-    let result = cluster.processes.wait_until(what, CONNECTED, || process::succeeds(&mut connected));
-    result.with_context(|| in_the_way(cluster))?;
+    let connected = cluster.kubectl_waits(PATIENCE, CONNECTED);
+    connected.with_context(|| in_the_way(cluster))?;
     step.end();
     Ok(())
 }

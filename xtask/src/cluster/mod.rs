@@ -47,8 +47,7 @@ use crate::{
     workspace::Workspace,
 };
 
-/// What nodes may take to come up under emulation on a busy machine. A VM or a control plane that ends is seen at once.
-const REGISTERED: Duration = Duration::from_secs(600);
+/// What nodes may take to get ready under emulation on a busy machine. A VM or a control plane that ends is seen at once.
 const READY: Duration = Duration::from_secs(600);
 
 /// Memory of the VM that holds the nodes.
@@ -152,16 +151,9 @@ impl Cluster {
         step.detail("control plane");
         control::start(&self.plan, &mut self.processes, &self.programs)?;
         step.detail("nodes register");
-        let mut list = self.kubectl(&["get", "nodes", "-o", network::RANGES]);
-        let mut ranges = Vec::new();
-        self.processes.wait_until("the nodes register", REGISTERED, || {
-            let lines = process::output(&mut list).unwrap_or_default();
-            network::read_ranges(&lines, self.plan.nodes).map(|read| ranges = read).is_some()
-        })?;
-        network::lay(&self.plan, self.cni, &ranges)?;
+        self.lay_network()?;
         step.detail("nodes get ready");
-        let mut ready = self.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=1s"]);
-        self.processes.wait_until("the nodes get ready", READY, || process::succeeds(&mut ready))?;
+        self.kubectl_waits(READY, &["--for=condition=Ready", "node", "--all"])?;
         if let Some(manifest) = self.cni.manifest() {
             step.detail("flannel");
             let file = self.plan.file("flannel.yaml");
@@ -179,6 +171,14 @@ impl Cluster {
         }
         step.end();
         command_folder(&self.plan, &self.programs.control)
+    }
+
+    /// `kubectl wait`, as long as it takes.
+    fn kubectl_waits(&mut self, limit: Duration, words: &[&str]) -> Result<()> {
+        let mut wait = self.kubectl(&["wait", "--timeout=1s"]);
+        wait.args(words);
+        self.processes
+            .wait_until(&format!("kubectl wait {}", words.join(" ")), limit, || process::succeeds(&mut wait))
     }
 
     /// kubectl as the cluster's administrator.

@@ -1,19 +1,20 @@
 //! The pods' network: the bridge plugin on each node, and between the nodes plain routes, or flannel.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::{
-    guest,
+    Cluster, guest,
     plan::{Plan, on_link, on_wire},
+    processes,
 };
 
 /// A node's ranges of pod addresses, IPv4 first.
-pub(super) struct NodeRanges {
-    pub(super) node: u8,
-    pub(super) pods: [String; 2],
+struct NodeRanges {
+    node: u8,
+    pods: [String; 2],
 }
 
 /// How packets get from one node's pods to another's.
@@ -61,11 +62,11 @@ impl Cni {
 }
 
 /// Asks kubectl for the nodes' ranges, in the form of [`read_ranges`].
-pub(super) const RANGES: &str =
+const RANGES: &str =
     "jsonpath={range .items[*]}{.metadata.name} {.spec.podCIDRs[0]} {.spec.podCIDRs[1]}{\"\\n\"}{end}";
 
 /// Reads lines of `node-1 10.244.0.0/24 fd00:10:244::/64`; `None` while a node still lacks a range.
-pub(super) fn read_ranges(lines: &str, nodes: u8) -> Option<Vec<NodeRanges>> {
+fn read_ranges(lines: &str, nodes: u8) -> Option<Vec<NodeRanges>> {
     let ranges = lines.lines().map(|line| {
         let mut words = line.split_whitespace();
         let node = words.next()?.strip_prefix("node-")?.parse().ok()?;
@@ -75,8 +76,31 @@ pub(super) fn read_ranges(lines: &str, nodes: u8) -> Option<Vec<NodeRanges>> {
     (ranges.len() == usize::from(nodes)).then_some(ranges)
 }
 
+/// What nodes may take to register under emulation on a busy machine, and to be given their ranges.
+const REGISTERED: Duration = Duration::from_secs(600);
+
+impl Cluster {
+    /// As the plugins of a cluster do it when nodes come.
+    pub(super) fn lay_network(&mut self) -> Result<()> {
+        let mut list = self.kubectl(&["get", "nodes", "-o", RANGES]);
+        let (mut ranges, nodes) = (Vec::new(), self.plan.nodes);
+        self.processes.wait_until("the nodes have their ranges", REGISTERED, || {
+            let lines = processes::output(&mut list).unwrap_or_default();
+            read_ranges(&lines, nodes).map(|read| ranges = read).is_some()
+        })?;
+        // Whoever is asked before its first process has made its root is in the VM's.
+        for node in 1..=nodes {
+            let port = self.plan.guest;
+            self.processes.wait_until(&format!("node-{node} has a root"), REGISTERED, || {
+                guest::run(port, &node.to_string(), "[[ -S /run/containerd/containerd.sock ]]", b"").is_ok()
+            })?;
+        }
+        lay(&self.plan, self.cni, &ranges)
+    }
+}
+
 /// Lays it. The guest itself gets routes to the pods too: by them the API server reaches webhooks.
-pub(super) fn lay(plan: &Plan, cni: Cni, ranges: &[NodeRanges]) -> Result<()> {
+fn lay(plan: &Plan, cni: Cni, ranges: &[NodeRanges]) -> Result<()> {
     let mut routes = String::new();
     for own in ranges {
         let at = format!("the network of node-{}", own.node);

@@ -7,9 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{
-    Cluster, guest, life,
-    network::{self, read_ranges},
-    processes,
+    Cluster, guest, life, processes,
     smoke::{Pod, Pods},
     traffic::{observed, undisturbed},
 };
@@ -67,7 +65,7 @@ pub(super) fn reboot(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
     let [others @ .., gone] = &pods.0[..] else { return Ok(()) };
     let (node, others): (_, Vec<&Pod>) = (gone.node_number()?, others.iter().collect());
     cluster.apply(&[early(gone, &others)])?;
-    cluster.kubectl_waits(&["--for=condition=Ready", "pod/early"])?;
+    cluster.kubectl_waits(PATIENCE, &["--for=condition=Ready", "pod/early"])?;
     let mut attached = 0.0;
     let mut told = observed(cluster, &others, |cluster| {
         guest::run(cluster.plan.guest, "vm", &format!("/opt/node/plug {node} out"), b"")?;
@@ -110,7 +108,7 @@ pub(super) fn joins_anew(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
         processes::output(&mut cluster.kubectl(&drain))?;
         guest::run(cluster.plan.guest, "vm", &format!("/opt/node/plug {node} out"), b"")?;
         processes::output(&mut cluster.kubectl(&["delete", "node", name, "--timeout=120s"]))?;
-        cluster.kubectl_waits(&["--for=delete", &format!("veilnode/{name}")])?;
+        cluster.kubectl_waits(PATIENCE, &["--for=delete", &format!("veilnode/{name}")])?;
         for other in &others {
             cluster.encrypts(&other.node_number()?, others.len() - 1, None)?;
         }
@@ -131,13 +129,6 @@ pub(super) fn joins_anew(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
 }
 
 impl Cluster {
-    /// `kubectl wait`, as long as it takes.
-    fn kubectl_waits(&mut self, words: &[&str]) -> Result<()> {
-        let mut wait = self.kubectl(&["wait", "--timeout=1s"]);
-        wait.args(words);
-        self.processes.wait_until(&words.join(" "), PATIENCE, || crate::process::succeeds(&mut wait))
-    }
-
     /// Until a node's agent says, on its node, that it is ready and that it encrypts to so many others; and that it is not the process
     /// that it was.
     fn encrypts(&mut self, node: &str, others: usize, before: Option<&str>) -> Result<()> {
@@ -157,24 +148,6 @@ impl Cluster {
                 && encrypted.count() == others
         });
         done.map_err(|error| error.context(format!("the last that it said: {last}")))
-    }
-
-    /// As the plugins of a cluster do it when nodes come.
-    fn lay_network(&mut self) -> Result<()> {
-        let mut list = self.kubectl(&["get", "nodes", "-o", network::RANGES]);
-        let (mut ranges, nodes) = (Vec::new(), self.plan.nodes);
-        self.processes.wait_until("the nodes have their ranges", PATIENCE, || {
-            let lines = processes::output(&mut list).unwrap_or_default();
-            read_ranges(&lines, nodes).map(|read| ranges = read).is_some()
-        })?;
-        // Whoever is asked before its first process has made its root is in the VM's.
-        for node in 1..=nodes {
-            let port = self.plan.guest;
-            self.processes.wait_until(&format!("node-{node} has a root"), PATIENCE, || {
-                guest::run(port, &node.to_string(), "[[ -S /run/containerd/containerd.sock ]]", b"").is_ok()
-            })?;
-        }
-        network::lay(&self.plan, self.cni, &ranges)
     }
 
     fn early_speaks(&mut self, others: &[&Pod]) -> Result<()> {

@@ -45,11 +45,11 @@ impl Cluster {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (kind, metadata) = (text(&object["kind"]), &object["metadata"]);
         let name = format!("{kind}/{}", text(&metadata["name"]));
-        let mut wait =
-            self.kubectl(&["wait", &format!("--for=condition={condition}"), &name, "--timeout=1s"]);
-        wait.args(metadata["namespace"].as_str().map(|namespace| format!("--namespace={namespace}")));
-        let what = format!("{name} becomes {condition}");
-        self.processes.wait_until(&what, PATIENCE, || crate::process::succeeds(&mut wait))
+        let condition = format!("--for=condition={condition}");
+        let namespace = metadata["namespace"].as_str().map(|namespace| format!("--namespace={namespace}"));
+        let words: Vec<&str> =
+            [&condition, &name].into_iter().chain(&namespace).map(String::as_str).collect();
+        self.kubectl_waits(PATIENCE, &words)
     }
 
     /// The chart's way to another mode.

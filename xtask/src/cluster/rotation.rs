@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Cluster, guest,
+    installed::CONNECTED,
     nodes::AGENT,
     processes,
     smoke::Pods,
@@ -160,11 +161,7 @@ pub(super) fn compromised(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
     if before == key(cluster)? {
         bail!("{node} still announces the key that was stolen");
     }
-    let condition = ["wait", "--for=condition=FullyConnected", "encryptionmesh/default", "--timeout=1s"];
-    let mut connected = cluster.kubectl(&condition);
-    cluster
-        .processes
-        .wait_until("all pairs are encrypted again", PATIENCE, || crate::process::succeeds(&mut connected))?;
+    cluster.kubectl_waits(PATIENCE, CONNECTED)?;
     pods.hidden_pings(cluster)
 }
 

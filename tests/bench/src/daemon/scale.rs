@@ -2,6 +2,7 @@
 //! an announcement is in its kernel, a storm of them, and what all that costs the API server.
 
 use std::{
+    sync::mpsc::Receiver,
     thread,
     time::{Duration, Instant},
 };
@@ -137,7 +138,7 @@ fn one_heartbeat(server: &Server, client: &Client) -> Result<Row> {
 /// A daemon but for its kernel.
 struct Agent {
     node: Node<Profiled<FakeKernel>>,
-    watching: std::sync::mpsc::Receiver<()>,
+    woken: Receiver<()>,
     profile: Profile,
     began: Instant,
     /// MiB of this process before it.
@@ -154,7 +155,7 @@ impl Agent {
         let Watching { source, woken, .. } = world.open(cluster::OWN)?;
         let state = tempfile::tempdir()?;
         let node = Node::new(cluster::OWN, &[], "bench", kernel, source, state.path());
-        Ok(Self { node, watching: woken, profile, began, before, _state: state })
+        Ok(Self { node, woken, profile, began, before, _state: state })
     }
 
     fn now(&self) -> Now {
@@ -166,9 +167,9 @@ impl Agent {
     fn until(&mut self, wanted: u32) -> Result<(Spent, Instant)> {
         let (start, mut all) = (Instant::now(), Spent::default());
         while start.elapsed() < PATIENCE {
-            if self.watching.recv_timeout(Duration::from_millis(100)).is_ok() {
+            if self.woken.recv_timeout(Duration::from_millis(100)).is_ok() {
                 thread::sleep(BURST);
-                while self.watching.try_recv().is_ok() {}
+                while self.woken.try_recv().is_ok() {}
             }
             let now = self.now();
             self.node.hear(now);
@@ -257,7 +258,7 @@ impl Agent {
         }
         self.profile.take();
         let (before, start) = (resident("self")? / 1024.0, Instant::now());
-        let (sent, most) = thread::scope(|scope| {
+        let ((sent, written), most) = thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 let done = server.runtime.block_on(announce(client, others));
                 done.map(|()| start.elapsed().as_secs_f64())
@@ -267,7 +268,6 @@ impl Agent {
             let sent = sender.join().map_err(|_| anyhow::anyhow!("the sender ended"))??;
             all.map(|written| ((sent, written), most))
         })?;
-        let (sent, written) = sent;
         let after = [written.duration_since(start).as_secs_f64() - sent].into_iter().collect();
         let growth = [most - before].into_iter().collect();
         let note = format!("the API server took {sent:.1} s to take them");
