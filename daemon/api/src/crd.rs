@@ -9,6 +9,7 @@ use crate::{
     mesh::{EVERY_NODE, MeshSpec, MeshStatus, WHOLE},
     moment::{self, NO_TIME},
     names,
+    peer_slice::{MOST_PEERS, SlicedPeer},
     pod_slice::SlicedPod,
     policy::{ClusterEncryptionPolicySpec, EncryptionPolicySpec, PolicyStatus},
     veil_node::VeilNodeStatus,
@@ -32,7 +33,7 @@ pub fn files() -> Result<Vec<(String, String)>, serde_norway::Error> {
             format!("# Made by `cargo xtask codegen`.\n{}", serde_norway::to_string(definition)?),
         ))
     };
-    [mesh(), veil_node(), policy(), cluster_policy(), pod_slice()].iter().map(text).collect()
+    [mesh(), veil_node(), policy(), cluster_policy(), pod_slice(), peer_slice()].iter().map(text).collect()
 }
 
 fn mesh() -> Value {
@@ -121,13 +122,28 @@ fn of_policies() -> Value {
 fn pod_slice() -> Value {
     let mut pods = schema::<Vec<SlicedPod>>();
     pods["maxItems"] = json!(MOST_PODS);
-    let schema = json!({
-        "type": "object",
-        "description": "Pods of the node of its name of which something else is asked for than of all; written by the controller.",
-        "properties": {"pods": pods},
-    });
+    slice(
+        ["VeilPodSlice", "veilpodslice", "veilpodslices"],
+        "Pods of the node of its name of which something else is asked for than of all; written by the controller.",
+        json!({"pods": pods}),
+    )
+}
+
+fn peer_slice() -> Value {
+    let mut peers = schema::<Vec<SlicedPeer>>();
+    peers["maxItems"] = json!(MOST_PEERS);
+    slice(
+        ["VeilPeerSlice", "veilpeerslice", "veilpeerslices"],
+        "Nodes, and whose prefixes are whose; in a large cluster agents know the other nodes by it. Written by the controller.",
+        json!({"peers": peers}),
+    )
+}
+
+/// What the controller tells all agents.
+fn slice(names: [&str; 3], description: &str, properties: Value) -> Value {
+    let schema = json!({"type": "object", "description": description, "properties": properties});
     let columns = json!([column("Age", "date", ".metadata.creationTimestamp")]);
-    let mut slice = definition(["VeilPodSlice", "veilpodslice", "veilpodslices"], "Cluster", schema, columns);
+    let mut slice = definition(names, "Cluster", schema, columns);
     // Nothing for people, who ask `kubectl get veil`.
     slice["spec"]["names"].as_object_mut().and_then(|names| names.remove("categories"));
     slice["spec"]["versions"][0].as_object_mut().and_then(|version| version.remove("subresources"));

@@ -14,6 +14,7 @@ mod moment;
 pub mod names;
 pub mod node;
 pub mod object;
+pub mod peer_slice;
 pub mod pod;
 pub mod pod_slice;
 pub mod policy;

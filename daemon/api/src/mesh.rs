@@ -11,6 +11,7 @@ use crate::{
     bypass::Bypass,
     condition::Condition,
     object::{Metadata, TypeMeta},
+    peer_slice::PeerSlices,
     rotation::{RotationRecord, RotationSpec},
     selector::{LabelSelector, Labels},
     words::words,
@@ -50,6 +51,8 @@ pub struct InForce {
     pub spec: MeshSpec,
     /// Those of its ranges that people gave none of.
     pub found: Ranges,
+    /// Slices by which the other nodes can be known, if they can.
+    pub peer_slices: Option<u32>,
 }
 
 /// `spec` of an [`EncryptionMesh`]. An unknown field is refused: a misspelt `mode` must not mean a default.
@@ -94,6 +97,11 @@ pub struct MeshSpec {
     #[serde(rename = "excludedNodes", default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "ExcludedNodes"))]
     pub excluded_nodes: Option<ExcludedNodes>,
+    /// By what agents know the other nodes: auto, where it is left out. Of slices the controller tells all agents what all nodes say, so
+    /// whoever has its credentials can say it too; never leaves that to the API server alone, at any size.
+    #[serde(rename = "peerSlices", default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "PeerSlices"))]
+    pub peer_slices: Option<PeerSlices>,
     /// Every agent takes its programs, maps and devices away, and pod traffic travels in plain from then on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uninstall: bool,
@@ -129,6 +137,10 @@ pub struct MeshStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
     pub next_rotation: Option<Timestamp>,
+    /// VeilPeerSlices by which agents are to know the other nodes; absent where they go by the Nodes themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "u32"))]
+    pub peer_slices: Option<u32>,
     /// Ready, FullyConnected, KeysCurrent, Rotating, Bypassed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
@@ -245,6 +257,7 @@ impl MeshSpec {
         if let Some((at, field, why)) = self.bypasses.iter().enumerate().find_map(wrong) {
             return Err((format!("spec.bypasses[{at}].{field}"), why.to_owned()));
         }
-        Ok(InForce { spec: self, found })
+        let peer_slices = status.and_then(|status| status.peer_slices);
+        Ok(InForce { spec: self, found, peer_slices })
     }
 }

@@ -1,10 +1,15 @@
 //! What the controller writes.
 
+mod peers;
 mod policies;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{authentication::v1::SelfSubjectReview, core::v1::ObjectReference, events::v1::Event},
@@ -12,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
     core::DynamicObject,
 };
 use kubeveil_api::{
@@ -25,10 +30,12 @@ use kubeveil_api::{
 use kubeveil_core::{announced::Announced, rotation::progress::Progress, snapshot::NodeFacts};
 use kubeveil_keys::Generation;
 use kubeveil_kubernetes::ours;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
+    RESYNC,
     census::Census,
+    peers::Standing,
     policies::{InForce, Sets},
     schedule,
     seen::{Node, Seen},
@@ -37,6 +44,10 @@ use crate::{
 
 /// Field manager of server-side apply.
 const MANAGER: &str = "kubeveil-controller";
+/// The API server's answer to who asks for what is gone.
+const GONE: u16 = 404;
+/// Slices that are written at one time.
+const AT_ONCE: usize = 16;
 /// Bytes of an event's longest note (`NoteLengthLimit` in kubernetes `pkg/apis/core/validation/events.go`): a longer one is refused.
 const LONGEST_NOTE: usize = 1024;
 
@@ -50,11 +61,12 @@ pub(crate) struct Writer {
     announced: Announced,
     /// As whom the API server knows us.
     who: Option<String>,
-    /// What is in force, by the time since `began` …
+    /// What is in force, by the time since `began`.
     in_force: InForce,
     began: Instant,
-    /// … and whether it is to be looked at again soon.
-    pub(crate) looks_again: bool,
+    /// Until all is to be looked at again, though nothing stirs.
+    pub(crate) again: Duration,
+    peers_written: peers::Written,
     /// Policies that there were together.
     sets: Sets,
     /// What was said of policies, by their UIDs …
@@ -73,25 +85,47 @@ impl Writer {
             who: None,
             in_force: InForce::default(),
             began: Instant::now(),
-            looks_again: false,
+            again: RESYNC,
+            peers_written: peers::Written::new(),
             sets: Sets::default(),
             said: BTreeMap::new(),
             counted: BTreeMap::new(),
         }
     }
 
-    /// `census` is `None` until all of it was seen once.
-    pub(crate) async fn write(&mut self, seen: &Seen, census: Option<&Census>, now: Timestamp) -> Result<()> {
+    /// `census` and `standing`, the slices of nodes, are `None` until all of it was seen once.
+    pub(crate) async fn write(
+        &mut self,
+        seen: &Seen,
+        census: Option<&Census>,
+        standing: Option<&Standing>,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.again = RESYNC;
         let leaves = seen.mesh.as_ref().is_some_and(|mesh| mesh.object.spec.uninstall);
         // What nodes go by comes first; that it fails is no reason not to tell how the mesh is.
         let told = match census {
             Some(census) => self.write_policies(seen, census, now).await,
             None => Ok(()),
         };
-        self.write_mesh(seen, leaves, now).await.and(told)
+        let before = seen.mesh.as_ref().and_then(|mesh| mesh.object.status.as_ref()?.peer_slices);
+        let (peer_slices, told_of_peers) = match standing {
+            Some(standing) => match self.write_peers(seen, standing).await {
+                Ok(count) => (count, Ok(())),
+                Err(e) => (before, Err(e)),
+            },
+            None => (before, Ok(())),
+        };
+        self.write_mesh(seen, leaves, peer_slices, now).await.and(told).and(told_of_peers)
     }
 
-    async fn write_mesh(&mut self, seen: &Seen, leaves: bool, now: Timestamp) -> Result<()> {
+    async fn write_mesh(
+        &mut self,
+        seen: &Seen,
+        leaves: bool,
+        peer_slices: Option<u32>,
+        now: Timestamp,
+    ) -> Result<()> {
         // Whoever takes kubeveil away takes them away.
         for (name, node) in seen.nodes.iter().filter(|_| !leaves) {
             if !seen.veil_nodes.contains_key(name) {
@@ -99,7 +133,7 @@ impl Writer {
             }
         }
         let progress = self.progress(seen);
-        let Some(status) = status(seen, &progress, now) else { return Ok(()) };
+        let Some(status) = status(seen, &progress, peer_slices, now) else { return Ok(()) };
         let before = seen.mesh.as_ref().and_then(|mesh| mesh.object.status.clone()).unwrap_or_default();
         if status == before || self.written.as_ref().is_some_and(|written| same(written, &status)) {
             // By the status that stands, since the API server goes by that too: while the last one is not over there, it takes none.
@@ -155,6 +189,34 @@ impl Writer {
                     names::MESH
                 )
             }),
+        }
+    }
+
+    /// One that can't be written is no reason to leave the others as they are.
+    async fn write_all(writes: Vec<BoxFuture<'_, Result<()>>>) -> Result<()> {
+        let mut done = Ok(());
+        let mut ended = stream::iter(writes).buffer_unordered(AT_ONCE);
+        while let Some(one) = ended.next().await {
+            done = done.and(one);
+        }
+        done
+    }
+
+    /// A slice, of what kind it says.
+    async fn apply_slice(&self, plural: &str, object: Value) -> Result<()> {
+        let [kind, name] =
+            [&object["kind"], &object["metadata"]["name"]].map(|text| text.as_str().unwrap_or_default());
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &ours(kind, plural));
+        let done = api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
+        done.map(drop).with_context(|| format!("write {kind} {name}"))
+    }
+
+    async fn delete_slice(&self, [kind, plural]: [&str; 2], name: &str) -> Result<()> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &ours(kind, plural));
+        match api.delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(refused)) if refused.code == GONE => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("delete {kind} {name}")),
         }
     }
 

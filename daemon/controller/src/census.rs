@@ -1,5 +1,5 @@
 //! Who pods are, and what policies ask for of them: kept by watches that are begun with the first policy, so a cluster without any costs
-//! nothing.
+//! nothing. And what the other nodes were told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,12 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use kubeveil_api::{pod_slice::SlicedPod, policy::PolicyStatus, selector::Labels};
+use kubeveil_api::{
+    peer_slice::{self, SlicedPeer},
+    pod_slice::SlicedPod,
+    policy::PolicyStatus,
+    selector::Labels,
+};
 use kubeveil_core::policy::{
     Policy, PolicyId,
     census::{PodId, Resident},
@@ -27,7 +32,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::kept::Kept;
+use crate::{kept::Kept, peers::Standing};
 
 /// Parts that are read later, each for itself: one object that can't be read must not stop the others.
 type Loose = Object<Option<Value>, Value>;
@@ -95,6 +100,8 @@ pub(crate) struct Watches {
     tasks: JoinSet<()>,
     policies: [Kept<SeenPolicy>; 2],
     slices: Kept<SeenSlice>,
+    /// Slices of nodes; `None` where one can't be read.
+    peers: Kept<Option<Vec<SlicedPeer>>>,
     /// Begun with the first policy, or where a controller before this one told of pods.
     workloads: Option<(Kept<Arc<SeenPod>>, Kept<Space>)>,
 }
@@ -107,6 +114,7 @@ impl Watches {
             tasks: JoinSet::new(),
             policies: Default::default(),
             slices: Kept::default(),
+            peers: Kept::default(),
             workloads: None,
         };
         for (at, [kind, plural]) in KINDS.into_iter().enumerate() {
@@ -118,12 +126,21 @@ impl Watches {
         let resource = ours("VeilPodSlice", "veilpodslices");
         let kept = watches.slices.clone();
         watches.start(&resource, kept, DynamicObject::name_any, |slice, _| Some(seen_slice(slice)));
+        let resource = ours("VeilPeerSlice", "veilpeerslices");
+        let kept = watches.peers.clone();
+        watches.start(&resource, kept, DynamicObject::name_any, |slice, _| Some(list(slice, "peers")));
         watches
     }
 
     /// They go on for ever, so one that does not is broken.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.tasks.try_join_next().is_some()
+    }
+
+    /// The slices of nodes; `None` until they have been seen once.
+    pub(crate) fn peers(&self) -> Option<Standing> {
+        let all = self.peers.all()?;
+        Some(all.into_iter().filter_map(|(name, peers)| Some((peer_slice::number(&name)?, peers))).collect())
     }
 
     /// As of now; `None` until everything has been seen once. Without a policy nobody is asked who pods are, unless other nodes were told of
@@ -205,10 +222,15 @@ fn full_name<K: Resource>(object: &K) -> String {
     format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
 }
 
-fn seen_slice(mut slice: DynamicObject) -> SeenSlice {
-    let pods = slice.data.get_mut("pods").map(Value::take);
-    let pods = pods.map_or_else(|| Some(Vec::new()), |pods| serde_json::from_value(pods).ok());
-    SeenSlice { pods, owner: slice.owner_references().first().map(|owner| owner.uid.clone()) }
+fn seen_slice(slice: DynamicObject) -> SeenSlice {
+    let owner = slice.owner_references().first().map(|owner| owner.uid.clone());
+    SeenSlice { pods: list(slice, "pods"), owner }
+}
+
+/// A field of a slice; `None` where it can't be read.
+fn list<T: DeserializeOwned>(mut slice: DynamicObject, field: &str) -> Option<Vec<T>> {
+    let list = slice.data.get_mut(field).map(Value::take);
+    list.map_or_else(|| Some(Vec::new()), |list| serde_json::from_value(list).ok())
 }
 
 fn policy(object: &Loose, before: Option<&SeenPolicy>) -> SeenPolicy {

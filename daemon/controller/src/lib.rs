@@ -1,8 +1,8 @@
 //! The controller: does for the cluster what needs one writer. It makes the `VeilNode`s, tells in the mesh's status how far the
-//! cluster has got, begins rotations that are scheduled, finds the ranges of pods and nodes where people name none, and tells all nodes of
-//! whose pods more is asked than of all. Nothing that encrypts waits for it.
+//! cluster has got, begins rotations that are scheduled, finds the ranges of pods and nodes where people name none, tells all nodes of
+//! whose pods more is asked than of all, and keeps a record of whose prefixes are whose. Nothing that encrypts waits for it.
 //!
-//! `watch` keeps what there is, `census` who pods are, `seen` is that at one moment, `status`, `schedule`, `ranges` and `policies` decide
+//! `watch` keeps what there is, `census` who pods are, `seen` is that at one moment, `status`, `schedule`, `ranges`, `policies` and `peers` decide
 //! (pure), `act` writes. What a chart's hooks
 //! do stands beside it, in [`hook`].
 
@@ -10,6 +10,7 @@ mod act;
 mod census;
 pub mod hook;
 mod kept;
+mod peers;
 mod policies;
 mod ranges;
 mod schedule;
@@ -23,7 +24,6 @@ use anyhow::{Context as _, Result, bail};
 use axum::{Router, routing::get};
 use jiff::Timestamp;
 use kube_lease_manager::LeaseManagerBuilder;
-use kubeveil_core::lingering::SETTLE;
 use kubeveil_kubernetes::{Origin, Pace};
 use tokio::{
     net::TcpListener,
@@ -138,14 +138,14 @@ async fn lead(client: kube::Client, options: &Options) -> Result<()> {
         let (seen, now) = (watches.seen(), Timestamp::now());
         // Where no node is, nobody was ever told of a pod: it is not the cluster that we know.
         let known = census.seen().filter(|_| !seen.nodes.is_empty());
-        let again = match writer.write(&seen, known.as_ref(), now).await {
+        let again = match writer.write(&seen, known.as_ref(), census.peers().as_ref(), now).await {
             Ok(()) => until_next_end(&seen, now).map_or(RESYNC, |end| end.min(RESYNC)),
             Err(e) => {
                 tracing::warn!("{e:#}");
                 AGAIN
             }
         };
-        let again = if writer.looks_again { again.min(SETTLE) } else { again };
+        let again = again.min(writer.again);
         // Which of both it was does not matter.
         drop(tokio::time::timeout(again, stirred.notified()).await);
         tokio::time::sleep(BURST).await;

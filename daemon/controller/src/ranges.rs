@@ -93,6 +93,8 @@ pub(crate) fn address(text: &str) -> Option<IpNet> {
 
 #[cfg(test)]
 mod tests {
+    use kubeveil_api::selector::Labels;
+
     use super::*;
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
@@ -107,6 +109,7 @@ mod tests {
     fn seen(nodes: &[(&[&str], &[&str])], said: Said) -> Seen {
         let node = |(pods, ips): &(&[&str], &[&str])| Node {
             announcement: None,
+            labels: Labels::new(),
             uid: String::new(),
             pod_cidrs: nets(pods),
             internal_ips: ips.iter().map(|ip| ip.parse().expect("ip")).collect(),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
-use kubeveil_api::{mesh::EncryptionMesh, node::NodeAddress, veil_node::VeilNodeStatus};
+use kubeveil_api::{mesh::EncryptionMesh, node::NodeAddress, selector::Labels, veil_node::VeilNodeStatus};
 use serde::{Deserialize, Serialize};
 
 /// All of it at one moment.
@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) internal_ips: Vec<IpAddr>,
     /// What it announces, not verified yet.
     pub(crate) announcement: Option<String>,
+    /// Its labels, where it announces nothing.
+    pub(crate) labels: Labels,
 }
 
 /// What is configured of the cluster's ranges where it can be read.
@@ -70,6 +72,7 @@ impl Node {
     pub(crate) fn read(
         uid: String,
         announcement: Option<String>,
+        labels: &Labels,
         spec: &NodeSpec,
         status: Option<&NodeStatus>,
     ) -> Self {
@@ -78,6 +81,7 @@ impl Node {
         let internal = addresses.filter(|address| address.kind == "InternalIP");
         Self {
             uid,
+            labels: if announcement.is_none() { labels.clone() } else { Labels::new() },
             announcement,
             pod_cidrs: cidrs.map(|cidr| cidr.trunc()).collect(),
             internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),

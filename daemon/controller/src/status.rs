@@ -28,8 +28,13 @@ use crate::{
 /// Most names in a message.
 const MOST_NAMED: usize = 5;
 
-/// The status from now on; `None` while there is no mesh.
-pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option<MeshStatus> {
+/// The status from now on, where agents can go by so many slices of nodes; `None` while there is no mesh.
+pub(crate) fn status(
+    seen: &Seen,
+    progress: &Progress,
+    peer_slices: Option<u32>,
+    now: Timestamp,
+) -> Option<MeshStatus> {
     let Mesh { object: mesh, generation, .. } = seen.mesh.as_ref()?;
     let before = mesh.status.clone().unwrap_or_default();
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -64,6 +69,7 @@ pub(crate) fn status(seen: &Seen, progress: &Progress, now: Timestamp) -> Option
         encrypted_pairs: format!("{}/{}", ways.encrypted, ways.all),
         rotations,
         next_rotation: next.ok().flatten().map(|next| next.at),
+        peer_slices,
         conditions,
     })
 }

@@ -91,8 +91,13 @@ impl Watches {
             let spec = mesh.as_ref().map(|mesh| &mesh.object.spec);
             let is_excluded =
                 spec.is_some_and(|spec| spec.excludes(node.labels(), announcement.as_deref()).is_some());
-            let read =
-                Node::read(node.uid().unwrap_or_default(), announcement, &node.spec, node.status.as_ref());
+            let read = Node::read(
+                node.uid().unwrap_or_default(),
+                announcement,
+                node.labels(),
+                &node.spec,
+                node.status.as_ref(),
+            );
             let of = if is_excluded { &mut excluded } else { &mut nodes };
             of.insert(node.name_any(), read);
         }

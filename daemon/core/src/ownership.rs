@@ -30,7 +30,7 @@ pub enum Class {
 }
 
 /// The node that a prefix was first seen with.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Owner {
     /// Name of the Node.
     pub name: String,
@@ -102,6 +102,15 @@ impl Claim<'_> {
     fn is_of(&self, owner: &Owner) -> bool {
         owner.name == self.node && owner.uid == self.uid
     }
+
+    /// Is it another's, or nobody's, by the controller's record? What is on this node's own stands, whoever may write the other.
+    fn is_refused(&self, knowledge: &Knowledge, recorded: &Owners) -> bool {
+        let refused = &knowledge.snapshot().refused;
+        !refused.is_empty()
+            && recorded.get(&self.prefix).is_none_or(|owner| !self.is_of(owner))
+            && refused
+                .contains(&(self.prefix, Owner { name: self.node.to_owned(), uid: self.uid.to_owned() }))
+    }
 }
 
 /// Decides over all claims of `knowledge`. `recorded` is what an earlier call returned in `owners`.
@@ -109,6 +118,17 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let mut problems = Vec::new();
     let mut claims = admissible(knowledge, mesh, &mut problems);
     claims.sort_by(|a, b| a.prefix.cmp(&b.prefix).then(a.node.cmp(b.node)));
+    let mut contested = BTreeSet::new();
+    claims.retain(|claim| {
+        let is_refused = claim.is_refused(knowledge, recorded);
+        if is_refused {
+            if claim.class == Class::Node {
+                contested.insert(claim.prefix);
+            }
+            problems.push(not_on_record(claim));
+        }
+        !is_refused
+    });
 
     // A record ends when its owner is known not to claim it any more.
     let mut recorded = recorded.clone();
@@ -124,7 +144,6 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let (recorded_lengths, claimed_lengths) = (lengths(&recorded), lengths(&claimed));
     let mut owners = recorded.clone();
     let mut prefixes = BTreeMap::new();
-    let mut contested = BTreeSet::new();
     let mut once: BTreeMap<(&str, &str), Arc<Owner>> = BTreeMap::new();
     for claim in &claims {
         let on_record = recorded.get(&claim.prefix).is_some_and(|owner| claim.is_of(owner));
@@ -187,6 +206,19 @@ fn refused(claim: &Claim<'_>, other: &str, why: &str) -> Problem {
         object: format!("Node {}", claim.node),
         field: claim.field.to_string(),
         message: format!("{} is also claimed by node {other}, {why}", claim.prefix),
+        advice: "Give each node its own prefix; if the other one is gone, delete its Node object".to_owned(),
+    }
+}
+
+fn not_on_record(claim: &Claim<'_>) -> Problem {
+    Problem {
+        kind: ProblemKind::Prefix,
+        object: format!("Node {}", claim.node),
+        field: claim.field.to_string(),
+        message: format!(
+            "{} is not this node's by the controller's record (VeilPeerSlice): another had it first, or several claim it",
+            claim.prefix
+        ),
         advice: "Give each node its own prefix; if the other one is gone, delete its Node object".to_owned(),
     }
 }
@@ -265,7 +297,10 @@ fn is_ordinary(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{mesh, net, node, snapshot};
+    use crate::{
+        snapshot::Snapshot,
+        testing::{mesh, net, node, snapshot},
+    };
 
     fn whole(nodes: &[(&str, crate::snapshot::NodeFacts)]) -> Knowledge {
         Knowledge::Whole(snapshot(nodes).attest_whole())
@@ -304,6 +339,31 @@ mod tests {
             let a = assign(&whole(&[("a", thief), ("b", node(1))]), &mesh(), &first.owners);
             assert_eq!(owner(&a, "10.244.1.0/24").as_deref(), Some("b"), "{claim}");
             assert!(claim == "10.244.1.0/24" || owner(&a, claim).is_none(), "{claim}");
+        }
+    }
+
+    /// Who has no record of his own goes by the controller's; who has one goes by that.
+    #[test]
+    fn a_newcomer_goes_by_the_controllers_record() {
+        let knows = |refused: &[&str]| {
+            let of =
+                |name: &&str| (net("10.244.1.0/24"), Owner { name: (*name).to_owned(), uid: node(1).uid });
+            let nodes = [("a", node(1)), ("b", node(1))];
+            let snapshot =
+                Snapshot { refused: Arc::new(refused.iter().map(of).collect()), ..snapshot(&nodes) };
+            Knowledge::Whole(snapshot.attest_whole())
+        };
+        let prefix = "10.244.1.0/24";
+        let newcomer = |refused: &[&str]| owner(&assign(&knows(refused), &mesh(), &Owners::new()), prefix);
+        assert_eq!(newcomer(&[]), None);
+        assert_eq!(newcomer(&["a"]).as_deref(), Some("b"));
+        assert_eq!(newcomer(&["b"]).as_deref(), Some("a"));
+        assert_eq!(newcomer(&["a", "b"]), None);
+        let own = assign(&whole(&[("a", node(1))]), &mesh(), &Owners::new()).owners;
+        for refused in [&["a"][..], &["b"], &["a", "b"]] {
+            let a = assign(&knows(refused), &mesh(), &own);
+            assert_eq!(owner(&a, prefix).as_deref(), Some("a"), "{refused:?}");
+            assert!(a.problems.iter().any(|p| p.object == "Node b"), "{refused:?}");
         }
     }
 

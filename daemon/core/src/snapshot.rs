@@ -14,9 +14,12 @@ use kubeveil_api::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{
-    FlowMode, Policies,
-    pods::{Concerned, OfPods, Workloads},
+use crate::{
+    ownership::Owner,
+    policy::{
+        FlowMode, Policies,
+        pods::{Concerned, OfPods, Workloads},
+    },
 };
 
 /// A node, as far as Kubernetes and the node itself speak of it.
@@ -47,6 +50,10 @@ pub struct Snapshot {
     /// what its pods have. Not kept: it is so only as long as somebody sees it.
     #[serde(skip)]
     pub strangers: BTreeSet<String>,
+    /// Prefixes that the controller's record says are not those of nodes that claim them, whoever's they are. Not kept: what this node
+    /// has on record itself is.
+    #[serde(skip)]
+    pub refused: Arc<BTreeSet<(IpNet, Owner)>>,
     /// What must be encrypted. Kept: who began anew while nobody answers holds all pods to the strictest of it.
     #[serde(default, skip_serializing_if = "Policies::is_empty")]
     pub policies: Policies,
@@ -245,6 +252,9 @@ impl Knowledge {
                 now.keep_mesh(before);
                 now.keep_prefixes(before);
                 now.strangers.extend(before.strangers.iter().cloned());
+                if now.refused.is_empty() {
+                    now.refused.clone_from(&before.refused);
+                }
                 now.policies.or_before(&before.policies);
                 for (name, facts) in &before.nodes {
                     now.nodes.entry(name.clone()).or_insert_with(|| facts.clone());
@@ -396,7 +406,7 @@ mod tests {
                 node_cidrs: ranges.node_cidrs.clone(),
                 ..crate::testing::mesh()
             };
-            snapshot.set_mesh(Some(InForce { spec, found: ranges }));
+            snapshot.set_mesh(Some(InForce { spec, found: ranges, peer_slices: None }));
             snapshot
         };
         let after = |now: Snapshot, before: &Snapshot| {

@@ -21,6 +21,7 @@ pub(crate) fn mesh() -> MeshSpec {
         revoked_keys: vec![],
         bypasses: vec![],
         excluded_nodes: None,
+        peer_slices: None,
         uninstall: false,
         adoption: None,
     }

@@ -8,6 +8,7 @@ use kubeveil_api::{
     names,
     node::NodeAddress,
     object::{self, TypeMeta},
+    peer_slice::SlicedPeer,
     pod::{PodCondition, has_its_own, network_since},
     pod_slice::SlicedPod,
     policy::{ClusterEncryptionPolicy, EncryptionPolicy, PolicyMode},
@@ -15,6 +16,7 @@ use kubeveil_api::{
     selector::Labels,
 };
 use kubeveil_core::{
+    ownership::Owner,
     policy::{
         Policy, PolicyId,
         census::{PodId, Resident},
@@ -23,6 +25,8 @@ use kubeveil_core::{
     snapshot::NodeFacts,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::store::Peers;
 
 /// `metadata` of an object.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -193,6 +197,14 @@ pub(crate) struct SliceObject {
     metadata: Metadata,
     #[serde(default)]
     pods: Option<Vec<serde_json::Value>>,
+}
+
+/// A `VeilPeerSlice`, read likewise.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PeerSliceObject {
+    metadata: Metadata,
+    #[serde(default)]
+    peers: Option<Vec<serde_json::Value>>,
 }
 
 /// Kinds of policies.
@@ -378,6 +390,39 @@ impl SliceObject {
             }
         }
         Read::of(self.metadata, Arc::new(exceptions(&pods)), problems)
+    }
+}
+
+impl PeerSliceObject {
+    /// The nodes. One that can't be read is left out, and then this is not all of them.
+    pub(crate) fn read(self) -> Read<Arc<Peers>> {
+        let mut problems = Vec::new();
+        let mut peers = Peers { is_whole: true, ..Peers::default() };
+        for (at, given) in self.peers.into_iter().flatten().enumerate() {
+            match part::<SlicedPeer>(&format!("peers[{at}]"), given) {
+                Ok(peer) => {
+                    let owner = || Owner { name: peer.name.clone(), uid: peer.uid.clone() };
+                    peers.refused.extend(peer.refused.iter().map(|prefix| (*prefix, owner())));
+                    let facts = NodeFacts {
+                        uid: peer.uid,
+                        pod_cidrs: peer.pod_cidrs.iter().map(IpNet::trunc).collect(),
+                        internal_ips: peer.internal_ips,
+                        announcement: peer.announcement,
+                        labels: peer.labels,
+                    };
+                    peers.by_name.insert(peer.name, facts.into());
+                }
+                Err((field, why)) => {
+                    peers.is_whole = false;
+                    problems.push(Problem {
+                        advice: "Nobody is removed until it can be; the controller that wrote it may be of another version"
+                            .to_owned(),
+                        ..refused(&format!("VeilPeerSlice {}", self.metadata.name), &field, &why)
+                    });
+                }
+            }
+        }
+        Read::of(self.metadata, Arc::new(peers), problems)
     }
 }
 

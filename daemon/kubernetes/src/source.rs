@@ -22,8 +22,8 @@ use crate::{
     pace::Pace,
     publish::{self, Publication, Wanted},
     report::{self, Report},
-    store::Store,
-    watch::{Follower, Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Pods, Policies, Slices},
+    store::{By, Store},
+    watch::{Follower, Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Peers, Pods, Policies, Slices},
 };
 
 /// What the tasks keep, and the node's thread reads.
@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub(crate) store: Store,
     /// What is wrong with following Nodes …
     pub(crate) nodes: Option<Problem>,
+    /// … what the controller tells of them …
+    pub(crate) peers: Option<Problem>,
     /// … the mesh …
     pub(crate) mesh: Option<Problem>,
     /// … this node's pods …
@@ -50,6 +52,7 @@ pub(crate) struct Shared {
     wake: Box<dyn Fn() + Send + Sync>,
     stirred: Notify,
     reported: Notify,
+    turned: Notify,
 }
 
 impl Shared {
@@ -63,7 +66,13 @@ impl Shared {
 
     /// Changes the store, and wakes who reads it if that is news.
     pub(crate) fn change<E>(&self, change: impl FnOnce(&mut Store) -> Result<bool, E>) -> Result<(), E> {
-        let is_news = change(&mut self.lock().store)?;
+        let (is_news, turns) = {
+            let store = &mut self.lock().store;
+            (change(store)?, store.turns())
+        };
+        if turns {
+            self.turned.notify_one();
+        }
         if is_news {
             (self.wake)();
             self.stirred.notify_one();
@@ -74,6 +83,11 @@ impl Shared {
     /// Over as soon as there may be something to publish.
     pub(crate) fn stirred(&self) -> Notified<'_> {
         self.stirred.notified()
+    }
+
+    /// Over as soon as other Nodes may be wanted than were asked for.
+    pub(crate) fn turned(&self) -> Notified<'_> {
+        self.turned.notified()
     }
 
     /// Over as soon as there may be something to say.
@@ -102,6 +116,7 @@ impl Kubernetes {
         let state = State {
             store: Store::new(own),
             nodes: None,
+            peers: None,
             mesh: None,
             pods: None,
             namespaces: None,
@@ -115,10 +130,12 @@ impl Kubernetes {
             wake: Box::new(wake),
             stirred: Notify::new(),
             reported: Notify::new(),
+            turned: Notify::new(),
         });
         let follower = || Follower::new(shared.clone(), origin.clone(), pace);
         let tasks = vec![
             runtime.spawn(follower().run::<Nodes>()),
+            runtime.spawn(follower().run::<Peers>()),
             runtime.spawn(follower().run::<Mesh>()),
             runtime.spawn(follower().run::<Pods>()),
             runtime.spawn(follower().run::<Namespaces>()),
@@ -140,7 +157,10 @@ impl Drop for Kubernetes {
 
 impl Source for Kubernetes {
     fn name(&self) -> String {
-        self.origin.to_string()
+        match self.shared.with(|state| state.store.by()) {
+            By::Nodes => self.origin.to_string(),
+            By::Slices => format!("{}, other nodes by VeilPeerSlices", self.origin),
+        }
     }
 
     fn read(&mut self, now: Duration) -> SourceState {
@@ -152,6 +172,7 @@ impl Source for Kubernetes {
             let problems = state
                 .nodes
                 .iter()
+                .chain(&state.peers)
                 .chain(&state.mesh)
                 .chain(&state.pods)
                 .chain(&state.namespaces)

@@ -1,5 +1,6 @@
 //! What is known, and what of lists and watches is believed.
 
+mod peers;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use kubeveil_core::{
 };
 
 use crate::object::{Named, Read, Space};
+pub(crate) use peers::{By, Peers};
 
 /// Why a list does not count, and everything stays as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,6 +152,14 @@ pub(crate) struct Store {
     /// The Node that this daemon runs on.
     own: String,
     pub(crate) nodes: Objects<Arc<NodeFacts>>,
+    /// Nodes, as the controller tells of them, and whose prefixes are whose.
+    pub(crate) peers: Objects<Arc<Peers>>,
+    /// What other nodes are known by …
+    by: By,
+    /// … and what they are to be known by as soon as what was asked for is there.
+    asked: By,
+    /// How many Nodes there are, while not all have been listed.
+    counted: usize,
     pub(crate) mesh: Objects<Option<InForce>>,
     /// This node's pods.
     pub(crate) pods: Objects<Pod>,
@@ -171,6 +181,10 @@ impl Store {
         Self {
             own: own.to_owned(),
             nodes: Objects::default(),
+            peers: Objects::default(),
+            by: By::default(),
+            asked: By::default(),
+            counted: 0,
             mesh: Objects::default(),
             pods: Objects::default(),
             namespaces: Objects::default(),
@@ -190,11 +204,11 @@ impl Store {
     /// less than `settle` before `now` still stands; true if there is one.
     pub(crate) fn knowledge(&mut self, settle: Duration, now: Duration) -> (Knowledge, bool) {
         let (policies, waits) = self.policies_in_force(settle, now);
-        let nodes = self.nodes.by_name.iter().map(|(name, read)| (name.clone(), Arc::clone(&read.value)));
-        let mesh = self.mesh.get(names::MESH).and_then(|read| read.value.clone());
+        let mesh = self.mesh_in_force().cloned();
         let mut snapshot = Snapshot {
-            nodes: nodes.collect(),
+            nodes: self.known_nodes(),
             strangers: self.strangers.clone(),
+            refused: self.refused().into(),
             policies,
             ending: self.ending().cloned().collect(),
             workloads: self.workloads().into(),
@@ -205,6 +219,10 @@ impl Store {
         let knowledge =
             if is_whole { Knowledge::Whole(snapshot.attest_whole()) } else { Knowledge::Partial(snapshot) };
         (knowledge, waits)
+    }
+
+    fn mesh_in_force(&self) -> Option<&InForce> {
+        self.mesh.get(names::MESH)?.value.as_ref()
     }
 
     fn policies_in_force(&mut self, settle: Duration, now: Duration) -> (Policies, bool) {
@@ -224,7 +242,8 @@ impl Store {
     fn is_listed(&self) -> bool {
         let policies = self.policies.iter().all(|policies| policies.listed) && self.can_read_policies();
         let pods = self.pods.listed && self.namespaces.listed && self.slices.listed;
-        self.nodes.listed && self.mesh.listed && pods && policies
+        let others = self.by == By::Nodes || self.has_all_peers();
+        self.nodes.listed && others && self.mesh.listed && pods && policies
     }
 
     /// One that can't be read, and of which no good state was seen since the start, may be in force since before.
@@ -265,7 +284,8 @@ impl Store {
         let nodes = self.nodes.by_name.values().flat_map(|read| &read.problems);
         let mesh = self.mesh.by_name.values().flat_map(|read| &read.problems);
         let slices = self.slices.by_name.values().flat_map(|read| &read.problems);
-        nodes.chain(mesh).chain(slices).chain(self.policies().flat_map(|read| &read.problems))
+        let peers = self.peers.by_name.values().flat_map(|read| &read.problems);
+        nodes.chain(peers).chain(mesh).chain(slices).chain(self.policies().flat_map(|read| &read.problems))
     }
 
     /// What has changed since this was last called.
@@ -273,15 +293,16 @@ impl Store {
         std::mem::replace(&mut self.changes, no_changes())
     }
 
-    /// Nodes as of a full list.
+    /// Nodes as of a full list of those that were asked for.
     pub(crate) fn list_nodes(
         &mut self,
         listed: Vec<Read<Arc<NodeFacts>>>,
         version: u64,
     ) -> Result<bool, Disbelief> {
-        let Self { own, nodes, changes, .. } = self;
-        let mut noted = Noted::new(changes, !nodes.listed);
+        let Self { own, nodes, changes, by, asked, .. } = self;
+        let mut noted = Noted::new(changes, !nodes.listed || by != asked);
         nodes.replace(listed, version, Some(own), |name, was, is| noted.node(name, was, is))?;
+        *by = *asked;
         let is_news = noted.is_news;
         Ok(self.look_for_strangers() || is_news)
     }

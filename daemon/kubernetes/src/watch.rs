@@ -22,7 +22,7 @@ use crate::{
     trouble::{Deed, Failure},
 };
 use kinds::Watched;
-pub(crate) use kinds::{Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Pods, Policies, Slices};
+pub(crate) use kinds::{Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Peers, Pods, Policies, Slices};
 
 /// Objects a page of a list: some MB of Nodes.
 const PAGE: u32 = 500;
@@ -57,16 +57,21 @@ impl Follower {
 
     /// A list, if one is needed, and a watch until it ends.
     async fn round<K: Watched>(&mut self) -> Result<(), Failure> {
+        self.must_list |= self.shared.with(|state| K::turns(&state.store));
         self.verb = if self.must_list { "list" } else { "watch" };
         let connection = self.line.connection().await?;
         if self.must_list {
-            self.list::<K>(&connection).await?;
+            self.shared.with(|state| K::ask(&mut state.store));
+            if !self.list::<K>(&connection).await? {
+                return Ok(());
+            }
             (self.must_list, self.verb) = (false, "watch");
         }
         self.watch::<K>(&connection).await
     }
 
-    async fn list<K: Watched>(&self, connection: &Connection) -> Result<(), Failure> {
+    /// False if others are wanted by now.
+    async fn list<K: Watched>(&self, connection: &Connection) -> Result<bool, Failure> {
         let mut params =
             ListParams { field_selector: self.fields::<K>(), ..ListParams::default() }.limit(PAGE);
         let mut listed = Vec::new();
@@ -75,6 +80,15 @@ impl Follower {
             let text = self.line.within(connection.client.request_text(request)).await?;
             let page: ObjectList<K::Object> = serde_json::from_str(&text).map_err(Failure::Answer)?;
             listed.extend(page.items);
+            let rest = page.metadata.remaining_item_count.unwrap_or(0);
+            let count = listed.len() + usize::try_from(rest).unwrap_or(0);
+            let turns = self.shared.with(|state| {
+                K::count(&mut state.store, count);
+                K::turns(&state.store)
+            });
+            if turns {
+                return Ok(false);
+            }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => break version(page.metadata.resource_version.as_deref().unwrap_or_default()),
@@ -83,7 +97,8 @@ impl Follower {
         if listed.is_empty() && !self.shared.with(|state| K::is_empty(&state.store)) {
             self.knows_own(connection).await?;
         }
-        self.shared.change(|store| K::list(store, listed, as_of)).map_err(Failure::Disbelief)
+        self.shared.change(|store| K::list(store, listed, as_of)).map_err(Failure::Disbelief)?;
+        Ok(true)
     }
 
     /// That nothing is there any more is believed of whom the Node is known to that this daemon runs on: with the last policy all that it
@@ -112,7 +127,16 @@ impl Follower {
         let mut is_well = false;
         loop {
             let limit = if is_well { self.line.pace.silence } else { self.line.pace.steady };
-            let event = match timeout(limit, events.try_next()).await {
+            let event = tokio::select! {
+                event = timeout(limit, events.try_next()) => event,
+                () = self.shared.turned(), if K::TURNS => {
+                    if self.shared.with(|state| K::turns(&state.store)) {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            };
+            let event = match event {
                 Ok(event) => event.map_err(Failure::Request)?,
                 Err(_) if is_well => return Err(Failure::Broken("a watch fell silent")),
                 Err(_) => {
@@ -146,7 +170,7 @@ impl Follower {
     }
 
     fn fields<K: Watched>(&self) -> Option<String> {
-        self.shared.with(|state| K::fields(state.store.own()))
+        self.shared.with(|state| K::fields(&state.store))
     }
 
     fn works<K: Watched>(&mut self) {

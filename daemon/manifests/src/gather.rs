@@ -187,6 +187,7 @@ fn bare(mode: Mode) -> MeshSpec {
         revoked_keys: Vec::new(),
         bypasses: Vec::new(),
         excluded_nodes: None,
+        peer_slices: None,
         uninstall: false,
     }
 }

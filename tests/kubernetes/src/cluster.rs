@@ -58,7 +58,7 @@ impl<'a> InApiServer<'a> {
                 server.runtime.block_on(api.delete(&name, &DeleteParams::default()))?;
             }
         }
-        for kind in ["Pod", "EncryptionPolicy", "ClusterEncryptionPolicy", "VeilPodSlice"] {
+        for kind in ["Pod", "EncryptionPolicy", "ClusterEncryptionPolicy", "VeilPodSlice", "VeilPeerSlice"] {
             let api = world.api(&kind_of(&json!({"kind": kind})));
             let listed = server.runtime.block_on(api.list(&ListParams::default()))?;
             // To other pods the tokens are bound by which tests speak.
@@ -139,6 +139,12 @@ impl<'a> InApiServer<'a> {
         let runtime = self.server.runtime.handle();
         let origin = Origin::Kubeconfig(kubeconfig.to_owned());
         Watching::new(|wake| Kubernetes::open(origin, own, pace(), runtime, wake))
+    }
+
+    /// Any object, as it is.
+    pub fn object(&self, object: &Value) -> Result<Value> {
+        let name = object["metadata"]["name"].as_str().context("a name")?;
+        Ok(serde_json::to_value(self.server.runtime.block_on(self.api_of(object).get(name))?)?)
     }
 
     /// Its kubelet says that it is alive, for the `beat`th time.
@@ -247,6 +253,7 @@ fn kind_of(object: &Value) -> ApiResource {
         "EncryptionPolicy" => (names::GROUP, "v1alpha1", "encryptionpolicies"),
         "ClusterEncryptionPolicy" => (names::GROUP, "v1alpha1", "clusterencryptionpolicies"),
         "VeilPodSlice" => (names::GROUP, "v1alpha1", "veilpodslices"),
+        "VeilPeerSlice" => (names::GROUP, "v1alpha1", "veilpeerslices"),
         kind => unreachable!("no test has such an object: {kind}"),
     };
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)

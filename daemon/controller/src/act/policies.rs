@@ -1,29 +1,27 @@
 //! Slices of pods, and what is said of policies.
 
 use anyhow::{Context as _, Result};
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
     core::DynamicObject,
 };
 use kubeveil_api::{condition::keep_transitions, names, pod_slice::SlicedPod, policy::PolicyStatus};
-use kubeveil_core::policy::PolicyId;
+use kubeveil_core::{lingering::SETTLE, policy::PolicyId};
 use kubeveil_kubernetes::ours;
 use serde_json::json;
 
-use super::{MANAGER, Writer};
+use super::{GONE, MANAGER, Writer};
 use crate::{
     census::{Census, KINDS, SeenPolicy},
     policies::{Selected, statuses},
     seen::{Node, Seen},
 };
 
-/// The API server's answer to who asks for what is gone.
-const GONE: u16 = 404;
-/// Slices that are written at one time.
-const AT_ONCE: usize = 16;
+/// As `kubectl` has them.
+const SLICES: [&str; 2] = ["VeilPodSlice", "veilpodslices"];
 /// Within which a write comes back by the watch.
 const ON_ITS_WAY: SignedDuration = SignedDuration::from_secs(30);
 /// Between two writes of a policy's status that tell of no turn.
@@ -38,7 +36,9 @@ impl Writer {
     ) -> Result<()> {
         let Some(mesh) = &seen.mesh else { return Ok(()) };
         let (policies, waits) = self.in_force.see(census, self.began.elapsed());
-        self.looks_again = waits;
+        if waits {
+            self.again = self.again.min(SETTLE);
+        }
         self.sets.see(&policies, &census.ending);
         let mut selected = Selected::of(census, &policies, mesh.object.spec.mode);
         if mesh.object.spec.uninstall {
@@ -71,7 +71,6 @@ impl Writer {
         done
     }
 
-    /// One that can't be written is no reason to leave the others as they are.
     async fn write_slices(&self, seen: &Seen, census: &Census, selected: &Selected) -> Result<()> {
         let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         for (name, pods) in &selected.slices {
@@ -85,42 +84,23 @@ impl Writer {
             }
         }
         for name in census.slices.keys().filter(|name| !selected.slices.contains_key(*name)) {
-            writes.push(self.delete_slice(name).boxed());
+            writes.push(self.delete_slice(SLICES, name).boxed());
         }
-        let mut done = Ok(());
-        let mut ended = stream::iter(writes).buffer_unordered(AT_ONCE);
-        while let Some(one) = ended.next().await {
-            done = done.and(one);
-        }
-        done
-    }
-
-    async fn delete_slice(&self, name: &str) -> Result<()> {
-        match self.slices().delete(name, &DeleteParams::default()).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(refused)) if refused.code == GONE => Ok(()),
-            Err(e) => Err(e).with_context(|| format!("delete VeilPodSlice {name}")),
-        }
-    }
-
-    fn slices(&self) -> Api<DynamicObject> {
-        Api::all_with(self.client.clone(), &ours("VeilPodSlice", "veilpodslices"))
+        Self::write_all(writes).await
     }
 
     /// Its owner is the Node, so it goes with it.
     async fn write_slice(&self, name: &str, node: &Node, pods: &[SlicedPod]) -> Result<()> {
-        let patch = Patch::Apply(json!({
+        let slice = json!({
             "apiVersion": names::API_VERSION,
-            "kind": "VeilPodSlice",
+            "kind": SLICES[0],
             "metadata": {
                 "name": name,
                 "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": node.uid}],
             },
             "pods": pods,
-        }));
-        let params = PatchParams::apply(MANAGER).force();
-        let done = self.slices().patch(name, &params, &patch).await;
-        done.with_context(|| format!("write VeilPodSlice {name}"))?;
+        });
+        self.apply_slice(SLICES[1], slice).await?;
         tracing::info!(
             node = name,
             pods = pods.len(),

@@ -44,7 +44,7 @@ fn told(seen: &Seen) -> MeshStatus {
 }
 
 fn told_at(seen: &Seen, progress: &Progress, second: i64) -> MeshStatus {
-    status(seen, progress, Timestamp::from_second(second).expect("a time")).expect("a status")
+    status(seen, progress, None, Timestamp::from_second(second).expect("a time")).expect("a status")
 }
 
 /// Of a rotation to generation 1, in which these nodes are not done.
@@ -241,5 +241,5 @@ fn observing_is_not_encrypting() {
 fn without_nodes_nobody_knows() {
     let seen = Seen { mesh: cluster().mesh, ..Seen::default() };
     assert!(told(&seen).conditions.iter().all(|c| c.status == ConditionStatus::Unknown));
-    assert!(status(&Seen::default(), &progress(&[]), Timestamp::default()).is_none());
+    assert!(status(&Seen::default(), &progress(&[]), None, Timestamp::default()).is_none());
 }

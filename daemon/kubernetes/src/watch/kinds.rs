@@ -7,9 +7,12 @@ use kubeveil_core::problem::Problem;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    object::{MeshObject, Named, NamespaceObject, NodeObject, PodObject, PolicyObject, Read, SliceObject},
+    object::{
+        MeshObject, Named, NamespaceObject, NodeObject, PeerSliceObject, PodObject, PolicyObject, Read,
+        SliceObject,
+    },
     source::State,
-    store::{Disbelief, OutOfOrder, Scope, Store},
+    store::{By, Disbelief, OutOfOrder, Scope, Store},
 };
 
 /// A kind of object, and its place in the store.
@@ -19,8 +22,8 @@ pub(crate) trait Watched: Send + 'static {
     const PATH: &str;
     /// As RBAC has it.
     const RESOURCE: &str;
-    /// Which of them, for the daemon on `own`.
-    fn fields(own: &str) -> Option<String>;
+    /// Which of them.
+    fn fields(store: &Store) -> Option<String>;
 
     fn newest(store: &Store) -> u64;
     /// None is known.
@@ -30,6 +33,20 @@ pub(crate) trait Watched: Send + 'static {
     fn event(store: &mut Store, object: Self::Object, is_deleted: bool) -> Result<bool, OutOfOrder>;
     fn bookmark(store: &mut Store, version: u64);
     fn trouble(state: &mut State) -> &mut Option<Problem>;
+
+    /// Whether it varies which of them are wanted.
+    const TURNS: bool = false;
+
+    /// Others of them are wanted than were asked for.
+    fn turns(_: &Store) -> bool {
+        false
+    }
+
+    /// Those that are wanted are asked for from now on.
+    fn ask(_: &mut Store) {}
+
+    /// So many there are, by a list that goes on.
+    fn count(_: &mut Store, _: usize) {}
 }
 
 pub(crate) enum Nodes {}
@@ -38,9 +55,22 @@ impl Watched for Nodes {
     type Object = NodeObject;
     const PATH: &str = "/api/v1/nodes";
     const RESOURCE: &str = "nodes";
+    const TURNS: bool = true;
 
-    fn fields(_: &str) -> Option<String> {
-        None
+    fn fields(store: &Store) -> Option<String> {
+        (store.asked() == By::Slices).then(|| format!("metadata.name={}", store.own()))
+    }
+
+    fn turns(store: &Store) -> bool {
+        store.turns()
+    }
+
+    fn ask(store: &mut Store) {
+        store.ask();
+    }
+
+    fn count(store: &mut Store, count: usize) {
+        store.count_nodes(count);
     }
 
     fn newest(store: &Store) -> u64 {
@@ -77,7 +107,7 @@ impl Watched for Mesh {
     const PATH: &str = "/apis/kubeveil.io/v1alpha1/encryptionmeshes";
     const RESOURCE: &str = "encryptionmeshes.kubeveil.io";
 
-    fn fields(_: &str) -> Option<String> {
+    fn fields(_: &Store) -> Option<String> {
         Some(format!("metadata.name={}", names::MESH))
     }
 
@@ -115,8 +145,8 @@ impl Watched for Pods {
     const PATH: &str = "/api/v1/pods";
     const RESOURCE: &str = "pods";
 
-    fn fields(own: &str) -> Option<String> {
-        Some(format!("spec.nodeName={own}"))
+    fn fields(store: &Store) -> Option<String> {
+        Some(format!("spec.nodeName={}", store.own()))
     }
 
     fn newest(store: &Store) -> u64 {
@@ -151,7 +181,7 @@ impl Watched for Namespaces {
     const PATH: &str = "/api/v1/namespaces";
     const RESOURCE: &str = "namespaces";
 
-    fn fields(_: &str) -> Option<String> {
+    fn fields(_: &Store) -> Option<String> {
         None
     }
 
@@ -187,7 +217,7 @@ impl Watched for Slices {
     const PATH: &str = "/apis/kubeveil.io/v1alpha1/veilpodslices";
     const RESOURCE: &str = "veilpodslices.kubeveil.io";
 
-    fn fields(_: &str) -> Option<String> {
+    fn fields(_: &Store) -> Option<String> {
         None
     }
 
@@ -214,6 +244,43 @@ impl Watched for Slices {
 
     fn trouble(state: &mut State) -> &mut Option<Problem> {
         &mut state.slices
+    }
+}
+
+pub(crate) enum Peers {}
+
+impl Watched for Peers {
+    type Object = PeerSliceObject;
+    const PATH: &str = "/apis/kubeveil.io/v1alpha1/veilpeerslices";
+    const RESOURCE: &str = "veilpeerslices.kubeveil.io";
+
+    fn fields(_: &Store) -> Option<String> {
+        None
+    }
+
+    fn newest(store: &Store) -> u64 {
+        store.peers.newest()
+    }
+
+    fn is_empty(store: &Store) -> bool {
+        store.peers.is_empty()
+    }
+
+    fn list(store: &mut Store, listed: Vec<PeerSliceObject>, version: u64) -> Result<bool, Disbelief> {
+        let listed = listed.into_iter().map(PeerSliceObject::read).collect();
+        store.list_peers(listed, version)
+    }
+
+    fn event(store: &mut Store, object: PeerSliceObject, is_deleted: bool) -> Result<bool, OutOfOrder> {
+        store.peer_slice(object.read(), is_deleted)
+    }
+
+    fn bookmark(store: &mut Store, version: u64) {
+        store.peers.bookmark(version);
+    }
+
+    fn trouble(state: &mut State) -> &mut Option<Problem> {
+        &mut state.peers
     }
 }
 
@@ -255,7 +322,7 @@ impl<K: PolicyKind> Watched for Policies<K> {
     const PATH: &str = K::PATH;
     const RESOURCE: &str = K::RESOURCE;
 
-    fn fields(_: &str) -> Option<String> {
+    fn fields(_: &Store) -> Option<String> {
         None
     }
 

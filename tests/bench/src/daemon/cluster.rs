@@ -166,6 +166,7 @@ pub(crate) fn mesh() -> Result<MeshSpec> {
         revoked_keys: vec![],
         bypasses: vec![],
         excluded_nodes: None,
+        peer_slices: None,
         uninstall: false,
         adoption: None,
     })

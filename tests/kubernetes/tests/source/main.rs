@@ -10,6 +10,7 @@ mod controller;
 mod definitions;
 mod ending;
 mod mischief;
+mod peers;
 mod rights;
 mod rotation;
 mod selectors;
@@ -55,6 +56,8 @@ fn main() -> ExitCode {
         }));
         let on_server = move |server: &mut Server| case(&mut InApiServer::new(server).unwrap());
         trials.push(trial(&format!("suite::kubernetes::{name}"), &shared, missing.clone(), on_server));
+        let on_server = move |server: &mut Server| case(&mut peers::InSlices::new(server));
+        trials.push(trial(&format!("suite::slices::{name}"), &shared, missing.clone(), on_server));
     }
     let on_server: &[(&str, OnServer)] = &[
         (
@@ -109,7 +112,7 @@ fn main() -> ExitCode {
         ("rights::hooks_can_do_their_work", rights::they_can_do_their_work),
         ("rights::others_are_not_stopped", rights::others_are_not_stopped),
     ];
-    let more = [mischief::ALL, rotation::outages::ALL, rights::MISTAKES, charts::ALL];
+    let more = [peers::ALL, mischief::ALL, rotation::outages::ALL, rights::MISTAKES, charts::ALL];
     for (name, case) in on_server.iter().chain(more.into_iter().flatten()) {
         trials.push(trial(name, &shared, missing.clone(), case));
     }

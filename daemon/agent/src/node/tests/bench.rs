@@ -271,6 +271,7 @@ impl Bench {
             revoked_keys: vec![],
             bypasses: vec![],
             excluded_nodes: None,
+            peer_slices: None,
             uninstall: false,
             adoption: None,
         };

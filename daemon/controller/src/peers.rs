@@ -1,0 +1,172 @@
+//! The slices of nodes: whose prefixes are whose, on record in a cluster of any size; and in a large one all that agents know of other nodes.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use kubeveil_api::{
+    announcement::MAX_BYTES,
+    mesh::MeshSpec,
+    peer_slice::{MANY_NODES, MOST_PEERS, PeerSlices, SlicedPeer},
+};
+use kubeveil_core::{
+    ownership::{Owner, Owners, assign},
+    snapshot::{Knowledge, NodeFacts, Snapshot},
+};
+
+use crate::seen::{Node, Seen};
+
+/// Slices as they stand, by number; `None` where one can't be read.
+pub(crate) type Standing = BTreeMap<u32, Option<Vec<SlicedPeer>>>;
+
+/// Between two writes of one slice, for each node that there is: so an agent is sent a constant number of bytes a second at most, some
+/// six hundred for each node, though all nodes announce something else.
+pub(crate) const FOR_EACH_NODE: Duration = Duration::from_millis(1);
+
+/// Do agents go by slices, in a cluster of so many nodes, where they do (or don't) so far?
+pub(crate) fn tell_all(spec: &MeshSpec, nodes: usize, do_so_far: bool) -> bool {
+    match spec.peer_slices.unwrap_or(PeerSlices::Auto) {
+        PeerSlices::Always => true,
+        PeerSlices::Never => false,
+        // Not to and fro, by nodes that come and go.
+        PeerSlices::Auto if do_so_far => nodes * 5 >= MANY_NODES * 4,
+        PeerSlices::Auto => nodes >= MANY_NODES,
+    }
+}
+
+/// Nodes that stand in a slice, and that no watch shows any more.
+pub(crate) fn vanished<'a>(seen: &Seen, standing: &'a Standing) -> impl Iterator<Item = &'a SlicedPeer> {
+    let is_there = |name: &String| seen.nodes.contains_key(name) || seen.excluded.contains_key(name);
+    all(standing).filter(move |peer| !is_there(&peer.name))
+}
+
+/// What slices should say of each node, by its name; of nodes that no watch shows, those stay that are not `gone`. `mesh` has the ranges that
+/// count.
+pub(crate) fn peers(
+    seen: &Seen,
+    standing: &Standing,
+    gone: &BTreeSet<String>,
+    mesh: &MeshSpec,
+    tells_all: bool,
+) -> BTreeMap<String, SlicedPeer> {
+    let before: BTreeMap<_, _> =
+        all(standing).map(|peer| (peer.name.clone(), facts_on_record(peer))).collect();
+    let record = record(standing);
+    let stay = before.iter().filter(|(name, _)| !gone.contains(*name));
+    let mut nodes: BTreeMap<String, Arc<NodeFacts>> =
+        stay.map(|(name, facts)| (name.clone(), facts.clone())).collect();
+    let now = seen.nodes.iter().chain(&seen.excluded);
+    nodes.extend(now.map(|(name, node)| (name.clone(), Arc::new(facts(node)))));
+    // As an agent does: what was read of a Node while it was being written is not all that it has.
+    let of = |nodes| Snapshot { mesh: Some(mesh.clone()), nodes, ..Snapshot::default() };
+    let knowledge = Knowledge::Whole(of(nodes).attest_whole()).or_before(&of(before));
+    let assignment = assign(&knowledge, mesh, &record);
+    let said = |(name, facts): (&String, &Arc<NodeFacts>)| {
+        let mut peer = SlicedPeer {
+            name: name.clone(),
+            uid: facts.uid.clone(),
+            pod_cidrs: facts.pod_cidrs.clone(),
+            internal_ips: facts.internal_ips.clone(),
+            ..SlicedPeer::default()
+        };
+        let is_its_own = |claim: &_| assignment.prefixes.get(claim).is_some_and(|(owner, _)| owner == name);
+        peer.refused = peer.claims().filter(|claim| !is_its_own(claim)).collect();
+        if tells_all {
+            // Longer ones count as none that is valid, and so they do when they are cut.
+            let told = facts.announcement.as_ref();
+            peer.announcement = told.map(|text| text.chars().take(MAX_BYTES + 1).collect());
+            peer.labels.clone_from(&facts.labels);
+        }
+        (name.clone(), peer)
+    };
+    knowledge.snapshot().nodes.iter().map(said).collect()
+}
+
+/// Into slices, by their number: a node that stands in one stays there, since each move would be told to all; who comes gets the first free
+/// place.
+pub(crate) fn slices(standing: &Standing, mut peers: BTreeMap<String, SlicedPeer>) -> Vec<Vec<SlicedPeer>> {
+    let mut slices: Vec<Vec<SlicedPeer>> = Vec::new();
+    for (number, stands) in standing {
+        let Ok(number) = usize::try_from(*number) else { continue };
+        // Who wrote that one was not us.
+        if number > peers.len() + slices.len() {
+            continue;
+        }
+        slices.resize_with(slices.len().max(number + 1), Vec::new);
+        let stay = stands.iter().flatten().take(MOST_PEERS).filter_map(|peer| peers.remove(&peer.name));
+        slices[number] = stay.collect();
+    }
+    let mut place = 0;
+    for peer in peers.into_values() {
+        while slices.get(place).is_some_and(|slice| slice.len() >= MOST_PEERS) {
+            place += 1;
+        }
+        match slices.get_mut(place) {
+            Some(slice) => slice.push(peer),
+            None => slices.push(vec![peer]),
+        }
+    }
+    slices.iter_mut().for_each(|slice| slice.sort_by(|a, b| a.name.cmp(&b.name)));
+    let last = slices.iter().rposition(|slice| !slice.is_empty());
+    slices.truncate(last.map_or(0, |last| last + 1));
+    slices
+}
+
+/// Of how many slices the agents are told that they can go by them, where `before` many they were told of: not before each node stands in one
+/// with what it announces, and no more than there are.
+pub(crate) fn count(wanted: &[Vec<SlicedPeer>], standing: &Standing, before: Option<u32>) -> Option<u32> {
+    let stands = |number: u32| standing.get(&number).and_then(Option::as_ref);
+    let told: BTreeMap<&str, &SlicedPeer> = all(standing).map(|peer| (peer.name.as_str(), peer)).collect();
+    let is_told = |peer: &SlicedPeer| {
+        let told = told.get(peer.name.as_str()).filter(|told| told.uid == peer.uid);
+        told.is_some_and(|told| told.announcement.is_some() == peer.announcement.is_some())
+    };
+    if before.is_none() && !wanted.iter().flatten().all(is_told) {
+        return None;
+    }
+    let most = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+    let count = (0..most).take_while(|number| stands(*number).is_some()).count();
+    // One that somebody took away comes back, and until then the agents are to miss it.
+    u32::try_from(count).ok().map(|count| count.max(before.unwrap_or(0).min(most))).filter(|count| *count > 0)
+}
+
+fn all(standing: &Standing) -> impl Iterator<Item = &SlicedPeer> {
+    standing.values().flatten().flatten()
+}
+
+/// Owners by what stands.
+fn record(standing: &Standing) -> Owners {
+    let mut owners = Owners::new();
+    for peer in all(standing) {
+        let owner = Arc::new(Owner { name: peer.name.clone(), uid: peer.uid.clone() });
+        owners.extend(
+            peer.claims().filter(|claim| !peer.refused.contains(claim)).map(|claim| (claim, owner.clone())),
+        );
+    }
+    owners
+}
+
+fn facts_on_record(peer: &SlicedPeer) -> Arc<NodeFacts> {
+    Arc::new(NodeFacts {
+        uid: peer.uid.clone(),
+        pod_cidrs: peer.pod_cidrs.clone(),
+        internal_ips: peer.internal_ips.clone(),
+        announcement: peer.announcement.clone(),
+        labels: peer.labels.clone(),
+    })
+}
+
+fn facts(node: &Node) -> NodeFacts {
+    NodeFacts {
+        uid: node.uid.clone(),
+        pod_cidrs: node.pod_cidrs.clone(),
+        internal_ips: node.internal_ips.clone(),
+        announcement: node.announcement.clone(),
+        labels: node.labels.clone(),
+    }
+}

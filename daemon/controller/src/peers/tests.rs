@@ -1,0 +1,154 @@
+use ipnet::IpNet;
+use kubeveil_api::mesh::Mode;
+
+use super::*;
+
+fn net(text: &str) -> IpNet {
+    text.parse().expect("a prefix")
+}
+
+fn mesh() -> MeshSpec {
+    let spec =
+        serde_json::json!({"mode": Mode::Require, "podCIDRs": ["10.0.0.0/8"], "nodeCIDRs": ["192.0.2.0/24"]});
+    serde_json::from_value(spec).expect("a mesh")
+}
+
+/// `n` nodes, each with a prefix.
+fn seen(n: usize) -> Seen {
+    let mut seen = Seen::default();
+    for n in 0..n {
+        seen.nodes.insert(format!("node-{n:03}"), node(n));
+    }
+    seen
+}
+
+fn node(n: usize) -> Node {
+    let pods = net(&format!("10.{}.{}.0/24", n / 256, n % 256));
+    let announcement = Some(format!("says {n}"));
+    Node { uid: format!("uid-{n}"), pod_cidrs: vec![pods], announcement, ..Node::default() }
+}
+
+/// What the slices are, once they are written.
+fn written(seen: &Seen, standing: &Standing, tells_all: bool) -> Standing {
+    let gone = vanished(seen, standing).map(|peer| peer.name.clone()).collect();
+    let wanted = slices(standing, peers(seen, standing, &gone, &mesh(), tells_all));
+    (0..).zip(wanted).map(|(number, peers)| (number, Some(peers))).collect()
+}
+
+fn names(standing: &Standing, number: u32) -> Vec<&str> {
+    standing[&number].iter().flatten().map(|peer| peer.name.as_str()).collect()
+}
+
+fn peer<'a>(standing: &'a Standing, name: &str) -> &'a SlicedPeer {
+    all(standing).find(|peer| peer.name == name).expect("the node")
+}
+
+#[test]
+fn nodes_stay_in_their_slice_and_newcomers_take_free_places() {
+    let first = written(&seen(250), &Standing::new(), true);
+    assert_eq!(
+        first.values().map(|slice| slice.iter().flatten().count()).collect::<Vec<_>>(),
+        [100, 100, 50]
+    );
+    let mut fewer = seen(251);
+    for gone in ["node-007", "node-108", "node-109"] {
+        fewer.nodes.remove(gone);
+    }
+    let second = written(&fewer, &first, true);
+    assert!(names(&second, 0).contains(&"node-250"), "the first free place");
+    assert_eq!(names(&second, 1).len(), 98);
+    assert_eq!(second[&2], first[&2], "what does not change is the same");
+
+    // The last goes when nobody is in it, and no other does.
+    let second = written(&seen(200), &first, true);
+    assert_eq!(second.keys().collect::<Vec<_>>(), [&0, &1]);
+    let mut only_last = seen(250);
+    only_last.nodes.retain(|name, _| name.as_str() >= "node-200");
+    let third = written(&only_last, &first, true);
+    assert_eq!(third.values().map(|slice| slice.iter().flatten().count()).collect::<Vec<_>>(), [0, 0, 50]);
+}
+
+/// One that can't be read, one that is not ours, too many in one.
+#[test]
+fn what_others_wrote_is_put_right() {
+    let right = written(&seen(150), &Standing::new(), true);
+    let mut broken = right.clone();
+    broken.insert(0, None);
+    assert_eq!(written(&seen(150), &broken, true), right);
+    let mut foreign = right.clone();
+    foreign.insert(4_000_000_000, Some(vec![]));
+    assert_eq!(written(&seen(150), &foreign, true), right);
+    let both: Vec<SlicedPeer> = all(&right).cloned().collect();
+    assert_eq!(written(&seen(150), &Standing::from([(0, Some(both))]), true), right);
+}
+
+#[test]
+fn who_is_on_record_keeps_its_prefix() {
+    let mut seen = seen(2);
+    let first = written(&seen, &Standing::new(), false);
+    assert!(all(&first).all(|peer| peer.refused.is_empty() && peer.announcement.is_none()));
+    // One that comes before it by name, and one of the same prefix in part.
+    seen.nodes.insert("a-thief".to_owned(), Node { uid: "other".to_owned(), ..node(1) });
+    let part = Node { uid: "part".to_owned(), pod_cidrs: vec![net("10.0.1.128/25")], ..Node::default() };
+    seen.nodes.insert("b-thief".to_owned(), part);
+    let second = written(&seen, &first, false);
+    assert_eq!(peer(&second, "a-thief").refused, [net("10.0.1.0/24")]);
+    assert_eq!(peer(&second, "b-thief").refused, [net("10.0.1.128/25")]);
+    assert!(peer(&second, "node-001").refused.is_empty());
+    // As long as it is there, whatever is read of it for a moment …
+    seen.nodes.get_mut("node-001").expect("it").pod_cidrs.clear();
+    let third = written(&seen, &second, false);
+    assert_eq!(third, second);
+    // … and no longer. Of those that are left nobody was first.
+    seen.nodes.remove("node-001");
+    let fourth = written(&seen, &third, false);
+    assert_eq!(peer(&fourth, "a-thief").refused, [net("10.0.1.0/24")]);
+    seen.nodes.remove("b-thief");
+    assert!(peer(&written(&seen, &fourth, false), "a-thief").refused.is_empty());
+}
+
+#[test]
+fn a_node_is_gone_only_where_it_is_known_to_be() {
+    let (two, one) = (seen(2), seen(1));
+    let first = written(&two, &Standing::new(), true);
+    assert_eq!(vanished(&one, &first).map(|peer| peer.name.as_str()).collect::<Vec<_>>(), ["node-001"]);
+    let still = peers(&one, &first, &BTreeSet::new(), &mesh(), true);
+    assert_eq!(still["node-001"], *peer(&first, "node-001"));
+    // Made anew, it is another, which has said nothing.
+    let mut anew = seen(2);
+    anew.nodes.insert("node-001".to_owned(), Node { uid: "new".to_owned(), announcement: None, ..node(1) });
+    let second = written(&anew, &first, true);
+    let peer = peer(&second, "node-001");
+    assert_eq!((peer.uid.as_str(), &peer.announcement, peer.refused.len()), ("new", &None, 0));
+}
+
+#[test]
+fn agents_are_told_of_slices_that_stand() {
+    let wanted: Vec<_> = written(&seen(250), &Standing::new(), true).into_values().flatten().collect();
+    let all: Standing = (0..).zip(wanted.iter().cloned().map(Some)).collect();
+    assert_eq!(count(&wanted, &all, None), Some(3));
+    let records = written(&seen(250), &Standing::new(), false);
+    assert_eq!(count(&wanted, &records, None), None, "without what nodes announce");
+    let mut fewer = all.clone();
+    fewer.remove(&1);
+    assert_eq!(count(&wanted, &fewer, None), None);
+    assert_eq!(count(&wanted, &fewer, Some(3)), Some(3), "it comes back, and is missed until then");
+    assert_eq!(count(&wanted, &fewer, Some(1)), Some(1));
+    assert_eq!(count(&wanted[..2], &all, Some(3)), Some(2), "the last one goes");
+    assert_eq!(count(&[], &all, Some(3)), None);
+}
+
+#[test]
+fn slices_are_for_large_clusters_or_as_people_say() {
+    for (asked, nodes, so_far, are) in [
+        (None, 499, false, false),
+        (None, 500, false, true),
+        (Some(PeerSlices::Auto), 400, true, true),
+        (Some(PeerSlices::Auto), 399, true, false),
+        (Some(PeerSlices::Always), 1, false, true),
+        (Some(PeerSlices::Never), 5000, true, false),
+    ] {
+        let spec = MeshSpec { peer_slices: asked, ..mesh() };
+        assert_eq!(tell_all(&spec, nodes, so_far), are, "{asked:?} {nodes} {so_far}");
+    }
+}
