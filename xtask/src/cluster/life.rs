@@ -102,7 +102,7 @@ fn residue(cluster: &Cluster) -> Result<Vec<String>> {
     // Links belong to no node; nothing else here makes any.
     let links = guest::run(cluster.plan.guest, "vm", "bpftool link show | grep '^[0-9]'; true", b"")?;
     left.extend(links.lines().map(|line| format!("a link in the kernel: {line}")));
-    let kinds = "veilnodes,veilpodslices,encryptionmeshes,clusterroles,clusterrolebindings,validatingadmissionpolicies,\
+    let kinds = "veilnodes,veilpodslices,veilpeerslices,encryptionmeshes,clusterroles,clusterrolebindings,validatingadmissionpolicies,\
                  validatingadmissionpolicybindings";
     let there = processes::output(&mut cluster.kubectl(&["get", kinds, "--output=name"]))?;
     left.extend(there.lines().filter(|name| name.contains("veil")).map(str::to_owned));

@@ -53,9 +53,13 @@ impl Writer {
     /// Those nodes that no watch shows, and of which the API server says that they are not there: a list that is wrong takes nobody away.
     async fn gone(&self, seen: &Seen, standing: &Standing) -> BTreeSet<String> {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &theirs("", "Node", "nodes"));
-        let asked = vanished(seen, standing).map(|peer| async {
-            let found = api.get_metadata_opt(&peer.name).await;
-            found.is_ok_and(|found| found.is_none()).then(|| peer.name.clone())
+        let names: Vec<String> = vanished(seen, standing).map(|peer| peer.name.clone()).collect();
+        let asked = names.into_iter().map(|name| {
+            let api = api.clone();
+            async move {
+                let found = api.get_metadata_opt(&name).await;
+                found.is_ok_and(|found| found.is_none()).then_some(name)
+            }
         });
         stream::iter(asked).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
     }

@@ -35,12 +35,13 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Within which the API server serves what it was given.
 const SERVED: Duration = Duration::from_secs(30);
 /// As `cargo xtask codegen` makes them.
-const DEFINITIONS: [&str; 5] = [
+const DEFINITIONS: [&str; 6] = [
     include_str!("../../../../deploy/crds/encryptionmeshes.kubeveil.io.yaml"),
     include_str!("../../../../deploy/crds/veilnodes.kubeveil.io.yaml"),
     include_str!("../../../../deploy/crds/encryptionpolicies.kubeveil.io.yaml"),
     include_str!("../../../../deploy/crds/clusterencryptionpolicies.kubeveil.io.yaml"),
     include_str!("../../../../deploy/crds/veilpodslices.kubeveil.io.yaml"),
+    include_str!("../../../../deploy/crds/veilpeerslices.kubeveil.io.yaml"),
 ];
 
 /// Applies the definitions that this version goes by: helm installs them once and never again.
@@ -82,7 +83,7 @@ pub struct Left(
 
 type VeilNode = Object<Option<Value>, VeilNodeStatus>;
 
-/// Tells every node to clean up, and waits until all have, at most so long; the `VeilNode`s and `VeilPodSlice`s go with them. Names the nodes
+/// Tells every node to clean up, and waits until all have, at most so long; the `VeilNode`s and all slices go with them. Names the nodes
 /// that have not.
 pub async fn uninstall(origin: &Origin, patience: Duration) -> Result<Result<(), Left>> {
     let client = client(origin).await?;
@@ -90,7 +91,8 @@ pub async fn uninstall(origin: &Origin, patience: Duration) -> Result<Result<(),
     let meshes: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     let kind = ours("VeilNode", "veilnodes");
     let nodes: Api<VeilNode> = Api::all_with(client.clone(), &kind);
-    let slices: Api<DynamicObject> = Api::all_with(client, &ours("VeilPodSlice", "veilpodslices"));
+    let slices = [("VeilPodSlice", "veilpodslices"), ("VeilPeerSlice", "veilpeerslices")]
+        .map(|(kind, plural)| (kind, Api::<DynamicObject>::all_with(client.clone(), &ours(kind, plural))));
     if meshes.get_opt(names::MESH).await?.is_none() {
         tracing::info!("there is no EncryptionMesh {}: nothing to uninstall", names::MESH);
         return Ok(Ok(()));
@@ -107,10 +109,12 @@ pub async fn uninstall(origin: &Origin, patience: Duration) -> Result<Result<(),
         if left.is_empty() {
             let gone = nodes.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
             gone.context("delete the VeilNodes")?;
-            match slices.delete_collection(&DeleteParams::default(), &ListParams::default()).await {
-                // Of a cluster that has no such definition.
-                Err(kube::Error::Api(refused)) if refused.code == 404 => {}
-                gone => drop(gone.context("delete the VeilPodSlices")?),
+            for (kind, slices) in &slices {
+                match slices.delete_collection(&DeleteParams::default(), &ListParams::default()).await {
+                    // Of a cluster that has no such definition.
+                    Err(kube::Error::Api(refused)) if refused.code == 404 => {}
+                    gone => drop(gone.with_context(|| format!("delete the {kind}s"))?),
+                }
             }
             tracing::info!("nothing of kubeveil is left on {} nodes", listed.items.len());
             return Ok(Ok(()));

@@ -122,8 +122,7 @@ impl Store {
         }
         let slices = self.peers.by_name.values().flat_map(|read| &read.value.by_name);
         // Of this very node its Node knows more.
-        let others = slices.filter(|(name, _)| **name != self.own);
-        others.map(|(name, facts)| (name.clone(), Arc::clone(facts))).chain(nodes).collect()
+        slices.map(|(name, facts)| (name.clone(), Arc::clone(facts))).chain(nodes).collect()
     }
 
     /// Prefixes that nodes claim, and that are not theirs by the controller's record.

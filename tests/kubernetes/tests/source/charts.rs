@@ -41,6 +41,7 @@ const CASES: &[(&str, &[&str])] = &[
             "--set=encryption.mode=prefer,encryption.keyGeneration=3",
             "--set=encryption.podCIDRs={10.0.0.0/8,fd00:244::/48},encryption.nodeCIDRs={192.0.2.0/24}",
             "--set=encryption.excludedNodes.selector.matchLabels.pool=virtual,encryption.excludedNodes.traffic=plain",
+            "--set=encryption.peerSlices=never",
         ],
     ),
     (
@@ -76,6 +77,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     (&["--set=encryption.enabled=yes"], "got string, want boolean"),
     (&["--set=encryption.podCIDRs={10.0.0.0}"], "does not match pattern"),
     (&["--set=encryption.excludedNodes.traffic=plain"], "required, if 'traffic' exists"),
+    (&["--set=encryption.peerSlices=sometimes"], "value must be one of 'auto', 'always', 'never'"),
     (&["--set=encryption.adoption.deadline=tomorrow"], "does not match pattern"),
     (&["--set=encryption.keyGeneration=-1"], "minimum"),
     (&["--set=image.digest=sha256:1"], "does not match pattern"),

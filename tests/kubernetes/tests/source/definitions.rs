@@ -247,6 +247,8 @@ pub(crate) fn both_refuse_the_same(server: &mut Server) {
             "excludedNodes",
             json!({"selector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}, "traffic": "drop"}),
         ),
+        ("peerSlices", json!("auto")),
+        ("peerSlices", json!("sometimes")),
         ("excludedNodes", json!({"selector": {}, "traffic": "plain"})),
         ("excludedNodes", json!({"selector": {"matchLabels": {"pool": "virtual"}}, "traffic": "pass"})),
         ("excludedNodes", json!({"selector": {"matchLabels": {"pool": "virtual"}}})),

@@ -127,6 +127,8 @@ impl<'a> Stage<'a> {
         }
         let slice = json!({"apiVersion": "kubeveil.io/v1alpha1", "kind": "VeilPodSlice", "metadata": {"name": "node-1"}});
         self.makes(&ours("veilpodslices"), &slice);
+        let slice = json!({"apiVersion": "kubeveil.io/v1alpha1", "kind": "VeilPeerSlice", "metadata": {"name": "peers-0"}});
+        self.makes(&ours("veilpeerslices"), &slice);
         let policy = json!({
             "apiVersion": "kubeveil.io/v1alpha1", "kind": "ClusterEncryptionPolicy", "metadata": {"name": "all"},
             "spec": {"namespaceSelector": {}, "podSelector": {}, "mode": "require"},

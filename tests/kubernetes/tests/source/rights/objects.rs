@@ -373,6 +373,28 @@ pub(crate) const ALL: &[Attack] = &[
         outcomes: [NoRight, NoRight, NoRight, NoRight, Can],
     },
     Attack {
+        name: "speaks_for_all_nodes",
+        what: "tells the agents of any node's key, prefixes and labels, where they go by slices (a VeilPeerSlice)",
+        request: || {
+            let slice = r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"VeilPeerSlice","metadata":{"name":"peers-1"},
+                "peers":[{"name":"node-2","uid":"another","podCIDRs":["10.244.2.0/24"]}]}"#;
+            post(&ours("veilpeerslices"), slice)
+        },
+        outcomes: [NoRight, NoRight, Can, NoRight, NoRight],
+    },
+    Attack {
+        name: "withholds_nodes",
+        what: "takes away what agents know of a hundred nodes, where they go by slices (deletes a VeilPeerSlice)",
+        request: || delete(&ours("veilpeerslices/peers-0")),
+        outcomes: [NoRight, NoRight, Can, NoRight, NoRight],
+    },
+    Attack {
+        name: "deletes_all_slices_of_nodes",
+        what: "deletes all VeilPeerSlices",
+        request: || delete(&ours("veilpeerslices")),
+        outcomes: [NoRight, NoRight, NoRight, NoRight, Can],
+    },
+    Attack {
         name: "status_of_a_policy",
         what: "lies in a policy's status (nothing is decided by it)",
         request: || merge(&ours("clusterencryptionpolicies/all/status"), r#"{"status":{"pods":9}}"#),
