@@ -6,6 +6,7 @@ mod bench;
 mod bypass;
 mod convergence;
 mod faults;
+mod flows;
 mod hear;
 mod leave;
 mod panics;

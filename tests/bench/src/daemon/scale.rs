@@ -1,6 +1,8 @@
 //! One agent among 5,000 Nodes of a real API server, over a kernel that is made of memory: how long it takes to begin, what it keeps, how soon
 //! an announcement is in its kernel, a storm of them, and what all that costs the API server.
 
+mod slices;
+
 use std::{
     sync::mpsc::Receiver,
     thread,
@@ -68,11 +70,13 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     server.runtime.block_on(make(&client, &mut others))?;
 
     let mut rows = vec![one_heartbeat(&server, &client)?];
-    let mut agent = Agent::begin(&world)?;
+    let mut agent = Agent::begin(&world, "")?;
     rows.extend(agent.begins()?);
     rows.push(agent.rests(&server)?);
     rows.push(agent.hears(&server, &client, &mut others, rounds)?);
     rows.extend(agent.storm(&server, &client, &mut others)?);
+    drop(agent);
+    rows.extend(slices::measure(&server, &client, &world, &mut others, rounds)?);
     Ok(rows)
 }
 
@@ -147,12 +151,17 @@ struct Agent {
 }
 
 impl Agent {
-    fn begin(world: &InApiServer<'_>) -> Result<Self> {
+    /// When it goes `by` what it should, as its source's name says.
+    fn begin(world: &InApiServer<'_>, by: &str) -> Result<Self> {
         say("scale: an agent");
         let (before, began) = (resident("self")? / 1024.0, Instant::now());
         let kernel = FakeKernel::new("bench", &["198.51.100.1/24".parse()?]);
         let (kernel, profile) = Profiled::new(kernel);
         let Watching { source, woken, .. } = world.open(cluster::OWN)?;
+        while !source.name().contains(by) {
+            ensure!(began.elapsed() < PATIENCE, "it goes by {}, and not by {by}", source.name());
+            thread::sleep(Duration::from_millis(10));
+        }
         let state = tempfile::tempdir()?;
         let node = Node::new(cluster::OWN, &[], "bench", kernel, source, state.path());
         Ok(Self { node, woken, profile, began, before, _state: state })

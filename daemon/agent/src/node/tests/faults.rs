@@ -6,7 +6,7 @@ mod both;
 mod closing;
 mod killed;
 mod matrix;
-mod packets;
+pub(super) mod packets;
 mod pair;
 mod scenarios;
 mod stage;

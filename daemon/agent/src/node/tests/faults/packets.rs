@@ -41,7 +41,7 @@ enum Fate {
 }
 
 /// The kernel's state, for packets.
-pub(super) struct Datapath {
+pub(in crate::node::tests) struct Datapath {
     truth: Observed,
     enforced: BTreeSet<Hook>,
     world: World,
@@ -74,7 +74,7 @@ pub(super) fn masqueraded(nodes: &[IpAddr]) -> Vec<Probe> {
 }
 
 impl Datapath {
-    pub(super) fn of(kernel: &FakeKernel) -> Self {
+    pub(in crate::node::tests) fn of(kernel: &FakeKernel) -> Self {
         let truth = kernel.truth();
         let mut world = World::default();
         if let Some(datapath) = &truth.datapath {
@@ -94,7 +94,7 @@ impl Datapath {
     }
 
     /// Devices by which a packet could leave or come, by index and name.
-    pub(super) fn devices(&self) -> Vec<(u32, String)> {
+    pub(in crate::node::tests) fn devices(&self) -> Vec<(u32, String)> {
         let links = self.truth.links.iter().filter(|(_, link)| link.kind.is_none());
         links.map(|(index, link)| (*index, link.name.clone())).chain([(NEW, "unknown".to_owned())]).collect()
     }
@@ -120,6 +120,22 @@ impl Datapath {
         let holder = holder.max_by_key(|(net, _)| net.prefix_len());
         let value = holder.and_then(|(_, prefix)| datapath.peers.get(&prefix.peer));
         value.is_some_and(|value| value.state() == PeerState::Tunnel)
+    }
+
+    /// Is a packet that came in by `ingress` kept from leaving in plain by `device`?
+    pub(in crate::node::tests) fn holds_out(
+        &self,
+        from: IpAddr,
+        to: IpAddr,
+        ingress: u32,
+        device: u32,
+    ) -> bool {
+        self.holds(&Probe { from, to, way: Way::Out { ingress } }, device)
+    }
+
+    /// Is one from the wire refused at `device`?
+    pub(in crate::node::tests) fn holds_in(&self, from: IpAddr, to: IpAddr, device: u32) -> bool {
+        self.holds(&Probe { from, to, way: Way::In }, device)
     }
 
     /// Is the packet kept from being seen, or from being believed, at `device`?
