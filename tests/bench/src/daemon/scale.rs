@@ -73,11 +73,26 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Row>> {
     let mut agent = Agent::begin(&world, "")?;
     rows.extend(agent.begins()?);
     rows.push(agent.rests(&server)?);
-    rows.push(agent.hears(&server, &client, &mut others, rounds)?);
-    rows.extend(agent.storm(&server, &client, &mut others)?);
+    let times = agent.hears(&server, &client, &mut others, rounds, 40_000)?;
+    let note = format!(
+        "median {:.0} ms, of which {} are the daemon's wait for the rest of a burst",
+        times.median(),
+        BURST.as_millis()
+    );
+    let name = "an annotation of one of 5,000 Nodes until the kernel has it, p99";
+    rows.push(Row::of_quantile(name, "ms", &times, 0.99).at_most(50.0).note(note));
+    let Storm { sent, after, growth } = agent.storm(&server, &client, &mut others, 51_872)?;
+    let name = "5,000 announcements at once: from the last until the kernel has all";
+    rows.push(one(name, "s", after).note(format!("the API server took {sent:.1} s to take them")));
+    rows.push(one("memory that this process grows by meanwhile, its requests included", "MiB", growth));
     drop(agent);
     rows.extend(slices::measure(&server, &client, &world, &mut others, rounds)?);
     Ok(rows)
+}
+
+/// Of what is measured once.
+fn one(name: impl Into<String>, unit: &'static str, value: f64) -> Row {
+    Row::of(name, unit, &[value].into_iter().collect())
 }
 
 /// All of them, with their announcements; as a kubelet writes a Node, but for what no bytes are saved by.
@@ -135,8 +150,14 @@ fn one_heartbeat(server: &Server, client: &Client) -> Result<Row> {
         "{bytes} bytes a Node of {IMAGES} images, each of {NODES} every {HEARTBEAT} s; of all agents together {:.0} MiB a second",
         a_second * f64::from(NODES) / MIB
     );
-    let series = [a_second / 1024.0].into_iter().collect();
-    Ok(Row::of("what kubelets' heartbeats send to one agent", "KiB/s", &series).note(note))
+    Ok(one("what kubelets' heartbeats send to one agent", "KiB/s", a_second / 1024.0).note(note))
+}
+
+/// Seconds that the API server took to take all announcements, and that the kernel had the last of them later; MiB by which this process grew.
+struct Storm {
+    sent: f64,
+    after: f64,
+    growth: f64,
 }
 
 /// A daemon but for its kernel.
@@ -199,13 +220,13 @@ impl Agent {
 
     fn begins(&mut self) -> Result<[Row; 2]> {
         let (spent, written) = self.until(NODES.into())?;
-        let seconds = [written.duration_since(self.began).as_secs_f64()].into_iter().collect();
+        let seconds = written.duration_since(self.began).as_secs_f64();
         let note = format!("{} writes to the kernel; the list of Nodes comes in pages", spent.writes);
-        let memory = [resident("self")? / 1024.0 - self.before].into_iter().collect();
+        let memory = resident("self")? / 1024.0 - self.before;
         Ok([
-            Row::of("an agent's start until its kernel has 5,000 Nodes of an API server", "s", &seconds)
+            one("an agent's start until its kernel has 5,000 Nodes of an API server", "s", seconds)
                 .note(note),
-            Row::of("memory of it, its kernel of memory included", "MiB", &memory),
+            one("memory of it, its kernel of memory included", "MiB", memory),
         ])
     }
 
@@ -225,49 +246,44 @@ impl Agent {
             thread::sleep(Duration::from_millis(500));
         }
         #[expect(clippy::cast_precision_loss, reason = "a few")]
-        let series = [(sum(server)? - before) as f64].into_iter().collect();
+        let written = (sum(server)? - before) as f64;
         let name = format!("API writes of an agent at rest, in {} s", REST.as_secs());
-        Ok(Row::of(name, "writes", &series).at_most(0.0))
+        Ok(one(name, "writes", written).at_most(0.0))
     }
 
-    /// From when the API server has another annotation until the kernel has what it says.
+    /// Milliseconds from when the API server has another annotation until the kernel has what it says, `rounds` times; ports from `port` on.
     fn hears(
         &mut self,
         server: &Server,
         client: &Client,
         others: &mut [Other],
         rounds: usize,
-    ) -> Result<Row> {
+        port: u16,
+    ) -> Result<Series> {
         let mut times = Series::new();
         for round in 0..rounds {
             say(format!("scale: announcement {} of {rounds}", round + 1));
             self.profile.take();
             let other = &mut others[round * 7 % usize::from(NODES)];
-            other.announce(40_000 + u16::try_from(round)?)?;
+            other.announce(port + u16::try_from(round)?)?;
             server.runtime.block_on(announce(client, std::slice::from_ref(other)))?;
             let done = Instant::now();
             let (spent, written) = self.until(1)?;
             ensure!(spent.writes == 1, "{} writes for one announcement", spent.writes);
             times.push(written.saturating_duration_since(done).as_secs_f64() * 1e3);
         }
-        let note = format!(
-            "median {:.0} ms, of which {} are the daemon's wait for the rest of a burst",
-            times.median(),
-            BURST.as_millis()
-        );
-        let name = "an annotation of one of 5,000 Nodes until the kernel has it, p99";
-        Ok(Row::of_quantile(name, "ms", &times, 0.99).at_most(50.0).note(note))
+        Ok(times)
     }
 
     /// All announce something else at once.
-    fn storm(&mut self, server: &Server, client: &Client, others: &mut [Other]) -> Result<[Row; 2]> {
+    fn storm(&mut self, server: &Server, client: &Client, others: &mut [Other], port: u16) -> Result<Storm> {
         say(format!("scale: {NODES} announcements at once"));
         for other in &mut *others {
-            other.announce(51_872)?;
+            other.announce(port)?;
         }
         self.profile.take();
         let (before, start) = (resident("self")? / 1024.0, Instant::now());
-        let ((sent, written), most) = thread::scope(|scope| {
+        thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 let done = server.runtime.block_on(announce(client, others));
                 done.map(|()| start.elapsed().as_secs_f64())
@@ -275,16 +291,9 @@ impl Agent {
             let mut most = before;
             let all = self.until_all(&mut most);
             let sent = sender.join().map_err(|_| anyhow::anyhow!("the sender ended"))??;
-            all.map(|written| ((sent, written), most))
-        })?;
-        let after = [written.duration_since(start).as_secs_f64() - sent].into_iter().collect();
-        let growth = [most - before].into_iter().collect();
-        let note = format!("the API server took {sent:.1} s to take them");
-        Ok([
-            Row::of("5,000 announcements at once: from the last until the kernel has all", "s", &after)
-                .note(note),
-            Row::of("memory that this process grows by meanwhile, its requests included", "MiB", &growth),
-        ])
+            let after = all?.duration_since(start).as_secs_f64() - sent;
+            Ok(Storm { sent, after, growth: most - before })
+        })
     }
 
     fn until_all(&mut self, most: &mut f64) -> Result<Instant> {

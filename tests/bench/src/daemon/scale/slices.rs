@@ -27,10 +27,10 @@ use kubeveil_tests_kubernetes::{
 };
 use serde_json::Value;
 
-use super::{Agent, NODES, PATIENCE, announce};
+use super::{Agent, NODES, PATIENCE, Storm, one};
 use crate::{
     daemon::cluster::{self, Other},
-    row::{Row, Series},
+    row::Row,
     say,
 };
 
@@ -101,11 +101,9 @@ pub(super) fn measure(
         }
         thread::sleep(Duration::from_millis(200));
     };
-    let made = [start.elapsed().as_secs_f64()].into_iter().collect();
-    let mut rows = vec![
-        Row::of("a controller's start until agents can go by its slices", "s", &made)
-            .note(format!("{slices} slices; 5,000 VeilNodes are made before")),
-    ];
+    let made =
+        one("a controller's start until agents can go by its slices", "s", start.elapsed().as_secs_f64());
+    let mut rows = vec![made.note(format!("{slices} slices; 5,000 VeilNodes are made before"))];
 
     say(format!("scale: {BEATS} heartbeats"));
     let counted = watches(server, client)?;
@@ -113,80 +111,38 @@ pub(super) fn measure(
         world.beat(&cluster::name(n), 1)?;
     }
     thread::sleep(ON_ITS_WAY);
-    for (how, counted) in &counted {
-        let (kib, events) = counted.told();
-        let name = format!("what one agent is sent for {BEATS} heartbeats, by {how}");
-        rows.push(Row::of(name, "KiB", &[kib].into_iter().collect()).note(format!("{events} events")));
-    }
+    rows.extend(sent_by(&counted, &format!("{BEATS} heartbeats")));
 
     let mut agent = Agent::begin(world, "VeilPeerSlices")?;
     let (spent, written) = agent.until(NODES.into())?;
-    let seconds = [written.duration_since(agent.began).as_secs_f64()].into_iter().collect();
-    rows.push(
-        Row::of("an agent's start until its kernel has 5,000 nodes of slices", "s", &seconds)
-            .note(format!("{} writes to the kernel", spent.writes)),
-    );
-    rows.push(hears(&mut agent, server, client, others, rounds)?);
-    rows.extend(storm(&mut agent, server, client, others)?);
-    Ok(rows)
-}
-
-/// From an annotation, by the controller, to the kernel.
-fn hears(
-    agent: &mut Agent,
-    server: &Server,
-    client: &Client,
-    others: &mut [Other],
-    rounds: usize,
-) -> Result<Row> {
-    let mut times = Series::new();
-    for round in 0..rounds {
-        say(format!("scale: announcement {} of {rounds}, by slices", round + 1));
-        let other = &mut others[round * 211 % usize::from(NODES)];
-        other.announce(41_000 + u16::try_from(round)?)?;
-        server.runtime.block_on(announce(client, std::slice::from_ref(other)))?;
-        let done = Instant::now();
-        let (_, written) = agent.until(1)?;
-        times.push(written.saturating_duration_since(done).as_secs_f64() * 1e3);
-    }
+    let seconds = written.duration_since(agent.began).as_secs_f64();
+    let begins = one("an agent's start until its kernel has 5,000 nodes of slices", "s", seconds);
+    rows.push(begins.note(format!("{} writes to the kernel", spent.writes)));
+    let times = agent.hears(server, client, others, rounds, 41_000)?;
     let note = format!(
         "median {:.0} ms, of which up to 1,000 are the controller's wait for the rest of a burst",
         times.median()
     );
-    Ok(Row::of_quantile("the same by slices, p99", "ms", &times, 0.99).note(note))
+    rows.push(
+        Row::of_quantile("an annotation until the kernel has it, by slices, p99", "ms", &times, 0.99)
+            .note(note),
+    );
+
+    let counted = watches(server, client)?;
+    let Storm { sent, after, .. } = agent.storm(server, client, others, 51_873)?;
+    let name = "5,000 announcements at once, by slices: from the last until the kernel has all";
+    rows.push(one(name, "s", after).note(format!("the API server took {sent:.1} s to take them")));
+    thread::sleep(ON_ITS_WAY);
+    rows.extend(sent_by(&counted, "5,000 announcements"));
+    Ok(rows)
 }
 
-/// All announce something else at once.
-fn storm(agent: &mut Agent, server: &Server, client: &Client, others: &mut [Other]) -> Result<Vec<Row>> {
-    say(format!("scale: {NODES} announcements at once, by slices"));
-    for other in &mut *others {
-        other.announce(51_873)?;
-    }
-    let counted = watches(server, client)?;
-    let start = Instant::now();
-    let (sent, written) = thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let done = server.runtime.block_on(announce(client, others));
-            done.map(|()| start.elapsed().as_secs_f64())
-        });
-        let all = agent.until_all(&mut 0.0);
-        let sent = sender.join().map_err(|_| anyhow::anyhow!("the sender ended"))??;
-        all.map(|written| (sent, written))
-    })?;
-    let after = [written.duration_since(start).as_secs_f64() - sent].into_iter().collect();
-    let mut rows = vec![
-        Row::of(
-            "5,000 announcements at once, by slices: from the last until the kernel has all",
-            "s",
-            &after,
-        )
-        .note(format!("the API server took {sent:.1} s to take them")),
-    ];
-    thread::sleep(ON_ITS_WAY);
-    for (how, counted) in &counted {
+/// What one agent is sent.
+fn sent_by(counted: &[(&str, Counted)], what: &str) -> Vec<Row> {
+    let row = |(how, counted): &(&str, Counted)| {
         let (kib, events) = counted.told();
-        let name = format!("what one agent is sent for 5,000 announcements, by {how}");
-        rows.push(Row::of(name, "KiB", &[kib].into_iter().collect()).note(format!("{events} events")));
-    }
-    Ok(rows)
+        one(format!("what one agent is sent for {what}, by {how}"), "KiB", kib)
+            .note(format!("{events} events"))
+    };
+    counted.iter().map(row).collect()
 }
