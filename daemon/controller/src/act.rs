@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams, PostParams},
     core::DynamicObject,
 };
 use kubeveil_api::{
@@ -30,7 +30,7 @@ use kubeveil_api::{
 use kubeveil_core::{announced::Announced, rotation::progress::Progress, snapshot::NodeFacts};
 use kubeveil_keys::Generation;
 use kubeveil_kubernetes::ours;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     RESYNC,
@@ -46,6 +46,8 @@ use crate::{
 const MANAGER: &str = "kubeveil-controller";
 /// The API server's answer to who asks for what is gone.
 const GONE: u16 = 404;
+/// … and to who changes what is another by now, or makes what is there.
+const CONFLICT: u16 = 409;
 /// Slices that are written at one time.
 const AT_ONCE: usize = 16;
 /// Bytes of an event's longest note (`NoteLengthLimit` in kubernetes `pkg/apis/core/validation/events.go`): a longer one is refused.
@@ -182,7 +184,7 @@ impl Writer {
                 Ok(())
             }
             // Somebody changed it meanwhile, maybe to begin one.
-            Err(kube::Error::Api(refused)) if refused.code == 409 => Ok(()),
+            Err(kube::Error::Api(refused)) if refused.code == CONFLICT => Ok(()),
             Err(e) => Err(e).with_context(|| {
                 format!(
                     "raise spec.keyGeneration of EncryptionMesh {}, as its spec.rotation.every says",
@@ -200,24 +202,6 @@ impl Writer {
             done = done.and(one);
         }
         done
-    }
-
-    /// A slice, of what kind it says.
-    async fn apply_slice(&self, plural: &str, object: Value) -> Result<()> {
-        let [kind, name] =
-            [&object["kind"], &object["metadata"]["name"]].map(|text| text.as_str().unwrap_or_default());
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &ours(kind, plural));
-        let done = api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
-        done.map(drop).with_context(|| format!("write {kind} {name}"))
-    }
-
-    async fn delete_slice(&self, [kind, plural]: [&str; 2], name: &str) -> Result<()> {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &ours(kind, plural));
-        match api.delete(name, &DeleteParams::default()).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(refused)) if refused.code == GONE => Ok(()),
-            Err(e) => Err(e).with_context(|| format!("delete {kind} {name}")),
-        }
     }
 
     fn meshes(&self) -> Api<DynamicObject> {
@@ -253,7 +237,7 @@ impl Writer {
         {
             Ok(_) => tracing::info!(node = name, "made its VeilNode"),
             // The watch is late, or it is of a Node that was there before under this name and goes now.
-            Err(kube::Error::Api(refused)) if refused.code == 409 => {}
+            Err(kube::Error::Api(refused)) if refused.code == CONFLICT => {}
             Err(e) => return Err(e).with_context(|| format!("make VeilNode {name}")),
         }
         Ok(())

@@ -17,12 +17,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use kubeveil_api::{
-    peer_slice::{self, SlicedPeer},
-    pod_slice::SlicedPod,
-    policy::PolicyStatus,
-    selector::Labels,
-};
+use kubeveil_api::{peer_slice, pod_slice::SlicedPod, policy::PolicyStatus, selector::Labels};
 use kubeveil_core::policy::{
     Policy, PolicyId,
     census::{PodId, Resident},
@@ -32,7 +27,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::{kept::Kept, peers::Standing};
+use crate::{
+    kept::Kept,
+    peers::{Standing, Stands},
+};
 
 /// Parts that are read later, each for itself: one object that can't be read must not stop the others.
 type Loose = Object<Option<Value>, Value>;
@@ -100,8 +98,8 @@ pub(crate) struct Watches {
     tasks: JoinSet<()>,
     policies: [Kept<SeenPolicy>; 2],
     slices: Kept<SeenSlice>,
-    /// Slices of nodes; `None` where one can't be read.
-    peers: Kept<Option<Vec<SlicedPeer>>>,
+    /// Slices of nodes.
+    peers: Kept<Stands>,
     /// Begun with the first policy, or where a controller before this one told of pods.
     workloads: Option<(Kept<Arc<SeenPod>>, Kept<Space>)>,
 }
@@ -128,7 +126,10 @@ impl Watches {
         watches.start(&resource, kept, DynamicObject::name_any, |slice, _| Some(seen_slice(slice)));
         let resource = ours("VeilPeerSlice", "veilpeerslices");
         let kept = watches.peers.clone();
-        watches.start(&resource, kept, DynamicObject::name_any, |slice, _| Some(list(slice, "peers")));
+        watches.start(&resource, kept, DynamicObject::name_any, |slice, _| {
+            let version = slice.resource_version().unwrap_or_default();
+            Some(Stands { version, peers: list(slice, "peers") })
+        });
         watches
     }
 

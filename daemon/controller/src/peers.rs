@@ -21,8 +21,17 @@ use kubeveil_core::{
 
 use crate::seen::{Node, Seen};
 
-/// Slices as they stand, by number; `None` where one can't be read.
-pub(crate) type Standing = BTreeMap<u32, Option<Vec<SlicedPeer>>>;
+/// Slices as they stand, by number.
+pub(crate) type Standing = BTreeMap<u32, Stands>;
+
+/// A slice as it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Stands {
+    /// Its `metadata.resourceVersion`: what is written takes the place of this, and of nothing that is newer.
+    pub(crate) version: String,
+    /// `None` where it can't be read.
+    pub(crate) peers: Option<Vec<SlicedPeer>>,
+}
 
 /// Between two writes of one slice, for each node that there is: so an agent is sent a constant number of bytes a second at most, some
 /// six hundred for each node, though all nodes announce something else.
@@ -98,7 +107,7 @@ pub(crate) fn slices(standing: &Standing, mut peers: BTreeMap<String, SlicedPeer
             continue;
         }
         slices.resize_with(slices.len().max(number + 1), Vec::new);
-        let stay = stands.iter().flatten().take(MOST_PEERS).filter_map(|peer| peers.remove(&peer.name));
+        let stay = stands.peers.iter().flatten().take(MOST_PEERS).filter_map(|peer| peers.remove(&peer.name));
         slices[number] = stay.collect();
     }
     let mut place = 0;
@@ -120,7 +129,7 @@ pub(crate) fn slices(standing: &Standing, mut peers: BTreeMap<String, SlicedPeer
 /// Of how many slices the agents are told that they can go by them, where `before` many they were told of: not before each node stands in one
 /// with what it announces, and no more than there are.
 pub(crate) fn count(wanted: &[Vec<SlicedPeer>], standing: &Standing, before: Option<u32>) -> Option<u32> {
-    let stands = |number: u32| standing.get(&number).and_then(Option::as_ref);
+    let stands = |number: u32| standing.get(&number).and_then(|slice| slice.peers.as_ref());
     let told: BTreeMap<&str, &SlicedPeer> = all(standing).map(|peer| (peer.name.as_str(), peer)).collect();
     let is_told = |peer: &SlicedPeer| {
         let told = told.get(peer.name.as_str()).filter(|told| told.uid == peer.uid);
@@ -136,7 +145,7 @@ pub(crate) fn count(wanted: &[Vec<SlicedPeer>], standing: &Standing, before: Opt
 }
 
 fn all(standing: &Standing) -> impl Iterator<Item = &SlicedPeer> {
-    standing.values().flatten().flatten()
+    standing.values().filter_map(|slice| slice.peers.as_ref()).flatten()
 }
 
 /// Owners by what stands.

@@ -5,24 +5,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
-use kube::{Api, core::DynamicObject};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    core::DynamicObject,
+};
 use kubeveil_api::{
     names,
     peer_slice::{self, SlicedPeer},
 };
-use kubeveil_kubernetes::theirs;
+use kubeveil_kubernetes::{ours, theirs};
 use serde_json::json;
 
-use super::{AT_ONCE, Writer};
+use super::{AT_ONCE, CONFLICT, GONE, MANAGER, Writer};
 use crate::{
-    peers::{FOR_EACH_NODE, Standing, count, peers, slices, tell_all, vanished},
+    peers::{FOR_EACH_NODE, Standing, Stands, count, peers, slices, tell_all, vanished},
     seen::Seen,
 };
-
-/// As `kubectl` has them.
-const SLICES: [&str; 2] = ["VeilPeerSlice", "veilpeerslices"];
 
 /// When each slice was written last.
 pub(super) type Written = BTreeMap<u32, Instant>;
@@ -76,7 +77,8 @@ impl Writer {
         let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let (mut written, mut again) = (Written::new(), self.again);
         for (number, peers) in (0..).zip(wanted) {
-            if standing.get(&number).and_then(Option::as_ref) == Some(peers) {
+            let stands = standing.get(&number);
+            if stands.and_then(|slice| slice.peers.as_ref()) == Some(peers) {
                 continue;
             }
             let due = this.peers_written.get(&number).map_or(now, |last| *last + pace);
@@ -85,12 +87,11 @@ impl Writer {
                 continue;
             }
             written.insert(number, now);
-            writes.push(this.write_slice_of_peers(number, peers).boxed());
+            writes.push(this.write_slice_of_peers(number, stands, peers).boxed());
         }
         let most = u32::try_from(wanted.len()).unwrap_or(u32::MAX).max(before.unwrap_or(0));
-        for number in standing.keys().filter(|number| **number >= most) {
-            let name = peer_slice::name(*number);
-            writes.push(async move { this.delete_slice(SLICES, &name).await }.boxed());
+        for (number, stands) in standing.iter().filter(|(number, _)| **number >= most) {
+            writes.push(this.delete_slice_of_peers(*number, stands).boxed());
         }
         let done = Self::write_all(writes).await;
         self.again = again;
@@ -98,13 +99,48 @@ impl Writer {
         done
     }
 
-    async fn write_slice_of_peers(&self, number: u32, peers: &[SlicedPeer]) -> Result<()> {
+    fn slices_of_peers(&self) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &ours("VeilPeerSlice", "veilpeerslices"))
+    }
+
+    /// Over what `stands`, and over nothing else: who knows of an older one, by a list that is late or as a leader that is none any more, may lack
+    /// nodes that are in it.
+    async fn write_slice_of_peers(
+        &self,
+        number: u32,
+        stands: Option<&Stands>,
+        peers: &[SlicedPeer],
+    ) -> Result<()> {
+        let (api, name) = (self.slices_of_peers(), peer_slice::name(number));
+        let version = stands.map(|slice| &slice.version);
         let slice = json!({
             "apiVersion": names::API_VERSION,
-            "kind": SLICES[0],
-            "metadata": {"name": peer_slice::name(number)},
+            "kind": "VeilPeerSlice",
+            "metadata": {"name": name, "resourceVersion": version},
             "peers": peers,
         });
-        self.apply_slice(SLICES[1], slice).await
+        let done = if version.is_some() {
+            api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(slice)).await
+        } else {
+            let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+            api.create(&params, &serde_json::from_value(slice)?).await
+        };
+        unless_another(done.map(drop)).with_context(|| format!("write VeilPeerSlice {name}"))
+    }
+
+    async fn delete_slice_of_peers(&self, number: u32, stands: &Stands) -> Result<()> {
+        let name = peer_slice::name(number);
+        let only = Preconditions { resource_version: Some(stands.version.clone()), uid: None };
+        let params = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
+        let done = self.slices_of_peers().delete(&name, &params).await;
+        unless_another(done.map(drop)).with_context(|| format!("delete VeilPeerSlice {name}"))
+    }
+}
+
+/// That it is another by now is no failure: the watch will tell of it.
+fn unless_another(done: kube::Result<()>) -> kube::Result<()> {
+    match done {
+        Err(kube::Error::Api(refused)) if [CONFLICT, GONE].contains(&refused.code) => Ok(()),
+        done => done,
     }
 }

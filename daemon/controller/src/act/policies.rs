@@ -5,7 +5,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams},
     core::DynamicObject,
 };
 use kubeveil_api::{condition::keep_transitions, names, pod_slice::SlicedPod, policy::PolicyStatus};
@@ -20,8 +20,6 @@ use crate::{
     seen::{Node, Seen},
 };
 
-/// As `kubectl` has them.
-const SLICES: [&str; 2] = ["VeilPodSlice", "veilpodslices"];
 /// Within which a write comes back by the watch.
 const ON_ITS_WAY: SignedDuration = SignedDuration::from_secs(30);
 /// Between two writes of a policy's status that tell of no turn.
@@ -84,23 +82,37 @@ impl Writer {
             }
         }
         for name in census.slices.keys().filter(|name| !selected.slices.contains_key(*name)) {
-            writes.push(self.delete_slice(SLICES, name).boxed());
+            writes.push(self.delete_slice(name).boxed());
         }
         Self::write_all(writes).await
     }
 
+    async fn delete_slice(&self, name: &str) -> Result<()> {
+        match self.slices().delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(refused)) if refused.code == GONE => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("delete VeilPodSlice {name}")),
+        }
+    }
+
+    fn slices(&self) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &ours("VeilPodSlice", "veilpodslices"))
+    }
+
     /// Its owner is the Node, so it goes with it.
     async fn write_slice(&self, name: &str, node: &Node, pods: &[SlicedPod]) -> Result<()> {
-        let slice = json!({
+        let patch = Patch::Apply(json!({
             "apiVersion": names::API_VERSION,
-            "kind": SLICES[0],
+            "kind": "VeilPodSlice",
             "metadata": {
                 "name": name,
                 "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": node.uid}],
             },
             "pods": pods,
-        });
-        self.apply_slice(SLICES[1], slice).await?;
+        }));
+        let params = PatchParams::apply(MANAGER).force();
+        let done = self.slices().patch(name, &params, &patch).await;
+        done.with_context(|| format!("write VeilPodSlice {name}"))?;
         tracing::info!(
             node = name,
             pods = pods.len(),

@@ -32,11 +32,20 @@ fn node(n: usize) -> Node {
 fn written(seen: &Seen, standing: &Standing, tells_all: bool) -> Standing {
     let gone = vanished(seen, standing).map(|peer| peer.name.clone()).collect();
     let wanted = slices(standing, peers(seen, standing, &gone, &mesh(), tells_all));
-    (0..).zip(wanted).map(|(number, peers)| (number, Some(peers))).collect()
+    (0..).zip(wanted).map(|(number, peers)| (number, stands(peers))).collect()
+}
+
+fn stands(peers: Vec<SlicedPeer>) -> Stands {
+    Stands { version: "1".to_owned(), peers: Some(peers) }
+}
+
+/// How many nodes are in each.
+fn sizes(standing: &Standing) -> Vec<usize> {
+    standing.values().map(|slice| slice.peers.iter().flatten().count()).collect()
 }
 
 fn names(standing: &Standing, number: u32) -> Vec<&str> {
-    standing[&number].iter().flatten().map(|peer| peer.name.as_str()).collect()
+    standing[&number].peers.iter().flatten().map(|peer| peer.name.as_str()).collect()
 }
 
 fn peer<'a>(standing: &'a Standing, name: &str) -> &'a SlicedPeer {
@@ -46,10 +55,7 @@ fn peer<'a>(standing: &'a Standing, name: &str) -> &'a SlicedPeer {
 #[test]
 fn nodes_stay_in_their_slice_and_newcomers_take_free_places() {
     let first = written(&seen(250), &Standing::new(), true);
-    assert_eq!(
-        first.values().map(|slice| slice.iter().flatten().count()).collect::<Vec<_>>(),
-        [100, 100, 50]
-    );
+    assert_eq!(sizes(&first), [100, 100, 50]);
     let mut fewer = seen(251);
     for gone in ["node-007", "node-108", "node-109"] {
         fewer.nodes.remove(gone);
@@ -65,7 +71,7 @@ fn nodes_stay_in_their_slice_and_newcomers_take_free_places() {
     let mut only_last = seen(250);
     only_last.nodes.retain(|name, _| name.as_str() >= "node-200");
     let third = written(&only_last, &first, true);
-    assert_eq!(third.values().map(|slice| slice.iter().flatten().count()).collect::<Vec<_>>(), [0, 0, 50]);
+    assert_eq!(sizes(&third), [0, 0, 50]);
 }
 
 /// One that can't be read, one that is not ours, too many in one.
@@ -73,13 +79,13 @@ fn nodes_stay_in_their_slice_and_newcomers_take_free_places() {
 fn what_others_wrote_is_put_right() {
     let right = written(&seen(150), &Standing::new(), true);
     let mut broken = right.clone();
-    broken.insert(0, None);
+    broken.insert(0, Stands { version: "1".to_owned(), peers: None });
     assert_eq!(written(&seen(150), &broken, true), right);
     let mut foreign = right.clone();
-    foreign.insert(4_000_000_000, Some(vec![]));
+    foreign.insert(4_000_000_000, stands(vec![]));
     assert_eq!(written(&seen(150), &foreign, true), right);
     let both: Vec<SlicedPeer> = all(&right).cloned().collect();
-    assert_eq!(written(&seen(150), &Standing::from([(0, Some(both))]), true), right);
+    assert_eq!(written(&seen(150), &Standing::from([(0, stands(both))]), true), right);
 }
 
 #[test]
@@ -124,8 +130,9 @@ fn a_node_is_gone_only_where_it_is_known_to_be() {
 
 #[test]
 fn agents_are_told_of_slices_that_stand() {
-    let wanted: Vec<_> = written(&seen(250), &Standing::new(), true).into_values().flatten().collect();
-    let all: Standing = (0..).zip(wanted.iter().cloned().map(Some)).collect();
+    let wanted: Vec<_> =
+        written(&seen(250), &Standing::new(), true).into_values().filter_map(|slice| slice.peers).collect();
+    let all: Standing = (0..).zip(wanted.iter().cloned().map(stands)).collect();
     assert_eq!(count(&wanted, &all, None), Some(3));
     let records = written(&seen(250), &Standing::new(), false);
     assert_eq!(count(&wanted, &records, None), None, "without what nodes announce");

@@ -25,8 +25,8 @@ const LASTS: Duration = Duration::from_secs(4);
 /// Of one task, in that time: waits of 0.1, 0.2, 0.4, 0.8 and 1.6 s, and what chance adds only makes them longer; each try is
 /// a list of one page and a watch at the most.
 const MOST_TRIES: u64 = 6;
-/// Kinds that are followed: Nodes, the mesh, pods, namespaces, slices of pods, and two of policies.
-const FOLLOWED: u64 = 7;
+/// Kinds that are followed: Nodes, the mesh, pods, namespaces, slices of nodes and of pods, and two of policies.
+const FOLLOWED: u64 = 8;
 /// A task for each of them, each try of which may ask for this node as well, and one that writes.
 const MOST_REQUESTS: u64 = FOLLOWED * MOST_TRIES * 3 + MOST_TRIES;
 
@@ -150,14 +150,52 @@ fn the_last_policy_goes_by_a_list(server: &mut Server) {
     stage.watching.until("nothing is asked", |state| state.knowledge.snapshot().policies.is_empty());
 }
 
-/// The controller takes nobody's exceptions away.
-fn slices_outlive_empty_lists(server: &mut Server) {
-    let mut stage = stage(server);
+/// A controller, by way of a proxy of its own.
+fn controller_by_proxy(server: &Server, stage: &Stage<'_>) -> (Proxy, controller::Running) {
     controller::namespace(server);
     let (ca, kubeconfig) = (stage.dir.path().join("ca.pem"), stage.dir.path().join("controller"));
     let proxy = Proxy::start_as(server, Who::Controller).unwrap();
     server.write_kubeconfig(&kubeconfig, &proxy.url(), Who::Controller, &ca).unwrap();
-    let _controller = controller::controller_by(server, kubeconfig);
+    (proxy, controller::controller_by(server, kubeconfig))
+}
+
+/// The controller takes no node out of its slice by a list that is of before it came, nor by none at all.
+fn no_list_takes_a_node_out_of_its_slice(server: &mut Server) {
+    let mut stage = stage(server);
+    let (proxy, _controller) = controller_by_proxy(server, &stage);
+    let nodes = || {
+        let path = "/apis/kubeveil.io/v1alpha1/veilpeerslices";
+        let listed = ask(server, &server.client(Who::Admin).unwrap(), &get(path)).unwrap();
+        let peers =
+            listed["items"].as_array().unwrap().iter().flat_map(|slice| slice["peers"].as_array().unwrap());
+        peers.map(|peer| peer["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    until("three are in a slice", || nodes() == ["node-1", "node-2", "node-3"]);
+    put(&mut stage.world, 4);
+    let four = ["node-1", "node-2", "node-3", "node-4"];
+    until("four are", || nodes() == four);
+    for mischief in [
+        Mischief::OldLists,
+        Mischief::EmptyListsBut(&["/veilpeerslices", "/encryptionmeshes"]),
+        Mischief::EmptyListsBut(&["/nodes", "/encryptionmeshes"]),
+    ] {
+        proxy.play(mischief);
+        let start = Instant::now();
+        while start.elapsed() < LASTS * 2 {
+            assert_eq!(nodes(), four, "{mischief:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    proxy.play(Mischief::Nothing);
+    stage.world.delete_node("node-3").unwrap();
+    put(&mut stage.world, 5);
+    until("it goes on", || nodes() == ["node-1", "node-2", "node-4", "node-5"]);
+}
+
+/// The controller takes nobody's exceptions away.
+fn slices_outlive_empty_lists(server: &mut Server) {
+    let mut stage = stage(server);
+    let (proxy, _controller) = controller_by_proxy(server, &stage);
     let slices = || {
         let path = "/apis/kubeveil.io/v1alpha1/veilpodslices";
         let listed = ask(server, &server.client(Who::Admin).unwrap(), &get(path)).unwrap();
@@ -196,6 +234,7 @@ pub(crate) const ALL: &[(&str, OnServer)] = &[
     }),
     ("mischief::the_last_policy_goes_by_a_list", the_last_policy_goes_by_a_list),
     ("mischief::slices_outlive_empty_lists", slices_outlive_empty_lists),
+    ("mischief::no_list_takes_a_node_out_of_its_slice", no_list_takes_a_node_out_of_its_slice),
     ("mischief::old_lists", |server| {
         plays(server, Mischief::OldLists, "its list of nodes is of resourceVersion")
     }),
