@@ -135,7 +135,13 @@ fn peer_slice() -> Value {
     slice(
         ["VeilPeerSlice", "veilpeerslice", "veilpeerslices"],
         "Nodes, and whose prefixes are whose; in a large cluster agents know the other nodes by it. Written by the controller.",
-        json!({"peers": peers}),
+        json!({
+            "tellsAll": {
+                "type": "boolean",
+                "description": "What nodes announce stands in it, and agents can go by it; else it is but a record.",
+            },
+            "peers": peers,
+        }),
     )
 }
 

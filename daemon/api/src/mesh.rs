@@ -51,7 +51,7 @@ pub struct InForce {
     pub spec: MeshSpec,
     /// Those of its ranges that people gave none of.
     pub found: Ranges,
-    /// Slices by which the other nodes can be known, if they can.
+    /// Slices by which the other nodes can be known, 0 if they can't; `None` as long as no controller says anything.
     pub peer_slices: Option<u32>,
 }
 
@@ -257,7 +257,7 @@ impl MeshSpec {
         if let Some((at, field, why)) = self.bypasses.iter().enumerate().find_map(wrong) {
             return Err((format!("spec.bypasses[{at}].{field}"), why.to_owned()));
         }
-        let peer_slices = status.and_then(|status| status.peer_slices);
+        let peer_slices = status.map(|status| status.peer_slices.unwrap_or(0));
         Ok(InForce { spec: self, found, peer_slices })
     }
 }

@@ -12,6 +12,10 @@ use crate::{selector::Labels, words::words};
 /// `server/embed/config.go`).
 pub const MOST_PEERS: usize = 100;
 
+/// Most prefixes, and most addresses, of a node that a slice tells of. One more than agents take (`kubeveil_core::ownership`, `MOST`): who has more
+/// gets none, and no slice grows by him.
+pub const MOST_CLAIMS: usize = 17;
+
 /// Nodes from which on agents go by slices, where people leave that to us. From here on the reports of kubelets alone, sent to all
 /// agents as Nodes, are more than ten megabytes a second (`cargo xtask bench scale`: the square of the nodes, times 40 bytes).
 pub const MANY_NODES: usize = 500;
@@ -65,7 +69,7 @@ pub struct SlicedPeer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub announcement: Option<String>,
-    /// Its labels, where agents go by slices and it announces nothing.
+    /// Those of its labels by which nodes are excluded, where agents go by slices and it announces nothing.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }

@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{authentication::v1::SelfSubjectReview, core::v1::ObjectReference, events::v1::Event},
@@ -35,7 +34,7 @@ use serde_json::json;
 use crate::{
     RESYNC,
     census::Census,
-    peers::Standing,
+    peers::Slices,
     policies::{InForce, Sets},
     schedule,
     seen::{Node, Seen},
@@ -68,7 +67,7 @@ pub(crate) struct Writer {
     began: Instant,
     /// Until all is to be looked at again, though nothing stirs.
     pub(crate) again: Duration,
-    peers_written: peers::Written,
+    peers: peers::Memory,
     /// Policies that there were together.
     sets: Sets,
     /// What was said of policies, by their UIDs …
@@ -88,19 +87,19 @@ impl Writer {
             in_force: InForce::default(),
             began: Instant::now(),
             again: RESYNC,
-            peers_written: peers::Written::new(),
+            peers: peers::Memory::default(),
             sets: Sets::default(),
             said: BTreeMap::new(),
             counted: BTreeMap::new(),
         }
     }
 
-    /// `census` and `standing`, the slices of nodes, are `None` until all of it was seen once.
+    /// `census`, and `slices` of nodes, are `None` until all of it was seen once.
     pub(crate) async fn write(
         &mut self,
         seen: &Seen,
         census: Option<&Census>,
-        standing: Option<&Standing>,
+        slices: Option<&Slices>,
         now: Timestamp,
     ) -> Result<()> {
         self.again = RESYNC;
@@ -110,13 +109,13 @@ impl Writer {
             Some(census) => self.write_policies(seen, census, now).await,
             None => Ok(()),
         };
-        let before = seen.mesh.as_ref().and_then(|mesh| mesh.object.status.as_ref()?.peer_slices);
-        let (peer_slices, told_of_peers) = match standing {
-            Some(standing) => match self.write_peers(seen, standing).await {
-                Ok(count) => (count, Ok(())),
-                Err(e) => (before, Err(e)),
-            },
-            None => (before, Ok(())),
+        let (peer_slices, told_of_peers) = match slices {
+            Some(slices) => {
+                let foreign = self.delete_foreign(&slices.foreign).await;
+                let (count, done) = self.write_peers(seen, &slices.standing).await;
+                (count, done.and(foreign))
+            }
+            None => (seen.mesh.as_ref().and_then(|mesh| mesh.object.status.as_ref()?.peer_slices), Ok(())),
         };
         self.write_mesh(seen, leaves, peer_slices, now).await.and(told).and(told_of_peers)
     }
@@ -192,16 +191,6 @@ impl Writer {
                 )
             }),
         }
-    }
-
-    /// One that can't be written is no reason to leave the others as they are.
-    async fn write_all(writes: Vec<BoxFuture<'_, Result<()>>>) -> Result<()> {
-        let mut done = Ok(());
-        let mut ended = stream::iter(writes).buffer_unordered(AT_ONCE);
-        while let Some(one) = ended.next().await {
-            done = done.and(one);
-        }
-        done
     }
 
     fn meshes(&self) -> Api<DynamicObject> {

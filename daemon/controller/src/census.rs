@@ -29,7 +29,7 @@ use tokio::{sync::Notify, task::JoinSet};
 
 use crate::{
     kept::Kept,
-    peers::{Standing, Stands},
+    peers::{Slices, Stands},
 };
 
 /// Parts that are read later, each for itself: one object that can't be read must not stop the others.
@@ -128,7 +128,8 @@ impl Watches {
         let kept = watches.peers.clone();
         watches.start(&resource, kept, DynamicObject::name_any, |slice, _| {
             let version = slice.resource_version().unwrap_or_default();
-            Some(Stands { version, peers: list(slice, "peers") })
+            let tells_all = slice.data["tellsAll"] == true;
+            Some(Stands { version, tells_all, peers: list(slice, "peers") })
         });
         watches
     }
@@ -139,9 +140,15 @@ impl Watches {
     }
 
     /// The slices of nodes; `None` until they have been seen once.
-    pub(crate) fn peers(&self) -> Option<Standing> {
-        let all = self.peers.all()?;
-        Some(all.into_iter().filter_map(|(name, peers)| Some((peer_slice::number(&name)?, peers))).collect())
+    pub(crate) fn peers(&self) -> Option<Slices> {
+        let mut slices = Slices::default();
+        for (name, stands) in self.peers.all()? {
+            match peer_slice::number(&name) {
+                Some(number) => drop(slices.standing.insert(number, stands)),
+                None => slices.foreign.push(name),
+            }
+        }
+        Some(slices)
     }
 
     /// As of now; `None` until everything has been seen once. Without a policy nobody is asked who pods are, unless other nodes were told of

@@ -12,7 +12,7 @@ use std::{
 use kubeveil_api::{
     announcement::MAX_BYTES,
     mesh::MeshSpec,
-    peer_slice::{MANY_NODES, MOST_PEERS, PeerSlices, SlicedPeer},
+    peer_slice::{MANY_NODES, MOST_CLAIMS, MOST_PEERS, PeerSlices, SlicedPeer},
 };
 use kubeveil_core::{
     ownership::{Owner, Owners, assign},
@@ -24,13 +24,30 @@ use crate::seen::{Node, Seen};
 /// Slices as they stand, by number.
 pub(crate) type Standing = BTreeMap<u32, Stands>;
 
+/// All slices of nodes that there are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slices {
+    pub(crate) standing: Standing,
+    /// What others are called that somebody made.
+    pub(crate) foreign: Vec<String>,
+}
+
 /// A slice as it stands.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stands {
     /// Its `metadata.resourceVersion`: what is written takes the place of this, and of nothing that is newer.
     pub(crate) version: String,
+    /// What nodes announce stands in it.
+    pub(crate) tells_all: bool,
     /// `None` where it can't be read.
     pub(crate) peers: Option<Vec<SlicedPeer>>,
+}
+
+impl Stands {
+    /// It says this already.
+    pub(crate) fn says(&self, peers: &[SlicedPeer], tells_all: bool) -> bool {
+        self.tells_all == tells_all && self.peers.as_deref() == Some(peers)
+    }
 }
 
 /// Between two writes of one slice, for each node that there is: so an agent is sent a constant number of bytes a second at most, some
@@ -75,49 +92,72 @@ pub(crate) fn peers(
     let of = |nodes| Snapshot { mesh: Some(mesh.clone()), nodes, ..Snapshot::default() };
     let knowledge = Knowledge::Whole(of(nodes).attest_whole()).or_before(&of(before));
     let assignment = assign(&knowledge, mesh, &record);
+    let excludes = excludes_by(mesh);
     let said = |(name, facts): (&String, &Arc<NodeFacts>)| {
         let mut peer = SlicedPeer {
             name: name.clone(),
             uid: facts.uid.clone(),
-            pod_cidrs: facts.pod_cidrs.clone(),
-            internal_ips: facts.internal_ips.clone(),
+            // Whoever writes more of them into his own Node has his own slice no larger.
+            pod_cidrs: facts.pod_cidrs.iter().take(MOST_CLAIMS).copied().collect(),
+            internal_ips: facts.internal_ips.iter().take(MOST_CLAIMS).copied().collect(),
             ..SlicedPeer::default()
         };
         let is_its_own = |claim: &_| assignment.prefixes.get(claim).is_some_and(|(owner, _)| owner == name);
         peer.refused = peer.claims().filter(|claim| !is_its_own(claim)).collect();
         if tells_all {
             // Longer ones count as none that is valid, and so they do when they are cut.
-            let told = facts.announcement.as_ref();
-            peer.announcement = told.map(|text| text.chars().take(MAX_BYTES + 1).collect());
-            peer.labels.clone_from(&facts.labels);
+            let cut = |text: &String| text[..text.floor_char_boundary(MAX_BYTES + 4)].to_owned();
+            peer.announcement = facts.announcement.as_ref().map(cut);
+            let labels = facts.labels.iter().filter(|(key, _)| excludes.contains(key.as_str()));
+            peer.labels = labels.map(|(key, value)| (key.clone(), value.clone())).collect();
         }
         (name.clone(), peer)
     };
     knowledge.snapshot().nodes.iter().map(said).collect()
 }
 
+/// By which labels nodes are excluded.
+fn excludes_by(mesh: &MeshSpec) -> BTreeSet<&str> {
+    let selector = mesh.excluded_nodes.iter().map(|excluded| &excluded.selector);
+    let keys = selector.flat_map(|selector| {
+        let asked = selector.match_expressions.iter().map(|requirement| &requirement.key);
+        selector.match_labels.keys().chain(asked)
+    });
+    keys.map(String::as_str).collect()
+}
+
+/// Is there none of this number that can be read? Who stood in it nobody can say.
+pub(crate) fn is_gap(standing: &Standing, number: u32) -> bool {
+    standing.get(&number).is_none_or(|slice| slice.peers.is_none())
+}
+
 /// Into slices, by their number: a node that stands in one stays there, since each move would be told to all; who comes gets the first free
-/// place.
-pub(crate) fn slices(standing: &Standing, mut peers: BTreeMap<String, SlicedPeer>) -> Vec<Vec<SlicedPeer>> {
-    let mut slices: Vec<Vec<SlicedPeer>> = Vec::new();
-    for (number, stands) in standing {
-        let Ok(number) = usize::try_from(*number) else { continue };
-        // Who wrote that one was not us.
-        if number > peers.len() + slices.len() {
-            continue;
-        }
-        slices.resize_with(slices.len().max(number + 1), Vec::new);
-        let stay = stands.peers.iter().flatten().take(MOST_PEERS).filter_map(|peer| peers.remove(&peer.name));
-        slices[number] = stay.collect();
-    }
-    let mut place = 0;
+/// place, but first of all those slices are filled that are missing, of which agents know `before` many: those who come may be who stood there.
+pub(crate) fn slices(
+    standing: &Standing,
+    before: Option<u32>,
+    mut peers: BTreeMap<String, SlicedPeer>,
+) -> Vec<Vec<SlicedPeer>> {
+    // What is beyond was not written by us.
+    let most = u32::try_from(peers.len()).unwrap_or(u32::MAX).max(before.unwrap_or(0));
+    let last = standing.keys().copied().filter(|number| *number < most).max();
+    let count = last.map_or(0, |last| last + 1).max(before.unwrap_or(0));
+    let stay = |number| {
+        let stands = standing.get(&number).and_then(|slice| slice.peers.as_ref());
+        stands.into_iter().flatten().take(MOST_PEERS).filter_map(|peer| peers.remove(&peer.name)).collect()
+    };
+    let mut slices: Vec<Vec<SlicedPeer>> = (0..count).map(stay).collect();
+    let (gaps, others): (Vec<_>, Vec<_>) = (0..count).partition(|number| is_gap(standing, *number));
+    let mut free =
+        gaps.into_iter().chain(others).filter_map(|number| usize::try_from(number).ok()).peekable();
     for peer in peers.into_values() {
-        while slices.get(place).is_some_and(|slice| slice.len() >= MOST_PEERS) {
-            place += 1;
-        }
-        match slices.get_mut(place) {
-            Some(slice) => slice.push(peer),
-            None => slices.push(vec![peer]),
+        while free.next_if(|number| slices[*number].len() >= MOST_PEERS).is_some() {}
+        match free.peek() {
+            Some(number) => slices[*number].push(peer),
+            None => match slices.last_mut().filter(|last| last.len() < MOST_PEERS) {
+                Some(last) => last.push(peer),
+                None => slices.push(vec![peer]),
+            },
         }
     }
     slices.iter_mut().for_each(|slice| slice.sort_by(|a, b| a.name.cmp(&b.name)));
@@ -127,19 +167,23 @@ pub(crate) fn slices(standing: &Standing, mut peers: BTreeMap<String, SlicedPeer
 }
 
 /// Of how many slices the agents are told that they can go by them, where `before` many they were told of: not before each node stands in one
-/// with what it announces, and no more than there are.
+/// that tells all, as it is, and no more than there are.
 pub(crate) fn count(wanted: &[Vec<SlicedPeer>], standing: &Standing, before: Option<u32>) -> Option<u32> {
-    let stands = |number: u32| standing.get(&number).and_then(|slice| slice.peers.as_ref());
-    let told: BTreeMap<&str, &SlicedPeer> = all(standing).map(|peer| (peer.name.as_str(), peer)).collect();
+    let telling = standing.values().filter(|slice| slice.tells_all).filter_map(|slice| slice.peers.as_ref());
+    let told: BTreeMap<&str, &SlicedPeer> =
+        telling.flatten().map(|peer| (peer.name.as_str(), peer)).collect();
     let is_told = |peer: &SlicedPeer| {
         let told = told.get(peer.name.as_str()).filter(|told| told.uid == peer.uid);
-        told.is_some_and(|told| told.announcement.is_some() == peer.announcement.is_some())
+        told.is_some_and(|told| match (&told.announcement, &peer.announcement) {
+            (None, None) => told.labels == peer.labels,
+            (one, other) => one.is_some() == other.is_some(),
+        })
     };
     if before.is_none() && !wanted.iter().flatten().all(is_told) {
         return None;
     }
     let most = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
-    let count = (0..most).take_while(|number| stands(*number).is_some()).count();
+    let count = (0..most).take_while(|number| !is_gap(standing, *number)).count();
     // One that somebody took away comes back, and until then the agents are to miss it.
     u32::try_from(count).ok().map(|count| count.max(before.unwrap_or(0).min(most))).filter(|count| *count > 0)
 }

@@ -106,8 +106,7 @@ impl Claim<'_> {
     /// Is it another's, or nobody's, by the controller's record? What is on this node's own stands, whoever may write the other.
     fn is_refused(&self, knowledge: &Knowledge, recorded: &Owners) -> bool {
         let refused = &knowledge.snapshot().refused;
-        !refused.is_empty()
-            && recorded.get(&self.prefix).is_none_or(|owner| !self.is_of(owner))
+        recorded.get(&self.prefix).is_none_or(|owner| !self.is_of(owner))
             && refused
                 .contains(&(self.prefix, Owner { name: self.node.to_owned(), uid: self.uid.to_owned() }))
     }
@@ -118,17 +117,7 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let mut problems = Vec::new();
     let mut claims = admissible(knowledge, mesh, &mut problems);
     claims.sort_by(|a, b| a.prefix.cmp(&b.prefix).then(a.node.cmp(b.node)));
-    let mut contested = BTreeSet::new();
-    claims.retain(|claim| {
-        let is_refused = claim.is_refused(knowledge, recorded);
-        if is_refused {
-            if claim.class == Class::Node {
-                contested.insert(claim.prefix);
-            }
-            problems.push(not_on_record(claim));
-        }
-        !is_refused
-    });
+    let (claims, mut contested) = unrefused(claims, knowledge, recorded, &mut problems);
 
     // A record ends when its owner is known not to claim it any more.
     let mut recorded = recorded.clone();
@@ -175,6 +164,32 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
         by_node.entry(node.clone()).or_default().push((*prefix, *class));
     }
     Assignment { prefixes, owners, problems, contested, by_node }
+}
+
+/// The claims but for those that are another's, or nobody's, by the controller's record; and the addresses among the latter. What nobody else
+/// claims is not in question, whoever may write that record.
+fn unrefused<'a>(
+    claims: Vec<Claim<'a>>,
+    knowledge: &Knowledge,
+    recorded: &Owners,
+    problems: &mut Vec<Problem>,
+) -> (Vec<Claim<'a>>, BTreeSet<IpNet>) {
+    if knowledge.snapshot().refused.is_empty() {
+        return (claims, BTreeSet::new());
+    }
+    let mut claimed: BTreeMap<IpNet, Vec<&str>> = BTreeMap::new();
+    for claim in &claims {
+        claimed.entry(claim.prefix).or_default().push(claim.node);
+    }
+    let lengths = lengths(&claimed);
+    let is_in_question = |claim: &Claim<'_>| {
+        let mut rivals = overlapping(&claimed, &lengths, claim.prefix).flatten();
+        rivals.any(|node| *node != claim.node)
+    };
+    let is_refused = |claim: &Claim<'_>| claim.is_refused(knowledge, recorded) && is_in_question(claim);
+    let (refused, rest): (Vec<_>, Vec<_>) = claims.into_iter().partition(is_refused);
+    problems.extend(refused.iter().map(not_on_record));
+    (rest, refused.iter().filter(|claim| claim.class == Class::Node).map(|claim| claim.prefix).collect())
 }
 
 /// Prefix lengths that occur, by family.
@@ -359,6 +374,12 @@ mod tests {
         assert_eq!(newcomer(&["a"]).as_deref(), Some("b"));
         assert_eq!(newcomer(&["b"]).as_deref(), Some("a"));
         assert_eq!(newcomer(&["a", "b"]), None);
+        // What only one claims is not in question.
+        let owner_of = Owner { name: "a".to_owned(), uid: node(1).uid };
+        let refused = Arc::new([(net(prefix), owner_of)].into());
+        let alone = Snapshot { refused, ..snapshot(&[("a", node(1)), ("b", node(2))]) };
+        let a = assign(&Knowledge::Whole(alone.attest_whole()), &mesh(), &Owners::new());
+        assert_eq!((owner(&a, prefix).as_deref(), a.problems.len()), (Some("a"), 0));
         let own = assign(&whole(&[("a", node(1))]), &mesh(), &Owners::new()).owners;
         for refused in [&["a"][..], &["b"], &["a", "b"]] {
             let a = assign(&knows(refused), &mesh(), &own);

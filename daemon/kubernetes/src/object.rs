@@ -8,7 +8,7 @@ use kubeveil_api::{
     names,
     node::NodeAddress,
     object::{self, TypeMeta},
-    peer_slice::SlicedPeer,
+    peer_slice::{self, SlicedPeer},
     pod::{PodCondition, has_its_own, network_since},
     pod_slice::SlicedPod,
     policy::{ClusterEncryptionPolicy, EncryptionPolicy, PolicyMode},
@@ -203,6 +203,9 @@ pub(crate) struct SliceObject {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct PeerSliceObject {
     metadata: Metadata,
+    /// What nodes announce stands in it.
+    #[serde(default, rename = "tellsAll")]
+    tells_all: bool,
     #[serde(default)]
     peers: Option<Vec<serde_json::Value>>,
 }
@@ -394,10 +397,14 @@ impl SliceObject {
 }
 
 impl PeerSliceObject {
-    /// The nodes. One that can't be read is left out, and then this is not all of them.
+    /// The nodes. One that can't be read is left out, and then this is not all of them. Nobody is known by one that is a record only, or that the
+    /// controller has not made.
     pub(crate) fn read(self) -> Read<Arc<Peers>> {
         let mut problems = Vec::new();
-        let mut peers = Peers { is_whole: true, ..Peers::default() };
+        let mut peers = Peers { is_whole: self.tells_all, ..Peers::default() };
+        if peer_slice::number(&self.metadata.name).is_none() {
+            return Read::of(self.metadata, Arc::default(), problems);
+        }
         for (at, given) in self.peers.into_iter().flatten().enumerate() {
             match part::<SlicedPeer>(&format!("peers[{at}]"), given) {
                 Ok(peer) => {
@@ -410,7 +417,9 @@ impl PeerSliceObject {
                         announcement: peer.announcement,
                         labels: peer.labels,
                     };
-                    peers.by_name.insert(peer.name, facts.into());
+                    if self.tells_all {
+                        peers.by_name.insert(peer.name, facts.into());
+                    }
                 }
                 Err((field, why)) => {
                     peers.is_whole = false;

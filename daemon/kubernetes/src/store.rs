@@ -160,6 +160,8 @@ pub(crate) struct Store {
     asked: By,
     /// How many Nodes there are, while not all have been listed.
     counted: usize,
+    /// Slices by which all nodes can be known, as the controller said last, whatever becomes of the mesh; 0: they can't.
+    peer_slices: u32,
     pub(crate) mesh: Objects<Option<InForce>>,
     /// This node's pods.
     pub(crate) pods: Objects<Pod>,
@@ -185,6 +187,7 @@ impl Store {
             by: By::default(),
             asked: By::default(),
             counted: 0,
+            peer_slices: 0,
             mesh: Objects::default(),
             pods: Objects::default(),
             namespaces: Objects::default(),
@@ -456,14 +459,18 @@ impl Store {
     ) -> Result<bool, Disbelief> {
         let mut noted = Noted::new(&mut self.changes, !self.mesh.listed);
         self.mesh.replace(listed, version, None, |_, _, _| noted.any())?;
-        Ok(noted.is_news)
+        let is_news = noted.is_news;
+        self.hear_of_slices();
+        Ok(is_news)
     }
 
     /// The mesh.
     pub(crate) fn mesh(&mut self, read: Read<Option<InForce>>, is_deleted: bool) -> Result<bool, OutOfOrder> {
         let mut noted = Noted::new(&mut self.changes, false);
         self.mesh.event(read, is_deleted, |_, _, _| noted.any())?;
-        Ok(noted.is_news)
+        let is_news = noted.is_news;
+        self.hear_of_slices();
+        Ok(is_news)
     }
 }
 

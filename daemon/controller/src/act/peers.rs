@@ -13,6 +13,7 @@ use kube::{
     core::DynamicObject,
 };
 use kubeveil_api::{
+    mesh::MeshSpec,
     names,
     peer_slice::{self, SlicedPeer},
 };
@@ -21,34 +22,58 @@ use serde_json::json;
 
 use super::{AT_ONCE, CONFLICT, GONE, MANAGER, Writer};
 use crate::{
-    peers::{FOR_EACH_NODE, Standing, Stands, count, peers, slices, tell_all, vanished},
+    AGAIN,
+    peers::{FOR_EACH_NODE, Standing, Stands, count, is_gap, peers, slices, tell_all, vanished},
     seen::Seen,
 };
 
-/// When each slice was written last.
-pub(super) type Written = BTreeMap<u32, Instant>;
+/// What a writer remembers of slices.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// When each was written last.
+    written: BTreeMap<u32, Instant>,
+    /// The mesh as it was when it could be read last: one that is deleted changes nothing …
+    mesh: Option<MeshSpec>,
+    /// … and of how many slices agents were told.
+    told: Option<u32>,
+}
 
 impl Writer {
-    /// Of how many slices agents are to be told that they can know all nodes by them.
-    pub(super) async fn write_peers(&mut self, seen: &Seen, standing: &Standing) -> Result<Option<u32>> {
-        let Some(mesh) = &seen.mesh else { return Ok(None) };
-        let (spec, before) = (&mesh.object.spec, mesh.object.status.as_ref().and_then(|s| s.peer_slices));
-        if spec.uninstall {
-            self.write_slices_of_peers(&[], standing, None, Duration::ZERO).await?;
-            return Ok(None);
+    /// Of how many slices agents are to be told that they can know all nodes by them; and whether all stand as they should, or are about to.
+    pub(super) async fn write_peers(
+        &mut self,
+        seen: &Seen,
+        standing: &Standing,
+    ) -> (Option<u32>, Result<()>) {
+        if let Some(mesh) = &seen.mesh {
+            let status = mesh.object.status.as_ref();
+            if let Some(status) = status {
+                self.peers.told = status.peer_slices;
+            }
+            if let Ok(mesh) = mesh.object.spec.clone().in_force(status) {
+                self.peers.mesh = Some(mesh.spec);
+            }
         }
-        let Ok(mesh) = spec.clone().in_force(mesh.object.status.as_ref()) else { return Ok(before) };
+        let before = self.peers.told;
         // Where no node is, it is not the cluster that we know.
-        if seen.nodes.is_empty() {
-            return Ok(before);
+        let Some(mesh) = self.peers.mesh.clone().filter(|_| !seen.nodes.is_empty()) else {
+            return (before, Ok(()));
+        };
+        if mesh.uninstall {
+            let wanted = Wanted { slices: vec![], tells_all: false, before: None };
+            return (None, self.write_slices_of_peers(&wanted, standing, Duration::ZERO).await);
         }
         let gone = self.gone(seen, standing).await;
         let nodes = seen.nodes.len() + seen.excluded.len();
-        let tells_all = tell_all(spec, nodes, before.is_some());
-        let wanted = slices(standing, peers(seen, standing, &gone, &mesh.spec, tells_all));
+        let is_to_tell = tell_all(&mesh, nodes, before.is_some());
+        // As long as agents go by them.
+        let tells_all = is_to_tell || before.is_some();
+        let slices = slices(standing, before, peers(seen, standing, &gone, &mesh, tells_all));
+        let told = is_to_tell.then(|| count(&slices, standing, before)).flatten();
         let pace = FOR_EACH_NODE * u32::try_from(nodes).unwrap_or(u32::MAX);
-        self.write_slices_of_peers(&wanted, standing, before, pace).await?;
-        Ok(tells_all.then(|| count(&wanted, standing, before)).flatten())
+        let done = self.write_slices_of_peers(&Wanted { slices, tells_all, before }, standing, pace).await;
+        self.peers.told = told;
+        (told, done)
     }
 
     /// Those nodes that no watch shows, and of which the API server says that they are not there: a list that is wrong takes nobody away.
@@ -65,38 +90,49 @@ impl Writer {
         stream::iter(asked).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
     }
 
-    /// Those that are otherwise and were not written a moment ago; and takes away those that no agent looks for any more.
+    /// Those that are otherwise and were not written a moment ago; and takes away those that no agent looks for any more. One that is missing,
+    /// and that agents wait for, is written after all others: who stood in it may stand in one of those by now.
     async fn write_slices_of_peers(
         &mut self,
-        wanted: &[Vec<SlicedPeer>],
+        wanted: &Wanted,
         standing: &Standing,
-        before: Option<u32>,
         pace: Duration,
     ) -> Result<()> {
         let (now, this) = (Instant::now(), &*self);
-        let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
-        let (mut written, mut again) = (Written::new(), self.again);
-        for (number, peers) in (0..).zip(wanted) {
+        let (mut writes, mut last): (Vec<Write<'_>>, Vec<Write<'_>>) = (Vec::new(), Vec::new());
+        let (mut written, mut again) = (BTreeMap::new(), self.again);
+        let mut is_all = true;
+        for (number, peers) in (0..).zip(&wanted.slices) {
             let stands = standing.get(&number);
-            if stands.and_then(|slice| slice.peers.as_ref()) == Some(peers) {
+            if stands.is_some_and(|slice| slice.says(peers, wanted.tells_all)) {
                 continue;
             }
-            let due = this.peers_written.get(&number).map_or(now, |last| *last + pace);
+            let due = this.peers.written.get(&number).map_or(now, |last| *last + pace);
             if due > now {
                 again = again.min(due - now);
+                is_all = false;
                 continue;
             }
             written.insert(number, now);
-            writes.push(this.write_slice_of_peers(number, stands, peers).boxed());
+            let waits = is_gap(standing, number) && wanted.before.is_some_and(|before| number < before);
+            let of = if waits { &mut last } else { &mut writes };
+            of.push(this.write_slice_of_peers(number, stands, peers, wanted.tells_all).boxed());
         }
-        let most = u32::try_from(wanted.len()).unwrap_or(u32::MAX).max(before.unwrap_or(0));
+        let most = u32::try_from(wanted.slices.len()).unwrap_or(u32::MAX).max(wanted.before.unwrap_or(0));
         for (number, stands) in standing.iter().filter(|(number, _)| **number >= most) {
             writes.push(this.delete_slice_of_peers(*number, stands).boxed());
         }
-        let done = Self::write_all(writes).await;
+        let mut done = write_all(writes).await;
+        if is_all && matches!(done, Ok(true)) {
+            done = write_all(last).await;
+        } else {
+            let waits = !last.is_empty();
+            drop(last);
+            again = if waits { again.min(AGAIN) } else { again };
+        }
         self.again = again;
-        self.peers_written.extend(written);
-        done
+        self.peers.written.extend(written);
+        done.map(drop)
     }
 
     fn slices_of_peers(&self) -> Api<DynamicObject> {
@@ -104,19 +140,21 @@ impl Writer {
     }
 
     /// Over what `stands`, and over nothing else: who knows of an older one, by a list that is late or as a leader that is none any more, may lack
-    /// nodes that are in it.
+    /// nodes that are in it. False if another stands by now.
     async fn write_slice_of_peers(
         &self,
         number: u32,
         stands: Option<&Stands>,
         peers: &[SlicedPeer],
-    ) -> Result<()> {
+        tells_all: bool,
+    ) -> Result<bool> {
         let (api, name) = (self.slices_of_peers(), peer_slice::name(number));
         let version = stands.map(|slice| &slice.version);
         let slice = json!({
             "apiVersion": names::API_VERSION,
             "kind": "VeilPeerSlice",
             "metadata": {"name": name, "resourceVersion": version},
+            "tellsAll": tells_all,
             "peers": peers,
         });
         let done = if version.is_some() {
@@ -128,19 +166,51 @@ impl Writer {
         unless_another(done.map(drop)).with_context(|| format!("write VeilPeerSlice {name}"))
     }
 
-    async fn delete_slice_of_peers(&self, number: u32, stands: &Stands) -> Result<()> {
+    async fn delete_slice_of_peers(&self, number: u32, stands: &Stands) -> Result<bool> {
         let name = peer_slice::name(number);
         let only = Preconditions { resource_version: Some(stands.version.clone()), uid: None };
         let params = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
         let done = self.slices_of_peers().delete(&name, &params).await;
         unless_another(done.map(drop)).with_context(|| format!("delete VeilPeerSlice {name}"))
     }
+
+    /// Those that are called as none of the controller's is.
+    pub(super) async fn delete_foreign(&self, names: &[String]) -> Result<()> {
+        for name in names {
+            let done = self.slices_of_peers().delete(name, &DeleteParams::default()).await;
+            unless_another(done.map(drop)).with_context(|| format!("delete VeilPeerSlice {name}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// What slices are to say, where `before` many agents know of.
+struct Wanted {
+    slices: Vec<Vec<SlicedPeer>>,
+    tells_all: bool,
+    before: Option<u32>,
+}
+
+/// Whether it was done, or another stands by now.
+type Write<'a> = BoxFuture<'a, Result<bool>>;
+
+/// One that can't be written is no reason to leave the others as they are. Whether all were.
+async fn write_all(writes: Vec<Write<'_>>) -> Result<bool> {
+    let mut done = Ok(true);
+    let mut ended = stream::iter(writes).buffer_unordered(AT_ONCE);
+    while let Some(one) = ended.next().await {
+        done = match (done, one) {
+            (Ok(all), Ok(one)) => Ok(all && one),
+            (Err(e), _) | (_, Err(e)) => Err(e),
+        };
+    }
+    done
 }
 
 /// That it is another by now is no failure: the watch will tell of it.
-fn unless_another(done: kube::Result<()>) -> kube::Result<()> {
+fn unless_another(done: kube::Result<()>) -> kube::Result<bool> {
     match done {
-        Err(kube::Error::Api(refused)) if [CONFLICT, GONE].contains(&refused.code) => Ok(()),
-        done => done,
+        Err(kube::Error::Api(refused)) if [CONFLICT, GONE].contains(&refused.code) => Ok(false),
+        done => done.map(|()| true),
     }
 }

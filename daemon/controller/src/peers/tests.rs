@@ -31,12 +31,13 @@ fn node(n: usize) -> Node {
 /// What the slices are, once they are written.
 fn written(seen: &Seen, standing: &Standing, tells_all: bool) -> Standing {
     let gone = vanished(seen, standing).map(|peer| peer.name.clone()).collect();
-    let wanted = slices(standing, peers(seen, standing, &gone, &mesh(), tells_all));
-    (0..).zip(wanted).map(|(number, peers)| (number, stands(peers))).collect()
+    let before = u32::try_from(standing.len()).ok().filter(|count| *count > 0);
+    let wanted = slices(standing, before, peers(seen, standing, &gone, &mesh(), tells_all));
+    (0..).zip(wanted).map(|(number, peers)| (number, stands(peers, tells_all))).collect()
 }
 
-fn stands(peers: Vec<SlicedPeer>) -> Stands {
-    Stands { version: "1".to_owned(), peers: Some(peers) }
+fn stands(peers: Vec<SlicedPeer>, tells_all: bool) -> Stands {
+    Stands { version: "1".to_owned(), tells_all, peers: Some(peers) }
 }
 
 /// How many nodes are in each.
@@ -74,18 +75,76 @@ fn nodes_stay_in_their_slice_and_newcomers_take_free_places() {
     assert_eq!(sizes(&third), [0, 0, 50]);
 }
 
-/// One that can't be read, one that is not ours, too many in one.
+/// Of those who stood in a slice that is gone, or can't be read, none goes elsewhere as long as there is room in that one; whatever room is
+/// in others.
+#[test]
+fn a_slice_that_is_missing_is_filled_first() {
+    let mut fewer = seen(250);
+    fewer.nodes.remove("node-007");
+    let right = written(&fewer, &written(&seen(250), &Standing::new(), true), true);
+    assert_eq!(sizes(&right), [99, 100, 50]);
+    for missing in 0..3 {
+        let mut gone = right.clone();
+        gone.remove(&missing);
+        let of = |standing: &Standing| {
+            let all = peers(&fewer, standing, &BTreeSet::new(), &mesh(), true);
+            let wanted = slices(standing, Some(3), all);
+            (0..).zip(wanted).map(|(number, peers)| (number, stands(peers, true))).collect::<Standing>()
+        };
+        assert_eq!(of(&gone), right, "{missing} is gone");
+        gone.insert(missing, Stands { version: "1".to_owned(), tells_all: true, peers: None });
+        assert_eq!(of(&gone), right, "{missing} can't be read");
+    }
+}
+
+/// One that is not ours, too many in one.
 #[test]
 fn what_others_wrote_is_put_right() {
     let right = written(&seen(150), &Standing::new(), true);
-    let mut broken = right.clone();
-    broken.insert(0, Stands { version: "1".to_owned(), peers: None });
-    assert_eq!(written(&seen(150), &broken, true), right);
     let mut foreign = right.clone();
-    foreign.insert(4_000_000_000, stands(vec![]));
+    foreign.insert(4_000_000_000, stands(vec![], true));
     assert_eq!(written(&seen(150), &foreign, true), right);
     let both: Vec<SlicedPeer> = all(&right).cloned().collect();
-    assert_eq!(written(&seen(150), &Standing::from([(0, stands(both))]), true), right);
+    assert_eq!(written(&seen(150), &Standing::from([(0, stands(both, true))]), true), right);
+}
+
+/// A node that writes much into its own Node makes no slice larger than it may be, and none of it counts.
+#[test]
+fn nobody_fills_the_slice_of_others() {
+    let mut seen = seen(2);
+    let greedy = seen.nodes.get_mut("node-001").expect("it");
+    greedy.internal_ips = (0..200).map(|n| format!("192.0.2.{n}").parse().expect("an address")).collect();
+    greedy.announcement = Some("é".repeat(MAX_BYTES));
+    let first = written(&seen, &Standing::new(), true);
+    let peer = peer(&first, "node-001");
+    assert_eq!(
+        (peer.pod_cidrs.len(), peer.internal_ips.len(), peer.refused.len()),
+        (1, MOST_CLAIMS, MOST_CLAIMS + 1)
+    );
+    let announced = peer.announcement.as_ref().expect("cut").len();
+    assert!((MAX_BYTES + 1..MAX_BYTES + 5).contains(&announced), "{announced}");
+}
+
+/// Labels by which nodes are excluded, and no others, of who announces nothing.
+#[test]
+fn labels_are_told_of_whom_they_may_exclude() {
+    let mut seen = seen(2);
+    let silent = seen.nodes.get_mut("node-001").expect("it");
+    silent.announcement = None;
+    silent.labels = ["pool", "os", "large"].map(|key| (key.to_owned(), "x".to_owned())).into();
+    let told = |mesh: &MeshSpec, tells_all| {
+        let peers = peers(&seen, &Standing::new(), &BTreeSet::new(), mesh, tells_all);
+        peers["node-001"].labels.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mesh(), true), [] as [&str; 0]);
+    let excluded = serde_json::json!({
+        "selector": {"matchLabels": {"os": "x"}, "matchExpressions": [{"key": "pool", "operator": "Exists"}]},
+        "traffic": "drop",
+    });
+    let excluding =
+        MeshSpec { excluded_nodes: serde_json::from_value(excluded).expect("a selector"), ..mesh() };
+    assert_eq!(told(&excluding, true), ["os", "pool"]);
+    assert_eq!(told(&excluding, false), [] as [&str; 0]);
 }
 
 #[test]
@@ -132,10 +191,17 @@ fn a_node_is_gone_only_where_it_is_known_to_be() {
 fn agents_are_told_of_slices_that_stand() {
     let wanted: Vec<_> =
         written(&seen(250), &Standing::new(), true).into_values().filter_map(|slice| slice.peers).collect();
-    let all: Standing = (0..).zip(wanted.iter().cloned().map(stands)).collect();
+    let all: Standing = (0..).zip(wanted.iter().cloned().map(|peers| stands(peers, true))).collect();
     assert_eq!(count(&wanted, &all, None), Some(3));
     let records = written(&seen(250), &Standing::new(), false);
     assert_eq!(count(&wanted, &records, None), None, "without what nodes announce");
+    let mut otherwise = wanted.clone();
+    (otherwise[0][0].announcement, otherwise[0][0].labels) =
+        (None, [("os".to_owned(), "x".to_owned())].into());
+    let mut without = otherwise.clone();
+    without[0][0].labels.clear();
+    let without: Standing = (0..).zip(without.into_iter().map(|peers| stands(peers, true))).collect();
+    assert_eq!(count(&otherwise, &without, None), None, "without the labels of who announces nothing");
     let mut fewer = all.clone();
     fewer.remove(&1);
     assert_eq!(count(&wanted, &fewer, None), None);

@@ -31,7 +31,7 @@ pub(crate) struct Peers {
     pub(crate) by_name: BTreeMap<String, Arc<NodeFacts>>,
     /// Prefixes that they claim, and that are not theirs.
     pub(crate) refused: BTreeSet<(IpNet, Owner)>,
-    /// Each could be read.
+    /// It tells all of each of them.
     pub(crate) is_whole: bool,
 }
 
@@ -54,9 +54,19 @@ impl Store {
         read: Read<Arc<Peers>>,
         is_deleted: bool,
     ) -> Result<bool, OutOfOrder> {
+        let others = self.peers.by_name.iter().filter(|(name, _)| **name != read.name);
+        let told_twice: BTreeSet<String> = others
+            .flat_map(|(_, other)| other.value.by_name.keys())
+            .filter(|name| read.value.by_name.contains_key(*name))
+            .cloned()
+            .collect();
         let Self { own, peers, changes, by, .. } = self;
         let mut noted = Noted::new(changes, false);
-        peers.event(read, is_deleted, |_, was, is| noted.peers(own, *by, was, is))?;
+        peers.event(read, is_deleted, |_, was, is| {
+            // Which of two slices counts only all of them together say.
+            noted.any_if(*by == By::Slices && !told_twice.is_empty());
+            noted.peers(own, *by, was, is);
+        })?;
         Ok(noted.is_news)
     }
 
@@ -86,32 +96,49 @@ impl Store {
     }
 
     /// What other nodes should be known by. That the cluster is a large one the controller has no say in, as long as Nodes are counted here;
-    /// that there are slices only it can say. A slice that is gone for a moment is no reason for thousands to list all Nodes.
+    /// that slices serve only it can say. A slice that is gone for a moment is no reason for thousands to list all Nodes.
     fn wanted(&self) -> By {
         let Some(mesh) = self.mesh_in_force() else { return self.asked };
-        if mesh.peer_slices.is_none() {
-            return By::Nodes;
-        }
         let may = match mesh.spec.peer_slices.unwrap_or(PeerSlices::Auto) {
             PeerSlices::Always => true,
             PeerSlices::Never => false,
             // The controller counts otherwise, for a while, when nodes come or go.
-            PeerSlices::Auto => self.asked == By::Slices || self.count() * 5 >= MANY_NODES * 4,
+            PeerSlices::Auto => self.count() * 5 >= MANY_NODES * 4,
         };
-        if may && (self.asked == By::Slices || self.has_all_peers()) { By::Slices } else { By::Nodes }
+        let serve = || self.asked == By::Slices || (self.has_all_peers() && self.tell_of_all_nodes());
+        if self.peer_slices > 0 && may && serve() { By::Slices } else { By::Nodes }
+    }
+
+    /// What the controller says of slices; nothing, where the mesh is gone or was made anew.
+    pub(super) fn hear_of_slices(&mut self) {
+        if let Some(said) = self.mesh_in_force().and_then(|mesh| mesh.peer_slices) {
+            self.peer_slices = said;
+        }
     }
 
     fn count(&self) -> usize {
-        if self.nodes.listed { self.nodes.by_name.len() } else { self.counted }
+        match self.by {
+            By::Slices => self.peers.by_name.values().map(|read| read.value.by_name.len()).sum(),
+            By::Nodes if self.nodes.listed => self.nodes.by_name.len(),
+            By::Nodes => self.counted,
+        }
     }
 
     /// Every slice is there that there should be.
     pub(super) fn has_all_peers(&self) -> bool {
         let of = |number| self.peers.get(&peer_slice::name(number));
-        let count = self.mesh_in_force().and_then(|mesh| mesh.peer_slices).unwrap_or(0);
-        count > 0
-            && self.peers.listed
-            && (0..count).all(|number| of(number).is_some_and(|s| s.value.is_whole))
+        let is_there = |number| of(number).is_some_and(|slice| slice.value.is_whole);
+        self.peer_slices > 0 && self.peers.listed && (0..self.peer_slices).all(is_there)
+    }
+
+    /// Slices lack nobody who is known by a Node: what was written while no controller was there, or by one that is late, takes nobody away.
+    fn tell_of_all_nodes(&self) -> bool {
+        let slices = self.peers.by_name.values().flat_map(|read| &read.value.by_name);
+        let uids: BTreeMap<&str, &str> =
+            slices.map(|(name, facts)| (name.as_str(), facts.uid.as_str())).collect();
+        let is_told =
+            |read: &Read<Arc<NodeFacts>>| uids.get(read.name.as_str()) == Some(&read.value.uid.as_str());
+        !self.nodes.listed || self.nodes.by_name.values().all(is_told)
     }
 
     /// All nodes.

@@ -27,7 +27,7 @@ fn slice(number: u32, version: u64, peers: &[(&str, &str)]) -> Read<Arc<Peers>> 
 
 fn of(number: u32, version: u64, peers: Vec<Value>) -> Read<Arc<Peers>> {
     let metadata = json!({"name": peer_slice::name(number), "resourceVersion": version.to_string()});
-    serde_json::from_value::<PeerSliceObject>(json!({"metadata": metadata, "peers": peers}))
+    serde_json::from_value::<PeerSliceObject>(json!({"metadata": metadata, "tellsAll": true, "peers": peers}))
         .expect("a slice")
         .read()
 }
@@ -89,10 +89,13 @@ fn a_small_cluster_goes_by_nodes_whatever_the_controller_says() {
         (Some(PeerSlices::Always), 2, true),
     ] {
         let mut store = store(asked, Some(1));
-        store.list_peers(vec![slice(0, 11, &[("thief", "said")])], 11).expect("believed");
+        let others: Vec<String> = (1..nodes).map(|n| format!("n{n}")).collect();
+        let told: Vec<_> =
+            others.iter().map(String::as_str).chain(["thief", ME]).map(|name| (name, "said")).collect();
+        store.list_peers(vec![slice(0, 11, &told)], 11).expect("believed");
         store.count_nodes(nodes);
         assert_eq!(store.turns(), turns, "{asked:?} {nodes}");
-        let all: Vec<_> = (1..nodes).map(|n| node(&format!("n{n}"))).chain([node(ME)]).collect();
+        let all: Vec<_> = others.iter().map(|name| node(name)).chain([node(ME)]).collect();
         store.list_nodes(all, 12).expect("believed");
         assert_eq!(store.turns(), turns, "{asked:?} {nodes}");
         assert_eq!(names(&mut store).1.len(), nodes, "until what was asked for is there, it is as it was");
@@ -111,8 +114,64 @@ fn a_large_cluster_goes_by_slices_that_are_there() {
     assert!(!store.turns(), "one can't be read");
     store.peer_slice(slice(1, 13, &[("c", "said")]), false).expect("in order");
     assert!(store.turns());
-    store.list_mesh(vec![mesh(None, None)], 14).expect("believed");
+    store.list_mesh(vec![mesh(None, Some(0))], 14).expect("believed");
     assert!(!store.turns(), "the controller says of none that they serve");
+}
+
+/// What the slices say may be of before: whoever is known by a Node and is in none is no reason to forget him.
+#[test]
+fn slices_that_lack_a_known_node_are_not_gone_by() {
+    let mut store = store(Some(PeerSlices::Always), Some(1));
+    store.list_nodes(vec![node(ME), node("b"), node("c")], 10).expect("believed");
+    store.list_peers(vec![slice(0, 11, &[("b", "said"), (ME, "said")])], 11).expect("believed");
+    assert!(!store.turns(), "c is in none");
+    let other = json!({"name": "c", "uid": "another", "announcement": "said"});
+    let [b, me] = ["b", ME].map(|name| json!({"name": name, "uid": format!("uid-{name}")}));
+    store.peer_slice(of(0, 12, vec![other, b, me]), false).expect("in order");
+    assert!(!store.turns(), "it is another of that name");
+    store.peer_slice(slice(0, 13, &[("b", "said"), ("c", "said"), (ME, "said")]), false).expect("in order");
+    assert!(store.turns());
+}
+
+/// A record tells nobody anything of nodes but whose prefixes are not theirs; and one that is called otherwise is none.
+#[test]
+fn only_what_tells_all_is_gone_by() {
+    let peers = json!([{"name": "d", "uid": "uid-d", "refused": ["10.1.0.0/24"]}]);
+    let with = |name: &str, tells_all: bool, version: &str| {
+        let metadata = json!({"name": name, "resourceVersion": version});
+        let slice = json!({"metadata": metadata, "tellsAll": tells_all, "peers": peers});
+        serde_json::from_value::<PeerSliceObject>(slice).expect("a slice").read()
+    };
+    let mut store = by_slices();
+    store.peer_slice(with("peers-1", false, "13"), false).expect("in order");
+    assert_eq!(names(&mut store), (false, ["b", "c", ME].map(str::to_owned).to_vec()));
+    assert_eq!(store.refused().len(), 1);
+    store.peer_slice(with("peers-1", true, "14"), false).expect("in order");
+    assert_eq!(names(&mut store), (true, ["b", "c", "d", ME].map(str::to_owned).to_vec()));
+    store.peer_slice(with("x", true, "15"), false).expect("in order");
+    assert_eq!(store.peers.get("x").expect("kept").value, Arc::default());
+}
+
+/// A mesh that is deleted, and one that was made anew and of which no controller has said anything, change nothing.
+#[test]
+fn slices_serve_until_the_controller_says_otherwise() {
+    let mut store = by_slices();
+    store.list_mesh(vec![], 13).expect("believed");
+    assert!(!store.turns() && store.has_all_peers());
+    store.list_mesh(vec![mesh(Some(PeerSlices::Always), None)], 14).expect("believed");
+    assert!(!store.turns() && store.has_all_peers());
+    store.list_mesh(vec![mesh(Some(PeerSlices::Always), Some(0))], 15).expect("believed");
+    assert!(store.turns());
+}
+
+/// The same node in two of them: which counts is not told by its name.
+#[test]
+fn who_stands_in_two_slices_is_looked_at_anew() {
+    let mut store = by_slices();
+    store.peer_slice(slice(1, 13, &[("b", "other"), ("d", "said")]), false).expect("in order");
+    assert_eq!(store.take_changes(), Changes::Any);
+    store.peer_slice(slice(0, 14, &[("b", "third"), ("c", "said")]), false).expect("in order");
+    assert_eq!(store.take_changes(), Changes::Any);
 }
 
 #[test]
