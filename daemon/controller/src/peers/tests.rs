@@ -114,12 +114,13 @@ fn nobody_fills_the_slice_of_others() {
     let mut seen = seen(2);
     let greedy = seen.nodes.get_mut("node-001").expect("it");
     greedy.internal_ips = (0..200).map(|n| format!("192.0.2.{n}").parse().expect("an address")).collect();
+    greedy.pod_cidrs = (0..30).map(|n| net(&format!("10.9.{n}.0/24"))).collect();
     greedy.announcement = Some("é".repeat(MAX_BYTES));
     let first = written(&seen, &Standing::new(), true);
     let peer = peer(&first, "node-001");
     assert_eq!(
         (peer.pod_cidrs.len(), peer.internal_ips.len(), peer.refused.len()),
-        (1, MOST_CLAIMS, MOST_CLAIMS + 1)
+        (MOST_CLAIMS, MOST_CLAIMS, 2 * MOST_CLAIMS)
     );
     let announced = peer.announcement.as_ref().expect("cut").len();
     assert!((MAX_BYTES + 1..MAX_BYTES + 5).contains(&announced), "{announced}");
