@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{selector::Labels, words::words};
 
-/// Most nodes of a slice. With announcements of the longest kind it is below what etcd takes (1.5 MiB, `DefaultMaxRequestBytes` in etcd
+/// Most nodes of a slice. With all that is told of each of them it is below what etcd takes (1.5 MiB, `DefaultMaxRequestBytes` in etcd
 /// `server/embed/config.go`).
 pub const MOST_PEERS: usize = 100;
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{authentication::v1::SelfSubjectReview, core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -47,6 +47,8 @@ const MANAGER: &str = "kubeveil-controller";
 const GONE: u16 = 404;
 /// … and to who changes what is another by now, or makes what is there.
 const CONFLICT: u16 = 409;
+/// Within which a write comes back by the watch.
+const ON_ITS_WAY: SignedDuration = SignedDuration::from_secs(30);
 /// Slices that are written at one time.
 const AT_ONCE: usize = 16;
 /// Bytes of an event's longest note (`NoteLengthLimit` in kubernetes `pkg/apis/core/validation/events.go`): a longer one is refused.
@@ -56,8 +58,8 @@ const LONGEST_NOTE: usize = 1024;
 pub(crate) struct Writer {
     client: Client,
     identity: String,
-    /// What was written last: it may not have come back by the watch yet.
-    written: Option<MeshStatus>,
+    /// What was written last, and when: it may not have come back by the watch yet.
+    written: Option<(MeshStatus, Timestamp)>,
     /// What the nodes announce; what is valid is not verified twice.
     announced: Announced,
     /// As whom the API server knows us.
@@ -136,7 +138,12 @@ impl Writer {
         let progress = self.progress(seen);
         let Some(status) = status(seen, &progress, peer_slices, now) else { return Ok(()) };
         let before = seen.mesh.as_ref().and_then(|mesh| mesh.object.status.clone()).unwrap_or_default();
-        if status == before || self.written.as_ref().is_some_and(|written| same(written, &status)) {
+        // What has come back, or should have, is on its way no more: it may be another's by now.
+        let is_on_its_way = |(written, at): &(MeshStatus, Timestamp)| {
+            !same(written, &before) && now.duration_since(*at) < ON_ITS_WAY
+        };
+        self.written = self.written.take().filter(is_on_its_way);
+        if status == before || self.written.as_ref().is_some_and(|(written, _)| same(written, &status)) {
             // By the status that stands, since the API server goes by that too: while the last one is not over there, it takes none.
             return self.begin_rotation(seen, &progress, now).await;
         }
@@ -148,7 +155,7 @@ impl Writer {
         for record in status.rotations.iter().filter(|record| !before.rotations.contains(record)) {
             log(record);
         }
-        self.written = Some(status);
+        self.written = Some((status, now));
         Ok(())
     }
 

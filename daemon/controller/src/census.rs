@@ -129,7 +129,8 @@ impl Watches {
         watches.start(&resource, kept, DynamicObject::name_any, |slice, _| {
             let version = slice.resource_version().unwrap_or_default();
             let tells_all = slice.data["tellsAll"] == true;
-            Some(Stands { version, tells_all, peers: list(slice, "peers") })
+            let uid = slice.uid().unwrap_or_default();
+            Some(Stands { uid, version, tells_all, peers: list(slice, "peers") })
         });
         watches
     }

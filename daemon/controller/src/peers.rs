@@ -6,13 +6,14 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kubeveil_api::{
     announcement::MAX_BYTES,
     mesh::MeshSpec,
     peer_slice::{MANY_NODES, MOST_CLAIMS, MOST_PEERS, PeerSlices, SlicedPeer},
+    selector::Labels,
 };
 use kubeveil_core::{
     ownership::{Owner, Owners, assign},
@@ -35,7 +36,8 @@ pub(crate) struct Slices {
 /// A slice as it stands.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stands {
-    /// Its `metadata.resourceVersion`: what is written takes the place of this, and of nothing that is newer.
+    /// Its `metadata.uid` and `metadata.resourceVersion`: what is written takes the place of this, and of nothing that is newer.
+    pub(crate) uid: String,
     pub(crate) version: String,
     /// What nodes announce stands in it.
     pub(crate) tells_all: bool,
@@ -92,7 +94,7 @@ pub(crate) fn peers(
     let of = |nodes| Snapshot { mesh: Some(mesh.clone()), nodes, ..Snapshot::default() };
     let knowledge = Knowledge::Whole(of(nodes).attest_whole()).or_before(&of(before));
     let assignment = assign(&knowledge, mesh, &record);
-    let excludes = excludes_by(mesh);
+    let labels = Labelling::of(mesh);
     let said = |(name, facts): (&String, &Arc<NodeFacts>)| {
         let mut peer = SlicedPeer {
             name: name.clone(),
@@ -108,22 +110,36 @@ pub(crate) fn peers(
             // Longer ones count as none that is valid, and so they do when they are cut.
             let cut = |text: &String| text[..text.floor_char_boundary(MAX_BYTES + 4)].to_owned();
             peer.announcement = facts.announcement.as_ref().map(cut);
-            let labels = facts.labels.iter().filter(|(key, _)| excludes.contains(key.as_str()));
-            peer.labels = labels.map(|(key, value)| (key.clone(), value.clone())).collect();
+            peer.labels = labels.told(&facts.labels);
         }
         (name.clone(), peer)
     };
     knowledge.snapshot().nodes.iter().map(said).collect()
 }
 
-/// By which labels nodes are excluded.
-fn excludes_by(mesh: &MeshSpec) -> BTreeSet<&str> {
-    let selector = mesh.excluded_nodes.iter().map(|excluded| &excluded.selector);
-    let keys = selector.flat_map(|selector| {
-        let asked = selector.match_expressions.iter().map(|requirement| &requirement.key);
-        selector.match_labels.keys().chain(asked)
-    });
-    keys.map(String::as_str).collect()
+/// Which labels are told of a node: as many as an announcement is long, since it has one or the other; those first by which nodes are excluded.
+struct Labelling<'a>(BTreeSet<&'a str>);
+
+impl<'a> Labelling<'a> {
+    fn of(mesh: &'a MeshSpec) -> Self {
+        let selector = mesh.excluded_nodes.iter().map(|excluded| &excluded.selector);
+        let keys = selector.flat_map(|selector| {
+            let asked = selector.match_expressions.iter().map(|requirement| &requirement.key);
+            selector.match_labels.keys().chain(asked)
+        });
+        Self(keys.map(String::as_str).collect())
+    }
+
+    fn told(&self, labels: &Labels) -> Labels {
+        let (first, then): (Vec<_>, Vec<_>) =
+            labels.iter().partition(|(key, _)| self.0.contains(key.as_str()));
+        let mut bytes = 0;
+        let fitting = first.into_iter().chain(then).take_while(|(key, value)| {
+            bytes += key.len() + value.len();
+            bytes <= MAX_BYTES
+        });
+        fitting.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
 }
 
 /// Is there none of this number that can be read? Who stood in it nobody can say.
@@ -139,9 +155,9 @@ pub(crate) fn slices(
     mut peers: BTreeMap<String, SlicedPeer>,
 ) -> Vec<Vec<SlicedPeer>> {
     // What is beyond was not written by us.
-    let most = u32::try_from(peers.len()).unwrap_or(u32::MAX).max(before.unwrap_or(0));
+    let most = u32::try_from(peers.len()).unwrap_or(u32::MAX);
     let last = standing.keys().copied().filter(|number| *number < most).max();
-    let count = last.map_or(0, |last| last + 1).max(before.unwrap_or(0));
+    let count = last.map_or(0, |last| last + 1).max(before.unwrap_or(0).min(most));
     let stay = |number| {
         let stands = standing.get(&number).and_then(|slice| slice.peers.as_ref());
         stands.into_iter().flatten().take(MOST_PEERS).filter_map(|peer| peers.remove(&peer.name)).collect()
@@ -164,6 +180,55 @@ pub(crate) fn slices(
     let last = slices.iter().rposition(|slice| !slice.is_empty());
     slices.truncate(last.map_or(0, |last| last + 1));
     slices
+}
+
+/// What is to be written now, in this order; slices by their number.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Those that somebody comes into …
+    pub(crate) gaining: Vec<u32>,
+    /// … and all others; but …
+    pub(crate) others: Vec<u32>,
+    /// … those that are missing only once every node that is in none stands in its slice: agents wait for these, and who stood in them may be
+    /// in another by now.
+    pub(crate) gaps: Vec<u32>,
+    /// Until what was written a moment ago may be written again.
+    pub(crate) again: Option<Duration>,
+}
+
+/// The order in which slices become what is `wanted`, as of `now`, where agents know of `before` many and each was `written` then.
+pub(crate) fn order(
+    wanted: &[Vec<SlicedPeer>],
+    standing: &Standing,
+    (tells_all, before): (bool, Option<u32>),
+    written: &BTreeMap<u32, Instant>,
+    (pace, now): (Duration, Instant),
+) -> Order {
+    let stand: BTreeSet<&str> = all(standing).map(|peer| peer.name.as_str()).collect();
+    let mut order = Order::default();
+    let mut waits_for_another = false;
+    for (number, peers) in (0..).zip(wanted) {
+        if standing.get(&number).is_some_and(|slice| slice.says(peers, tells_all)) {
+            continue;
+        }
+        let is_missed = is_gap(standing, number) && before.is_some_and(|before| number < before);
+        let gains = !is_missed && peers.iter().any(|peer| !stand.contains(peer.name.as_str()));
+        let due = written.get(&number).map_or(now, |last| *last + pace);
+        if due > now {
+            order.again = order.again.into_iter().chain([due - now]).min();
+            waits_for_another |= gains;
+        } else if is_missed {
+            order.gaps.push(number);
+        } else if gains {
+            order.gaining.push(number);
+        } else {
+            order.others.push(number);
+        }
+    }
+    if waits_for_another {
+        order.gaps.clear();
+    }
+    order
 }
 
 /// Of how many slices the agents are told that they can go by them, where `before` many they were told of: not before each node stands in one

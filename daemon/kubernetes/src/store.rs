@@ -158,8 +158,6 @@ pub(crate) struct Store {
     by: By,
     /// … and what they are to be known by as soon as what was asked for is there.
     asked: By,
-    /// How many Nodes there are, while not all have been listed.
-    counted: usize,
     /// Slices by which all nodes can be known, as the controller said last, whatever becomes of the mesh; 0: they can't.
     peer_slices: u32,
     pub(crate) mesh: Objects<Option<InForce>>,
@@ -186,7 +184,6 @@ impl Store {
             peers: Objects::default(),
             by: By::default(),
             asked: By::default(),
-            counted: 0,
             peer_slices: 0,
             mesh: Objects::default(),
             pods: Objects::default(),

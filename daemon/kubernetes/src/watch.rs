@@ -62,16 +62,13 @@ impl Follower {
         let connection = self.line.connection().await?;
         if self.must_list {
             self.shared.with(|state| K::ask(&mut state.store));
-            if !self.list::<K>(&connection).await? {
-                return Ok(());
-            }
+            self.list::<K>(&connection).await?;
             (self.must_list, self.verb) = (false, "watch");
         }
         self.watch::<K>(&connection).await
     }
 
-    /// False if others are wanted by now.
-    async fn list<K: Watched>(&self, connection: &Connection) -> Result<bool, Failure> {
+    async fn list<K: Watched>(&self, connection: &Connection) -> Result<(), Failure> {
         let mut params =
             ListParams { field_selector: self.fields::<K>(), ..ListParams::default() }.limit(PAGE);
         let mut listed = Vec::new();
@@ -80,15 +77,6 @@ impl Follower {
             let text = self.line.within(connection.client.request_text(request)).await?;
             let page: ObjectList<K::Object> = serde_json::from_str(&text).map_err(Failure::Answer)?;
             listed.extend(page.items);
-            let rest = page.metadata.remaining_item_count.unwrap_or(0);
-            let count = listed.len() + usize::try_from(rest).unwrap_or(0);
-            let turns = self.shared.with(|state| {
-                K::count(&mut state.store, count);
-                K::turns(&state.store)
-            });
-            if turns {
-                return Ok(false);
-            }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => break version(page.metadata.resource_version.as_deref().unwrap_or_default()),
@@ -97,8 +85,7 @@ impl Follower {
         if listed.is_empty() && !self.shared.with(|state| K::is_empty(&state.store)) {
             self.knows_own(connection).await?;
         }
-        self.shared.change(|store| K::list(store, listed, as_of)).map_err(Failure::Disbelief)?;
-        Ok(true)
+        self.shared.change(|store| K::list(store, listed, as_of)).map_err(Failure::Disbelief)
     }
 
     /// That nothing is there any more is believed of whom the Node is known to that this daemon runs on: with the last policy all that it

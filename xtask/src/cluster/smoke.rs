@@ -215,10 +215,12 @@ impl Pods {
 fn ping_from(cluster: &Cluster, pod: &Pod, addresses: &[&str]) -> Result<()> {
     let others = addresses.join(" ");
     let pings = format!("nsenter --net=$ns bash -ec 'for to in {others}; do ping -c 2 -W 5 $to; done'");
-    let line = in_namespace_of(pod, &pings);
-    guest::run(cluster.plan.guest, &pod.node_number()?, &line, b"")
-        .with_context(|| format!("{} pings {others}", pod.name))?;
-    Ok(())
+    let (port, node) = (cluster.plan.guest, pod.node_number()?);
+    guest::run(port, &node, &in_namespace_of(pod, &pings), b"").map(drop).with_context(|| {
+        let known = guest::run(port, &node, "ip neigh; ip route; ip -6 route", b"");
+        let known = known.unwrap_or_else(|error| format!("{error:#}"));
+        format!("{} pings {others}, and its node has\n{known}", pod.name)
+    })
 }
 
 /// A shell line for the pod's node, in which `$ns` is the pod's network namespace.

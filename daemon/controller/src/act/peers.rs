@@ -22,8 +22,7 @@ use serde_json::json;
 
 use super::{AT_ONCE, CONFLICT, GONE, MANAGER, Writer};
 use crate::{
-    AGAIN,
-    peers::{FOR_EACH_NODE, Standing, Stands, count, is_gap, peers, slices, tell_all, vanished},
+    peers::{FOR_EACH_NODE, Standing, Stands, count, order, peers, slices, tell_all, vanished},
     seen::Seen,
 };
 
@@ -59,21 +58,20 @@ impl Writer {
         let Some(mesh) = self.peers.mesh.clone().filter(|_| !seen.nodes.is_empty()) else {
             return (before, Ok(()));
         };
+        // Agents that are about to leave have to know the others; and whoever takes kubeveil away takes slices away.
         if mesh.uninstall {
-            let wanted = Wanted { slices: vec![], tells_all: false, before: None };
-            return (None, self.write_slices_of_peers(&wanted, standing, Duration::ZERO).await);
+            return (before, Ok(()));
         }
         let gone = self.gone(seen, standing).await;
-        let nodes = seen.nodes.len() + seen.excluded.len();
+        let stay = vanished(seen, standing).filter(|peer| !gone.contains(&peer.name)).count();
+        let nodes = seen.nodes.len() + seen.excluded.len() + stay;
         let is_to_tell = tell_all(&mesh, nodes, before.is_some());
         // As long as agents go by them.
         let tells_all = is_to_tell || before.is_some();
         let slices = slices(standing, before, peers(seen, standing, &gone, &mesh, tells_all));
         let told = is_to_tell.then(|| count(&slices, standing, before)).flatten();
         let pace = FOR_EACH_NODE * u32::try_from(nodes).unwrap_or(u32::MAX);
-        let done = self.write_slices_of_peers(&Wanted { slices, tells_all, before }, standing, pace).await;
-        self.peers.told = told;
-        (told, done)
+        (told, self.write_slices_of_peers(&Wanted { slices, tells_all, before }, standing, pace).await)
     }
 
     /// Those nodes that no watch shows, and of which the API server says that they are not there: a list that is wrong takes nobody away.
@@ -90,49 +88,40 @@ impl Writer {
         stream::iter(asked).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
     }
 
-    /// Those that are otherwise and were not written a moment ago; and takes away those that no agent looks for any more. One that is missing,
-    /// and that agents wait for, is written after all others: who stood in it may stand in one of those by now.
+    /// Those that are otherwise and were not written a moment ago; and takes away those that no agent looks for any more.
     async fn write_slices_of_peers(
         &mut self,
         wanted: &Wanted,
         standing: &Standing,
         pace: Duration,
     ) -> Result<()> {
-        let (now, this) = (Instant::now(), &*self);
-        let (mut writes, mut last): (Vec<Write<'_>>, Vec<Write<'_>>) = (Vec::new(), Vec::new());
-        let (mut written, mut again) = (BTreeMap::new(), self.again);
-        let mut is_all = true;
-        for (number, peers) in (0..).zip(&wanted.slices) {
-            let stands = standing.get(&number);
-            if stands.is_some_and(|slice| slice.says(peers, wanted.tells_all)) {
-                continue;
-            }
-            let due = this.peers.written.get(&number).map_or(now, |last| *last + pace);
-            if due > now {
-                again = again.min(due - now);
-                is_all = false;
-                continue;
-            }
-            written.insert(number, now);
-            let waits = is_gap(standing, number) && wanted.before.is_some_and(|before| number < before);
-            let of = if waits { &mut last } else { &mut writes };
-            of.push(this.write_slice_of_peers(number, stands, peers, wanted.tells_all).boxed());
-        }
-        let most = u32::try_from(wanted.slices.len()).unwrap_or(u32::MAX).max(wanted.before.unwrap_or(0));
+        let Wanted { slices, tells_all, before } = wanted;
+        let now = Instant::now();
+        let order = order(slices, standing, (*tells_all, *before), &self.peers.written, (pace, now));
+        let write = |numbers: &[u32]| {
+            let numbers = numbers
+                .iter()
+                .filter_map(|number| Some((*number, slices.get(usize::try_from(*number).ok()?)?)));
+            let this = &*self;
+            numbers
+                .map(|(number, peers)| {
+                    this.write_slice_of_peers(number, standing.get(&number), peers, *tells_all).boxed()
+                })
+                .collect::<Vec<Write<'_>>>()
+        };
+        let gained = write_all(write(&order.gaining)).await;
+        let gaps = if matches!(gained, Ok(true)) { order.gaps } else { vec![] };
+        let rest = [order.others, gaps].concat();
+        let mut writes = write(&rest);
+        let most = u32::try_from(slices.len()).unwrap_or(u32::MAX).max(before.unwrap_or(0));
         for (number, stands) in standing.iter().filter(|(number, _)| **number >= most) {
-            writes.push(this.delete_slice_of_peers(*number, stands).boxed());
+            writes.push(self.delete_slice_of_peers(*number, stands).boxed());
         }
-        let mut done = write_all(writes).await;
-        if is_all && matches!(done, Ok(true)) {
-            done = write_all(last).await;
-        } else {
-            let waits = !last.is_empty();
-            drop(last);
-            again = if waits { again.min(AGAIN) } else { again };
-        }
-        self.again = again;
-        self.peers.written.extend(written);
-        done.map(drop)
+        let done = write_all(writes).await;
+        let sent = order.gaining.into_iter().chain(rest);
+        self.peers.written.extend(sent.map(|number| (number, now)));
+        self.again = order.again.map_or(self.again, |again| self.again.min(again));
+        gained.and(done).map(drop)
     }
 
     fn slices_of_peers(&self) -> Api<DynamicObject> {
@@ -149,15 +138,18 @@ impl Writer {
         tells_all: bool,
     ) -> Result<bool> {
         let (api, name) = (self.slices_of_peers(), peer_slice::name(number));
-        let version = stands.map(|slice| &slice.version);
+        let metadata = match stands {
+            Some(slice) => json!({"name": name, "uid": slice.uid, "resourceVersion": slice.version}),
+            None => json!({ "name": name }),
+        };
         let slice = json!({
             "apiVersion": names::API_VERSION,
             "kind": "VeilPeerSlice",
-            "metadata": {"name": name, "resourceVersion": version},
+            "metadata": metadata,
             "tellsAll": tells_all,
             "peers": peers,
         });
-        let done = if version.is_some() {
+        let done = if stands.is_some() {
             api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(slice)).await
         } else {
             let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };

@@ -13,15 +13,13 @@ use kubeveil_core::{lingering::SETTLE, policy::PolicyId};
 use kubeveil_kubernetes::ours;
 use serde_json::json;
 
-use super::{AT_ONCE, GONE, MANAGER, Writer};
+use super::{AT_ONCE, GONE, MANAGER, ON_ITS_WAY, Writer};
 use crate::{
     census::{Census, KINDS, SeenPolicy},
     policies::{Selected, statuses},
     seen::{Node, Seen},
 };
 
-/// Within which a write comes back by the watch.
-const ON_ITS_WAY: SignedDuration = SignedDuration::from_secs(30);
 /// Between two writes of a policy's status that tell of no turn.
 const COUNTED_EVERY: SignedDuration = SignedDuration::from_secs(60);
 

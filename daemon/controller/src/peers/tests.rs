@@ -37,7 +37,7 @@ fn written(seen: &Seen, standing: &Standing, tells_all: bool) -> Standing {
 }
 
 fn stands(peers: Vec<SlicedPeer>, tells_all: bool) -> Stands {
-    Stands { version: "1".to_owned(), tells_all, peers: Some(peers) }
+    Stands { uid: "u".to_owned(), version: "1".to_owned(), tells_all, peers: Some(peers) }
 }
 
 /// How many nodes are in each.
@@ -92,7 +92,10 @@ fn a_slice_that_is_missing_is_filled_first() {
             (0..).zip(wanted).map(|(number, peers)| (number, stands(peers, true))).collect::<Standing>()
         };
         assert_eq!(of(&gone), right, "{missing} is gone");
-        gone.insert(missing, Stands { version: "1".to_owned(), tells_all: true, peers: None });
+        gone.insert(
+            missing,
+            Stands { uid: "u".to_owned(), version: "1".to_owned(), tells_all: true, peers: None },
+        );
         assert_eq!(of(&gone), right, "{missing} can't be read");
     }
 }
@@ -126,26 +129,66 @@ fn nobody_fills_the_slice_of_others() {
     assert!((MAX_BYTES + 1..MAX_BYTES + 5).contains(&announced), "{announced}");
 }
 
-/// Labels by which nodes are excluded, and no others, of who announces nothing.
+/// Those of who announces nothing; as many as have room, and those first by which nodes are excluded.
 #[test]
 fn labels_are_told_of_whom_they_may_exclude() {
     let mut seen = seen(2);
     let silent = seen.nodes.get_mut("node-001").expect("it");
     silent.announcement = None;
-    silent.labels = ["pool", "os", "large"].map(|key| (key.to_owned(), "x".to_owned())).into();
+    let many = (0..200).map(|n| (format!("a-label-{n:03}"), "x".repeat(63)));
+    silent.labels = many.chain([("os".to_owned(), "x".to_owned())]).collect();
     let told = |mesh: &MeshSpec, tells_all| {
-        let peers = peers(&seen, &Standing::new(), &BTreeSet::new(), mesh, tells_all);
-        peers["node-001"].labels.keys().cloned().collect::<Vec<_>>()
+        peers(&seen, &Standing::new(), &BTreeSet::new(), mesh, tells_all)["node-001"].labels.clone()
     };
-    assert_eq!(told(&mesh(), true), [] as [&str; 0]);
-    let excluded = serde_json::json!({
-        "selector": {"matchLabels": {"os": "x"}, "matchExpressions": [{"key": "pool", "operator": "Exists"}]},
-        "traffic": "drop",
-    });
+    let usually = told(&mesh(), true);
+    assert!(usually.contains_key("a-label-000") && !usually.contains_key("os"), "{}", usually.len());
+    assert_eq!(usually.len(), MAX_BYTES / 74);
+    let excluded = serde_json::json!({"selector": {"matchExpressions": [{"key": "os", "operator": "DoesNotExist"}]}, "traffic": "drop"});
     let excluding =
         MeshSpec { excluded_nodes: serde_json::from_value(excluded).expect("a selector"), ..mesh() };
-    assert_eq!(told(&excluding, true), ["os", "pool"]);
-    assert_eq!(told(&excluding, false), [] as [&str; 0]);
+    let told_first = told(&excluding, true);
+    assert!(told_first.contains_key("os") && told_first.contains_key("a-label-000"));
+    assert!(told(&excluding, false).is_empty());
+}
+
+/// What agents miss comes last, and not before whoever may have stood in it stands elsewhere; no slice waits for what it was not written for.
+#[test]
+fn a_missing_slice_is_written_after_those_who_come_elsewhere() {
+    let (pace, now) = (Duration::from_secs(5), Instant::now() + Duration::from_secs(100));
+    let at = |seconds| now - Duration::from_secs(seconds);
+    // 101 come, who may all have stood in the second one.
+    let right = written(&seen(301), &Standing::new(), true);
+    let mut standing = right.clone();
+    standing.remove(&1);
+    standing.get_mut(&3).expect("the last").peers.as_mut().expect("read").clear();
+    let all = peers(&seen(301), &standing, &BTreeSet::new(), &mesh(), true);
+    let wanted = slices(&standing, Some(4), all);
+    assert_eq!(wanted.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 100, 1]);
+    let of = |written: &[(u32, Instant)]| {
+        order(&wanted, &standing, (true, Some(4)), &written.iter().copied().collect(), (pace, now))
+    };
+    let usual = Order { gaining: vec![3], gaps: vec![1], ..Order::default() };
+    assert_eq!(of(&[]), usual);
+    assert_eq!(of(&[(1, at(5)), (3, at(9))]), usual);
+    let again = Some(Duration::from_secs(2));
+    assert_eq!(of(&[(3, at(3))]), Order { again, ..Order::default() }, "it waits for the other");
+    assert_eq!(of(&[(1, at(3))]), Order { gaining: vec![3], again, ..Order::default() });
+    // Of one that nobody comes into it is independent.
+    let mut otherwise = wanted.clone();
+    otherwise[0][0].announcement = None;
+    let written = [(0, at(3))].into();
+    let paced = order(&otherwise, &standing, (true, Some(4)), &written, (pace, now));
+    assert_eq!(paced, Order { again, ..usual });
+    // Nobody misses what agents have not been told of.
+    let first = order(&wanted, &Standing::new(), (true, None), &BTreeMap::new(), (pace, now));
+    assert_eq!(first, Order { gaining: vec![0, 1, 2, 3], ..Order::default() });
+}
+
+/// Whoever wrote the status, the controller lives.
+#[test]
+fn a_count_that_cannot_be_is_not_gone_by() {
+    let all = peers(&seen(2), &Standing::new(), &BTreeSet::new(), &mesh(), true);
+    assert_eq!(slices(&Standing::new(), Some(u32::MAX), all).len(), 1);
 }
 
 #[test]

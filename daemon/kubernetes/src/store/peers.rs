@@ -54,25 +54,18 @@ impl Store {
         read: Read<Arc<Peers>>,
         is_deleted: bool,
     ) -> Result<bool, OutOfOrder> {
-        let others = self.peers.by_name.iter().filter(|(name, _)| **name != read.name);
-        let told_twice: BTreeSet<String> = others
-            .flat_map(|(_, other)| other.value.by_name.keys())
-            .filter(|name| read.value.by_name.contains_key(*name))
-            .cloned()
-            .collect();
+        let is_told_twice = self.by == By::Slices
+            && self.peers.by_name.iter().filter(|(name, _)| **name != read.name).any(|(_, other)| {
+                other.value.by_name.keys().any(|name| read.value.by_name.contains_key(name))
+            });
         let Self { own, peers, changes, by, .. } = self;
         let mut noted = Noted::new(changes, false);
         peers.event(read, is_deleted, |_, was, is| {
             // Which of two slices counts only all of them together say.
-            noted.any_if(*by == By::Slices && !told_twice.is_empty());
+            noted.any_if(is_told_twice);
             noted.peers(own, *by, was, is);
         })?;
         Ok(noted.is_news)
-    }
-
-    /// So many Nodes there are, by the API server, before all are listed.
-    pub(crate) fn count_nodes(&mut self, count: usize) {
-        self.counted = count;
     }
 
     /// From now on Nodes are asked for as they should be.
@@ -99,11 +92,12 @@ impl Store {
     /// that slices serve only it can say. A slice that is gone for a moment is no reason for thousands to list all Nodes.
     fn wanted(&self) -> By {
         let Some(mesh) = self.mesh_in_force() else { return self.asked };
+        let is_missed = || self.asked == By::Slices && !self.has_all_peers();
         let may = match mesh.spec.peer_slices.unwrap_or(PeerSlices::Auto) {
             PeerSlices::Always => true,
             PeerSlices::Never => false,
             // The controller counts otherwise, for a while, when nodes come or go.
-            PeerSlices::Auto => self.count() * 5 >= MANY_NODES * 4,
+            PeerSlices::Auto => is_missed() || self.count() * 5 >= MANY_NODES * 4,
         };
         let serve = || self.asked == By::Slices || (self.has_all_peers() && self.tell_of_all_nodes());
         if self.peer_slices > 0 && may && serve() { By::Slices } else { By::Nodes }
@@ -116,29 +110,34 @@ impl Store {
         }
     }
 
+    /// Those that there are, of those that the controller speaks of: what it has not spoken of yet may go again unnoticed.
+    fn told(&self) -> impl Iterator<Item = &Peers> {
+        let is_told =
+            |name: &String| peer_slice::number(name).is_some_and(|number| number < self.peer_slices);
+        self.peers.by_name.iter().filter(move |(name, _)| is_told(name)).map(|(_, read)| &*read.value)
+    }
+
     fn count(&self) -> usize {
         match self.by {
-            By::Slices => self.peers.by_name.values().map(|read| read.value.by_name.len()).sum(),
-            By::Nodes if self.nodes.listed => self.nodes.by_name.len(),
-            By::Nodes => self.counted,
+            By::Slices => self.told().map(|peers| peers.by_name.len()).sum(),
+            By::Nodes => self.nodes.by_name.len(),
         }
     }
 
     /// Every slice is there that there should be.
     pub(super) fn has_all_peers(&self) -> bool {
-        let of = |number| self.peers.get(&peer_slice::name(number));
-        let is_there = |number| of(number).is_some_and(|slice| slice.value.is_whole);
-        self.peer_slices > 0 && self.peers.listed && (0..self.peer_slices).all(is_there)
+        let whole = self.told().filter(|peers| peers.is_whole).count();
+        self.peer_slices > 0 && self.peers.listed && usize::try_from(self.peer_slices) == Ok(whole)
     }
 
     /// Slices lack nobody who is known by a Node: what was written while no controller was there, or by one that is late, takes nobody away.
     fn tell_of_all_nodes(&self) -> bool {
-        let slices = self.peers.by_name.values().flat_map(|read| &read.value.by_name);
-        let uids: BTreeMap<&str, &str> =
-            slices.map(|(name, facts)| (name.as_str(), facts.uid.as_str())).collect();
-        let is_told =
-            |read: &Read<Arc<NodeFacts>>| uids.get(read.name.as_str()) == Some(&read.value.uid.as_str());
-        !self.nodes.listed || self.nodes.by_name.values().all(is_told)
+        let told = || self.told().flat_map(|peers| &peers.by_name);
+        if !self.nodes.listed || told().count() < self.nodes.by_name.len() {
+            return false;
+        }
+        let uids: BTreeMap<&String, &String> = told().map(|(name, facts)| (name, &facts.uid)).collect();
+        self.nodes.by_name.values().all(|read| uids.get(&read.name) == Some(&&read.value.uid))
     }
 
     /// All nodes.
@@ -147,9 +146,9 @@ impl Store {
         if self.by == By::Nodes {
             return nodes.collect();
         }
-        let slices = self.peers.by_name.values().flat_map(|read| &read.value.by_name);
+        let told = self.told().flat_map(|peers| &peers.by_name);
         // Of this very node its Node knows more.
-        slices.map(|(name, facts)| (name.clone(), Arc::clone(facts))).chain(nodes).collect()
+        told.map(|(name, facts)| (name.clone(), Arc::clone(facts))).chain(nodes).collect()
     }
 
     /// Prefixes that nodes claim, and that are not theirs by the controller's record.

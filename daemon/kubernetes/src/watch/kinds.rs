@@ -44,9 +44,6 @@ pub(crate) trait Watched: Send + 'static {
 
     /// Those that are wanted are asked for from now on.
     fn ask(_: &mut Store) {}
-
-    /// So many there are, by a list that goes on.
-    fn count(_: &mut Store, _: usize) {}
 }
 
 pub(crate) enum Nodes {}
@@ -67,10 +64,6 @@ impl Watched for Nodes {
 
     fn ask(store: &mut Store) {
         store.ask();
-    }
-
-    fn count(store: &mut Store, count: usize) {
-        store.count_nodes(count);
     }
 
     fn newest(store: &Store) -> u64 {

@@ -57,8 +57,12 @@ fn store(asked: Option<PeerSlices>, peer_slices: Option<u32>) -> Store {
 fn by_slices() -> Store {
     let mut store = store(Some(PeerSlices::Always), Some(2));
     store
-        .list_peers(vec![slice(0, 11, &[("b", "said"), ("c", "said")]), slice(1, 12, &[("d", "said")])], 12)
+        .list_peers(
+            vec![slice(0, 11, &[("b", "said"), ("c", "said"), (ME, "said")]), slice(1, 12, &[("d", "said")])],
+            12,
+        )
         .expect("ok");
+    store.list_nodes(vec![node(ME)], 12).expect("believed");
     assert!(store.turns());
     store.ask();
     store.list_nodes(vec![node(ME)], 12).expect("believed");
@@ -93,8 +97,7 @@ fn a_small_cluster_goes_by_nodes_whatever_the_controller_says() {
         let told: Vec<_> =
             others.iter().map(String::as_str).chain(["thief", ME]).map(|name| (name, "said")).collect();
         store.list_peers(vec![slice(0, 11, &told)], 11).expect("believed");
-        store.count_nodes(nodes);
-        assert_eq!(store.turns(), turns, "{asked:?} {nodes}");
+        assert!(!store.turns(), "not before all Nodes are known");
         let all: Vec<_> = others.iter().map(|name| node(name)).chain([node(ME)]).collect();
         store.list_nodes(all, 12).expect("believed");
         assert_eq!(store.turns(), turns, "{asked:?} {nodes}");
@@ -105,17 +108,38 @@ fn a_small_cluster_goes_by_nodes_whatever_the_controller_says() {
 /// Not before all that the controller speaks of is there.
 #[test]
 fn a_large_cluster_goes_by_slices_that_are_there() {
+    let names: Vec<String> = (1..400).map(|n| format!("n{n}")).collect();
+    let all: Vec<_> = names.iter().map(|name| node(name)).chain([node(ME)]).collect();
+    let [one, other] = [0, 1].map(|odd| {
+        let of = names.iter().enumerate().filter(|(n, _)| n % 2 == odd).map(|(_, name)| name.as_str());
+        of.chain([ME]).map(|name| (name, "said")).collect::<Vec<_>>()
+    });
     let mut store = store(None, Some(2));
-    store.count_nodes(5000);
+    store.list_nodes(all, 10).expect("believed");
     assert!(!store.turns(), "none is known");
-    store.list_peers(vec![slice(0, 11, &[("b", "said")])], 11).expect("believed");
+    store.list_peers(vec![slice(0, 11, &one)], 11).expect("believed");
     assert!(!store.turns(), "one is missing");
     store.peer_slice(of(1, 12, vec![json!({"name": 5})]), false).expect("in order");
     assert!(!store.turns(), "one can't be read");
-    store.peer_slice(slice(1, 13, &[("c", "said")]), false).expect("in order");
+    store.peer_slice(slice(1, 13, &other), false).expect("in order");
     assert!(store.turns());
-    store.list_mesh(vec![mesh(None, Some(0))], 14).expect("believed");
-    assert!(!store.turns(), "the controller says of none that they serve");
+    // While what was asked for comes, and when it is there.
+    store.ask();
+    assert!(!store.turns());
+    store.list_nodes(vec![node(ME)], 14).expect("believed");
+    assert!(!store.turns() && names_of(&mut store) == 400);
+    // One that is gone for a moment leaves too few to count.
+    store.peer_slice(slice(1, 15, &other), true).expect("in order");
+    assert!(!store.turns());
+    store.peer_slice(slice(1, 16, &other[..10]), false).expect("in order");
+    assert!(store.turns(), "it is a small one now");
+    store.peer_slice(slice(1, 17, &other), false).expect("in order");
+    store.list_mesh(vec![mesh(None, Some(0))], 18).expect("believed");
+    assert!(store.turns(), "the controller says of none that they serve");
+}
+
+fn names_of(store: &mut Store) -> usize {
+    names(store).1.len()
 }
 
 /// What the slices say may be of before: whoever is known by a Node and is in none is no reason to forget him.
@@ -148,8 +172,11 @@ fn only_what_tells_all_is_gone_by() {
     assert_eq!(store.refused().len(), 1);
     store.peer_slice(with("peers-1", true, "14"), false).expect("in order");
     assert_eq!(names(&mut store), (true, ["b", "c", "d", ME].map(str::to_owned).to_vec()));
-    store.peer_slice(with("x", true, "15"), false).expect("in order");
-    assert_eq!(store.peers.get("x").expect("kept").value, Arc::default());
+    // Nor of what the controller has not spoken of.
+    for (name, version) in [("x", 15), ("peers-2", 16)] {
+        store.list_peers(vec![with(name, true, &version.to_string())], version).expect("believed");
+        assert_eq!(names(&mut store), (false, [ME].map(str::to_owned).to_vec()), "{name}");
+    }
 }
 
 /// A mesh that is deleted, and one that was made anew and of which no controller has said anything, change nothing.
@@ -170,7 +197,7 @@ fn who_stands_in_two_slices_is_looked_at_anew() {
     let mut store = by_slices();
     store.peer_slice(slice(1, 13, &[("b", "other"), ("d", "said")]), false).expect("in order");
     assert_eq!(store.take_changes(), Changes::Any);
-    store.peer_slice(slice(0, 14, &[("b", "third"), ("c", "said")]), false).expect("in order");
+    store.peer_slice(slice(0, 14, &[("b", "third"), ("c", "said"), (ME, "said")]), false).expect("in order");
     assert_eq!(store.take_changes(), Changes::Any);
 }
 
@@ -201,11 +228,11 @@ fn a_slice_that_somebody_takes_away_removes_nobody() {
 #[test]
 fn an_announcement_in_a_slice_is_told_by_its_node() {
     let mut store = by_slices();
-    store.peer_slice(slice(0, 13, &[("b", "said"), ("c", "other")]), false).expect("in order");
+    store.peer_slice(slice(0, 13, &[("b", "said"), ("c", "other"), (ME, "said")]), false).expect("in order");
     let only = Changes::Announcements([("c".to_owned(), Some("other".to_owned()))].into());
     assert_eq!(store.take_changes(), only);
     assert_eq!(
-        store.peer_slice(slice(0, 14, &[("b", "said"), ("c", "other")]), false),
+        store.peer_slice(slice(0, 14, &[("b", "said"), ("c", "other"), (ME, "said")]), false),
         Ok(false),
         "nothing new"
     );
