@@ -55,12 +55,13 @@ fn goes(stage: &Stage, who: Pod) -> Result<()> {
 }
 
 fn held_from_the_first(stage: &mut Stage) -> Result<()> {
+    // To a pod of which nothing is asked, so that the newcomer alone decides.
     let newcomer = pod("1b");
     let there = with_pod(stage, newcomer, |_, _| ())?;
     stage.lab.daemon(Node(1)).start()?;
     // Without a policy: all of it is seen.
     goes(stage, newcomer)?;
-    let (tally, census) = is_born(stage, "1b", "2b", &there)?;
+    let (tally, census) = is_born(stage, "1b", "2a", &there)?;
     ensure!(tally.received > 0 && census.of(tally.load) >= tally.received, "not plain: {tally}; {census}");
     write(stage, &payments())?;
     wait_for(stage, "1b", "2b", false)?;
@@ -68,14 +69,14 @@ fn held_from_the_first(stage: &mut Stage) -> Result<()> {
     let (tally, _) = stage.send_while(shop, |stage| {
         goes(stage, newcomer)?;
         let before = told(stage, Node(1), NO_TUNNEL)?;
-        let (tally, census) = is_born(stage, "1b", "2b", &there)?;
+        let (tally, census) = is_born(stage, "1b", "2a", &there)?;
         none_arrived(&tally).and_then(|()| none_of_it_plain(&tally, &census)).context("without a tunnel")?;
         is_counted(stage, before, tally.sent)?;
         is_held_back_of(stage, "2a", "1b")?;
         stage.lab.daemon(Node(2)).start()?;
         stage.wait_proven()?;
         goes(stage, newcomer)?;
-        let (tally, census) = is_born(stage, "1b", "2b", &there)?;
+        let (tally, census) = is_born(stage, "1b", "2a", &there)?;
         none_of_it_plain(&tally, &census).context("with a tunnel")?;
         conclusive(&tally)?;
         ensure!(tally.received > 0 && census.ciphertext >= tally.received, "{tally}; {census}");
