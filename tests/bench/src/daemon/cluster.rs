@@ -156,11 +156,8 @@ pub(crate) fn mesh() -> Result<MeshSpec> {
         mode: Mode::Require,
         pod_cidrs: nets(["10.0.0.0/8", "fd00:244::/32"])?,
         // This node's own addresses are the cell's.
-        node_cidrs: [
-            nets(["172.16.0.0/12", "2001:db8::/32"])?,
-            nets(["198.51.100.0/24", "2001:db8:1::/64"])?,
-        ]
-        .concat(),
+        node_cidrs: [nets(["172.0.0.0/8", "2001:db8::/32"])?, nets(["198.51.100.0/24", "2001:db8:1::/64"])?]
+            .concat(),
         key_generation: 0,
         rotation: None,
         revoked_keys: vec![],

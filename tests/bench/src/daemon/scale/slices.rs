@@ -118,6 +118,7 @@ pub(super) fn measure(
     let seconds = written.duration_since(agent.began).as_secs_f64();
     let begins = one("an agent's start until its kernel has 5,000 nodes of slices", "s", seconds);
     rows.push(begins.note(format!("{} writes to the kernel", spent.writes)));
+    rows.push(agent.rests(server, "by slices")?);
     let times = agent.hears(server, client, others, rounds, 41_000)?;
     let note = format!(
         "median {:.0} ms, of which up to 1,000 are the controller's wait for the rest of a burst",
