@@ -58,12 +58,14 @@ impl<'a> InApiServer<'a> {
                 server.runtime.block_on(api.delete(&name, &DeleteParams::default()))?;
             }
         }
-        for kind in ["Pod", "EncryptionPolicy", "ClusterEncryptionPolicy", "VeilPodSlice", "VeilPeerSlice"] {
+        let others_have = ["Pod", "Service", "EndpointSlice"];
+        let only_we_have = ["EncryptionPolicy", "ClusterEncryptionPolicy", "VeilPodSlice", "VeilPeerSlice"];
+        for kind in others_have.into_iter().chain(only_we_have) {
             let api = world.api(&kind_of(&json!({"kind": kind})));
             let listed = server.runtime.block_on(api.list(&ListParams::default()))?;
             // To other pods the tokens are bound by which tests speak.
             let is_ours = |object: &&DynamicObject| {
-                kind != "Pod" || object.metadata.namespace.as_deref() == Some(PAYMENTS)
+                only_we_have.contains(&kind) || object.metadata.namespace.as_deref() == Some(PAYMENTS)
             };
             for object in listed.iter().filter(is_ours) {
                 let (name, namespace) = (&object.metadata.name, &object.metadata.namespace);
