@@ -23,7 +23,7 @@ use crate::{
     publish::{self, Publication, Wanted},
     report::{self, Report},
     store::{By, Store},
-    watch::{Follower, Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Peers, Pods, Policies, Slices},
+    watch::{Follower, Mesh, Namespaces, Nodes, Of, OfCluster, OfNamespace, Peers, Pods, Policies, Slices},
 };
 
 /// What the tasks keep, and the node's thread reads.
@@ -132,16 +132,16 @@ impl Kubernetes {
             reported: Notify::new(),
             turned: Notify::new(),
         });
-        let follower = || Follower::new(shared.clone(), origin.clone(), pace);
+        let follow = |kind| runtime.spawn(Follower::new(kind, shared.clone(), origin.clone(), pace).run());
         let tasks = vec![
-            runtime.spawn(follower().run::<Nodes>()),
-            runtime.spawn(follower().run::<Peers>()),
-            runtime.spawn(follower().run::<Mesh>()),
-            runtime.spawn(follower().run::<Pods>()),
-            runtime.spawn(follower().run::<Namespaces>()),
-            runtime.spawn(follower().run::<Slices>()),
-            runtime.spawn(follower().run::<Policies<OfNamespace>>()),
-            runtime.spawn(follower().run::<Policies<OfCluster>>()),
+            follow(&Of::<Nodes>::KIND),
+            follow(&Of::<Peers>::KIND),
+            follow(&Of::<Mesh>::KIND),
+            follow(&Of::<Pods>::KIND),
+            follow(&Of::<Namespaces>::KIND),
+            follow(&Of::<Slices>::KIND),
+            follow(&Of::<Policies<OfNamespace>>::KIND),
+            follow(&Of::<Policies<OfCluster>>::KIND),
             runtime.spawn(publish::run(shared.clone(), origin.clone(), pace)),
             runtime.spawn(report::run(shared.clone(), origin.clone(), pace)),
         ];

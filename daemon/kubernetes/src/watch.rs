@@ -11,6 +11,7 @@ use kube::core::{
     params::{ListParams, WatchParams},
     watch::WatchEvent,
 };
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
@@ -21,14 +22,15 @@ use crate::{
     store::{Disbelief, OutOfOrder},
     trouble::{Deed, Failure},
 };
-use kinds::Watched;
-pub(crate) use kinds::{Mesh, Namespaces, Nodes, OfCluster, OfNamespace, Peers, Pods, Policies, Slices};
+use kinds::{Kind, Watched as _};
+pub(crate) use kinds::{Mesh, Namespaces, Nodes, Of, OfCluster, OfNamespace, Peers, Pods, Policies, Slices};
 
 /// Objects a page of a list: some MB of Nodes.
 const PAGE: u32 = 500;
 
-/// Keeps `K` in the store as the API server has it.
+/// Keeps a kind in the store as the API server has it.
 pub(crate) struct Follower {
+    kind: &'static dyn Kind,
     shared: Arc<Shared>,
     line: Line,
     must_list: bool,
@@ -40,52 +42,61 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub(crate) fn new(shared: Arc<Shared>, origin: Origin, pace: Pace) -> Self {
+    pub(crate) fn new(kind: &'static dyn Kind, shared: Arc<Shared>, origin: Origin, pace: Pace) -> Self {
         let waits = Waits::new(pace);
-        Self { shared, line: Line::new(origin, pace), must_list: true, waits, failing: None, verb: "list" }
+        Self {
+            kind,
+            shared,
+            line: Line::new(origin, pace),
+            must_list: true,
+            waits,
+            failing: None,
+            verb: "list",
+        }
     }
 
     /// For ever.
-    pub(crate) async fn run<K: Watched>(mut self) {
+    pub(crate) async fn run(mut self) {
         loop {
-            if let Err(failure) = self.round::<K>().await {
-                let wait = self.failed::<K>(&failure);
+            if let Err(failure) = self.round().await {
+                let wait = self.failed(&failure);
                 sleep(wait).await;
             }
         }
     }
 
     /// A list, if one is needed, and a watch until it ends.
-    async fn round<K: Watched>(&mut self) -> Result<(), Failure> {
-        self.must_list |= self.shared.with(|state| K::turns(&state.store));
+    async fn round(&mut self) -> Result<(), Failure> {
+        let kind = self.kind;
+        self.must_list |= self.shared.with(|state| kind.turns(&state.store));
         self.verb = if self.must_list { "list" } else { "watch" };
         let connection = self.line.connection().await?;
         if self.must_list {
-            self.shared.with(|state| K::ask(&mut state.store));
-            self.list::<K>(&connection).await?;
+            self.shared.with(|state| kind.ask(&mut state.store));
+            self.list(&connection).await?;
             (self.must_list, self.verb) = (false, "watch");
         }
-        self.watch::<K>(&connection).await
+        self.watch(&connection).await
     }
 
-    async fn list<K: Watched>(&self, connection: &Connection) -> Result<(), Failure> {
-        let mut params =
-            ListParams { field_selector: self.fields::<K>(), ..ListParams::default() }.limit(PAGE);
-        let mut listed = Vec::new();
+    async fn list(&self, connection: &Connection) -> Result<(), Failure> {
+        let kind = self.kind;
+        let mut params = ListParams { field_selector: self.fields(), ..ListParams::default() }.limit(PAGE);
+        let mut listed = kind.listing();
         let as_of = loop {
-            let request = Request::new(K::PATH).list(&params).map_err(unbuilt)?;
+            let request = Request::new(kind.path()).list(&params).map_err(unbuilt)?;
             let text = self.line.within(connection.client.request_text(request)).await?;
-            let page: ObjectList<K::Object> = serde_json::from_str(&text).map_err(Failure::Answer)?;
-            listed.extend(page.items);
+            let page: ObjectList<Box<RawValue>> = serde_json::from_str(&text).map_err(Failure::Answer)?;
+            listed.add(&page.items).map_err(Failure::Answer)?;
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => break version(page.metadata.resource_version.as_deref().unwrap_or_default()),
             }
         };
-        if listed.is_empty() && !self.shared.with(|state| K::is_empty(&state.store)) {
+        if listed.is_empty() && !self.shared.with(|state| kind.is_empty(&state.store)) {
             self.knows_own(connection).await?;
         }
-        self.shared.change(|store| K::list(store, listed, as_of)).map_err(Failure::Disbelief)
+        self.shared.change(|store| listed.end(store, as_of)).map_err(Failure::Disbelief)
     }
 
     /// That nothing is there any more is believed of whom the Node is known to that this daemon runs on: with the last policy all that it
@@ -95,20 +106,20 @@ impl Follower {
         let params = ListParams::default().fields(&format!("metadata.name={own}"));
         let request = Request::new(Nodes::PATH).list(&params).map_err(unbuilt)?;
         let text = self.line.within(connection.client.request_text(request)).await?;
-        let nodes: ObjectList<<Nodes as Watched>::Object> =
-            serde_json::from_str(&text).map_err(Failure::Answer)?;
+        let nodes: ObjectList<Box<RawValue>> = serde_json::from_str(&text).map_err(Failure::Answer)?;
         let is_known = !nodes.items.is_empty();
         is_known.then_some(()).ok_or(Failure::Disbelief(Disbelief::LacksOwn(own)))
     }
 
     /// Until it ends; well only if it lasted.
-    async fn watch<K: Watched>(&mut self, connection: &Connection) -> Result<(), Failure> {
+    async fn watch(&mut self, connection: &Connection) -> Result<(), Failure> {
+        let kind = self.kind;
         let mut params =
             WatchParams::default().timeout(u32::try_from(self.line.pace.watch.as_secs()).unwrap_or(u32::MAX));
-        params.field_selector = self.fields::<K>();
-        let from = self.shared.with(|state| K::newest(&state.store)).to_string();
-        let request = Request::new(K::PATH).watch(&params, &from).map_err(unbuilt)?;
-        let events = self.line.within(connection.client.request_events::<K::Object>(request)).await?;
+        params.field_selector = self.fields();
+        let from = self.shared.with(|state| kind.newest(&state.store)).to_string();
+        let request = Request::new(kind.path()).watch(&params, &from).map_err(unbuilt)?;
+        let events = self.line.within(connection.client.request_events::<Box<RawValue>>(request)).await?;
         let mut events = pin!(events);
         let start = Instant::now();
         let mut is_well = false;
@@ -116,8 +127,8 @@ impl Follower {
             let limit = if is_well { self.line.pace.silence } else { self.line.pace.steady };
             let event = tokio::select! {
                 event = timeout(limit, events.try_next()) => event,
-                () = self.shared.turned(), if K::TURNS => {
-                    if self.shared.with(|state| K::turns(&state.store)) {
+                () = self.shared.turned(), if kind.varies() => {
+                    if self.shared.with(|state| kind.turns(&state.store)) {
                         return Ok(());
                     }
                     continue;
@@ -128,7 +139,7 @@ impl Follower {
                 Err(_) if is_well => return Err(Failure::Broken("a watch fell silent")),
                 Err(_) => {
                     is_well = true;
-                    self.works::<K>();
+                    self.works();
                     continue;
                 }
             };
@@ -141,39 +152,38 @@ impl Follower {
                 WatchEvent::Deleted(object) => (object, true),
                 WatchEvent::Bookmark(bookmark) => {
                     let at = version(&bookmark.metadata.resource_version);
-                    self.shared.with(|state| K::bookmark(&mut state.store, at));
+                    self.shared.with(|state| kind.bookmark(&mut state.store, at));
                     continue;
                 }
                 WatchEvent::Error(status) => return Err(Failure::Request(kube::Error::Api(status))),
             };
-            self.shared
-                .change(|store| K::event(store, object, is_deleted))
-                .map_err(|OutOfOrder| Failure::Expired)?;
+            let change = kind.event(&object, is_deleted).map_err(Failure::Answer)?;
+            self.shared.change(change).map_err(|OutOfOrder| Failure::Expired)?;
             if !is_well {
                 is_well = true;
-                self.works::<K>();
+                self.works();
             }
         }
     }
 
-    fn fields<K: Watched>(&self) -> Option<String> {
-        self.shared.with(|state| K::fields(&state.store))
+    fn fields(&self) -> Option<String> {
+        self.shared.with(|state| self.kind.fields(&state.store))
     }
 
-    fn works<K: Watched>(&mut self) {
+    fn works(&mut self) {
         self.failing = None;
         self.waits.reset();
-        self.shared.with(|state| *K::trouble(state) = None);
+        self.shared.with(|state| *self.kind.trouble(state) = None);
     }
 
     /// How long to wait before the next try.
-    fn failed<K: Watched>(&mut self, failure: &Failure) -> Duration {
+    fn failed(&mut self, failure: &Failure) -> Duration {
         let (since, count) = self.failing.get_or_insert_with(|| (Timestamp::now(), 0));
         *count += 1;
         if *count > 1 || !failure.is_common() {
-            let deed = Deed { verb: self.verb, resource: K::RESOURCE };
+            let deed = Deed { verb: self.verb, resource: self.kind.resource() };
             let problem = self.line.problem(failure, deed, *since);
-            self.shared.with(|state| *K::trouble(state) = Some(problem));
+            self.shared.with(|state| *self.kind.trouble(state) = Some(problem));
         }
         self.must_list |= failure.needs_list();
         self.line.failed(failure);

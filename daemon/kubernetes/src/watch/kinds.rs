@@ -1,10 +1,11 @@
 //! What is followed, and where in the store it is kept.
 
-use std::{fmt::Debug, marker::PhantomData};
+use std::marker::PhantomData;
 
 use kubeveil_api::names;
 use kubeveil_core::problem::Problem;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use crate::{
     object::{
@@ -17,7 +18,7 @@ use crate::{
 
 /// A kind of object, and its place in the store.
 pub(crate) trait Watched: Send + 'static {
-    type Object: DeserializeOwned + Clone + Debug + Send;
+    type Object: DeserializeOwned + Send;
     /// Of its collection.
     const PATH: &str;
     /// As RBAC has it.
@@ -44,6 +45,108 @@ pub(crate) trait Watched: Send + 'static {
 
     /// Those that are wanted are asked for from now on.
     fn ask(_: &mut Store) {}
+}
+
+/// A kind for who follows it and need not know which it is, so that following, most of which is the client's, is compiled once.
+pub(crate) trait Kind: Send + Sync {
+    fn path(&self) -> &'static str;
+    fn resource(&self) -> &'static str;
+    fn varies(&self) -> bool;
+    fn turns(&self, store: &Store) -> bool;
+    fn ask(&self, store: &mut Store);
+    fn fields(&self, store: &Store) -> Option<String>;
+    fn newest(&self, store: &Store) -> u64;
+    fn is_empty(&self, store: &Store) -> bool;
+    fn listing(&self) -> Box<dyn Listing>;
+    fn event(&self, object: &RawValue, is_deleted: bool) -> serde_json::Result<Change>;
+    fn bookmark(&self, store: &mut Store, version: u64);
+    fn trouble<'a>(&self, state: &'a mut State) -> &'a mut Option<Problem>;
+}
+
+/// A list that comes in pages.
+pub(crate) trait Listing: Send {
+    fn add(&mut self, page: &[Box<RawValue>]) -> serde_json::Result<()>;
+    fn is_empty(&self) -> bool;
+    /// All of it, into the store.
+    fn end(self: Box<Self>, store: &mut Store, version: u64) -> Result<bool, Disbelief>;
+}
+
+/// What an event does to the store.
+pub(crate) type Change = Box<dyn FnOnce(&mut Store) -> Result<bool, OutOfOrder> + Send>;
+
+/// `K`, as a value.
+pub(crate) struct Of<K>(PhantomData<fn() -> K>);
+
+impl<K> Of<K> {
+    pub(crate) const KIND: Self = Self(PhantomData);
+}
+
+impl<K: Watched> Kind for Of<K> {
+    fn path(&self) -> &'static str {
+        K::PATH
+    }
+
+    fn resource(&self) -> &'static str {
+        K::RESOURCE
+    }
+
+    fn varies(&self) -> bool {
+        K::TURNS
+    }
+
+    fn turns(&self, store: &Store) -> bool {
+        K::turns(store)
+    }
+
+    fn ask(&self, store: &mut Store) {
+        K::ask(store);
+    }
+
+    fn fields(&self, store: &Store) -> Option<String> {
+        K::fields(store)
+    }
+
+    fn newest(&self, store: &Store) -> u64 {
+        K::newest(store)
+    }
+
+    fn is_empty(&self, store: &Store) -> bool {
+        K::is_empty(store)
+    }
+
+    fn listing(&self) -> Box<dyn Listing> {
+        Box::new(Listed::<K>(Vec::new()))
+    }
+
+    fn event(&self, object: &RawValue, is_deleted: bool) -> serde_json::Result<Change> {
+        let object: K::Object = serde_json::from_str(object.get())?;
+        Ok(Box::new(move |store| K::event(store, object, is_deleted)))
+    }
+
+    fn bookmark(&self, store: &mut Store, version: u64) {
+        K::bookmark(store, version);
+    }
+
+    fn trouble<'a>(&self, state: &'a mut State) -> &'a mut Option<Problem> {
+        K::trouble(state)
+    }
+}
+
+struct Listed<K: Watched>(Vec<K::Object>);
+
+impl<K: Watched> Listing for Listed<K> {
+    fn add(&mut self, page: &[Box<RawValue>]) -> serde_json::Result<()> {
+        page.iter()
+            .try_for_each(|object| serde_json::from_str(object.get()).map(|object| self.0.push(object)))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn end(self: Box<Self>, store: &mut Store, version: u64) -> Result<bool, Disbelief> {
+        K::list(store, self.0, version)
+    }
 }
 
 pub(crate) enum Nodes {}
