@@ -73,6 +73,9 @@ impl Assignment {
 /// kernel's map, and what comes after it would not be there.
 const MOST: usize = 16;
 
+/// Why a claim is refused that others make too.
+const OFF_THE_RECORD: &str = "and by the controller's record (VeilPeerSlice) it is not this node's";
+
 struct Claim<'a> {
     prefix: IpNet,
     class: Class,
@@ -102,14 +105,6 @@ impl Claim<'_> {
     fn is_of(&self, owner: &Owner) -> bool {
         owner.name == self.node && owner.uid == self.uid
     }
-
-    /// Is it another's, or nobody's, by the controller's record? What is on this node's own stands, whoever may write the other.
-    fn is_refused(&self, knowledge: &Knowledge, recorded: &Owners) -> bool {
-        let refused = &knowledge.snapshot().refused;
-        recorded.get(&self.prefix).is_none_or(|owner| !self.is_of(owner))
-            && refused
-                .contains(&(self.prefix, Owner { name: self.node.to_owned(), uid: self.uid.to_owned() }))
-    }
 }
 
 /// Decides over all claims of `knowledge`. `recorded` is what an earlier call returned in `owners`.
@@ -117,7 +112,12 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let mut problems = Vec::new();
     let mut claims = admissible(knowledge, mesh, &mut problems);
     claims.sort_by(|a, b| a.prefix.cmp(&b.prefix).then(a.node.cmp(b.node)));
-    let (claims, mut contested) = unrefused(claims, knowledge, recorded, &mut problems);
+    // Another's, or nobody's, by the controller's record. What is on this node's own is not, whoever may write that.
+    let is_refused = |claim: &Claim<'_>| {
+        let owner = || Owner { name: claim.node.to_owned(), uid: claim.uid.to_owned() };
+        let refused = &knowledge.snapshot().refused;
+        !refused.is_empty() && refused.contains(&(claim.prefix, owner()))
+    };
 
     // A record ends when its owner is known not to claim it any more.
     let mut recorded = recorded.clone();
@@ -133,6 +133,7 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let (recorded_lengths, claimed_lengths) = (lengths(&recorded), lengths(&claimed));
     let mut owners = recorded.clone();
     let mut prefixes = BTreeMap::new();
+    let mut contested = BTreeSet::new();
     let mut once: BTreeMap<(&str, &str), Arc<Owner>> = BTreeMap::new();
     for claim in &claims {
         let on_record = recorded.get(&claim.prefix).is_some_and(|owner| claim.is_of(owner));
@@ -143,12 +144,16 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
                 problems.push(refused(claim, &owner.name, "which had it first"));
                 continue;
             }
+            // What nobody else claims is not in question, and who is refused is nobody's rival.
+            let is_out = is_refused(claim);
             let mut rivals = overlapping(&claimed, &claimed_lengths, claim.prefix).flatten();
-            if let Some(rival) = rivals.find(|c| c.node != claim.node) {
+            if let Some(rival) = rivals.find(|c| c.node != claim.node && (is_out || !is_refused(c))) {
                 if claim.class == Class::Node {
                     contested.insert(claim.prefix);
                 }
-                problems.push(refused(claim, rival.node, "and no owner is on record, so neither gets it"));
+                let why =
+                    if is_out { OFF_THE_RECORD } else { "and no owner is on record, so neither gets it" };
+                problems.push(refused(claim, rival.node, why));
                 continue;
             }
         }
@@ -159,37 +164,12 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
         }
         prefixes.insert(claim.prefix, (claim.node.to_owned(), claim.class));
     }
+    contested.retain(|prefix| !prefixes.contains_key(prefix));
     let mut by_node: BTreeMap<String, Vec<(IpNet, Class)>> = BTreeMap::new();
     for (prefix, (node, class)) in &prefixes {
         by_node.entry(node.clone()).or_default().push((*prefix, *class));
     }
     Assignment { prefixes, owners, problems, contested, by_node }
-}
-
-/// The claims but for those that are another's, or nobody's, by the controller's record; and the addresses among the latter. What nobody else
-/// claims is not in question, whoever may write that record.
-fn unrefused<'a>(
-    claims: Vec<Claim<'a>>,
-    knowledge: &Knowledge,
-    recorded: &Owners,
-    problems: &mut Vec<Problem>,
-) -> (Vec<Claim<'a>>, BTreeSet<IpNet>) {
-    if knowledge.snapshot().refused.is_empty() {
-        return (claims, BTreeSet::new());
-    }
-    let mut claimed: BTreeMap<IpNet, Vec<&str>> = BTreeMap::new();
-    for claim in &claims {
-        claimed.entry(claim.prefix).or_default().push(claim.node);
-    }
-    let lengths = lengths(&claimed);
-    let is_in_question = |claim: &Claim<'_>| {
-        let mut rivals = overlapping(&claimed, &lengths, claim.prefix).flatten();
-        rivals.any(|node| *node != claim.node)
-    };
-    let is_refused = |claim: &Claim<'_>| claim.is_refused(knowledge, recorded) && is_in_question(claim);
-    let (refused, rest): (Vec<_>, Vec<_>) = claims.into_iter().partition(is_refused);
-    problems.extend(refused.iter().map(not_on_record));
-    (rest, refused.iter().filter(|claim| claim.class == Class::Node).map(|claim| claim.prefix).collect())
 }
 
 /// Prefix lengths that occur, by family.
@@ -221,19 +201,6 @@ fn refused(claim: &Claim<'_>, other: &str, why: &str) -> Problem {
         object: format!("Node {}", claim.node),
         field: claim.field.to_string(),
         message: format!("{} is also claimed by node {other}, {why}", claim.prefix),
-        advice: "Give each node its own prefix; if the other one is gone, delete its Node object".to_owned(),
-    }
-}
-
-fn not_on_record(claim: &Claim<'_>) -> Problem {
-    Problem {
-        kind: ProblemKind::Prefix,
-        object: format!("Node {}", claim.node),
-        field: claim.field.to_string(),
-        message: format!(
-            "{} is not this node's by the controller's record (VeilPeerSlice): another had it first, or several claim it",
-            claim.prefix
-        ),
         advice: "Give each node its own prefix; if the other one is gone, delete its Node object".to_owned(),
     }
 }
@@ -380,6 +347,16 @@ mod tests {
         let alone = Snapshot { refused, ..snapshot(&[("a", node(1)), ("b", node(2))]) };
         let a = assign(&Knowledge::Whole(alone.attest_whole()), &mesh(), &Owners::new());
         assert_eq!((owner(&a, prefix).as_deref(), a.problems.len()), (Some("a"), 0));
+        // An address that somebody gets is nobody's matter of dispute.
+        let address = net("192.0.2.1/32");
+        let of = |name: &str| (address, Owner { name: name.to_owned(), uid: node(1).uid });
+        for (refused, is_contested) in [(&["a"][..], false), (&["a", "b"], true)] {
+            let refused = Arc::new(refused.iter().map(|name| of(name)).collect());
+            let both = Snapshot { refused, ..snapshot(&[("a", node(1)), ("b", node(1))]) };
+            let a = assign(&Knowledge::Whole(both.attest_whole()), &mesh(), &Owners::new());
+            assert_eq!(a.contested.contains(&address), is_contested);
+            assert_eq!(a.prefixes.contains_key(&address), !is_contested);
+        }
         let own = assign(&whole(&[("a", node(1))]), &mesh(), &Owners::new()).owners;
         for refused in [&["a"][..], &["b"], &["a", "b"]] {
             let a = assign(&knows(refused), &mesh(), &own);
