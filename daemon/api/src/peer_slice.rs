@@ -69,7 +69,7 @@ pub struct SlicedPeer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub announcement: Option<String>,
-    /// Those of its labels by which nodes are excluded, where agents go by slices and it announces nothing.
+    /// Its labels, as many as have room and those first by which nodes are excluded, where agents go by slices and it announces nothing.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{authentication::v1::SelfSubjectReview, core::v1::ObjectReference, events::v1::Event},
@@ -26,7 +27,7 @@ use kubeveil_api::{
     problem::readable,
     rotation::RotationRecord,
 };
-use kubeveil_core::{announced::Announced, rotation::progress::Progress, snapshot::NodeFacts};
+use kubeveil_core::{announced::Announced, rotation::progress::Progress};
 use kubeveil_keys::Generation;
 use kubeveil_kubernetes::ours;
 use serde_json::json;
@@ -37,7 +38,7 @@ use crate::{
     peers::Slices,
     policies::{InForce, Sets},
     schedule,
-    seen::{Node, Seen},
+    seen::Seen,
     status::status,
 };
 
@@ -161,12 +162,7 @@ impl Writer {
 
     /// How far the nodes are with the keys that the mesh wants.
     fn progress(&mut self, seen: &Seen) -> Progress {
-        let facts = |node: &Node| NodeFacts {
-            uid: node.uid.clone(),
-            announcement: node.announcement.clone(),
-            ..NodeFacts::default()
-        };
-        let nodes = seen.nodes.iter().map(|(name, node)| (name.clone(), facts(node).into())).collect();
+        let nodes = seen.nodes.iter().map(|(name, node)| (name.clone(), node.clone().into())).collect();
         self.announced.update(&nodes);
         let wanted = seen.mesh.as_ref().map_or(0, |mesh| mesh.object.spec.key_generation);
         Progress::announced(Generation::new(wanted), nodes.keys(), &self.announced)
@@ -285,6 +281,12 @@ impl Writer {
             tracing::warn!("the event {} can't be written: {e}", condition.reason);
         }
     }
+}
+
+/// What each comes to. One that can't be written is no reason to leave the others as they are.
+async fn write_all<T>(writes: Vec<BoxFuture<'_, Result<T>>>) -> Result<Vec<T>> {
+    let ended: Vec<Result<T>> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+    ended.into_iter().collect()
 }
 
 /// A rotation has begun, is late, or is over.

@@ -20,7 +20,7 @@ use kubeveil_core::{
     snapshot::{Knowledge, NodeFacts, Snapshot},
 };
 
-use crate::seen::{Node, Seen};
+use crate::seen::Seen;
 
 /// Slices as they stand, by number.
 pub(crate) type Standing = BTreeMap<u32, Stands>;
@@ -82,14 +82,14 @@ pub(crate) fn peers(
     mesh: &MeshSpec,
     tells_all: bool,
 ) -> BTreeMap<String, SlicedPeer> {
-    let before: BTreeMap<_, _> =
-        all(standing).map(|peer| (peer.name.clone(), facts_on_record(peer))).collect();
+    let before: BTreeMap<String, Arc<NodeFacts>> =
+        all(standing).map(|peer| (peer.name.clone(), Arc::new(peer.clone().into()))).collect();
     let record = record(standing);
     let stay = before.iter().filter(|(name, _)| !gone.contains(*name));
     let mut nodes: BTreeMap<String, Arc<NodeFacts>> =
         stay.map(|(name, facts)| (name.clone(), facts.clone())).collect();
     let now = seen.nodes.iter().chain(&seen.excluded);
-    nodes.extend(now.map(|(name, node)| (name.clone(), Arc::new(facts(node)))));
+    nodes.extend(now.map(|(name, node)| (name.clone(), Arc::new(node.clone()))));
     // As an agent does: what was read of a Node while it was being written is not all that it has.
     let of = |nodes| Snapshot { mesh: Some(mesh.clone()), nodes, ..Snapshot::default() };
     let knowledge = Knowledge::Whole(of(nodes).attest_whole()).or_before(&of(before));
@@ -267,24 +267,4 @@ fn record(standing: &Standing) -> Owners {
         );
     }
     owners
-}
-
-fn facts_on_record(peer: &SlicedPeer) -> Arc<NodeFacts> {
-    Arc::new(NodeFacts {
-        uid: peer.uid.clone(),
-        pod_cidrs: peer.pod_cidrs.clone(),
-        internal_ips: peer.internal_ips.clone(),
-        announcement: peer.announcement.clone(),
-        labels: peer.labels.clone(),
-    })
-}
-
-fn facts(node: &Node) -> NodeFacts {
-    NodeFacts {
-        uid: node.uid.clone(),
-        pod_cidrs: node.pod_cidrs.clone(),
-        internal_ips: node.internal_ips.clone(),
-        announcement: node.announcement.clone(),
-        labels: node.labels.clone(),
-    }
 }

@@ -1,9 +1,10 @@
 //! The cluster as the controller sees it: of each object only what is decided by.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use kubeveil_api::{mesh::EncryptionMesh, node::NodeAddress, selector::Labels, veil_node::VeilNodeStatus};
+pub(crate) use kubeveil_core::snapshot::NodeFacts as Node;
 use serde::{Deserialize, Serialize};
 
 /// All of it at one moment.
@@ -33,18 +34,6 @@ pub(crate) struct Mesh {
     pub(crate) version: String,
 }
 
-/// A Node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Node {
-    pub(crate) uid: String,
-    pub(crate) pod_cidrs: Vec<IpNet>,
-    pub(crate) internal_ips: Vec<IpAddr>,
-    /// What it announces, not verified yet.
-    pub(crate) announcement: Option<String>,
-    /// Its labels, where it announces nothing.
-    pub(crate) labels: Labels,
-}
-
 /// What is configured of the cluster's ranges where it can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Said {
@@ -68,23 +57,23 @@ pub(crate) struct NodeStatus {
     addresses: Option<Vec<NodeAddress>>,
 }
 
-impl Node {
-    pub(crate) fn read(
-        uid: String,
-        announcement: Option<String>,
-        labels: &Labels,
-        spec: &NodeSpec,
-        status: Option<&NodeStatus>,
-    ) -> Self {
-        let cidrs = spec.pod_cidrs.iter().flatten().filter_map(|text| text.parse::<IpNet>().ok());
-        let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
-        let internal = addresses.filter(|address| address.kind == "InternalIP");
-        Self {
-            uid,
-            labels: if announcement.is_none() { labels.clone() } else { Labels::new() },
-            announcement,
-            pod_cidrs: cidrs.map(|cidr| cidr.trunc()).collect(),
-            internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
-        }
+/// What counts of a Node.
+pub(crate) fn read_node(
+    uid: String,
+    announcement: Option<String>,
+    labels: &Labels,
+    spec: &NodeSpec,
+    status: Option<&NodeStatus>,
+) -> Node {
+    let cidrs = spec.pod_cidrs.iter().flatten().filter_map(|text| text.parse::<IpNet>().ok());
+    let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+    let internal = addresses.filter(|address| address.kind == "InternalIP");
+    Node {
+        uid,
+        // Of who announces something nobody asks for them.
+        labels: if announcement.is_none() { labels.clone() } else { Labels::new() },
+        announcement,
+        pod_cidrs: cidrs.map(|cidr| cidr.trunc()).collect(),
+        internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     Options,
     census::PodObject,
     ranges,
-    seen::{Mesh, Node, NodeSpec, NodeStatus, Said, Seen},
+    seen::{Mesh, NodeSpec, NodeStatus, Said, Seen, read_node},
 };
 
 type NodeObject = Object<NodeSpec, NodeStatus>;
@@ -91,7 +91,7 @@ impl Watches {
             let spec = mesh.as_ref().map(|mesh| &mesh.object.spec);
             let is_excluded =
                 spec.is_some_and(|spec| spec.excludes(node.labels(), announcement.as_deref()).is_some());
-            let read = Node::read(
+            let read = read_node(
                 node.uid().unwrap_or_default(),
                 announcement,
                 node.labels(),

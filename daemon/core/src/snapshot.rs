@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use kubeveil_api::{
     mesh::{ExcludedTraffic, InForce, MeshSpec, Ranges},
+    peer_slice::SlicedPeer,
     selector::Labels,
 };
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,18 @@ pub struct NodeFacts {
     /// Its labels. An agent's source has to tell those of this very node, and of nodes that announce nothing.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+}
+
+impl From<SlicedPeer> for NodeFacts {
+    fn from(peer: SlicedPeer) -> Self {
+        Self {
+            uid: peer.uid,
+            pod_cidrs: peer.pod_cidrs.iter().map(IpNet::trunc).collect(),
+            internal_ips: peer.internal_ips,
+            announcement: peer.announcement,
+            labels: peer.labels,
+        }
+    }
 }
 
 /// The mesh and the nodes.

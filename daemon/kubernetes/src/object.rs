@@ -410,15 +410,9 @@ impl PeerSliceObject {
                 Ok(peer) => {
                     let owner = || Owner { name: peer.name.clone(), uid: peer.uid.clone() };
                     peers.refused.extend(peer.refused.iter().map(|prefix| (*prefix, owner())));
-                    let facts = NodeFacts {
-                        uid: peer.uid,
-                        pod_cidrs: peer.pod_cidrs.iter().map(IpNet::trunc).collect(),
-                        internal_ips: peer.internal_ips,
-                        announcement: peer.announcement,
-                        labels: peer.labels,
-                    };
                     if self.tells_all {
-                        peers.by_name.insert(peer.name, facts.into());
+                        let (name, facts) = (peer.name.clone(), NodeFacts::from(peer));
+                        peers.by_name.insert(name, facts.into());
                     }
                 }
                 Err((field, why)) => {

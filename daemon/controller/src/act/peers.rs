@@ -20,7 +20,7 @@ use kubeveil_api::{
 use kubeveil_kubernetes::{ours, theirs};
 use serde_json::json;
 
-use super::{AT_ONCE, CONFLICT, GONE, MANAGER, Writer};
+use super::{AT_ONCE, CONFLICT, GONE, MANAGER, Writer, write_all};
 use crate::{
     peers::{FOR_EACH_NODE, Standing, Stands, count, order, peers, slices, tell_all, vanished},
     seen::Seen,
@@ -110,7 +110,8 @@ impl Writer {
                 .collect::<Vec<Write<'_>>>()
         };
         let gained = write_all(write(&order.gaining)).await;
-        let gaps = if matches!(gained, Ok(true)) { order.gaps } else { vec![] };
+        let is_all = gained.as_ref().is_ok_and(|gained| gained.iter().all(|is_written| *is_written));
+        let gaps = if is_all { order.gaps } else { vec![] };
         let rest = [order.others, gaps].concat();
         let mut writes = write(&rest);
         let most = u32::try_from(slices.len()).unwrap_or(u32::MAX).max(before.unwrap_or(0));
@@ -185,19 +186,6 @@ struct Wanted {
 
 /// Whether it was done, or another stands by now.
 type Write<'a> = BoxFuture<'a, Result<bool>>;
-
-/// One that can't be written is no reason to leave the others as they are. Whether all were.
-async fn write_all(writes: Vec<Write<'_>>) -> Result<bool> {
-    let mut done = Ok(true);
-    let mut ended = stream::iter(writes).buffer_unordered(AT_ONCE);
-    while let Some(one) = ended.next().await {
-        done = match (done, one) {
-            (Ok(all), Ok(one)) => Ok(all && one),
-            (Err(e), _) | (_, Err(e)) => Err(e),
-        };
-    }
-    done
-}
 
 /// That it is another by now is no failure: the watch will tell of it.
 fn unless_another(done: kube::Result<()>) -> kube::Result<bool> {

@@ -1,7 +1,7 @@
 //! Slices of pods, and what is said of policies.
 
 use anyhow::{Context as _, Result};
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api,
@@ -13,7 +13,7 @@ use kubeveil_core::{lingering::SETTLE, policy::PolicyId};
 use kubeveil_kubernetes::ours;
 use serde_json::json;
 
-use super::{AT_ONCE, GONE, MANAGER, ON_ITS_WAY, Writer};
+use super::{GONE, MANAGER, ON_ITS_WAY, Writer, write_all};
 use crate::{
     census::{Census, KINDS, SeenPolicy},
     policies::{Selected, statuses},
@@ -67,7 +67,6 @@ impl Writer {
         done
     }
 
-    /// One that can't be written is no reason to leave the others as they are.
     async fn write_slices(&self, seen: &Seen, census: &Census, selected: &Selected) -> Result<()> {
         let mut writes: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         for (name, pods) in &selected.slices {
@@ -83,12 +82,7 @@ impl Writer {
         for name in census.slices.keys().filter(|name| !selected.slices.contains_key(*name)) {
             writes.push(self.delete_slice(name).boxed());
         }
-        let mut done = Ok(());
-        let mut ended = stream::iter(writes).buffer_unordered(AT_ONCE);
-        while let Some(one) = ended.next().await {
-            done = done.and(one);
-        }
-        done
+        write_all(writes).await.map(drop)
     }
 
     async fn delete_slice(&self, name: &str) -> Result<()> {

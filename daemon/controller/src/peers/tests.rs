@@ -2,6 +2,7 @@ use ipnet::IpNet;
 use kubeveil_api::mesh::Mode;
 
 use super::*;
+use crate::seen::Node;
 
 fn net(text: &str) -> IpNet {
     text.parse().expect("a prefix")
