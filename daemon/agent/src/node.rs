@@ -376,9 +376,7 @@ impl<K: Kernel> Node<K> {
     ) -> Result<usize, Vec<KernelError>> {
         outcome.observed = self.observe(now).map_err(|e| vec![e])?;
         self.look_for_pods(knowledge, &mut outcome.observed, now);
-        if is_first {
-            self.notice(&outcome.observed, knowledge, now);
-        }
+        self.notice(&outcome.observed, knowledge, now, is_first);
         // What nobody has written yet steers nothing.
         let written = outcome.observed.datapath.as_ref().and_then(Datapath::written);
         let stands = written.map(|config| Mode::from_raw(config.mode));
@@ -389,6 +387,7 @@ impl<K: Kernel> Node<K> {
             outcome.desired = self.desire(knowledge, assignment, &outcome.observed, now);
         }
         self.resting.uses(outcome.desired.remotes.values().map(|r| r.index).collect(), now.monotonic);
+        self.undone.look(&outcome.desired);
         self.written.look(&outcome.desired, &outcome.observed);
         let written = self.written.endpoints();
         let actions = plan(&outcome.desired, &outcome.observed, knowledge.synced(), written);

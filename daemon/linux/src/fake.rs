@@ -58,6 +58,8 @@ pub struct FakeKernel {
     speaking: BTreeSet<PublicKey>,
     clock: Duration,
     fault: Option<calls::Fault>,
+    /// After so many looks.
+    meanwhile: Option<(usize, tamper::Deed)>,
     /// What somebody watches.
     pub watched: Vec<Flow>,
     /// What is seen of it: whoever plays the packets says so.

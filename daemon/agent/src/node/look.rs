@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kubeveil_core::{action::Action, desired::Desired, observed::Observed, plan, snapshot::Knowledge};
+use kubeveil_core::{observed::Observed, plan, snapshot::Knowledge};
 use kubeveil_linux::{Kernel, KernelError};
 
 use super::{Node, Now};
@@ -38,24 +38,14 @@ impl<K: Kernel> Node<K> {
         Ok(observed)
     }
 
-    /// Takes note of what is not any more as it was when nothing was left to do. After a way round that was left half done, perhaps for this very
-    /// reason, only what can't be a step of our own that is left counts: that a device is gone.
-    pub(super) fn notice(&mut self, observed: &Observed, knowledge: &Knowledge, now: Now) {
+    /// Takes note of what is not any more as it was when nothing was left to do. In the midst of a way round, and after one that was left half
+    /// done, perhaps for this very reason, only what can't be a step of our own that is left counts: that a device is gone.
+    pub(super) fn notice(&mut self, observed: &Observed, knowledge: &Knowledge, now: Now, is_first: bool) {
         let synced = knowledge.synced().filter(|_| self.last.synced);
-        let steps = match self.last.settled {
+        let steps = match is_first && self.last.settled {
             true => plan::undone(&self.last.desired, observed, synced, self.written.endpoints()),
-            false => self.gone(observed),
+            false => self.undone.gone(observed),
         };
         self.undone.notice(&steps, now.monotonic);
-    }
-
-    /// Devices that packets could go by and are not there any more, to be made again.
-    fn gone(&self, observed: &Observed) -> Vec<Action> {
-        let Desired { tunnels, slots, .. } = &self.last.desired;
-        let gone = tunnels.iter().filter(|(_, tunnel)| {
-            let index = slots[tunnel.key.0.parity()];
-            index != 0 && !observed.links.contains_key(&index)
-        });
-        gone.map(|(name, _)| Action::CreateTunnel(name.clone())).collect()
     }
 }

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kubeveil_core::{
     action::Action,
+    desired::Desired,
+    observed::Observed,
     problem::{Problem, ProblemKind, few_statements},
 };
 
@@ -18,9 +20,25 @@ const NAMED: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Undone {
     told: BTreeMap<Problem, Duration>,
+    /// Devices that packets could go by, by what was last seen of them.
+    carrying: BTreeMap<String, u32>,
 }
 
 impl Undone {
+    /// What follows from the last look.
+    pub(super) fn look(&mut self, desired: &Desired) {
+        let indices =
+            desired.tunnels.iter().map(|(name, tunnel)| (name, desired.slots[tunnel.key.0.parity()]));
+        self.carrying =
+            indices.filter(|(_, index)| *index != 0).map(|(name, index)| (name.clone(), index)).collect();
+    }
+
+    /// Those that are not there any more, to be made again.
+    pub(super) fn gone(&self, observed: &Observed) -> Vec<Action> {
+        let gone = self.carrying.iter().filter(|(_, index)| !observed.links.contains_key(*index));
+        gone.map(|(name, _)| Action::CreateTunnel(name.clone())).collect()
+    }
+
     /// `steps` lead back to what stood.
     pub(super) fn notice(&mut self, steps: &[Action], now: Duration) {
         self.told.retain(|_, at| now.saturating_sub(*at) < TOLD);

@@ -59,6 +59,7 @@ impl FakeKernel {
 
 impl Kernel for FakeKernel {
     fn observe(&mut self) -> Result<Observed, KernelError> {
+        self.time_passes();
         self.unless_failing(&Call::Observe, ("look at", "the kernel".to_owned()), |fake| {
             // Time has passed: keepalives that are set repeat themselves.
             for device in fake.tunnels.keys().cloned().collect::<Vec<_>>() {

@@ -5,7 +5,22 @@ use kubeveil_core::observed::{Datapath, Hook, TunnelDevice};
 
 use super::{ENODEV, FakeKernel};
 
+pub(super) type Deed = Box<dyn FnOnce(&mut FakeKernel) + Send>;
+
 impl FakeKernel {
+    /// Somebody does this after `looks` more looks, just before the next.
+    pub fn meanwhile(&mut self, looks: usize, deed: impl FnOnce(&mut Self) + Send + 'static) {
+        self.meanwhile = Some((looks, Box::new(deed)));
+    }
+
+    pub(super) fn time_passes(&mut self) {
+        match self.meanwhile.take() {
+            Some((0, deed)) => deed(self),
+            Some((looks, deed)) => self.meanwhile = Some((looks - 1, deed)),
+            None => {}
+        }
+    }
+
     /// Changes a WireGuard device behind the daemon's back.
     pub fn tamper(&mut self, device: &str, change: impl FnOnce(&mut TunnelDevice)) {
         if let Some(tunnel) = self.tunnels.get_mut(device) {

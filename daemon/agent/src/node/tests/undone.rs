@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use kubeveil_abi::{DeviceKind, Mode, PeerValue, PrefixKind};
-use kubeveil_core::observed::{Datapath, Link, Program};
+use kubeveil_core::{
+    observed::{Datapath, Link, Program},
+    problem::Problem,
+};
 use kubeveil_linux::fake::{Call, Failure, FakeKernel};
 
 use super::bench::{Bench, DEVICE};
@@ -132,4 +135,42 @@ fn a_device_that_goes_in_the_midst_is_told() {
     bench.kernel.with(FakeKernel::heal);
     bench.settle(&mut node);
     assert!(is_told(&node), "{:?}", node.last.problems);
+}
+
+fn delete(k: &mut FakeKernel) {
+    k.delete_link(DEVICE);
+}
+
+/// The way round has looked, has something to do, and looks again.
+#[test]
+fn a_device_that_goes_between_two_looks_is_told() {
+    for looks in 0..2 {
+        let (mut bench, mut node) = Bench::settled(3);
+        bench.kernel.with(|k| {
+            maps(k, |d| d.devices.clear());
+            k.meanwhile(looks, delete);
+        });
+        bench.settle(&mut node);
+        let told = |p: &Problem| p.object == OBJECT && p.message.contains("create WireGuard device");
+        assert!(node.last.problems.iter().any(told), "after {looks} looks: {:?}", node.last.problems);
+    }
+}
+
+/// A way round that could not even look has forgotten nothing.
+#[test]
+fn a_device_that_goes_while_nothing_can_be_seen_is_told() {
+    let (mut bench, mut node) = Bench::settled(3);
+    bench.kernel.with(|k| {
+        k.fail_calls(|call| matches!(call, Call::Observe).then_some(Failure { errno: 105, is_done: false }));
+    });
+    for _ in 0..2 {
+        bench.seconds += 1;
+        node.pass(bench.now());
+    }
+    bench.kernel.with(|k| {
+        delete(k);
+        k.heal();
+    });
+    bench.settle(&mut node);
+    assert!(node.last.problems.iter().any(|p| p.object == OBJECT), "{:?}", node.last.problems);
 }
