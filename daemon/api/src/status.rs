@@ -137,7 +137,7 @@ pub struct AdoptionStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceStatus {
-    /// As given by `--source`.
+    /// As given by `--source`, and by what other nodes are known where it is not by Nodes.
     pub name: String,
     /// All of it has been read; only then is anything removed.
     pub synced: bool,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{
-    Cluster, guest, life, processes,
+    Cluster, guest, life, processes, rotation,
     smoke::{Pod, Pods},
     traffic::{observed, undisturbed},
 };
@@ -128,24 +128,57 @@ pub(super) fn joins_anew(pods: &Pods, cluster: &mut Cluster) -> Result<()> {
     Pods::once_ready(cluster)?.hidden_pings(cluster)
 }
 
+/// As in a cluster of many nodes: agents know others by the controller's slices. They change to that, one begins by it, keys are rotated and
+/// a node joins anew by it, and they change back.
+pub(super) fn by_slices(_: &Pods, cluster: &mut Cluster) -> Result<()> {
+    // Some have moved since.
+    let pods = Pods::once_ready(cluster)?;
+    undisturbed(cluster, &pods.all(), |cluster| {
+        life::upgraded(cluster, "encryption.peerSlices=always")?;
+        cluster.all_go_by_slices(&pods, true)?;
+        life::replace_agent(cluster, &pods.0[0].node)?;
+        cluster.all_go_by_slices(&pods, true)
+    })?;
+    rotation::by_gitops(&pods, cluster)?;
+    joins_anew(&pods, cluster)?;
+    let pods = Pods::once_ready(cluster)?;
+    cluster.all_go_by_slices(&pods, true)?;
+    undisturbed(cluster, &pods.all(), |cluster| {
+        life::upgraded(cluster, "encryption.peerSlices=auto")?;
+        cluster.all_go_by_slices(&pods, false)
+    })
+}
+
 impl Cluster {
+    /// Until every node's agent says that it knows others by slices, or that it does not; and that it encrypts to all.
+    fn all_go_by_slices(&mut self, pods: &Pods, wanted: bool) -> Result<()> {
+        for pod in &pods.0 {
+            self.says(&pod.node_number()?, "which way it knows other nodes", |_, said| {
+                said["source"]["name"]
+                    .as_str()
+                    .is_some_and(|source| source.contains("VeilPeerSlices") == wanted)
+                    && encrypts(said, pods.0.len() - 1)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Until a node's agent says, on its node, that it is ready and that it encrypts to so many others; and that it is not the process
     /// that it was.
     fn encrypts(&mut self, node: &str, others: usize, before: Option<&str>) -> Result<()> {
+        self.says(node, &format!("that it encrypts to {others} others"), |pid, said| {
+            before.is_none_or(|before| pid.trim() != before.trim()) && encrypts(said, others)
+        })
+    }
+
+    /// Until a node's agent, which is the process `pid`, says something of itself.
+    fn says(&mut self, node: &str, what: &str, says: impl Fn(&str, &Value) -> bool) -> Result<()> {
         let line = format!("{AGENT} && echo $pid && nsenter -t $pid -m /usr/bin/kubeveil status -o json");
         let (port, mut last) = (self.plan.guest, String::new());
-        let what = format!("node-{node} encrypts to {others} others");
-        let done = self.processes.wait_until(&what, PATIENCE, || {
+        let done = self.processes.wait_until(&format!("node-{node} says {what}"), PATIENCE, || {
             last = guest::run(port, node, &line, b"").unwrap_or_else(|error| format!("{error:#}"));
             let Some((pid, said)) = last.split_once('\n') else { return false };
-            let Ok(said) = serde_json::from_str::<Value>(said) else { return false };
-            let peers = said["peers"].as_array().map_or(0, Vec::len);
-            let encrypted =
-                said["peers"].as_array().into_iter().flatten().filter(|peer| peer["tunnelled"] == true);
-            before.is_none_or(|before| pid.trim() != before.trim())
-                && said["ready"] == true
-                && peers == others
-                && encrypted.count() == others
+            serde_json::from_str(said).is_ok_and(|said| says(pid, &said))
         });
         done.map_err(|error| error.context(format!("the last that it said: {last}")))
     }
@@ -158,6 +191,12 @@ impl Cluster {
             addresses.iter().all(|address| said.contains(&format!("bytes from {address}:")))
         })
     }
+}
+
+/// Is it ready, and does it encrypt to so many others, and to all?
+fn encrypts(said: &Value, others: usize) -> bool {
+    let peers = said["peers"].as_array().map_or(&[][..], Vec::as_slice);
+    said["ready"] == true && peers.len() == others && peers.iter().all(|peer| peer["tunnelled"] == true)
 }
 
 /// A pod on the same node that pings others, one after the other, from its first moment.

@@ -28,7 +28,7 @@ fn manifests() -> Result<Vec<Value>> {
     blocks
         .map(|block| {
             let text = block.split("```").next().unwrap_or_default();
-            serde_norway::from_str(text).with_context(|| format!("README's manifest is none:\n{text}"))
+            serde_saphyr::from_str(text).with_context(|| format!("README's manifest is none:\n{text}"))
         })
         .collect()
 }

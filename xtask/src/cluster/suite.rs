@@ -39,6 +39,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("an_agent_that_is_killed_under_traffic_loses_and_shows_nothing", nodes::agent_killed),
     ("a_node_that_reboots_disturbs_no_other_and_is_closed_from_its_first_attach", nodes::reboot),
     ("a_node_that_goes_and_joins_anew_disturbs_no_other", nodes::joins_anew),
+    ("agents_that_know_nodes_by_slices_lose_and_show_nothing", nodes::by_slices),
     ("the_chart_is_removed_without_residue", life::uninstall),
 ];
 
