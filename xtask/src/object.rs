@@ -7,12 +7,13 @@ use object::{
 };
 
 /// The object without DWARF, without the names of its source files, and with its local functions numbered. BTF, which was
-/// made from the DWARF, stays.
+/// made from the DWARF, stays; it has no use for relocations, which are those of its offsets into code.
 pub(crate) fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(object).context("read the eBPF object")?;
     for section in &mut builder.sections {
         let name = section.name.as_slice();
-        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+        section.delete =
+            [&b".debug_"[..], b".rel.debug_", b".rel.BTF"].iter().any(|left| name.starts_with(left));
     }
     let mut local = 0;
     for symbol in &mut builder.symbols {
@@ -50,7 +51,9 @@ mod tests {
         let mut builder = Builder::new(Endianness::Little, true);
         builder.header.e_type = elf::ET_REL;
         builder.header.e_machine = elf::EM_BPF;
-        for (name, data) in [("classifier", "code"), (".BTF", "types"), (".debug_info", source)] {
+        for (name, data) in
+            [("classifier", "code"), (".BTF", "types"), (".rel.BTF.ext", "places"), (".debug_info", source)]
+        {
             let section = builder.sections.add();
             section.name = ByteString::from(name.as_bytes());
             section.sh_type = elf::SHT_PROGBITS;
