@@ -25,12 +25,12 @@ const MOST_PODS: u32 = 4096;
 const MOST_KEYS: u32 = 4096;
 
 /// Each definition's file name and text.
-pub fn files() -> Result<Vec<(String, String)>, serde_norway::Error> {
+pub fn files() -> Result<Vec<(String, String)>, serde_saphyr::SerializeError> {
     let text = |definition: &Value| {
         let name = definition["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         Ok((
             format!("{name}.yaml"),
-            format!("# Made by `cargo xtask codegen`.\n{}", serde_norway::to_string(definition)?),
+            format!("# Made by `cargo xtask codegen`.\n{}", serde_saphyr::to_string(definition)?),
         ))
     };
     [mesh(), veil_node(), policy(), cluster_policy(), pod_slice(), peer_slice()].iter().map(text).collect()

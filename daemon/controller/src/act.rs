@@ -261,7 +261,7 @@ impl Writer {
                 ..ObjectMeta::default()
             },
             action: Some(condition.kind.clone()),
-            event_time: moment(now),
+            event_time: Some(MicroTime(now)),
             note: Some(note(&condition.message)),
             reason: Some(condition.reason.clone()),
             regarding: Some(ObjectReference {
@@ -312,11 +312,6 @@ fn note(message: &str) -> String {
         return message.to_owned();
     }
     format!("{}{MORE}", &message[..message.floor_char_boundary(LONGEST_NOTE - MORE.len())])
-}
-
-/// As the API has it; its library has another version of the type.
-fn moment(now: Timestamp) -> Option<MicroTime> {
-    k8s_openapi::jiff::Timestamp::from_microsecond(now.as_microsecond()).ok().map(MicroTime)
 }
 
 /// But for the moments of transitions.

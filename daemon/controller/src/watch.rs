@@ -206,7 +206,7 @@ async fn entry(maps: &Api<DynamicObject>, name: &str, key: &str) -> Option<Strin
 
 /// A field of a configuration in YAML: kubeadm's are below `networking`, kube-proxy's at the top.
 fn field(text: &str, name: &str) -> Option<String> {
-    let read: serde_norway::Value = serde_norway::from_str(text).ok()?;
+    let read: Value = serde_saphyr::from_str(text).ok()?;
     let value = read.get("networking").and_then(|below| below.get(name)).or_else(|| read.get(name))?;
     value.as_str().filter(|value| !value.is_empty()).map(str::to_owned)
 }

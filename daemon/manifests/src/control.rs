@@ -17,7 +17,7 @@ use kubeveil_core::{
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use crate::{edit::edited, folder, index::Index, parse};
+use crate::{edit::edited, folder, index::Index, parse, yaml};
 
 /// Commands that change the mesh wait for each other here; nobody takes it for a manifest.
 const LOCK: &str = ".kubeveil.lock";
@@ -73,8 +73,7 @@ impl Control for FolderControl {
     fn services(&mut self) -> Result<Services, Problem> {
         let (mut services, mut slices) = (Vec::new(), Vec::new());
         for text in folder::contents(&self.path)?.into_values().flatten() {
-            for document in serde_norway::Deserializer::from_str(&text) {
-                let Ok(value) = Value::deserialize(document) else { break };
+            for value in yaml::documents(&text).unwrap_or_default() {
                 let items = value["items"].as_array().cloned();
                 for object in items.unwrap_or_else(|| vec![value]) {
                     match (object["apiVersion"].as_str(), object["kind"].as_str()) {
@@ -96,8 +95,8 @@ impl Control for FolderControl {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             other => Some(other.map_err(|e| unread(&path, &e.to_string()))?),
         };
-        let said = said.map(|text| serde_norway::from_str::<VeilNode>(&text)).transpose();
-        let said = said.map_err(|e| unread(&path, &e.to_string()))?;
+        let said = said.map(|text| yaml::read::<VeilNode>(&text)).transpose();
+        let said = said.map_err(|why| unread(&path, &why))?;
         Ok(Agent { life: Life::Unknown, said: said.and_then(|said| said.status) })
     }
 
@@ -137,10 +136,7 @@ fn mesh_of(
         if !text.contains("EncryptionMesh") || parse::parse(file, text).is_err() {
             continue;
         }
-        let mut objects = Vec::new();
-        for document in serde_norway::Deserializer::from_str(text) {
-            objects.extend(Value::deserialize(document).ok().filter(|value| !value.is_null()));
-        }
+        let objects = yaml::documents(text).unwrap_or_default();
         let is_mesh = |object: &Value| object["kind"] == "EncryptionMesh";
         let has_one = objects.iter().any(|object| {
             is_mesh(object) || object["items"].as_array().is_some_and(|items| items.iter().any(is_mesh))

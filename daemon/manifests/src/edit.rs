@@ -4,17 +4,19 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+use crate::yaml;
+
 /// `text`, one document, after a JSON merge patch (RFC 7386). Where the text is written in a way in which a few lines can't be
 /// changed by themselves, the whole of it is written anew.
 pub(crate) fn edited(text: &str, patch: &Value) -> Result<String, String> {
-    let mut wanted: Value = serde_norway::from_str(text).map_err(|e| e.to_string())?;
+    let mut wanted: Value = yaml::read(text)?;
     json_patch::merge(&mut wanted, patch);
     let in_place = in_place(text, patch, &wanted);
     // It is what was wanted, or it is not taken.
-    let is_right = |text: &String| serde_norway::from_str(text).is_ok_and(|value: Value| value == wanted);
+    let is_right = |text: &String| yaml::read(text).is_ok_and(|value: Value| value == wanted);
     match in_place.filter(is_right) {
         Some(text) => Ok(text),
-        None => serde_norway::to_string(&wanted).map_err(|e| e.to_string()),
+        None => yaml::write(&wanted),
     }
 }
 
@@ -46,7 +48,7 @@ fn put(lines: &mut Vec<String>, within: Range<usize>, indent: usize, key: &str, 
     let mut new = Vec::new();
     if !value.is_null() {
         let object = Value::Object([(key.to_owned(), value.clone())].into_iter().collect());
-        let text = serde_norway::to_string(&object).ok()?;
+        let text = yaml::write(&object).ok()?;
         new.extend(text.lines().map(|line| format!("{:indent$}{line}", "")));
     }
     let place = block(lines, within.clone(), indent, key).unwrap_or_else(|| {
@@ -164,9 +166,9 @@ status:
         ];
         for text in texts {
             let patch = json!({"spec": {"d": 2}});
-            let mut wanted: Value = serde_norway::from_str(text).expect("YAML");
+            let mut wanted: Value = yaml::read(text).expect("YAML");
             json_patch::merge(&mut wanted, &patch);
-            let got: Value = serde_norway::from_str(&edited(text, &patch).expect("changed")).expect("YAML");
+            let got: Value = yaml::read(&edited(text, &patch).expect("changed")).expect("YAML");
             assert_eq!(got, wanted, "{text}");
         }
     }

@@ -27,6 +27,7 @@ use serde::Serialize;
 use crate::{
     index::{Content, Index},
     touched::Touched,
+    yaml,
 };
 
 /// Largest file that is read: 5,000 Nodes as `kubectl` prints them are some 50 MB.
@@ -232,8 +233,7 @@ impl Source for Folder {
 
     fn report(&mut self, node: &str, mut status: VeilNodeStatus) -> Result<(), Problem> {
         let path = self.path.join(names::STATUS_DIR).join(format!("{node}.yaml"));
-        let stands =
-            read(&path, MAX_ANNOUNCEMENT_BYTES).ok().and_then(|text| serde_norway::from_str(&text).ok());
+        let stands = read(&path, MAX_ANNOUNCEMENT_BYTES).ok().and_then(|text| yaml::read(&text).ok());
         let before = stands.and_then(|stands: VeilNode| stands.status).unwrap_or_default();
         keep_transitions(&mut status.conditions, &before.conditions);
         let object = VeilNode {
@@ -259,7 +259,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn write_object(path: &Path, object: &impl Serialize) -> io::Result<()> {
-    write(path, &serde_norway::to_string(object).map_err(io::Error::other)?)
+    write(path, &yaml::write(object).map_err(io::Error::other)?)
 }
 
 /// By rename, so that nobody reads half of it; not at all if it stands there already.
@@ -312,8 +312,7 @@ mod tests {
         let same = (fs::read_to_string(&file).expect("read"), fs::metadata(&file).expect("file").ino());
         assert_eq!(first, same);
         folder.report("a", says(9, 3)).expect("written");
-        let read: VeilNode =
-            serde_norway::from_str(&fs::read_to_string(&file).expect("read")).expect("a VeilNode");
+        let read: VeilNode = yaml::read(&fs::read_to_string(&file).expect("read")).expect("a VeilNode");
         let status = read.status.expect("a status");
         assert_eq!((status.peers, status.conditions[0].last_transition_time.as_second()), (3, 1));
         assert_eq!(folder.read(Duration::ZERO).problems, []);

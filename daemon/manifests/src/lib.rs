@@ -11,6 +11,7 @@ mod gather;
 mod index;
 mod parse;
 mod touched;
+mod yaml;
 
 pub use control::FolderControl;
 pub use folder::Folder;

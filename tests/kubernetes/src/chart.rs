@@ -4,7 +4,6 @@ use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use http::Method;
-use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::{
@@ -66,14 +65,7 @@ pub fn render(binaries: &Path, arguments: &[&str]) -> Result<Vec<Value>> {
 
 /// The objects of a YAML text.
 pub fn documents(text: &str) -> Result<Vec<Value>> {
-    let mut objects = Vec::new();
-    for document in serde_norway::Deserializer::from_str(text) {
-        let object = Value::deserialize(document)?;
-        if !object.is_null() {
-            objects.push(object);
-        }
-    }
-    Ok(objects)
+    Ok(serde_saphyr::from_multiple(text)?)
 }
 
 /// Whether helm runs it apart from the release: its annotation.

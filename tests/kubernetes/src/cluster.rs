@@ -285,7 +285,7 @@ pub fn mesh_kind() -> ApiResource {
 pub fn definitions() -> Result<Vec<(String, Value)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(DEFINITIONS).context(DEFINITIONS)? {
-        let object: Value = serde_norway::from_str(&fs::read_to_string(entry?.path())?)?;
+        let object: Value = serde_saphyr::from_str(&fs::read_to_string(entry?.path())?)?;
         all.push((object["metadata"]["name"].as_str().context("a name")?.to_owned(), object));
     }
     Ok(all)

@@ -123,7 +123,7 @@ impl InFolder {
         // By rename, so that nobody reads half of it.
         let path = self.dir.join(file);
         let new = path.with_file_name(".new");
-        fs::write(&new, serde_norway::to_string(object)?)?;
+        fs::write(&new, serde_saphyr::to_string(object)?)?;
         Ok(fs::rename(new, path)?)
     }
 }
@@ -179,7 +179,7 @@ impl World for InFolder {
         if !file.exists() {
             return Ok(None);
         }
-        Ok(annotation(&serde_norway::from_str(&fs::read_to_string(file)?)?))
+        Ok(annotation(&serde_saphyr::from_str(&fs::read_to_string(file)?)?))
     }
 
     fn control(&self) -> Result<Box<dyn Control>> {

@@ -21,7 +21,7 @@ pub struct Manifest {
 impl Manifest {
     /// Its text.
     pub fn yaml(&self) -> Result<String> {
-        serde_norway::to_string(&self.object).with_context(|| format!("write {} as YAML", self.file))
+        serde_saphyr::to_string(&self.object).with_context(|| format!("write {} as YAML", self.file))
     }
 
     /// Puts it into `folder` whole: written aside and renamed.

@@ -50,7 +50,7 @@ pub async fn apply_definitions(origin: &Origin) -> Result<()> {
     let api: Api<DynamicObject> = Api::all_with(client(origin).await?, &kind);
     for text in DEFINITIONS {
         let definition: Value =
-            serde_norway::from_str(text).context("read a definition of this program's own")?;
+            serde_saphyr::from_str(text).context("read a definition of this program's own")?;
         let name = definition["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let params = PatchParams::apply(MANAGER).force();
         let applied = api.patch(&name, &params, &Patch::Apply(&definition)).await;
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn the_definitions_can_be_read() {
         for text in DEFINITIONS {
-            let read: CustomResourceDefinition = serde_norway::from_str(text).expect("a definition");
+            let read: CustomResourceDefinition = serde_saphyr::from_str(text).expect("a definition");
             assert_eq!(read.spec.group, names::GROUP);
         }
     }

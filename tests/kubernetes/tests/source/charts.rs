@@ -126,7 +126,7 @@ fn golden(default: &[Value], objects: &[Value]) -> String {
     let mut objects: Vec<&Value> = objects.iter().filter(|object| !default.contains(object)).collect();
     objects.sort_by_key(|object| key(object));
     for object in objects {
-        text += &format!("---\n{}", serde_norway::to_string(object).unwrap());
+        text += &format!("---\n{}", serde_saphyr::to_string(object).unwrap());
     }
     text
 }

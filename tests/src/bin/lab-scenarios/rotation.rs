@@ -56,7 +56,7 @@ pub(crate) fn want(stage: &Stage, generation: u32, rotation: serde_json::Value) 
 /// What a node announces.
 fn said(stage: &Stage, node: Node) -> Result<serde_json::Value> {
     let text = fs::read_to_string(stage.manifest(&format!("announcements/{}.yaml", node.name())))?;
-    let json: serde_json::Value = serde_norway::from_str(&text)?;
+    let json: serde_json::Value = serde_saphyr::from_str(&text)?;
     let said =
         json["metadata"]["annotations"]["kubeveil.io/announcement"].as_str().context("announcement")?;
     Ok(serde_json::from_str(said)?)
