@@ -1,6 +1,7 @@
 //! The source as the node's own thread sees it.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,26 +24,14 @@ use crate::{
     publish::{self, Publication, Wanted},
     report::{self, Report},
     store::{By, Store},
-    watch::{Follower, Mesh, Namespaces, Nodes, Of, OfCluster, OfNamespace, Peers, Pods, Policies, Slices},
+    watch::{Follower, Kind},
 };
 
 /// What the tasks keep, and the node's thread reads.
 pub(crate) struct State {
     pub(crate) store: Store,
-    /// What is wrong with following Nodes …
-    pub(crate) nodes: Option<Problem>,
-    /// … what the controller tells of them …
-    pub(crate) peers: Option<Problem>,
-    /// … the mesh …
-    pub(crate) mesh: Option<Problem>,
-    /// … this node's pods …
-    pub(crate) pods: Option<Problem>,
-    /// … namespaces …
-    pub(crate) namespaces: Option<Problem>,
-    /// … what is asked for of others' …
-    pub(crate) slices: Option<Problem>,
-    /// … and policies, by their scope.
-    pub(crate) policies: [Option<Problem>; 2],
+    /// What is wrong with following each kind.
+    pub(crate) troubles: BTreeMap<Kind, Problem>,
     pub(crate) publication: Publication,
     pub(crate) report: Report,
 }
@@ -115,13 +104,7 @@ impl Kubernetes {
     ) -> Self {
         let state = State {
             store: Store::new(own),
-            nodes: None,
-            peers: None,
-            mesh: None,
-            pods: None,
-            namespaces: None,
-            slices: None,
-            policies: [None, None],
+            troubles: BTreeMap::new(),
             publication: Publication::default(),
             report: Report::default(),
         };
@@ -133,19 +116,11 @@ impl Kubernetes {
             turned: Notify::new(),
         });
         let follow = |kind| runtime.spawn(Follower::new(kind, shared.clone(), origin.clone(), pace).run());
-        let tasks = vec![
-            follow(&Of::<Nodes>::KIND),
-            follow(&Of::<Peers>::KIND),
-            follow(&Of::<Mesh>::KIND),
-            follow(&Of::<Pods>::KIND),
-            follow(&Of::<Namespaces>::KIND),
-            follow(&Of::<Slices>::KIND),
-            follow(&Of::<Policies<OfNamespace>>::KIND),
-            follow(&Of::<Policies<OfCluster>>::KIND),
+        let tasks = Kind::ALL.into_iter().map(follow).chain([
             runtime.spawn(publish::run(shared.clone(), origin.clone(), pace)),
             runtime.spawn(report::run(shared.clone(), origin.clone(), pace)),
-        ];
-        Self { origin, shared, tasks }
+        ]);
+        Self { tasks: tasks.collect(), origin, shared: shared.clone() }
     }
 }
 
@@ -167,19 +142,9 @@ impl Source for Kubernetes {
         self.shared.with(|state| {
             state.store.take_changes();
             // Which namespaces are being deleted nobody tells meanwhile.
-            let settle = if state.namespaces.is_some() { Duration::MAX } else { SETTLE };
+            let settle = if state.troubles.contains_key(&Kind::Namespaces) { Duration::MAX } else { SETTLE };
             let (knowledge, waits) = state.store.knowledge(settle, now);
-            let problems = state
-                .nodes
-                .iter()
-                .chain(&state.peers)
-                .chain(&state.mesh)
-                .chain(&state.pods)
-                .chain(&state.namespaces)
-                .chain(&state.slices)
-                .chain(state.policies.iter().flatten())
-                .chain(state.store.problems())
-                .cloned();
+            let problems = state.troubles.values().chain(state.store.problems()).cloned();
             SourceState { problems: problems.collect(), knowledge, look_again: waits.then_some(SETTLE) }
         })
     }

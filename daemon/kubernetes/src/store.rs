@@ -58,18 +58,32 @@ impl<T> Default for Objects<T> {
     }
 }
 
-impl<T: PartialEq> Objects<T> {
-    pub(crate) fn get(&self, name: &str) -> Option<&Read<T>> {
-        self.by_name.get(name)
-    }
+/// Objects of one kind, whichever it is.
+pub(crate) trait Known {
+    fn is_empty(&self) -> bool;
+    /// From where a watch goes on.
+    fn newest(&self) -> u64;
+    /// Nothing has changed until `version`.
+    fn bookmark(&mut self, version: u64);
+}
 
-    pub(crate) fn is_empty(&self) -> bool {
+impl<T> Known for Objects<T> {
+    fn is_empty(&self) -> bool {
         self.by_name.is_empty()
     }
 
-    /// From where a watch goes on.
-    pub(crate) fn newest(&self) -> u64 {
+    fn newest(&self) -> u64 {
         self.newest
+    }
+
+    fn bookmark(&mut self, version: u64) {
+        self.newest = self.newest.max(version);
+    }
+}
+
+impl<T: PartialEq> Objects<T> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Read<T>> {
+        self.by_name.get(name)
     }
 
     /// A full list, as of `version`: what is not in it is gone.
@@ -124,11 +138,6 @@ impl<T: PartialEq> Objects<T> {
         Ok(())
     }
 
-    /// Nothing has changed until `version`.
-    pub(crate) fn bookmark(&mut self, version: u64) {
-        self.newest = self.newest.max(version);
-    }
-
     fn keep(&mut self, mut read: Read<T>, was: Option<Read<T>>, note: &mut impl Note<T>) {
         match was {
             // What is the same is kept once.
@@ -140,7 +149,7 @@ impl<T: PartialEq> Objects<T> {
 }
 
 /// Whose a policy is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
     Namespace,
     Cluster,

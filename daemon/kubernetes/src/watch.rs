@@ -22,15 +22,14 @@ use crate::{
     store::{Disbelief, OutOfOrder},
     trouble::{Deed, Failure},
 };
-use kinds::{Kind, Watched as _};
-pub(crate) use kinds::{Mesh, Namespaces, Nodes, Of, OfCluster, OfNamespace, Peers, Pods, Policies, Slices};
+pub(crate) use kinds::Kind;
 
 /// Objects a page of a list: some MB of Nodes.
 const PAGE: u32 = 500;
 
 /// Keeps a kind in the store as the API server has it.
 pub(crate) struct Follower {
-    kind: &'static dyn Kind,
+    kind: Kind,
     shared: Arc<Shared>,
     line: Line,
     must_list: bool,
@@ -42,7 +41,7 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub(crate) fn new(kind: &'static dyn Kind, shared: Arc<Shared>, origin: Origin, pace: Pace) -> Self {
+    pub(crate) fn new(kind: Kind, shared: Arc<Shared>, origin: Origin, pace: Pace) -> Self {
         let waits = Waits::new(pace);
         Self {
             kind,
@@ -93,7 +92,7 @@ impl Follower {
                 None => break version(page.metadata.resource_version.as_deref().unwrap_or_default()),
             }
         };
-        if listed.is_empty() && !self.shared.with(|state| kind.is_empty(&state.store)) {
+        if listed.is_empty() && !self.shared.with(|state| kind.known(&mut state.store).is_empty()) {
             self.knows_own(connection).await?;
         }
         self.shared.change(|store| listed.end(store, as_of)).map_err(Failure::Disbelief)
@@ -104,7 +103,7 @@ impl Follower {
     async fn knows_own(&self, connection: &Connection) -> Result<(), Failure> {
         let own = self.shared.with(|state| state.store.own().to_owned());
         let params = ListParams::default().fields(&format!("metadata.name={own}"));
-        let request = Request::new(Nodes::PATH).list(&params).map_err(unbuilt)?;
+        let request = Request::new(Kind::Nodes.path()).list(&params).map_err(unbuilt)?;
         let text = self.line.within(connection.client.request_text(request)).await?;
         let nodes: ObjectList<Box<RawValue>> = serde_json::from_str(&text).map_err(Failure::Answer)?;
         let is_known = !nodes.items.is_empty();
@@ -117,7 +116,7 @@ impl Follower {
         let mut params =
             WatchParams::default().timeout(u32::try_from(self.line.pace.watch.as_secs()).unwrap_or(u32::MAX));
         params.field_selector = self.fields();
-        let from = self.shared.with(|state| kind.newest(&state.store)).to_string();
+        let from = self.shared.with(|state| kind.known(&mut state.store).newest()).to_string();
         let request = Request::new(kind.path()).watch(&params, &from).map_err(unbuilt)?;
         let events = self.line.within(connection.client.request_events::<Box<RawValue>>(request)).await?;
         let mut events = pin!(events);
@@ -127,7 +126,7 @@ impl Follower {
             let limit = if is_well { self.line.pace.silence } else { self.line.pace.steady };
             let event = tokio::select! {
                 event = timeout(limit, events.try_next()) => event,
-                () = self.shared.turned(), if kind.varies() => {
+                () = self.shared.turned(), if kind == Kind::Nodes => {
                     if self.shared.with(|state| kind.turns(&state.store)) {
                         return Ok(());
                     }
@@ -152,7 +151,7 @@ impl Follower {
                 WatchEvent::Deleted(object) => (object, true),
                 WatchEvent::Bookmark(bookmark) => {
                     let at = version(&bookmark.metadata.resource_version);
-                    self.shared.with(|state| kind.bookmark(&mut state.store, at));
+                    self.shared.with(|state| kind.known(&mut state.store).bookmark(at));
                     continue;
                 }
                 WatchEvent::Error(status) => return Err(Failure::Request(kube::Error::Api(status))),
@@ -173,7 +172,7 @@ impl Follower {
     fn works(&mut self) {
         self.failing = None;
         self.waits.reset();
-        self.shared.with(|state| *self.kind.trouble(state) = None);
+        self.shared.with(|state| state.troubles.remove(&self.kind));
     }
 
     /// How long to wait before the next try.
@@ -183,7 +182,7 @@ impl Follower {
         if *count > 1 || !failure.is_common() {
             let deed = Deed { verb: self.verb, resource: self.kind.resource() };
             let problem = self.line.problem(failure, deed, *since);
-            self.shared.with(|state| *self.kind.trouble(state) = Some(problem));
+            self.shared.with(|state| state.troubles.insert(self.kind, problem));
         }
         self.must_list |= failure.needs_list();
         self.line.failed(failure);

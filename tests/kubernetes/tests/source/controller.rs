@@ -194,6 +194,25 @@ pub(crate) fn it_tells_how_far_the_cluster_has_got(server: &mut Server) {
     });
 }
 
+/// What stands counts, not what was written last.
+pub(crate) fn what_another_wrote_over_is_written_anew(server: &mut Server) {
+    // The longest that what was written may take to come back to whoever wrote it.
+    const ON_ITS_WAY: Duration = Duration::from_secs(30);
+    let mut world = InApiServer::new(server).unwrap();
+    world.put_mesh(&crate::suite::mesh()).unwrap();
+    (1..=2).for_each(|n| put(&mut world, n));
+    namespace(server);
+    let _controller = controller(server);
+    let mesh = || world.get(&mesh_kind(), "default").unwrap();
+    let nodes = || mesh()["status"]["nodes"].clone();
+    until("all nodes are counted", || nodes() == 2);
+    std::thread::sleep(ON_ITS_WAY);
+    let before = mesh();
+    world.put_status(&mesh_kind(), "default", &json!({"nodes": 7})).unwrap();
+    until("all nodes are counted again", || nodes() == 2);
+    assert_ne!(mesh()["metadata"]["resourceVersion"], before["metadata"]["resourceVersion"]);
+}
+
 /// Begun by the controller's own credential, under the chart's policies.
 pub(crate) fn it_begins_what_is_scheduled(server: &mut Server) {
     crate::rights::with_policies(server);

@@ -81,6 +81,10 @@ fn main() -> ExitCode {
             "controller::it_tells_how_far_the_cluster_has_got",
             controller::it_tells_how_far_the_cluster_has_got,
         ),
+        (
+            "controller::what_another_wrote_over_is_written_anew",
+            controller::what_another_wrote_over_is_written_anew,
+        ),
         ("controller::it_begins_what_is_scheduled", controller::it_begins_what_is_scheduled),
         ("controller::it_tells_other_nodes_of_exceptions", controller::it_tells_other_nodes_of_exceptions),
         ("controller::pods_become_others", slices::pods_become_others),
