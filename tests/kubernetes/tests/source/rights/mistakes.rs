@@ -43,6 +43,7 @@ pub(crate) const ALL: &[(&str, OnServer)] = &[
             r#"{"apiVersion":"kubeveil.io/v1alpha1","kind":"VeilPodSlice","metadata":{"name":"node-2"}}"#;
         cases.push((post(&ours("veilpodslices"), slice), AGENT));
         cases.push((delete(&ours("veilpeerslices/peers-0")), AGENT));
+        cases.push((super::objects::event("default"), AGENT));
         with_every_right(server, 0, &cases);
     }),
     ("rights::mistake::a_controller_with_every_right", |server| {

@@ -30,15 +30,14 @@ fn bypass(by: &str, more: &str) -> String {
     )
 }
 
-/// An Event about this object.
-fn event(namespace: &str, kind: &str, name: &str) -> kubeveil_tests_kubernetes::ask::Request {
-    let about = if kind == "Pod" { r#","namespace":"default""# } else { "" };
+/// An Event about a Node.
+pub(super) fn event(namespace: &str) -> kubeveil_tests_kubernetes::ask::Request {
     post(
         &format!("{EVENTS}/{namespace}/events"),
         &format!(
             r#"{{"metadata":{{"generateName":"a-","namespace":"{namespace}"}},"eventTime":"2027-01-01T00:00:00.000000Z",
                 "reportingController":"a","reportingInstance":"b","action":"c","reason":"d","type":"Normal",
-                "regarding":{{"kind":"{kind}","name":"{name}"{about}}}}}"#
+                "regarding":{{"kind":"Node","name":"node-1"}}}}"#
         ),
     )
 }
@@ -294,26 +293,14 @@ pub(crate) const ALL: &[Attack] = &[
     },
     Attack {
         name: "event",
-        what: "tells Events about its own Node",
-        request: || event("default", "Node", "node-1"),
-        outcomes: [Itself, Can, Can, NoRight, NoRight],
-    },
-    Attack {
-        name: "event_about_another",
-        what: "tells Events about another Node",
-        request: || event("default", "Node", "node-2"),
-        outcomes: [Policy("an agent's Events are about its own Node"), Can, Can, NoRight, NoRight],
-    },
-    Attack {
-        name: "event_about_a_pod",
-        what: "tells Events about a Pod",
-        request: || event("default", "Pod", "node-1"),
-        outcomes: [Policy("an agent's Events are about a Node or a VeilNode"), Can, Can, NoRight, NoRight],
+        what: "tells Events",
+        request: || event("default"),
+        outcomes: [NoRight, Can, Can, NoRight, NoRight],
     },
     Attack {
         name: "event_elsewhere",
         what: "tells Events in another namespace",
-        request: || event("kube-system", "Pod", "a"),
+        request: || event("kube-system"),
         outcomes: ONLY_KUBELET,
     },
     Attack {
