@@ -4,6 +4,15 @@
 pub const GROUP: &str = "kubeveil.io";
 /// `apiVersion` of our own objects.
 pub const API_VERSION: &str = "kubeveil.io/v1alpha1";
+/// CustomResourceDefinitions of this version, by name.
+pub const DEFINITIONS: [&str; 6] = [
+    "encryptionmeshes.kubeveil.io",
+    "veilnodes.kubeveil.io",
+    "encryptionpolicies.kubeveil.io",
+    "clusterencryptionpolicies.kubeveil.io",
+    "veilpodslices.kubeveil.io",
+    "veilpeerslices.kubeveil.io",
+];
 /// Annotation of a Node that holds its announcement.
 pub const ANNOUNCEMENT: &str = "kubeveil.io/announcement";
 /// Name of the one `EncryptionMesh`.

@@ -25,14 +25,6 @@ use crate::{
 
 /// Objects an answer.
 const PAGE: u32 = 500;
-/// Definitions that this version goes by.
-const DEFINITIONS: [&str; 5] = [
-    "encryptionmeshes.kubeveil.io",
-    "veilnodes.kubeveil.io",
-    "encryptionpolicies.kubeveil.io",
-    "clusterencryptionpolicies.kubeveil.io",
-    "veilpodslices.kubeveil.io",
-];
 /// What the chart calls the agents.
 const AGENT: &str = "kubeveil-agent";
 
@@ -224,7 +216,7 @@ async fn missing(client: &Client) -> Told<Vec<String>> {
     let kind = theirs("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions");
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     let mut missing = Vec::new();
-    for name in DEFINITIONS {
+    for name in names::DEFINITIONS {
         if api.get_opt(name).await.map_err(|e| told(&e))?.is_none() {
             missing.push(name.to_owned());
         }
