@@ -176,31 +176,42 @@ fn packets(registry: &mut Registry, view: &View) {
         zeros.chain(done).chain(wireguard),
     );
 
-    let zeros = PLAIN.iter().map(|(direction, reason)| (labels(direction.name(), reason.name()), 0));
-    let is_lent = |reason| matches!(reason, Reason::Adopting | Reason::Bypassed);
-    let is_plain = |c: &&Count| is_lent(c.reason) || PLAIN.contains(&(c.direction, c.reason));
-    let passed = view.counts.iter().filter(is_plain);
+    let zeros = [Direction::Egress, Direction::Ingress, Direction::Backstop]
+        .map(|direction| (labels(direction.name(), Reason::Preferred.name()), 0));
+    let passed = view.counts.iter().filter(|c| c.reason.is_plain());
     let passed = passed.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
-    let help = "Pod packets that passed in plain since there was no tunnel and the mode, or adoption, allows it, or by a bypass, by reason";
-    counter(registry, "plain_packets", help, zeros.chain(passed));
+    let help = "Pod packets that passed in plain since there was no tunnel and the mode, adoption or an exemption allows it, or by a bypass, by reason";
+    counter(registry, "plain_packets", help, zeros.into_iter().chain(passed));
 }
-
-/// Where a mode that prefers a tunnel lets packets pass without one.
-const PLAIN: [(Direction, Reason); 3] = [
-    (Direction::Egress, Reason::Preferred),
-    (Direction::Ingress, Reason::Preferred),
-    (Direction::Backstop, Reason::Preferred),
-];
 
 /// Where a drop reason can occur.
 fn directions(reason: Reason) -> &'static [Direction] {
     match reason {
+        Reason::Other
+        | Reason::NonIp
+        | Reason::Outer
+        | Reason::Host
+        | Reason::Preferred
+        | Reason::Bypassed
+        | Reason::Tunnelled
+        | Reason::Delivered
+        | Reason::Wrapped
+        | Reason::Replaced
+        | Reason::TunnelledInFragments
+        | Reason::Adopting
+        | Reason::Exempted => &[],
         Reason::Unparsable => &Direction::ALL,
         Reason::PlainFromPod | Reason::PlainToPod | Reason::SpoofedLocal => &[Direction::Ingress],
         Reason::FlowTableFull | Reason::EnvelopeSpoofed => &[Direction::Tunnel],
         Reason::UnguardedDevice => &[Direction::Backstop],
         Reason::TunnelToPlain => &[Direction::Egress, Direction::Backstop],
-        _ => &[Direction::Egress],
+        Reason::NoTunnel
+        | Reason::DeviceGone
+        | Reason::NoOwner
+        | Reason::SourceNotOurs
+        | Reason::LocalPodOutward
+        | Reason::TooBig
+        | Reason::EnvelopeAstray => &[Direction::Egress],
     }
 }
 

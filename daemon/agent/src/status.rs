@@ -2,7 +2,7 @@
 
 mod policies;
 
-use kubeveil_abi::{DEVICE_NAMES, DeviceKind, Reason};
+use kubeveil_abi::{DEVICE_NAMES, DeviceKind};
 use kubeveil_api::status::{
     BackstopForm, BackstopStatus, BypassStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey,
     PacketCount, PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
@@ -366,11 +366,11 @@ fn merged(counts: &[Count]) -> Vec<Count> {
     out
 }
 
-/// What passed in plain because of the mode, or of adoption.
+/// What passed in plain; in `observe`, what would have been encrypted or dropped.
 pub(crate) fn plain(counts: &[Count]) -> Vec<PlainCount> {
     let passed = |count: &&Count| {
         let kept_from = count.observed() && count.reason.verdict() != kubeveil_abi::Verdict::Pass;
-        kept_from || matches!(count.reason, Reason::Preferred | Reason::Bypassed | Reason::Adopting)
+        kept_from || count.reason.is_plain()
     };
     let one = |count: &Count| PlainCount {
         direction: direction(count.direction),

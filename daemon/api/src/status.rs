@@ -54,7 +54,7 @@ pub struct Status {
     pub packets: Vec<PacketCount>,
     /// Dropped packets by direction and reason, those with any; what WireGuard itself refused is among them.
     pub drops: Vec<DropCount>,
-    /// Pods' packets that passed in plain because of the mode, by direction and reason, those with any.
+    /// Pods' packets that passed in plain, by direction and reason, those with any; in `observe` what would have been encrypted or dropped.
     pub plain: Vec<PlainCount>,
     /// What is wrong, and what to do about it.
     pub problems: Vec<Problem>,
@@ -359,7 +359,7 @@ pub struct DropCount {
     pub advice: String,
 }
 
-/// Packets of one direction and reason that passed in plain, as the mode has it.
+/// Packets of one direction and reason that passed in plain.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlainCount {

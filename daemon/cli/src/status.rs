@@ -196,7 +196,7 @@ fn plain(status: &Status, out: &mut String) {
     if status.plain.is_empty() {
         return;
     }
-    let _ = writeln!(out, "\nPassed in plain, because of the mode:");
+    let _ = writeln!(out, "\nPassed in plain:");
     for passed in &status.plain {
         let would = match passed.verdict {
             Verdict::WouldDrop => " (would have been dropped)",

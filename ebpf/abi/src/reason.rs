@@ -48,6 +48,11 @@ macro_rules! reasons {
                 match self { $(Self::$name => $label,)* }
             }
 
+            /// Does it say that pods' packets passed in plain between nodes?
+            pub const fn is_plain(self) -> bool {
+                matches!(self, Self::Preferred | Self::Bypassed | Self::Adopting | Self::Exempted)
+            }
+
             /// What it means, and for a drop what an operator does about it.
             pub const fn advice(self) -> &'static str {
                 match self { $(Self::$name => $advice,)* }
@@ -74,7 +79,7 @@ reasons! {
         "Pod traffic in plain: the mode is prefer and the peer has no proven tunnel. The peer's REASON in `kubeveil status` says why.";
     /// Plain, since a timed bypass is in force.
     Bypassed = 5, Pass, "bypassed",
-        "Pod traffic in plain: a timed bypass for this peer is in force.";
+        "Pod traffic in plain: a timed bypass for this peer is in force, or spec.excludedNodes lets it pass with a node that can have no agent.";
     /// Into the tunnel.
     Tunnelled = 6, Tunnel, "tunnelled",
         "Pod traffic to another node, encrypted.";

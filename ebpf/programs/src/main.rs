@@ -1,7 +1,8 @@
 //! The tc programs: thin shells around `kubeveil-verdict`, which decides.
 //!
 //! A shell reads the packet and the maps for it, counts, and carries the decision out. The names of
-//! maps and programs are those of `kubeveil_abi::names`.
+//! maps and programs are those of `kubeveil_abi::names`. Without a configuration it drops, and has nowhere to
+//! count: that is for the verifier alone, since an array of one entry lacks none.
 #![no_std]
 #![no_main]
 
