@@ -1,4 +1,4 @@
-//! `cargo xtask`: set-up, build, lab, demo, tests and lint.
+//! `cargo xtask`: everything that is done with the checkout.
 //!
 //! Every command sets up what it needs and is missing, says what and why, and keeps what it
 //! fetched or made outside of the checkout, so that the second call is quick.

@@ -93,7 +93,7 @@ impl Keeper {
         &self.publics
     }
 
-    fn has_changed(&mut self) {
+    fn refresh(&mut self) {
         self.announcement = None;
         self.publics = self.held.values().map(|held| (held.info.generation, held.info.public)).collect();
     }
@@ -120,7 +120,7 @@ impl Keeper {
         }
         (self.uid, self.is_told) = (None, false);
         self.held.clear();
-        self.has_changed();
+        self.refresh();
         match self.load(uid, epoch) {
             Ok(()) => (self.uid, self.locked) = (Some(uid.to_owned()), None),
             Err(e) => self.locked = Some(store_problem(&self.dir, &e)),
@@ -131,7 +131,7 @@ impl Keeper {
     /// The source tells of this node, which says `said` of itself there. Whoever puts a whole disk back puts the record back too, but not
     /// what the others were told: of generations before all of those the keys were given up. Once is enough, since what is made from now on
     /// is no older.
-    pub(crate) fn is_told(&mut self, said: Option<&Announcement>, epoch: u64) {
+    pub(crate) fn hear_own(&mut self, said: Option<&Announcement>, epoch: u64) {
         if self.is_told || !self.is_open() {
             return;
         }
@@ -144,7 +144,7 @@ impl Keeper {
         for generation in older {
             // It is not used, though its file can't be moved now: the record has it no more, so the next start tries again.
             self.held.remove(&generation);
-            self.has_changed();
+            self.refresh();
             self.change(|keeper, store| keeper.set_aside(store, generation, epoch));
         }
     }
@@ -157,7 +157,7 @@ impl Keeper {
     /// Puts on disk which keys there are now.
     fn keep_record(&mut self) {
         let Some(uid) = &self.uid else { return };
-        self.record.has(uid, &self.publics);
+        self.record.set_held(uid, &self.publics);
         let kept = self.file.keep(&self.record);
         self.unrecorded = kept.err().map(|e| problems::record_unwritable(self.file.path(), &e));
     }
@@ -211,7 +211,7 @@ impl Keeper {
         let path = store.path(generation);
         let stamp = Stamp::of(&path);
         self.held.insert(generation, Held { private, info, path, stamp, lost: None });
-        self.has_changed();
+        self.refresh();
     }
 
     /// Makes the key of `generation`, which is that of the one before where it `reuses` that; false if it failed, which is told.
@@ -245,7 +245,7 @@ impl Keeper {
             if let Some(held) = keeper.held.remove(&generation) {
                 tracing::info!(%generation, public_key = %held.info.public, "key given up");
             }
-            keeper.has_changed();
+            keeper.refresh();
             Ok(())
         })
     }

@@ -251,11 +251,11 @@ impl<K: Kernel> Node<K> {
         let mut assignment = self.learn(&knowledge, now);
         self.known.owners = std::mem::take(&mut assignment.owners);
         for node in &told {
-            self.announced.is_told(node, self.known.snapshot.mesh.as_ref());
+            self.announced.confirm(node, self.known.snapshot.mesh.as_ref());
         }
         self.announced.restore(&mut self.known.snapshot.nodes);
         if told.contains(&self.name) {
-            self.keeper.is_told(self.announced.of(&self.name), now.epoch.as_secs());
+            self.keeper.hear_own(self.announced.of(&self.name), now.epoch.as_secs());
         }
         self.renew_keys(&knowledge, now);
 

@@ -96,7 +96,7 @@ impl Announced {
     }
 
     /// A source tells of `node` by itself, in this mesh. True if it counts for something else from now on.
-    pub fn is_told(&mut self, node: &str, mesh: Option<&MeshSpec>) -> bool {
+    pub fn confirm(&mut self, node: &str, mesh: Option<&MeshSpec>) -> bool {
         let Some(entry) = self.nodes.get_mut(node).filter(|entry| entry.is_current) else { return false };
         let before = entry.heard();
         entry.is_told = true;
@@ -264,7 +264,7 @@ mod tests {
 
     fn hears(announced: &mut Announced, announcement: Option<String>) -> Heard {
         announced.update(&node("u", announcement));
-        announced.is_told("a", None);
+        announced.confirm("a", None);
         announced.heard("a")
     }
 
@@ -286,7 +286,7 @@ mod tests {
         ] {
             let mut announced = kept(kept_one.clone());
             announced.update(&node("u", told.clone()));
-            announced.is_told("a", Some(revokes));
+            announced.confirm("a", Some(revokes));
             assert_eq!(announced.heard("a"), heard);
         }
     }

@@ -61,7 +61,7 @@ impl Publication {
         (own.uid == wanted.uid && !stands && !is_under_way).then_some(wanted)
     }
 
-    fn is_written(&mut self, wanted: &Wanted, version: u64) {
+    fn mark_written(&mut self, wanted: &Wanted, version: u64) {
         if self.wanted.as_ref() == Some(wanted) {
             (self.written, self.trouble) = (Some(version), None);
         }
@@ -101,7 +101,7 @@ pub(crate) async fn run(shared: Arc<Shared>, origin: Origin, pace: Pace) {
         match done {
             Ok(version) => {
                 failing_since = None;
-                shared.with(|state| state.publication.is_written(&wanted, version));
+                shared.with(|state| state.publication.mark_written(&wanted, version));
             }
             Err(failure) => {
                 let since = *failing_since.get_or_insert_with(Timestamp::now);

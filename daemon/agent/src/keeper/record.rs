@@ -17,7 +17,7 @@ pub(super) struct Record {
 
 impl Record {
     /// The node with `uid` has these keys now.
-    pub(super) fn has(&mut self, uid: &str, held: &[(Generation, PublicKey)]) {
+    pub(super) fn set_held(&mut self, uid: &str, held: &[(Generation, PublicKey)]) {
         let before = self.newest.filter(|_| self.uid == uid);
         let newest = held.iter().map(|(generation, _)| *generation).max().max(before);
         *self = Self { uid: uid.to_owned(), held: held.to_vec(), newest };
@@ -40,21 +40,21 @@ mod tests {
         let [old, key, other] = [4, 5, 6].map(|byte| PublicKey::from_bytes([byte; 32]));
         let mut record = Record::default();
         assert!(!record.has_given_up("u", g4, old), "nothing is known");
-        record.has("u", &[(g4, old), (g5, key)]);
-        record.has("u", &[(g5, key)]);
+        record.set_held("u", &[(g4, old), (g5, key)]);
+        record.set_held("u", &[(g5, key)]);
         assert!(record.has_given_up("u", g4, old));
         assert!(!record.has_given_up("u", g5, key));
         assert!(record.has_given_up("u", g5, other), "another one of the same generation");
         assert!(!record.has_given_up("u", g6, other), "just made");
         assert!(!record.has_given_up("v", g4, old), "another node's keys are told apart by the UID in them");
         // All are lost: none of them is used again.
-        record.has("u", &[]);
+        record.set_held("u", &[]);
         assert!(record.has_given_up("u", g5, key));
         // A new one of an older generation brings back none between.
-        record.has("u", &[(g4, other)]);
+        record.set_held("u", &[(g4, other)]);
         assert!(!record.has_given_up("u", g4, other));
         assert!(record.has_given_up("u", g5, key));
-        record.has("v", &[]);
+        record.set_held("v", &[]);
         assert!(!record.has_given_up("v", g4, old), "another Node begins anew");
     }
 }

@@ -116,7 +116,7 @@ fn a_disk_of_an_earlier_time_is_known_by_what_was_said_since() {
         [4, 5].into_iter().for_each(|generation| makes(&mut keeper, generation));
         let mut keeper = start(dir);
         assert!(!keeper.has_been_told());
-        keeper.is_told(says.map(said).as_ref(), 1);
+        keeper.hear_own(says.map(said).as_ref(), 1);
         assert_eq!(generations(&keeper), uses, "{says:?}");
         assert!(keeper.has_been_told());
         assert_eq!(keeper.problems().count(), 2 - uses.len(), "{says:?}");
@@ -124,7 +124,7 @@ fn a_disk_of_an_earlier_time_is_known_by_what_was_said_since() {
         assert_eq!(generations(&start(dir)), uses, "{says:?}");
         // What was made since is no older, whatever the number.
         makes(&mut keeper, 5);
-        keeper.is_told(Some(&said(&[9])), 1);
+        keeper.hear_own(Some(&said(&[9])), 1);
         assert_eq!(keeper.info().map(|info| info.generation.number()), Some(5), "{says:?}");
     }
 }

@@ -71,7 +71,7 @@ impl<K: Kernel> Node<K> {
             let facts = self.knowledge.hear(&name, announcement)?;
             self.known.snapshot.nodes.insert(name.clone(), Arc::clone(facts));
             let says_more = self.announced.hear(&name, facts);
-            if self.announced.is_told(&name, self.known.snapshot.mesh.as_ref()) || says_more {
+            if self.announced.confirm(&name, self.known.snapshot.mesh.as_ref()) || says_more {
                 nodes.insert(name);
             }
         }
