@@ -3,19 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
-    pin::pin,
     sync::Arc,
 };
 
-use futures_util::StreamExt as _;
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
-    core::{ApiResource, DynamicObject, Object, params::ListParams},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    Client, ResourceExt as _,
+    core::{DynamicObject, Object},
 };
 use kubeveil_api::{peer_slice, pod_slice::SlicedPod, policy::PolicyStatus, selector::Labels};
 use kubeveil_core::policy::{
@@ -25,15 +18,14 @@ use kubeveil_core::policy::{
 use kubeveil_kubernetes::{PodSpec, PodStatus, ours, read_policy, resident, theirs};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::sync::Notify;
 
 use crate::{
+    follow::{Loose, Watches, full_name},
     kept::Kept,
     peers::{Slices, Stands},
 };
 
-/// Parts that are read later, each for itself: one object that can't be read must not stop the others.
-type Loose = Object<Option<Value>, Value>;
 pub(crate) type PodObject = Object<PodSpec, PodStatus>;
 
 /// As `kubectl` has them.
@@ -91,53 +83,34 @@ pub(crate) struct Census {
     pub(crate) slices: BTreeMap<String, SeenSlice>,
 }
 
-/// Watches, as long as it lives.
-pub(crate) struct Watches {
-    client: Client,
-    stirred: Arc<Notify>,
-    tasks: JoinSet<()>,
+/// All of it, as long as it lives.
+pub(crate) struct Workloads {
+    pub(crate) watches: Watches,
     policies: [Kept<SeenPolicy>; 2],
     slices: Kept<SeenSlice>,
     /// Slices of nodes.
     peers: Kept<Stands>,
     /// Begun with the first policy, or where a controller before this one told of pods.
-    workloads: Option<(Kept<Arc<SeenPod>>, Kept<Space>)>,
+    pods: Option<(Kept<Arc<SeenPod>>, Kept<Space>)>,
 }
 
-impl Watches {
+impl Workloads {
     pub(crate) fn begin(client: &Client, stirred: Arc<Notify>) -> Self {
-        let mut watches = Self {
-            client: client.clone(),
-            stirred,
-            tasks: JoinSet::new(),
-            policies: Default::default(),
-            slices: Kept::default(),
-            peers: Kept::default(),
-            workloads: None,
-        };
-        for (at, [kind, plural]) in KINDS.into_iter().enumerate() {
-            let resource = ours(kind, plural);
-            let kept = watches.policies[at].clone();
-            watches
-                .start(&resource, kept, full_name::<Loose>, |object, before| Some(policy(&object, before)));
-        }
-        let resource = ours("VeilPodSlice", "veilpodslices");
-        let kept = watches.slices.clone();
-        watches.start(&resource, kept, DynamicObject::name_any, |slice, _| Some(seen_slice(slice)));
-        let resource = ours("VeilPeerSlice", "veilpeerslices");
-        let kept = watches.peers.clone();
-        watches.start(&resource, kept, DynamicObject::name_any, |slice, _| {
+        let mut watches = Watches::new(client, stirred);
+        let policies = KINDS.map(|[kind, plural]| {
+            let read = |object: Loose, before: Option<&_>| Some(policy(&object, before));
+            watches.all(&ours(kind, plural), full_name, read)
+        });
+        let name = DynamicObject::name_any;
+        let slices =
+            watches.all(&ours("VeilPodSlice", "veilpodslices"), name, |slice, _| Some(seen_slice(slice)));
+        let peers = watches.all(&ours("VeilPeerSlice", "veilpeerslices"), name, |slice: DynamicObject, _| {
             let version = slice.resource_version().unwrap_or_default();
             let tells_all = slice.data["tellsAll"] == true;
             let uid = slice.uid().unwrap_or_default();
             Some(Stands { uid, version, tells_all, peers: list(slice, "peers") })
         });
-        watches
-    }
-
-    /// They go on for ever, so one that does not is broken.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.tasks.try_join_next().is_some()
+        Self { watches, policies, slices, peers, pods: None }
     }
 
     /// The slices of nodes; `None` until they have been seen once.
@@ -161,7 +134,7 @@ impl Watches {
         if policies.is_empty() && slices.is_empty() {
             return Some(Census { slices, ..Census::default() });
         }
-        let (pods, namespaces) = self.workloads();
+        let (pods, namespaces) = self.pods();
         let is_blind = namespaces.is_blind();
         let (pods, spaces) = (pods.all()?, namespaces.all()?);
         let ending = spaces.iter().filter(|(_, (_, ends))| *ends).map(|(name, _)| name.clone()).collect();
@@ -169,66 +142,18 @@ impl Watches {
         Some(Census { policies, slices, pods, namespaces, ending, is_blind })
     }
 
-    fn workloads(&mut self) -> (Kept<Arc<SeenPod>>, Kept<Space>) {
-        if let Some(begun) = &self.workloads {
+    fn pods(&mut self) -> (Kept<Arc<SeenPod>>, Kept<Space>) {
+        if let Some(begun) = &self.pods {
             return begun.clone();
         }
-        let begun = (Kept::default(), Kept::default());
-        self.start(&theirs("", "Pod", "pods"), begun.0.clone(), full_name::<PodObject>, |pod, _| {
-            seen_pod(pod).map(Arc::new)
-        });
-        self.start(&theirs("", "Namespace", "namespaces"), begun.1.clone(), Loose::name_any, |space, _| {
+        let pods = theirs("", "Pod", "pods");
+        let pods = self.watches.all(&pods, full_name, |pod: PodObject, _| seen_pod(pod).map(Arc::new));
+        let namespaces = theirs("", "Namespace", "namespaces");
+        let namespaces = self.watches.all(&namespaces, Loose::name_any, |space, _| {
             Some((space.labels().clone(), space.metadata.deletion_timestamp.is_some()))
         });
-        self.workloads.insert(begun).clone()
+        self.pods.insert((pods, namespaces)).clone()
     }
-
-    fn start<K, T>(
-        &mut self,
-        kind: &ApiResource,
-        kept: Kept<T>,
-        name: impl Fn(&K) -> String + Send + 'static,
-        read: impl Fn(K, Option<&T>) -> Option<T> + Send + 'static,
-    ) where
-        K: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-        T: Clone + Send + 'static,
-    {
-        let api: Api<K> = Api::all_with(self.client.clone(), kind);
-        let (stirred, client) = (self.stirred.clone(), self.client.clone());
-        let what = kind.plural.clone();
-        let events = watcher(api, watcher::Config::default()).default_backoff();
-        self.tasks.spawn(async move {
-            let mut events = pin!(events);
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(Event::InitDone) if kept.would_be_emptied() && !knows_a_node(&client).await => {
-                        tracing::warn!("a list of {what} is empty, and no node is known to who gave it: all is asked anew");
-                        return;
-                    }
-                    Ok(event) => {
-                        kept.take(event, &name, &read);
-                        stirred.notify_one();
-                    }
-                    // It tells of nothing; what is blind is asked when something else does.
-                    Err(e) => {
-                        tracing::warn!("watch {what}: {e}");
-                        kept.fail();
-                    }
-                }
-            }
-        });
-    }
-}
-
-/// Of whom no Node is known nothing is believed to be gone: an API server whose store was lost, or the wrong one.
-async fn knows_a_node(client: &Client) -> bool {
-    let nodes: Api<DynamicObject> = Api::all_with(client.clone(), &theirs("", "Node", "nodes"));
-    nodes.list_metadata(&ListParams::default().limit(1)).await.is_ok_and(|nodes| !nodes.items.is_empty())
-}
-
-/// Under which no other of its kind is kept.
-fn full_name<K: Resource>(object: &K) -> String {
-    format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
 }
 
 fn seen_slice(slice: DynamicObject) -> SeenSlice {

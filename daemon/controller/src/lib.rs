@@ -2,12 +2,13 @@
 //! cluster has got, begins rotations that are scheduled, finds the ranges of pods and nodes where people name none, tells all nodes of
 //! whose pods more is asked than of all, and keeps a record of whose prefixes are whose. Nothing that encrypts waits for it.
 //!
-//! `watch` keeps what there is, `census` who pods are, `seen` is that at one moment, `status`, `schedule`, `ranges`, `policies` and `peers` decide
+//! `watch` keeps what there is, `census` who pods are, both by `follow`, `seen` is that at one moment, `status`, `schedule`, `ranges`, `policies` and `peers` decide
 //! (pure), `act` writes. What a chart's hooks
 //! do stands beside it, in [`hook`].
 
 mod act;
 mod census;
+mod follow;
 pub mod hook;
 mod kept;
 mod peers;
@@ -32,8 +33,9 @@ use tokio::{
 };
 
 use act::Writer;
+use census::Workloads;
 use seen::Seen;
-use watch::{Bound, Watches};
+use watch::{Bound, Cluster};
 
 /// What the lease is called.
 const LEASE: &str = "kubeveil-controller";
@@ -131,14 +133,14 @@ fn until_next_end(seen: &Seen, now: Timestamp) -> Option<Duration> {
 
 async fn lead(client: kube::Client, options: &Options) -> Result<()> {
     let stirred = Arc::new(Notify::new());
-    let mut watches = Watches::begin(&client, options, stirred.clone()).await?;
-    let mut census = census::Watches::begin(&client, stirred.clone());
+    let mut cluster = Cluster::begin(&client, options, stirred.clone()).await?;
+    let mut workloads = Workloads::begin(&client, stirred.clone());
     let mut writer = Writer::new(client, &options.identity);
     loop {
-        let (seen, now) = (watches.seen(), Timestamp::now());
+        let (seen, now) = (cluster.seen().unwrap_or_default(), Timestamp::now());
         // Where no node is, nobody was ever told of a pod: it is not the cluster that we know.
-        let known = census.seen().filter(|_| !seen.nodes.is_empty());
-        let again = match writer.write(&seen, known.as_ref(), census.peers().as_ref(), now).await {
+        let known = workloads.seen().filter(|_| !seen.nodes.is_empty());
+        let again = match writer.write(&seen, known.as_ref(), workloads.peers().as_ref(), now).await {
             Ok(()) => until_next_end(&seen, now).map_or(RESYNC, |end| end.min(RESYNC)),
             Err(e) => {
                 tracing::warn!("{e:#}");
@@ -149,7 +151,7 @@ async fn lead(client: kube::Client, options: &Options) -> Result<()> {
         // Which of both it was does not matter.
         drop(tokio::time::timeout(again, stirred.notified()).await);
         tokio::time::sleep(BURST).await;
-        if watches.has_ended() || census.has_ended() {
+        if cluster.watches.has_ended() || workloads.watches.has_ended() {
             bail!("a watch has ended");
         }
     }

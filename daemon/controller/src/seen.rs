@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use kubeveil_api::{mesh::EncryptionMesh, node::NodeAddress, selector::Labels, veil_node::VeilNodeStatus};
+use kube::{ResourceExt as _, core::Object};
+use kubeveil_api::{
+    mesh::EncryptionMesh, names, node::NodeAddress, selector::Labels, veil_node::VeilNodeStatus,
+};
 pub(crate) use kubeveil_core::snapshot::NodeFacts as Node;
 use serde::{Deserialize, Serialize};
 
@@ -58,20 +61,15 @@ pub(crate) struct NodeStatus {
 }
 
 /// What counts of a Node.
-pub(crate) fn read_node(
-    uid: String,
-    announcement: Option<String>,
-    labels: &Labels,
-    spec: &NodeSpec,
-    status: Option<&NodeStatus>,
-) -> Node {
-    let cidrs = spec.pod_cidrs.iter().flatten().filter_map(|text| text.parse::<IpNet>().ok());
-    let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+pub(crate) fn read_node(node: &Object<NodeSpec, NodeStatus>) -> Node {
+    let announcement = node.annotations().get(names::ANNOUNCEMENT).cloned();
+    let cidrs = node.spec.pod_cidrs.iter().flatten().filter_map(|text| text.parse::<IpNet>().ok());
+    let addresses = node.status.iter().filter_map(|status| status.addresses.as_ref()).flatten();
     let internal = addresses.filter(|address| address.kind == "InternalIP");
     Node {
-        uid,
+        uid: node.uid().unwrap_or_default(),
         // Of who announces something nobody asks for them.
-        labels: if announcement.is_none() { labels.clone() } else { Labels::new() },
+        labels: if announcement.is_none() { node.labels().clone() } else { Labels::new() },
         announcement,
         pod_cidrs: cidrs.map(|cidr| cidr.trunc()).collect(),
         internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),

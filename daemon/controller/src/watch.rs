@@ -1,130 +1,107 @@
 //! What there is, kept by watches.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use jiff::Timestamp;
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     core::{DynamicObject, Object},
-    runtime::{
-        WatchStreamExt as _, reflector,
-        reflector::Store,
-        watcher::{self, watcher},
-    },
+    runtime::watcher::Config,
 };
 use kubeveil_api::{mesh::EncryptionMesh, names, object, veil_node::VeilNodeStatus};
 use kubeveil_kubernetes::{PodStatus, entries, ours, theirs};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
     sync::Notify,
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
+    time::{Instant, timeout_at},
 };
 
 use crate::{
     Options,
     census::PodObject,
+    follow::{Loose, Watches},
+    kept::Kept,
     ranges,
-    seen::{Mesh, NodeSpec, NodeStatus, Said, Seen, read_node},
+    seen::{Mesh, Node, NodeSpec, NodeStatus, Said, Seen, read_node},
 };
 
 type NodeObject = Object<NodeSpec, NodeStatus>;
-/// Parts that are read later, each for itself: one object that can't be read must not stop the others.
-type Loose = Object<Option<Value>, Value>;
 
 /// How long the first lists may take.
 const FIRST: Duration = Duration::from_secs(60);
 
-/// Watches, as long as it lives.
-pub(crate) struct Watches {
-    nodes: Store<NodeObject>,
-    veil_nodes: Store<Loose>,
-    meshes: Store<Loose>,
-    pods: Store<PodObject>,
+/// All of it, as long as it lives.
+pub(crate) struct Cluster {
+    pub(crate) watches: Watches,
+    nodes: Kept<Node>,
+    /// What is said in them, if anything that can be read.
+    veil_nodes: Kept<Option<VeilNodeStatus>>,
+    meshes: Kept<Mesh>,
+    /// Where an agent's pod runs, and whether it is ready.
+    agents: Kept<(String, bool)>,
     said: Said,
-    tasks: JoinSet<()>,
 }
 
-impl Watches {
+impl Cluster {
     /// All that there is has been seen once when it returns. `stirred` is notified whenever something changes.
     pub(crate) async fn begin(client: &Client, options: &Options, stirred: Arc<Notify>) -> Result<Self> {
-        let mut tasks = JoinSet::new();
-        let mut watch = Starter { stirred, tasks: &mut tasks };
-        let all = watcher::Config::default;
-        let kind = theirs("", "Node", "nodes");
-        let nodes = watch.start(Api::all_with(client.clone(), &kind), all(), kind);
-        let kind = ours("VeilNode", "veilnodes");
-        let veil_nodes = watch.start(Api::all_with(client.clone(), &kind), all(), kind);
-        let kind = ours("EncryptionMesh", "encryptionmeshes");
-        let meshes = watch.start(
-            Api::all_with(client.clone(), &kind),
-            all().fields(&format!("metadata.name={}", names::MESH)),
-            kind,
-        );
-        let kind = theirs("", "Pod", "pods");
-        let pods = Api::namespaced_with(client.clone(), &options.namespace, &kind);
-        let pods = watch.start(pods, all().labels(names::AGENTS), kind);
-        let seen = async {
-            nodes.wait_until_ready().await?;
-            veil_nodes.wait_until_ready().await?;
-            meshes.wait_until_ready().await?;
-            pods.wait_until_ready().await
-        };
-        tokio::time::timeout(FIRST, seen).await.context("the API server does not list what there is")??;
-        let said = said(client).await;
-        Ok(Self { nodes, veil_nodes, meshes, pods, said, tasks })
-    }
-
-    /// They go on for ever, so one that does not is broken.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.tasks.try_join_next().is_some()
-    }
-
-    /// As of now.
-    pub(crate) fn seen(&self) -> Seen {
-        let mesh = self.meshes.state().into_iter().find_map(|mesh| read_mesh(&mesh));
-        let (mut nodes, mut excluded) = (BTreeMap::new(), BTreeMap::new());
-        for node in self.nodes.state() {
-            let announcement = node.annotations().get(names::ANNOUNCEMENT).cloned();
-            let spec = mesh.as_ref().map(|mesh| &mesh.object.spec);
-            let is_excluded =
-                spec.is_some_and(|spec| spec.excludes(node.labels(), announcement.as_deref()).is_some());
-            let read = read_node(
-                node.uid().unwrap_or_default(),
-                announcement,
-                node.labels(),
-                &node.spec,
-                node.status.as_ref(),
-            );
-            let of = if is_excluded { &mut excluded } else { &mut nodes };
-            of.insert(node.name_any(), read);
-        }
-        let veil_nodes = self.veil_nodes.state().into_iter().map(|node| {
-            let status = node.status.clone().and_then(|status| serde_json::from_value(status).ok());
-            (node.name_any(), status)
+        let mut watches = Watches::new(client, stirred.clone());
+        let nodes =
+            watches.all(&theirs("", "Node", "nodes"), NodeObject::name_any, |node, _| Some(read_node(&node)));
+        let veil_nodes = watches.all(&ours("VeilNode", "veilnodes"), Loose::name_any, |node, _| {
+            Some(node.status.and_then(|status| serde_json::from_value(status).ok()))
         });
-        let mut agents: BTreeMap<String, bool> = BTreeMap::new();
-        for pod in self.pods.state() {
-            let Some(node) = pod.spec.node() else { continue };
-            *agents.entry(node.to_owned()).or_default() |=
-                pod.status.as_ref().is_some_and(PodStatus::is_ready);
+        let meshes = watches.some(
+            Api::all_with(client.clone(), &ours("EncryptionMesh", "encryptionmeshes")),
+            Config::default().fields(&format!("metadata.name={}", names::MESH)),
+            Loose::name_any,
+            |mesh, _| read_mesh(&mesh),
+        );
+        let agents = watches.some(
+            Api::namespaced_with(client.clone(), &options.namespace, &theirs("", "Pod", "pods")),
+            Config::default().labels(names::AGENTS),
+            PodObject::name_any,
+            |pod, _| {
+                let is_ready = pod.status.as_ref().is_some_and(PodStatus::is_ready);
+                Some((pod.spec.node()?.to_owned(), is_ready))
+            },
+        );
+        let mut cluster = Self { watches, nodes, veil_nodes, meshes, agents, said: Said::default() };
+        let end = Instant::now() + FIRST;
+        while cluster.seen().is_none() {
+            let stirs = timeout_at(end, stirred.notified()).await;
+            stirs.context("the API server does not list what there is")?;
         }
-        Seen {
+        cluster.said = said(client).await;
+        Ok(cluster)
+    }
+
+    /// As of now; `None` until everything has been seen once.
+    pub(crate) fn seen(&self) -> Option<Seen> {
+        let mesh = self.meshes.all()?.into_values().next();
+        let spec = mesh.as_ref().map(|mesh| &mesh.object.spec);
+        let is_excluded = |node: &Node| {
+            spec.is_some_and(|spec| spec.excludes(&node.labels, node.announcement.as_deref()).is_some())
+        };
+        let (excluded, nodes) = self.nodes.all()?.into_iter().partition(|(_, node)| is_excluded(node));
+        let mut agents: BTreeMap<String, bool> = BTreeMap::new();
+        for (node, is_ready) in self.agents.all()?.into_values() {
+            *agents.entry(node).or_default() |= is_ready;
+        }
+        Some(Seen {
             mesh,
             nodes,
             excluded,
-            veil_nodes: veil_nodes.collect::<BTreeMap<_, Option<VeilNodeStatus>>>(),
+            veil_nodes: self.veil_nodes.all()?,
             agents,
             said: self.said.clone(),
-        }
+        })
     }
 }
 
 /// A mesh that can't be read is none: what its status says stays as it is.
 fn read_mesh(mesh: &Loose) -> Option<Mesh> {
-    let made = mesh.metadata.creation_timestamp.as_ref();
     let object = EncryptionMesh {
         types: object::TypeMeta {
             api_version: names::API_VERSION.to_owned(),
@@ -133,8 +110,7 @@ fn read_mesh(mesh: &Loose) -> Option<Mesh> {
         metadata: object::Metadata {
             name: mesh.name_any(),
             uid: mesh.uid().unwrap_or_default(),
-            // The API has another version of the type.
-            creation_timestamp: made.and_then(|made| Timestamp::from_second(made.0.as_second()).ok()),
+            creation_timestamp: mesh.metadata.creation_timestamp.as_ref().map(|made| made.0),
             ..object::Metadata::default()
         },
         spec: serde_json::from_value(mesh.spec.clone()?)
@@ -144,33 +120,6 @@ fn read_mesh(mesh: &Loose) -> Option<Mesh> {
     };
     let generation = mesh.metadata.generation.unwrap_or_default();
     Some(Mesh { object, generation, version: mesh.resource_version().unwrap_or_default() })
-}
-
-struct Starter<'a> {
-    stirred: Arc<Notify>,
-    tasks: &'a mut JoinSet<()>,
-}
-
-impl Starter<'_> {
-    fn start<K>(&mut self, api: Api<K>, config: watcher::Config, kind: K::DynamicType) -> Store<K>
-    where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-        K::DynamicType: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
-    {
-        let writer = reflector::store::Writer::new(kind);
-        let store = writer.as_reader();
-        let stirred = self.stirred.clone();
-        let events = watcher(api, config)
-            .modify(|object| object.managed_fields_mut().clear())
-            .default_backoff()
-            .reflect(writer)
-            .inspect_err(|e| tracing::warn!("watch: {e}"));
-        self.tasks.spawn(events.for_each(move |_| {
-            stirred.notify_one();
-            std::future::ready(())
-        }));
-        store
-    }
 }
 
 /// What the cluster says of its ranges. Where it says nothing, or won't tell us, what is seen has to do.
