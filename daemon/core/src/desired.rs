@@ -405,14 +405,20 @@ fn config(inputs: &Inputs<'_>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) 
         Some(FlowMode::Observe) => kubeveil_abi::Mode::Observe,
     };
     let unknown = asked::unknown(&snapshot.policies);
+    // Where only policies encrypt, nothing passes for want of one that may be there and was not told of yet.
+    let may_be_asked = !inputs.told.all && snapshot.mode() == Some(FlowMode::Observe);
     // Hearsay loosens nothing that stands.
     let stands = inputs.observed.datapath.as_ref().and_then(Datapath::written);
     let mode = match stands {
-        Some(stands) if !inputs.told.mesh => mode.stricter(kubeveil_abi::Mode::from_raw(stands.mode)),
+        Some(stands) if !inputs.told.mesh || may_be_asked => {
+            mode.stricter(kubeveil_abi::Mode::from_raw(stands.mode))
+        }
+        None if may_be_asked => kubeveil_abi::Mode::Prefer,
         _ => mode,
     };
     let unknown = match stands {
         Some(stands) if !inputs.told.all => asked::stricter(unknown, Asked::from_raw(stands.unknown)),
+        None if may_be_asked => Asked::Require,
         _ => unknown,
     };
     Config {
@@ -485,10 +491,11 @@ fn carries(inputs: &Inputs<'_>, node: &str, health: Health) -> bool {
     let snapshot = inputs.knowledge.snapshot();
     // Asked last, and only of who is in question: it is a look at all policies, and there are thousands of peers.
     let prefers = || snapshot.mode() == Some(FlowMode::Prefer);
+    let passes = || inputs.adopting.open.contains(node) || prefers();
     // What policies require of some may not pass, so all go by the tunnel that is proven.
-    let passes = || prefers() && asked::unknown(&snapshot.policies) == Asked::Mesh;
+    let requires = || asked::unknown(&snapshot.policies) != Asked::Mesh;
     let is_given_up = || matches!(health, Health::Stale(_)) && prefers();
-    let is_misled = || !snapshot.strangers.is_empty() && (inputs.adopting.open.contains(node) || passes());
+    let is_misled = || !snapshot.strangers.is_empty() && passes() && !requires();
     health.is_proven() && !is_given_up() && !is_misled()
 }
 

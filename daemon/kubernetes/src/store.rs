@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use kubeveil_api::{mesh::InForce, names, problem::Problem};
+use kubeveil_api::{
+    mesh::{InForce, Mode},
+    names,
+    problem::Problem,
+};
 use kubeveil_core::{
     lingering::Lingering,
     policy::{
@@ -213,7 +217,7 @@ impl Store {
     /// less than `settle` before `now` still stands; true if there is one.
     pub(crate) fn knowledge(&mut self, settle: Duration, now: Duration) -> (Knowledge, bool) {
         let (policies, waits) = self.policies_in_force(settle, now);
-        let mesh = self.mesh_in_force().cloned();
+        let mesh = self.mesh_to_go_by().cloned();
         let mut snapshot = Snapshot {
             nodes: self.known_nodes(),
             strangers: self.strangers.clone(),
@@ -232,6 +236,12 @@ impl Store {
 
     fn mesh_in_force(&self) -> Option<&InForce> {
         self.mesh.get(names::MESH)?.value.as_ref()
+    }
+
+    /// One that observes says little without the policies: until they were listed, it is as if it were not known.
+    fn mesh_to_go_by(&self) -> Option<&InForce> {
+        let is_told = self.policies.iter().all(|policies| policies.listed);
+        self.mesh_in_force().filter(|mesh| is_told || mesh.spec.mode != Mode::Observe)
     }
 
     fn policies_in_force(&mut self, settle: Duration, now: Duration) -> (Policies, bool) {

@@ -151,7 +151,7 @@ fn deciding(rounds: usize) -> Vec<Row> {
     for round in 1..=rounds {
         say(format!("policies: deciding {round} of {rounds}"));
         let start = Instant::now();
-        let asked = workloads.asked(&policies, FlowMode::Prefer, |_| None);
+        let asked = workloads.asked(&policies, FlowMode::Prefer, "", |_| None);
         all.push(start.elapsed().as_secs_f64() * 1e3);
         std::hint::black_box(asked);
         one.push(changes(&policies, &workloads));

@@ -8,6 +8,7 @@ mod convergence;
 mod faults;
 mod flows;
 mod hear;
+mod hearsay;
 mod leave;
 mod panics;
 mod policies;

@@ -58,6 +58,41 @@ fn of(base: FlowMode, standing: Option<Standing>, inputs: &Inputs<'_>) -> (Asked
     }
 }
 
+/// Addresses of which nothing is to be said beside what is said of all around them, and of which less `stands`, with what is said of them
+/// instead: that an entry is removed waits until all is known, and comes after another device may speak by that address; whose it is next
+/// is not to be held to as little.
+fn left_standing<'a>(
+    inputs: &'a Inputs<'_>,
+    origins: &'a Origins,
+    stands: &'a BTreeMap<IpNet, Prefix>,
+    out: &'a Desired,
+) -> impl Iterator<Item = (IpNet, Prefix)> + 'a {
+    let is_whole = inputs.knowledge.synced().is_some();
+    let knows_elsewhere = inputs.knowledge.snapshot().workloads.knows_elsewhere;
+    let bound = inputs.observed.datapath.as_ref().map(|datapath| &datapath.origins);
+    let is_handed_on = move |address: &IpAddr| {
+        let speaks = origins.known.get(address);
+        speaks.is_some() && speaks != bound.and_then(|bound| bound.get(address))
+    };
+    stands
+        .iter()
+        .filter(|(net, _)| !out.prefixes.contains_key(*net))
+        .filter(move |(net, _)| !is_whole || is_handed_on(&net.addr()))
+        .filter(move |(_, stands)| stands.kind == PrefixKind::LocalPods || knows_elsewhere)
+        .filter_map(|(net, stands)| Some((*net, taken_back(stands, around(&out.prefixes, *net)?)?)))
+}
+
+/// What is said of an address in the prefix `holder`, if less `stands` there.
+fn taken_back(stands: &Prefix, holder: Prefix) -> Option<Prefix> {
+    let is_less = stands.kind == holder.kind && stricter(stands.asked, holder.asked) != stands.asked;
+    is_less.then_some(Prefix { until: 0, ..holder })
+}
+
+/// Until when it is asked for.
+const fn end(prefix: &Prefix) -> u32 {
+    if prefix.until == 0 { u32::MAX } else { prefix.until }
+}
+
 const fn is_loose(asked: Asked) -> bool {
     matches!(asked, Asked::Exempt | Asked::Prefer)
 }
@@ -82,12 +117,15 @@ pub(super) fn ask(
     out: &mut Desired,
 ) {
     ask_as_known(inputs, origins, stands, out);
+    let less: Vec<_> = left_standing(inputs, origins, stands, out).collect();
+    out.prefixes.extend(less);
     if inputs.told.all {
         return;
     }
     for (net, prefix) in &mut out.prefixes {
         let is_stricter = |stands: &Prefix| {
-            stands.kind == prefix.kind && stricter(stands.asked, prefix.asked) != prefix.asked
+            let is_sooner = stands.asked == prefix.asked && end(stands) < end(prefix);
+            stands.kind == prefix.kind && (is_sooner || stricter(stands.asked, prefix.asked) != prefix.asked)
         };
         if let Some(stands) = around(stands, *net).filter(is_stricter) {
             (prefix.asked, prefix.until) = (stands.asked, stands.until);
@@ -125,7 +163,7 @@ fn ask_as_known(inputs: &Inputs<'_>, origins: &Origins, stands: &BTreeMap<IpNet,
         nets.find_map(|net| Some((net, *owners.get(&net)?)))
     };
     let owner_of = |address: &IpAddr| owner(address).map(|(_, node)| node);
-    let asked_of = snapshot.workloads.asked(&snapshot.policies, base, owner_of);
+    let asked_of = snapshot.workloads.asked(&snapshot.policies, base, inputs.node, owner_of);
     let count = |is_it: fn(Asked) -> bool| {
         asked_of.values().filter(|standing| is_it(of(base, **standing, inputs).0)).count()
     };

@@ -146,25 +146,26 @@ impl Workloads {
 
     /// What `policies` ask for of each address that a pod of a known namespace has, in a mesh of mode `base`, and what is said of those
     /// elsewhere. Nobody but its `owner`, the node of whose prefixes it is, says what has an address; one that is nobody's may be any
-    /// pod's that we were told of by name.
+    /// pod's that we were told of by name. Of pods of the node `own` more counts wherever their addresses lie, if it is required.
     pub fn asked<'a>(
         &self,
         policies: &Policies,
         base: FlowMode,
+        own: &str,
         owner: impl Fn(&IpAddr) -> Option<&'a str>,
     ) -> BTreeMap<IpAddr, Option<Standing>> {
-        let mut pods = Pods::default();
-        pods.set_policies(policies.clone());
-        for (name, labels) in &self.namespaces {
-            pods.set_namespace(name, Some(labels.clone()));
-        }
-        for (uid, pod) in &self.pods {
-            let has = |address: &&IpAddr| owner(address).is_none_or(|owner| owner == pod.node);
-            let addresses = pod.addresses.iter().filter(has).copied().collect();
-            pods.set_pod(uid, Some(Pod { addresses, ..pod.clone() }));
-        }
+        let pods = self.holders(policies, |pod, at| owner(at).is_none_or(|owner| owner == pod.node));
         let mut asked: BTreeMap<_, _> =
             pods.holders.keys().filter_map(|at| Some((*at, pods.of_address(base, at)?))).collect();
+        // Where a pod of this node has an address of another's, what is required of it is, and nothing less.
+        let astray =
+            self.holders(policies, |pod, at| pod.node == own && owner(at).is_some_and(|node| node != own));
+        for at in astray.holders.keys() {
+            let standing = astray.of_address(base, at).flatten();
+            if let Some(standing) = standing.filter(|standing| standing.mode == PolicyMode::Require) {
+                asked.insert(*at, Some(standing));
+            }
+        }
         for (node, exceptions) in &self.elsewhere {
             let has = |address: &IpAddr| owner(address) == Some(node);
             for (address, standing) in exceptions.iter().filter(|(address, _)| has(address)) {
@@ -174,6 +175,26 @@ impl Workloads {
             }
         }
         asked
+    }
+
+    /// The pods that have addresses of which this `counts`, and these alone.
+    fn holders(&self, policies: &Policies, counts: impl Fn(&Pod, &IpAddr) -> bool) -> Pods {
+        let that_count = |pod: &Pod| pod.addresses.iter().filter(|at| counts(pod, at)).copied().collect();
+        let that_count = self.pods.iter().map(|(uid, pod)| (uid, pod, that_count(pod)));
+        let mut of: Vec<(_, _, BTreeSet<IpAddr>)> = that_count.collect();
+        of.retain(|(_, _, addresses)| !addresses.is_empty());
+        let mut pods = Pods::default();
+        if of.is_empty() {
+            return pods;
+        }
+        pods.set_policies(policies.clone());
+        for (name, labels) in &self.namespaces {
+            pods.set_namespace(name, Some(labels.clone()));
+        }
+        for (uid, pod, addresses) in of {
+            pods.set_pod(uid, Some(Pod { addresses, ..pod.clone() }));
+        }
+        pods
     }
 }
 

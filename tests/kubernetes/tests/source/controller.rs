@@ -307,7 +307,7 @@ pub(crate) fn it_tells_other_nodes_of_exceptions(server: &mut Server) {
     world.put_object(&policy).unwrap();
     let asked = |state: &SourceState| {
         let snapshot = state.knowledge.snapshot();
-        let all = snapshot.workloads.asked(&snapshot.policies, FlowMode::Prefer, |_| Some("node-2"));
+        let all = snapshot.workloads.asked(&snapshot.policies, FlowMode::Prefer, "", |_| Some("node-2"));
         all.into_iter().map(|(at, standing)| (at.to_string(), standing.map(|s| s.mode))).collect::<Vec<_>>()
     };
     let of = |n: u8| {

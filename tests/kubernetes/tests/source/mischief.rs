@@ -60,7 +60,7 @@ pub(crate) fn policies() -> [Value; 5] {
 /// All of those stand.
 fn are_asked(state: &SourceState) -> bool {
     let snapshot = state.knowledge.snapshot();
-    let asked = snapshot.workloads.asked(&snapshot.policies, FlowMode::Require, |_| None);
+    let asked = snapshot.workloads.asked(&snapshot.policies, FlowMode::Require, "", |_| None);
     let elsewhere = snapshot.workloads.elsewhere.get("node-2").map_or(0, |of| of.len());
     (snapshot.policies.iter().count(), asked.len(), elsewhere) == (2, 1, 1)
 }

@@ -230,7 +230,7 @@ fn what_is_asked_of_pods_follows_their_labels(world: &mut dyn World) {
     let mut watching = opened(world, &["node-1", "node-2"]);
     let asked = |state: &SourceState| {
         let snapshot = state.knowledge.snapshot();
-        let all = snapshot.workloads.asked(&snapshot.policies, FlowMode::Prefer, |_| Some("node-1"));
+        let all = snapshot.workloads.asked(&snapshot.policies, FlowMode::Prefer, "", |_| Some("node-1"));
         let of = |address: &str| all.get(&address.parse().unwrap()).map(|standing| standing.map(|s| s.mode));
         let [v4, v6] = ["10.244.1.7", "fd00:244:0:1::7"].map(of);
         assert_eq!(v4, v6);

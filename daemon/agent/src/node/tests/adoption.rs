@@ -3,7 +3,8 @@
 use std::{fs, time::Duration};
 
 use kubeveil_abi::{PeerState, PeerValue, PrefixKind};
-use kubeveil_core::{action::Action, problem::ProblemKind};
+use kubeveil_api::policy::PolicyMode;
+use kubeveil_core::{action::Action, policy::Policies, problem::ProblemKind};
 use kubeveil_keys::PrivateKey;
 use kubeveil_linux::fake::FakeKernel;
 
@@ -224,6 +225,14 @@ fn by_wrong_prefixes_nothing_is_steered() {
     assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (0, 2));
     assert!(node.last.problems.iter().any(|p| p.to_string().contains("Pod a/b has the address 10.9.0.1")));
     assert!(status::waiting_for(&node).iter().any(|what| what.contains("PodAddressesUnknown")));
+    // Whom a policy asks it of may not pass, so what is proven is used.
+    let required = super::policies::policy("p", "payments", PolicyMode::Require, None);
+    bench.world.change(|said| said.snapshot.policies = Policies::new([required].into()));
+    bench.settle(&mut node);
+    assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (2, 2));
+    bench.world.change(|said| said.snapshot.policies = Policies::default());
+    bench.settle(&mut node);
+    assert_eq!(bench.tunnelled(), 0);
     misled(&bench, false);
     bench.settle(&mut node);
     assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (2, 0));

@@ -34,7 +34,7 @@ fn told<K: Kernel>(node: &mut Node<K>, now: Now) -> Option<PolicyStatus> {
 }
 
 /// A policy for all pods of a namespace; of the cluster if it is called so.
-fn policy(name: &str, of: &str, mode: PolicyMode, until: Option<i64>) -> (PolicyId, Policy) {
+pub(super) fn policy(name: &str, of: &str, mode: PolicyMode, until: Option<i64>) -> (PolicyId, Policy) {
     let namespace = (!name.starts_with("cluster")).then(|| of.to_owned());
     let until = until.map(|seconds| Timestamp::from_second(seconds).expect("a time"));
     let policy = Policy {
@@ -47,14 +47,14 @@ fn policy(name: &str, of: &str, mode: PolicyMode, until: Option<i64>) -> (Policy
     (PolicyId { namespace, name: name.to_owned() }, policy)
 }
 
-fn pod(name: &str, node: &str, namespace: &str, addresses: &[&str]) -> (String, Pod) {
+pub(super) fn pod(name: &str, node: &str, namespace: &str, addresses: &[&str]) -> (String, Pod) {
     let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
     let (node, namespace) = (node.to_owned(), namespace.to_owned());
     (name.to_owned(), Pod { node, namespace, labels: Labels::new(), addresses, network_since: None })
 }
 
 /// Two nodes, in a mesh of this mode, with these policies and pods of three namespaces.
-fn bench(mode: Mode, policies: &[(PolicyId, Policy)]) -> Bench {
+pub(super) fn bench(mode: Mode, policies: &[(PolicyId, Policy)]) -> Bench {
     let bench = Bench::new(2);
     let pods = BTreeMap::from([
         pod("ledger", "node-1", "payments", &["10.244.1.8", "fd00:244:1::8"]),
@@ -75,7 +75,7 @@ fn bench(mode: Mode, policies: &[(PolicyId, Policy)]) -> Bench {
 }
 
 /// The pod with that address speaks by a device of its own.
-fn has_device(bench: &Bench, at: &str) {
+pub(super) fn has_device(bench: &Bench, at: &str) {
     let (name, kind) = ("veth".to_owned(), Some("veth".to_owned()));
     let routes = vec![at.parse().expect("a prefix")];
     bench.kernel.with(|k| k.add_link(Link { name, kind, routes, ..Link::default() }));

@@ -9,7 +9,9 @@ use std::{
 use ipnet::IpNet;
 use kubeveil_abi::{Asked, PrefixKind};
 
-use super::{MOST_EXCEPTIONS, TOO_MANY, entry, falls_to_stricter, is_gone, is_loose, of, pods_of, unknown};
+use super::{
+    MOST_EXCEPTIONS, TOO_MANY, entry, falls_to_stricter, is_gone, is_loose, of, pods_of, taken_back, unknown,
+};
 use crate::{
     action::Action,
     desired::{Desired, Inputs},
@@ -44,6 +46,7 @@ impl AddressPart {
             return None;
         }
         let unknown = unknown(&snapshot.policies);
+        let is_whole = inputs.knowledge.synced().is_some();
         let mut part = Self::default();
         // Of a namespace that is labelled otherwise all pods are asked about.
         let mut of_namespaces = BTreeMap::new();
@@ -79,6 +82,7 @@ impl AddressPart {
                 part.all.insert(own);
                 part.observed.extend(stands.map(|stands| (own, *stands)));
                 let entry = entry(asked, until, unknown, *holder, stands);
+                let entry = entry.or_else(|| taken_back(stands.filter(|_| !is_whole)?, *holder));
                 part.desired.extend(entry.map(|entry| (own, entry)));
             }
         }
