@@ -159,7 +159,7 @@ impl RotationSpec {
 }
 
 /// What asks for `generation` at `now`, as a merge patch (RFC 7386) of a mesh's `spec`. What an earlier request asked for is over, but
-/// for what stands: the schedule, and a pause. `nodeSelector` and `deadlineSeconds` of `rotation` are left to be set.
+/// for what stands: the schedule, a pause, and that nodes were cut off. `nodeSelector` and `deadlineSeconds` of `rotation` are left to be set.
 pub fn request(generation: u32, who: &str, reason: &str, now: Timestamp) -> Value {
     json!({
         "keyGeneration": generation,
@@ -171,7 +171,6 @@ pub fn request(generation: u32, who: &str, reason: &str, now: Timestamp) -> Valu
             // What a patch does not speak of stays.
             "nodeSelector": null,
             "deadlineSeconds": null,
-            "retireBefore": null,
         },
     })
 }

@@ -111,10 +111,12 @@ impl Announced {
         self.nodes.get(node).map_or(Heard::Told, Entry::heard)
     }
 
-    /// Puts what was kept of each node in the place of what a source tells that is older, or nothing: it is to be kept on.
+    /// Puts what was kept of each node in the place of what a source tells that is older, and what counts in the place of nothing, or of what is
+    /// none: it is to be kept on.
     pub fn restore(&self, nodes: &mut BTreeMap<String, Arc<NodeFacts>>) {
         for (name, entry) in self.nodes.iter().filter(|(_, entry)| !entry.is_as_kept()) {
-            if let (Some(kept), Some(node)) = (&entry.kept, nodes.get_mut(name)) {
+            let counts = entry.valid.as_ref().filter(|_| !entry.is_current);
+            if let (Some(kept), Some(node)) = (entry.kept.as_ref().or(counts), nodes.get_mut(name)) {
                 Arc::make_mut(node).announcement = Some(kept.to_json());
             }
         }
@@ -288,6 +290,24 @@ mod tests {
             announced.update(&node("u", told.clone()));
             announced.confirm("a", Some(revokes));
             assert_eq!(announced.heard("a"), heard);
+        }
+    }
+
+    /// What counts is kept on, though nothing that can be read is told any more.
+    #[test]
+    fn what_vanished_is_kept_on_disk_as_long_as_it_counts() {
+        for gone in [None, Some("no announcement".to_owned())] {
+            let before = said(&[3, 4]);
+            let mut announced = Announced::default();
+            assert_eq!(hears(&mut announced, before.clone()), Heard::Told);
+            assert_eq!(hears(&mut announced, gone.clone()), Heard::Told);
+            let mut nodes = node("u", gone.clone());
+            announced.restore(&mut nodes);
+            assert_eq!(nodes["a"].announcement, before);
+            // A daemon that starts by that knows that it is not what the node says now.
+            let mut next = kept(before);
+            assert_eq!(hears(&mut next, gone), Heard::Kept);
+            assert!(next.of("a").is_some());
         }
     }
 

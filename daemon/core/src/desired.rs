@@ -134,6 +134,8 @@ pub struct DesiredTunnel {
     pub mtu: u32,
     /// Peers by key.
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
+    /// Keys that no peer may have: to refuse them nobody else has to be known.
+    pub revoked: BTreeSet<PublicKey>,
 }
 
 /// A peer of a WireGuard device.
@@ -150,7 +152,7 @@ pub struct DesiredPeer {
 impl DesiredTunnel {
     /// The same device, and nobody at it.
     fn without_peers(&self) -> Self {
-        Self { key: self.key, port: self.port, mtu: self.mtu, peers: BTreeMap::new() }
+        Self { peers: BTreeMap::new(), revoked: self.revoked.clone(), ..*self }
     }
 }
 
@@ -312,7 +314,8 @@ fn tunnel(
     let outer_v6 = peers.by_key.values().any(DesiredPeer::is_by_v6);
     let mtu = mtu::tunnel_mtu(underlay_mtu, outer_v6);
     let port = key.0.port(BASE_PORT).unwrap_or(BASE_PORT);
-    (Carrier { keys: peers.keys, ..carrier }, DesiredTunnel { key, port, mtu, peers: peers.by_key })
+    let revoked = mesh.into_iter().flat_map(|mesh| &mesh.revoked_keys).copied().collect();
+    (Carrier { keys: peers.keys, ..carrier }, DesiredTunnel { key, port, mtu, peers: peers.by_key, revoked })
 }
 
 fn underlay_of(inputs: &Inputs<'_>, mesh: Option<&MeshSpec>) -> BTreeSet<u32> {

@@ -367,13 +367,13 @@ fn peers(
         peer_actions(name, *key, peer, have.peers.get(key), synced, written, actions);
     }
     let mut strangers = have.peers.iter().filter(|(key, _)| !want.peers.contains_key(key)).peekable();
-    // Either all is known and nobody announces this key, or others have all its addresses by now.
+    // Either all is known and nobody announces this key, or it is known to be refused, or others have all its addresses by now.
     let claimed: BTreeSet<IpNet> = match strangers.peek() {
         Some(_) => want.peers.values().flat_map(|p| &p.allowed_ips).copied().collect(),
         None => BTreeSet::new(),
     };
     for (key, peer) in strangers {
-        if synced.is_some() || peer.allowed_ips.is_subset(&claimed) {
+        if synced.is_some() || want.revoked.contains(key) || peer.allowed_ips.is_subset(&claimed) {
             actions.push(Action::RemovePeer(name.to_owned(), *key));
         }
     }

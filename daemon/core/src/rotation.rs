@@ -114,6 +114,13 @@ pub struct View<'a> {
     pub now: Duration,
 }
 
+impl View<'_> {
+    /// Whoever said this was cut off, and nobody waits for it until it has a newer key.
+    fn is_cut_off(&self, said: &Said<'_>) -> bool {
+        said.newest() < self.retire_before
+    }
+}
+
 /// What is to be done about keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -221,7 +228,8 @@ impl Rotation {
         // One after another: of two nodes that went different ways neither could give up what it shares with the other. Where nobody has
         // ours any more there is nobody to go with.
         let next = newest.next()?;
-        let is_alone = view.whole && !view.others.values().any(|said| said.has(newest));
+        let has_it = |said: &Said<'_>| !view.is_cut_off(said) && said.has(newest);
+        let is_alone = view.whole && !view.others.values().any(has_it);
         let is_forced = newest < view.retire_before && newest.parity() == wanted.parity();
         self.leaps = next != wanted && (is_alone || is_forced);
         Some(if self.leaps { Step::Retire(newest) } else { Step::Make(next) })
@@ -407,7 +415,7 @@ pub fn holdups(generation: Generation, view: &View<'_>) -> BTreeSet<Holdup> {
     if view.paused {
         out.insert(Holdup::Paused);
     }
-    for (name, said) in &view.others {
+    for (name, said) in view.others.iter().filter(|(_, said)| !view.is_cut_off(said)) {
         if said.newest() == generation {
             out.insert(Holdup::NotBegun((*name).to_owned()));
         } else if said.may_send(view.node, generation) {

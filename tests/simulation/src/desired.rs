@@ -69,8 +69,9 @@ pub(crate) fn desired(
         let older = held.keys().next().copied().filter(|oldest| oldest < generation);
         let (peers, keys) = peers(daemon, observed, (*generation, *key), older, &carriers);
         let port = generation.port(BASE_PORT).unwrap_or(BASE_PORT);
-        out.tunnels
-            .insert(device.to_owned(), DesiredTunnel { key: (*generation, *key), port, mtu: MTU, peers });
+        let revoked = daemon.known.mesh.iter().flat_map(|mesh| &mesh.revoked).copied().collect();
+        let tunnel = DesiredTunnel { key: (*generation, *key), port, mtu: MTU, peers, revoked };
+        out.tunnels.insert(device.to_owned(), tunnel);
         carriers.push(Carrier { generation: *generation, up, keys });
     }
     let ways = travel(daemon, &carriers, observed, rules, &mut out);

@@ -63,9 +63,11 @@ impl<K: Kernel> Node<K> {
                 {
                     return;
                 }
-                // By labels that are not known yet nobody is left out.
+                // By labels that are not known yet nobody is left out; who has no key, since its own was revoked, waits for nothing.
                 Some(Step::Make(_))
-                    if self.asked().node_selector.is_some() && knowledge.synced().is_none() =>
+                    if self.asked().node_selector.is_some()
+                        && knowledge.synced().is_none()
+                        && self.keeper.info().is_some() =>
                 {
                     return;
                 }

@@ -101,6 +101,35 @@ fn each_thing_that_holds_an_old_key_holds_it() {
     }
 }
 
+/// Two nodes were off when the others were told to go on without them, and did, twice; one comes back. It does not wait for the other.
+#[test]
+fn who_was_cut_off_waits_for_nobody_who_was() {
+    let (list, old, done) = (names(&[]), entries(&[0]), entries(&[3]));
+    let back = Heard::new(&[0], &[3], names(&[]));
+    let others = |none: bool| {
+        let off = (!none).then_some(("off", Said { generations: &old, not_flipped: &list }));
+        [("other", Said { generations: &done, not_flipped: &list })].into_iter().chain(off).collect()
+    };
+    for wanted in [2, 3] {
+        let view = View {
+            wanted: Some(generation(wanted)),
+            retire_before: generation(1),
+            others: others(false),
+            ..back.view()
+        };
+        let later = View { now: view.now + Duration::from_secs(1), ..view.clone() };
+        let mut rotation = Rotation::default();
+        let _ = rotation.keys(&view);
+        assert_eq!(rotation.keys(&later), Some(Step::Retire(generation(0))), "{wanted}");
+        let none = View { held: BTreeSet::new(), ..later };
+        assert_eq!(rotation.keys(&none), Some(Step::Make(generation(wanted))), "{wanted}");
+        // Nor does who is between.
+        let between = Heard::new(&[0, 1], &[3], names(&[]));
+        let view = View { retire_before: generation(1), others: others(false), ..between.view() };
+        assert_eq!(holdups(generation(0), &view), BTreeSet::new(), "{wanted}");
+    }
+}
+
 /// A node that joins while others wait amid a rotation can speak to most of them.
 #[test]
 fn who_joins_takes_what_most_have() {

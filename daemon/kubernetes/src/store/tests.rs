@@ -5,7 +5,7 @@ use kubeveil_core::lingering::SETTLE;
 use serde_json::json;
 
 use super::*;
-use crate::object::{NamespaceObject, PolicyObject, SliceObject};
+use crate::object::{MeshObject, NamespaceObject, PolicyObject, SliceObject};
 
 const ME: &str = "me";
 
@@ -63,6 +63,26 @@ fn all_lists_make_it_whole() {
     assert_eq!(store.list_slices(vec![], 9), Ok(true), "that there is none is news");
     assert!(known(&mut store).synced().is_some());
     assert_eq!(store.take_changes(), Changes::Any);
+}
+
+/// What a mesh that observes comes to is for policies to say; one that does more is not waited for.
+#[test]
+fn a_mesh_that_observes_is_told_with_the_policies() {
+    for (mode, is_told_alone) in [("observe", false), ("prefer", true), ("require", true)] {
+        let mut store = Store::new(ME);
+        let mesh: MeshObject = serde_json::from_value(json!({
+            "metadata": {"name": "default", "uid": "u", "resourceVersion": "9"},
+            "spec": {"mode": mode, "podCIDRs": ["10.244.0.0/16"], "nodeCIDRs": ["192.0.2.0/24"]},
+        }))
+        .expect("a mesh");
+        store.list_mesh(vec![mesh.read(None)], 9).expect("believed");
+        let is_told = |store: &mut Store| known(store).snapshot().mesh.is_some();
+        assert_eq!(is_told(&mut store), is_told_alone, "{mode}");
+        store.list_policies(Scope::Namespace, vec![], 9).expect("believed");
+        assert_eq!(is_told(&mut store), is_told_alone, "{mode}");
+        store.list_policies(Scope::Cluster, vec![], 9).expect("believed");
+        assert!(is_told(&mut store), "{mode}");
+    }
 }
 
 #[test]

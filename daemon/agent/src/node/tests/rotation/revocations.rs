@@ -46,6 +46,31 @@ fn a_peers_revoked_key_is_refused_for_ever() {
     assert_eq!(bench.tunnelled(), 2);
 }
 
+/// That a key is refused is known, whatever else is not: nobody waits for the rest of the cluster to be told of.
+#[test]
+fn a_revoked_key_goes_though_not_all_is_known() {
+    let (mut bench, mut node) = Bench::settled(3);
+    let stolen = bench.keys[0].public();
+    bench.world.change(|said| {
+        said.whole = false;
+        said.snapshot.mesh.as_mut().expect("mesh").revoked_keys.push(stolen);
+    });
+    bench.settle(&mut node);
+    assert!(bench.truth().tunnels.values().all(|device| !device.peers.contains_key(&stolen)));
+    assert_eq!(bench.tunnelled(), 1);
+    // So it is with its own, though the last rotation was of some nodes, by labels that are not told of now.
+    let own = said(&bench).generations()[0].public_key;
+    bench.world.change(|said| {
+        let mesh = said.snapshot.mesh.as_mut().expect("mesh");
+        mesh.revoked_keys.push(own);
+        let rotation = r#"{"nodeSelector":{"matchLabels":{"pool":"edge"}}}"#;
+        mesh.rotation = Some(serde_json::from_str(rotation).expect("a rotation"));
+    });
+    bench.settle(&mut node);
+    let device = bench.truth().tunnels["kubeveil0"].public_key;
+    assert!(device.is_some_and(|key| key != own), "{device:?}");
+}
+
 /// Its own key is revoked: it has another at once, of the same generation.
 #[test]
 fn a_revoked_key_is_replaced() {
