@@ -46,9 +46,11 @@ fn mesh() -> Value {
             "rule": format!("self.metadata.name == '{}'", names::MESH),
             "message": "there is one mesh and it is called default",
         }, {
-            "rule": "!has(self.status) || !has(self.status.rotations) \
+            // One that the controller has not heard of yet is not over either.
+            "rule": "!has(self.status) || !has(self.status.rotations) || size(self.status.rotations) == 0 \
                      || self.spec.keyGeneration == oldSelf.spec.keyGeneration \
-                     || self.status.rotations.all(r, r.result != 'running')",
+                     || (self.status.rotations.all(r, r.result != 'running') \
+                     && self.status.rotations.exists(r, r.generation == oldSelf.spec.keyGeneration))",
             "message": "the last rotation is not over: `kubeveil rotate status` tells what it waits for; a node that never comes back is \
                         left out by deleting its Node, or by `kubeveil rotate finish --force`. Where that says done, the controller has not \
                         written so yet: does it run?",

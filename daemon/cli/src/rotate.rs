@@ -20,6 +20,7 @@ use kubeveil_core::{
     problem::Problem,
     rotation::{history, progress::Progress},
 };
+use kubeveil_keys::PublicKey;
 use serde_json::json;
 
 use crate::{FINDING, Output, TIMED_OUT, patience, source::SourceArg, stop::Stop};
@@ -47,6 +48,10 @@ pub(crate) struct Rotate {
     /// announced another.
     #[arg(long, value_name = "NODE")]
     compromised: Option<String>,
+    /// A key that is refused beside those that the node announces: whoever has its credential can announce another. `kubeveil status` of
+    /// another node tells by which key it speaks to it.
+    #[arg(long = "key", value_name = "KEY", requires = "compromised")]
+    keys: Vec<PublicKey>,
     /// Where the cluster is: `kubernetes`, as kubectl finds it; `kubernetes:KUBECONFIG`; or `dir:PATH`, the folder that the daemons read.
     #[arg(long, global = true, default_value = "kubernetes", env = "KUBEVEIL_SOURCE")]
     source: SourceArg,
@@ -132,7 +137,11 @@ impl Desk {
             let mut wanted = json!(look.sight.mesh.spec);
             json_patch::merge(&mut wanted, &patch["spec"]);
             if let Ok(wanted) = serde_json::from_value(wanted) {
-                patch["status"] = json!({ "rotations": history::records(&records(look), &wanted, &look.progress, look.now) });
+                // The one before may be done since anybody looked.
+                let before =
+                    history::records(&records(look), &look.sight.mesh.spec, &look.progress, look.now);
+                patch["status"] =
+                    json!({ "rotations": history::records(&before, &wanted, &look.progress, look.now) });
             }
         }
         interrupt::is_asking();

@@ -125,11 +125,14 @@ fn under_way(look: &Look) -> Result<(), Stop> {
 
 /// The keys of one node are refused from now on; it makes others by itself.
 fn compromised(desk: &mut Desk, look: &Look, node: &str, arguments: &Rotate) -> Result<End, Stop> {
-    let keys = keys_of(desk, node).ok_or_else(|| {
-        Stop::Usage(format!(
-            "--compromised: Node {node} announces no key that can be believed, or there is no such Node"
-        ))
-    })?;
+    let mut keys = keys_of(desk, node).unwrap_or_default();
+    keys.extend(&arguments.keys);
+    if keys.is_empty() {
+        return Err(Stop::Usage(format!(
+            "--compromised: Node {node} announces no key that can be believed, or there is no such Node. Other nodes may go on speaking to \
+             it by the last one: `kubeveil status` there tells which; name it with --key"
+        )));
+    }
     let mut revoked = look.sight.mesh.spec.revoked_keys.clone();
     // Two generations may have one key.
     for key in &keys {
@@ -206,6 +209,10 @@ pub(super) fn finish(desk: &mut Desk, force: bool, deadline: Duration) -> Result
         show::status(desk.json, &look);
         return Ok(End::Done);
     }
+    // Some would give the old keys up, and others not make the new ones.
+    if look.asked().paused {
+        return Err(Stop::Finding("rotation is paused: `kubeveil rotate resume` first".to_owned()));
+    }
     if !force {
         return Err(Stop::Usage(format!(
             "these nodes are not done:\n{}With --force every node gives its older keys up at once, and packets of nodes without a newer \
@@ -213,15 +220,16 @@ pub(super) fn finish(desk: &mut Desk, force: bool, deadline: Duration) -> Result
             show::stragglers(progress)
         )));
     }
-    let left: Vec<String> = progress
-        .nodes
-        .iter()
-        .filter(|(_, phase)| **phase == Phase::Behind)
-        .map(|(name, _)| name.clone())
-        .collect();
+    let at = |wanted| -> Vec<String> {
+        let at = progress.nodes.iter().filter(|(_, phase)| **phase == wanted);
+        at.map(|(name, _)| name.clone()).collect()
+    };
+    // Who has the new key and has not moved to all may have no tunnel to some.
+    let [left, apart] = [Phase::Behind, Phase::Announced].map(at);
     let deeds = deeds(desk, &look, DeedKind::Forced, "", "")?;
     desk.change(&look, json!({ "rotation": { "retireBefore": progress.generation, "deeds": deeds } }))?;
     interrupt::has_asked();
-    show::cut_off(desk.json, &left);
-    wait::until(desk, deadline, Look::end)
+    show::cut_off(desk.json, &left, &apart);
+    let end = wait::until(desk, deadline, Look::end)?;
+    Ok(if end == End::Done && !apart.is_empty() { End::Stragglers } else { end })
 }

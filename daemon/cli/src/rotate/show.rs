@@ -71,16 +71,21 @@ pub(super) fn paused(json: bool, paused: bool) {
     );
 }
 
-pub(super) fn cut_off(json: bool, nodes: &[String]) {
+pub(super) fn cut_off(json: bool, nodes: &[String], apart: &[String]) {
     tell(
         json,
-        || json!({"event": "forced", "cutOff": nodes}),
-        || match nodes {
-            [] => "every node gives its older keys up now; none is cut off".to_owned(),
-            nodes => format!(
-                "every node gives its older keys up now; cut off until they have newer ones: {}",
-                nodes.join(", ")
-            ),
+        || json!({"event": "forced", "cutOff": nodes, "notMoved": apart}),
+        || {
+            let mut words = "every node gives its older keys up now".to_owned();
+            for (what, nodes) in [
+                ("cut off until they have newer ones", nodes),
+                ("without a tunnel to some until that is proven by the new keys", apart),
+            ] {
+                if !nodes.is_empty() {
+                    words += &format!("; {what}: {}", nodes.join(", "));
+                }
+            }
+            words
         },
     );
 }

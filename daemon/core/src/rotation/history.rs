@@ -31,7 +31,8 @@ pub fn records(
             requested_by: asked.requested_by.clone(),
             reason: asked.reason.clone(),
             nodes: asked.node_selector.as_ref().map(ToString::to_string).unwrap_or_default(),
-            started_at: asked.requested_at.unwrap_or(now),
+            // By the clock of whoever asked, which may be ahead.
+            started_at: asked.requested_at.map_or(now, |at| at.min(now)),
             finished_at: None,
             result: RotationResult::Running,
             stragglers: Vec::new(),
@@ -43,11 +44,11 @@ pub fn records(
         .iter_mut()
         .find(|record| is_of_it && record.generation == wanted && record.result == RotationResult::Running);
     if let Some(record) = running {
-        if is_late(record, asked.deadline(), now) && record.stragglers.is_empty() {
+        let is_forced = asked.retire_before >= wanted;
+        if (is_forced || is_late(record, asked.deadline(), now)) && record.stragglers.is_empty() {
             record.stragglers = progress.stragglers.keys().take(MOST_STRAGGLERS).cloned().collect();
         }
         if progress.is_over(asked.retire_before) {
-            let is_forced = asked.retire_before >= wanted;
             record.result = if is_forced { RotationResult::Forced } else { RotationResult::Done };
             record.finished_at = Some(now);
         }
@@ -125,6 +126,11 @@ mod tests {
         );
         let forced = records(&late, &wants(1, 1), &progress(1, true), at(170));
         assert_eq!(forced[0].result, RotationResult::Forced);
+        // Who is cut off before it was late is named too, and by whose clock it began is no matter.
+        let at_once = records(&begun, &wants(1, 1), &progress(1, false), at(120));
+        assert_eq!(at_once[0].stragglers, ["b"]);
+        let ahead = records(&[], &wants(1, 0), &progress(1, false), at(90));
+        assert_eq!(ahead[0].started_at, at(90));
         // Who was cut off, and never comes back, does not hold the next one up.
         let mut without = progress(1, false);
         without.nodes.insert("b".to_owned(), Phase::Behind);

@@ -193,18 +193,23 @@ pub(crate) fn every_rule_refuses(server: &mut Server) {
         json!({"selector": {"matchLabels": {"kubernetes.io/os": "windows"}}, "traffic": "drop"});
     put("default", &spec).unwrap();
     // While nodes are on their way from one generation to the next there is no third.
-    let record = |result: &str| {
-        let record = json!({"generation": 4, "startedAt": "2027-01-01T00:00:00Z", "result": result});
+    let record = |generation: u32, result: &str| {
+        let record = json!({"generation": generation, "startedAt": "2027-01-01T00:00:00Z", "result": result});
         world.put_status(&mesh_kind(), "default", &json!({"rotations": [record]})).unwrap();
     };
-    record("running");
+    record(4, "running");
     spec["keyGeneration"] = json!(5);
     refused("default", &spec, "the last rotation is not over");
     spec["keyGeneration"] = json!(4);
     spec["mode"] = json!("prefer");
     put("default", &spec).unwrap();
-    record("done");
+    record(4, "done");
     spec["keyGeneration"] = json!(5);
+    put("default", &spec).unwrap();
+    // Nor before anybody has seen that one begin.
+    spec["keyGeneration"] = json!(6);
+    refused("default", &spec, "the last rotation is not over");
+    record(5, "forced");
     put("default", &spec).unwrap();
 
     let mut all = BTreeSet::new();
