@@ -246,7 +246,8 @@ fn carried(from: &str, to: &str, explanation: &Explanation, status: Result<&Stat
 
 /// What a node says of a peer is about those of whom no policy is: who has to be encrypted does not go in plain with them.
 fn way_of_flow(status: &Status, peer: &PeerStatus, explanation: &Explanation) -> Way {
-    let is_required = explanation.flow.as_ref().is_some_and(|flow| flow.mode == FlowMode::Require);
+    let is_required = explanation.flow.as_ref().is_some_and(|flow| flow.mode == FlowMode::Require)
+        && explanation.is_required_by_policy();
     let is_steered = status.programs.iter().any(|program| program.program == "steer" && program.attached);
     let opens =
         |note: &Note| matches!(note, Note::Adopting { .. } | Note::Bypassed { .. } | Note::DroppedByReceiver);

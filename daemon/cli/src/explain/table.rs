@@ -144,6 +144,7 @@ fn words(note: &Note) -> String {
             readable(by),
             readable(reason)
         ),
+        Note::Excluded { node } => format!("{node} can have no agent, and spec.excludedNodes lets its traffic pass in plain"),
         Note::DroppedByReceiver => "the controller has not told other nodes yet of whom encryption is required here (VeilPodSlice): what the other end sends without a tunnel is dropped by the receiver, but was on the wire".to_owned(),
         Note::Uninstalled => "spec.uninstall of the mesh asks all agents to clean up, and pod traffic travels in plain from then on".to_owned(),
         Note::HostNetwork { pod } => format!("{pod} has no address of its own, so no policy holds it"),

@@ -22,11 +22,15 @@ items:
 ";
 
 fn explained(from: &str, to: &str, knows_all: bool) -> Explanation {
+    explained_in(Mode::Prefer, from, to, knows_all)
+}
+
+fn explained_in(mode: Mode, from: &str, to: &str, knows_all: bool) -> Explanation {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("all.yaml");
     std::fs::write(&file, MANIFESTS).expect("written");
     let gathered = gather(&[file]).expect("read");
-    let mut census = gathered.census(Some(Mode::Prefer)).expect("a mesh's mode");
+    let mut census = gathered.census(Some(mode)).expect("a mesh's mode");
     census.told = (!knows_all).then(Default::default);
     let who = |name: &str| format!("n/{name}").parse().expect("a pod");
     Desk::at(&census, Timestamp::UNIX_EPOCH).explain(&who(from), &who(to)).expect("both exist")
@@ -63,6 +67,18 @@ fn the_daemon_says_how_packets_go_now() {
     let mut loose = required;
     loose.flow.as_mut().expect("it crosses").mode = FlowMode::Prefer;
     assert_eq!(way(&loose, status()), Some(Way::Plain));
+}
+
+/// What the mesh alone requires may pass to a peer that its daemon has open still: it knows better than who reads the mesh.
+#[test]
+fn what_the_mesh_alone_requires_goes_as_the_daemon_says() {
+    for (from, to, goes) in [("one", "three", Way::Dropped), ("two", "one", Way::Tunnel)] {
+        assert_eq!(way(&explained_in(Mode::Require, from, to, true), status()), Some(goes));
+    }
+    let mut open = status();
+    open.peers[0].way = Way::Plain;
+    open.peers[0].proven = false;
+    assert_eq!(way(&explained_in(Mode::Require, "one", "two", true), open), Some(Way::Plain));
 }
 
 /// By a bypass others of the node go in plain, and who has to be encrypted by the tunnel beneath.

@@ -7,7 +7,11 @@ use std::{
 };
 
 use jiff::Timestamp;
-use kubeveil_api::{bypass::Bypass, mesh::Mode, policy::FlowMode};
+use kubeveil_api::{
+    bypass::Bypass,
+    mesh::{ExcludedTraffic, Mode},
+    policy::FlowMode,
+};
 use serde::Serialize;
 
 pub use super::place::{Place, Who};
@@ -61,6 +65,11 @@ pub enum Note {
         by: String,
         /// Why.
         reason: String,
+    },
+    /// That node can have no agent, and the mesh lets its traffic pass in plain for that.
+    Excluded {
+        /// Which.
+        node: String,
     },
     /// Who does not have to encrypt does not know that the other end has to: it is the receiver that drops.
     DroppedByReceiver,
@@ -138,6 +147,18 @@ pub struct Explanation {
     pub can_be_plain: bool,
     /// What else one has to know.
     pub notes: Vec<Note>,
+}
+
+impl Explanation {
+    /// Is it a policy that requires encryption of an end, and not the mesh alone? A pair that is open to others is closed to it.
+    pub fn is_required_by_policy(&self) -> bool {
+        [&self.from, &self.to].into_iter().any(is_required_by_policy)
+    }
+}
+
+fn is_required_by_policy(end: &End) -> bool {
+    let is_by_policy = || end.held.rules.iter().any(|rule| !matches!(rule, Rule::Mesh { .. }));
+    end.held.mode == FlowMode::Require && is_by_policy()
 }
 
 fn course(from: &Place, to: &Place) -> Course {
@@ -302,15 +323,16 @@ impl<'a> Desk<'a> {
         if self.census.mesh.uninstall {
             notes.push(Note::Uninstalled);
         }
-        let is_by_policy = |end: &End| end.held.rules.iter().any(|rule| !matches!(rule, Rule::Mesh { .. }));
         let bypass = self.bypass(ends).filter(|_| flow.mode != FlowMode::Observe);
         // A pair that adoption or a bypass leaves open is closed to whom a policy is about.
-        let requiring: Vec<&End> =
-            ends.into_iter().filter(|end| end.held.mode == FlowMode::Require && is_by_policy(end)).collect();
+        let requiring: Vec<&End> = ends.into_iter().filter(|end| is_required_by_policy(end)).collect();
         if let Some(Bypass { until, by, reason, .. }) = bypass.filter(|_| requiring.is_empty()) {
             notes.push(Note::Bypassed { until: *until, by: by.clone(), reason: reason.clone() });
         }
-        if flow.mode != FlowMode::Require || self.census.mesh.uninstall {
+        let excluded = ends.iter().filter_map(|end| end.place.node()).find(|node| self.passes_excluded(node));
+        let excluded = excluded.filter(|_| requiring.is_empty() && flow.mode != FlowMode::Observe);
+        notes.extend(excluded.map(|node| Note::Excluded { node: node.to_owned() }));
+        if flow.mode != FlowMode::Require || self.census.mesh.uninstall || excluded.is_some() {
             return true;
         }
         let adopting = self.census.mesh.adoption.filter(|adoption| self.now < adoption.deadline);
@@ -329,6 +351,14 @@ impl<'a> Desk<'a> {
             }
             _ => false,
         }
+    }
+
+    /// Can it have no agent, and does traffic with it pass in plain for that?
+    fn passes_excluded(&self, node: &str) -> bool {
+        self.census.nodes.get(node).is_some_and(|facts| {
+            let excluded = self.census.mesh.excludes(&facts.labels, facts.announcement.as_deref());
+            excluded == Some(ExcludedTraffic::Plain)
+        })
     }
 
     /// The bypass of the pair that lasts longest of those that are on.

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use kubeveil_api::{bypass::Bypass, mesh::Adoption, policy_test};
+use kubeveil_api::{
+    bypass::Bypass,
+    mesh::{Adoption, ExcludedNodes, ExcludedTraffic},
+    policy_test,
+    selector::LabelSelector,
+};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
@@ -14,6 +19,7 @@ use crate::{
         explain::{Course, Desk, Explanation, Note, Who},
         ruling::{Law, Rule, Subject},
     },
+    snapshot::NodeFacts,
     testing::{mesh, node},
 };
 
@@ -275,6 +281,28 @@ fn who_is_bypassed_is_told_by_whom_and_until_when() {
     assert!(!is_plain(&census, "shop/web", "payments/ledger-2"));
     census.mesh.bypasses = vec![bypass("a", "b", 0), bypass("a", "c", 99)];
     assert!(!is_plain(&census, "shop/web", "shop/web-2"), "over, and others'");
+}
+
+/// A node that can have no agent, where the mesh lets its traffic pass; and nobody of whom a policy requires encryption.
+#[test]
+fn that_a_node_can_have_no_agent_is_told() {
+    let mut census = census(Mode::Require, &[("payments", PolicyMode::Require)], &[]);
+    let labels: Labels = [("os".to_owned(), "windows".to_owned())].into();
+    let mut node = NodeFacts::clone(&census.nodes["b"]);
+    (node.labels, node.announcement) = (labels.clone(), None);
+    census.nodes.insert("b".to_owned(), node.into());
+    let selector = LabelSelector { match_labels: labels, ..LabelSelector::default() };
+    let note = Note::Excluded { node: "b".to_owned() };
+    for (traffic, from, to, is_plain) in [
+        (ExcludedTraffic::Plain, "shop/web", "shop/web-2", true),
+        (ExcludedTraffic::Plain, "shop/web-2", "shop/web", true),
+        (ExcludedTraffic::Plain, "payments/ledger", "shop/web-2", false),
+        (ExcludedTraffic::Drop, "shop/web", "shop/web-2", false),
+    ] {
+        census.mesh.excluded_nodes = Some(ExcludedNodes { selector: selector.clone(), traffic });
+        let found = explained(&census, from, to);
+        assert_eq!((found.can_be_plain, found.notes.contains(&note)), (is_plain, is_plain), "{from} {to}");
+    }
 }
 
 /// Of each policy that selects an end and is in force; the mesh decides where none is left, with what policies elsewhere make of it.
