@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use kubeveil_core::{
     policy::{
         FlowMode, OfNamespace, Policies, Policy, PolicyId, Standing,
         census::{PodId, Resident},
+        pods::Pod,
     },
     rotation::schedule::is_too_old,
 };
@@ -83,15 +85,50 @@ impl Selected {
             .collect();
         let held = held(census);
         let mut selected = Self { slices: BTreeMap::new(), counts: BTreeMap::new() };
+        let mut others = Vec::new();
         for pod in census.pods.values() {
-            if let Some(of_namespace) = of_namespaces.get(pod.0.namespace.as_str()) {
-                selected.add(pod, of_namespace, base, held.contains(&pod.0));
+            let of_namespace = of_namespaces.get(pod.0.namespace.as_str());
+            let is_told = of_namespace
+                .is_some_and(|of_namespace| selected.add(pod, of_namespace, base, held.contains(&pod.0)));
+            if !is_told {
+                others.push(&pod.1.pod);
             }
         }
+        selected.tighten(base, &others);
         selected
     }
 
-    fn add(&mut self, (id, resident): &SeenPod, policies: &OfNamespace, base: FlowMode, is_held: bool) {
+    /// Of an address that several pods have the strictest is told, as their own node holds them: so nothing less than of all where one of
+    /// them is told of nothing.
+    fn tighten(&mut self, base: FlowMode, others: &[&Pod]) {
+        let is_loose = |pod: &SlicedPod| FlowMode::from(pod.mode) < base;
+        let loose = self.slices.iter().flat_map(|(node, pods)| {
+            let pods = pods.iter().filter(|pod| is_loose(pod));
+            pods.flat_map(move |pod| pod.addresses.iter().map(move |address| (node.clone(), *address)))
+        });
+        let loose: BTreeSet<(String, IpAddr)> = loose.collect();
+        let nodes: BTreeSet<&str> = loose.iter().map(|(node, _)| node.as_str()).collect();
+        let mut shared = BTreeSet::new();
+        for pod in others.iter().filter(|pod| nodes.contains(pod.node.as_str())) {
+            let there = pod.addresses.iter().map(|address| (pod.node.clone(), *address));
+            shared.extend(there.filter(|at| loose.contains(at)));
+        }
+        for (node, address) in shared {
+            let of_node = self.slices.get_mut(&node).into_iter().flatten();
+            of_node.filter(|pod| is_loose(pod)).for_each(|pod| pod.addresses.retain(|at| *at != address));
+        }
+        self.slices.values_mut().for_each(|pods| pods.retain(|pod| !pod.addresses.is_empty()));
+        self.slices.retain(|_, pods| !pods.is_empty());
+    }
+
+    /// Is something told of it?
+    fn add(
+        &mut self,
+        (id, resident): &SeenPod,
+        policies: &OfNamespace,
+        base: FlowMode,
+        is_held: bool,
+    ) -> bool {
         let Resident { pod, host_network, .. } = resident;
         for (policy, _) in policies.selecting(&pod.labels) {
             let [all, sharing] = self.counts.entry(policy.clone()).or_default();
@@ -101,7 +138,7 @@ impl Selected {
         let held = is_held.then_some(Standing { mode: PolicyMode::Require, until: None });
         let standing = asked.into_iter().chain(held).reduce(Standing::and);
         let standing = standing.filter(|standing| standing.is_exception(base));
-        let Some(standing) = standing.filter(|_| !pod.addresses.is_empty()) else { return };
+        let Some(standing) = standing.filter(|_| !pod.addresses.is_empty()) else { return false };
         let sliced = SlicedPod {
             namespace: id.namespace.clone(),
             name: id.name.clone(),
@@ -110,6 +147,7 @@ impl Selected {
             until: standing.until,
         };
         self.slices.entry(pod.node.clone()).or_default().push(sliced);
+        true
     }
 }
 

@@ -160,6 +160,29 @@ fn only_of_exceptions_others_are_told() {
 }
 
 /// What agents watch follows the exceptions, not the cluster: 500 among 150,000 pods of 600 nodes.
+/// Of an address that two pods have, since the first is not known to be gone yet, others are told no less than its own node holds it to.
+#[test]
+fn an_address_that_two_pods_have_is_not_told_of_as_exempt() {
+    let of = |others: &[(&str, &str, &str)]| {
+        let exempt = pod("stream", "a", "stream", "10.0.1.7");
+        let others =
+            others.iter().map(|(app, node, address)| pod(&format!("{app}-{node}"), node, app, address));
+        let policies = vec![
+            seen_policy("exempt", policy("stream", PolicyMode::Exempt)),
+            seen_policy("require", policy("ledger", PolicyMode::Require)),
+        ];
+        let census = census(policies, others.chain([exempt]));
+        let slices = Selected::of(&census, &readable(&census), Mode::Require).slices;
+        slices.get("a").into_iter().flatten().map(|pod| (pod.name.clone(), pod.mode)).collect::<Vec<_>>()
+    };
+    let exempt = ("stream".to_owned(), PolicyMode::Exempt);
+    assert_eq!(of(&[]), [exempt.clone()]);
+    assert_eq!(of(&[("web", "a", "10.0.1.8"), ("web", "b", "10.0.1.7")]), [exempt.clone()]);
+    assert_eq!(of(&[("web", "a", "10.0.1.7")]), []);
+    // Whoever reads the slice takes the stricter of both.
+    assert_eq!(of(&[("ledger", "a", "10.0.1.7")]), [("ledger-a".to_owned(), PolicyMode::Require), exempt]);
+}
+
 #[test]
 fn what_others_are_told_is_as_much_as_there_are_exceptions() {
     const NODES: u32 = 600;
