@@ -176,13 +176,15 @@ fn packets(registry: &mut Registry, view: &View) {
         zeros.chain(done).chain(wireguard),
     );
 
-    let zeros = [Direction::Egress, Direction::Ingress, Direction::Backstop]
-        .map(|direction| (labels(direction.name(), Reason::Preferred.name()), 0));
-    let passed = view.counts.iter().filter(|c| c.reason.is_plain());
+    let zeros = PLAIN.map(|direction| (labels(direction.name(), Reason::Preferred.name()), 0));
+    let passed = view.counts.iter().filter(|c| c.reason.is_plain() && PLAIN.contains(&c.direction));
     let passed = passed.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));
     let help = "Pod packets that passed in plain since there was no tunnel and the mode, adoption or an exemption allows it, or by a bypass, by reason";
     counter(registry, "plain_packets", help, zeros.into_iter().chain(passed));
 }
+
+/// Where packets can pass in plain.
+const PLAIN: [Direction; 3] = [Direction::Egress, Direction::Ingress, Direction::Backstop];
 
 /// Where a drop reason can occur.
 fn directions(reason: Reason) -> &'static [Direction] {
