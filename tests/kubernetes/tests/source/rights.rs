@@ -298,7 +298,7 @@ pub(crate) fn a_token_without_a_node_writes_nothing(server: &mut Server) {
 pub(crate) fn a_token_ends_with_its_pod(server: &mut Server) {
     let stage = Stage::new(server);
     let thief = server.client_by(&chart::token(server, chart::AGENT, "node-3").unwrap()).unwrap();
-    let reads = Request::new(Method::GET, OWN, "");
+    let reads = Request::new(Method::GET, "/api/v1/nodes", "");
     ask(server, &thief, &reads).unwrap();
     let pod = "/api/v1/namespaces/kubeveil/pods/kubeveil-agent-node-3";
     stage.does(&Request::new(Method::DELETE, pod, r#"{"gracePeriodSeconds":0}"#));
