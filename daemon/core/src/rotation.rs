@@ -250,6 +250,11 @@ impl Rotation {
         held.is_empty() && view.now >= since + STILL + pace(view)
     }
 
+    /// Is there a key that only what may be on its way holds up any more?
+    pub const fn waits_for_silence(&self) -> bool {
+        self.free.is_some()
+    }
+
     /// Is `generation` about to be given up, since nothing has held it up for a while but what is on its way?
     pub fn goes_soon(&self, generation: Generation, now: Duration) -> bool {
         self.free.is_some_and(|(of, since)| of == generation && now < since + GOES_WITHIN)
@@ -355,9 +360,15 @@ impl Rotation {
         let until = |at: Duration| at.checked_sub(view.now).filter(|wait| !wait.is_zero());
         let begins = self.wanted.and_then(|(_, since)| until(since + pace(view)));
         let ends = self.free.and_then(|(_, since)| until(since + STILL + pace(view)));
-        let under_way = view.held.len() > 1;
-        let is_quiet = under_way.then(|| {
-            let quiet = view.held.first().and_then(|old| view.quiet.get(old)).copied().unwrap_or_default();
+        let old = view.held.first().copied().filter(|_| view.held.len() > 1);
+        let under_way = old.is_some();
+        // Of all else that holds it up somebody tells; for a node that is down that may be weeks.
+        let silence_is_all = |old: &Generation| {
+            let mut held = holdups(*old, view).into_iter();
+            *old < view.retire_before || held.all(|holdup| holdup == Holdup::NotSilent)
+        };
+        let is_quiet = old.filter(silence_is_all).map(|old| {
+            let quiet = view.quiet.get(&old).copied().unwrap_or_default();
             // What still comes is looked at again after as long as it would have to be silent.
             STILL.saturating_sub(quiet).max(Duration::from_secs(1))
         });

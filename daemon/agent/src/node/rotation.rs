@@ -49,6 +49,10 @@ const STEPS: usize = 4;
 impl<K: Kernel> Node<K> {
     /// Makes the key that is wanted, and gives up what nobody needs any more.
     pub(super) fn renew_keys(&mut self, knowledge: &Knowledge, now: Now) {
+        // What came since the last look is no silence.
+        if self.rotation.waits_for_silence() {
+            self.look(now);
+        }
         for _ in 0..STEPS {
             if !self.keeper.is_open() {
                 return;

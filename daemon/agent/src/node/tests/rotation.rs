@@ -275,6 +275,31 @@ fn who_gave_an_old_key_up_does_not_outlive_it_here() {
     assert_eq!(generations(&it.bench), [1], "it was removed, and with it what came");
 }
 
+/// What came since the last look is no silence, however long ago that was.
+#[test]
+fn no_key_goes_by_a_silence_that_nobody_heard() {
+    let mut it = Rotation::begun();
+    let old = it.bench.keys[0].public();
+    it.has_both(2, NotFlipped::nobody());
+    it.has_both(3, NotFlipped::nobody());
+    let mut passes = |comes: &dyn Fn(u32) -> bool| {
+        for number in 0..12 {
+            if comes(number) {
+                it.bench.kernel.with(|k| {
+                    k.tamper(DEVICES[0], |device| {
+                        device.peers.entry(old).and_modify(|peer| peer.received += 100);
+                    });
+                });
+            }
+            it.bench.seconds += 6;
+            it.node.pass(it.bench.now());
+        }
+        generations(&it.bench)
+    };
+    assert_eq!(passes(&|number| number % 2 == 0), [0, 1]);
+    assert_eq!(passes(&|_| false), [1]);
+}
+
 /// But not who is still spoken to there, in vain: the device would not fall silent for our own words.
 #[test]
 fn who_is_spoken_to_in_vain_does_not_stay_at_a_device_that_goes() {
