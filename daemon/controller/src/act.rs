@@ -148,7 +148,9 @@ impl Writer {
             // By the status that stands, since the API server goes by that too: while the last one is not over there, it takes none.
             return self.begin_rotation(seen, &progress, now).await;
         }
-        self.write_status(&status).await?;
+        if !self.write_status(seen, &status).await? {
+            return Ok(());
+        }
         for condition in changed(&before.conditions, &status.conditions) {
             tracing::info!(kind = condition.kind, status = %condition.status, "{}", condition.message);
             self.tell(condition, now).await;
@@ -179,21 +181,18 @@ impl Writer {
         let who = self.who().await?;
         let Some(patch) = schedule::begin(mesh, &who, now) else { return Ok(()) };
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match self.meshes().patch(names::MESH, &params, &Patch::Merge(patch)).await {
-            Ok(_) => {
-                let generation = mesh.object.spec.key_generation.saturating_add(1);
-                tracing::info!(generation, "begins the rotation that is due");
-                Ok(())
-            }
-            // Somebody changed it meanwhile, maybe to begin one.
-            Err(kube::Error::Api(refused)) if refused.code == CONFLICT => Ok(()),
-            Err(e) => Err(e).with_context(|| {
-                format!(
-                    "raise spec.keyGeneration of EncryptionMesh {}, as its spec.rotation.every says",
-                    names::MESH
-                )
-            }),
+        let done = self.meshes().patch(names::MESH, &params, &Patch::Merge(patch)).await;
+        let is_begun = unless_another(done).with_context(|| {
+            format!(
+                "raise spec.keyGeneration of EncryptionMesh {}, as its spec.rotation.every says",
+                names::MESH
+            )
+        })?;
+        if is_begun {
+            let generation = mesh.object.spec.key_generation.saturating_add(1);
+            tracing::info!(generation, "begins the rotation that is due");
         }
+        Ok(())
     }
 
     fn meshes(&self) -> Api<DynamicObject> {
@@ -223,28 +222,29 @@ impl Writer {
                 "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}],
             },
         }))?;
-        match api
-            .create(&PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }, &object)
-            .await
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        // Another may be there: the watch is late, or it is of a Node that was there before under this name and goes now.
+        if unless_another(api.create(&params, &object).await)
+            .with_context(|| format!("make VeilNode {name}"))?
         {
-            Ok(_) => tracing::info!(node = name, "made its VeilNode"),
-            // The watch is late, or it is of a Node that was there before under this name and goes now.
-            Err(kube::Error::Api(refused)) if refused.code == CONFLICT => {}
-            Err(e) => return Err(e).with_context(|| format!("make VeilNode {name}")),
+            tracing::info!(node = name, "made its VeilNode");
         }
         Ok(())
     }
 
-    async fn write_status(&self, status: &MeshStatus) -> Result<()> {
+    /// Over the mesh as it was seen: who was the leader a moment ago, and has not noticed, would write an older history over the newer. False
+    /// if it is another by now.
+    async fn write_status(&self, seen: &Seen, status: &MeshStatus) -> Result<bool> {
+        let version = seen.mesh.as_ref().map(|mesh| &mesh.version);
         let patch = Patch::Apply(json!({
             "apiVersion": names::API_VERSION,
             "kind": "EncryptionMesh",
-            "metadata": {"name": names::MESH},
+            "metadata": {"name": names::MESH, "resourceVersion": version},
             "status": status,
         }));
         let params = PatchParams::apply(MANAGER).force();
         let done = self.meshes().patch_status(names::MESH, &params, &patch).await;
-        done.map(drop).with_context(|| format!("write the status of EncryptionMesh {}", names::MESH))
+        unless_another(done).with_context(|| format!("write the status of EncryptionMesh {}", names::MESH))
     }
 
     /// Each with its own words, which name other pairs each time: so no series of events. One that can't be written is no
@@ -280,6 +280,14 @@ impl Writer {
         if let Err(e) = events.create(&PostParams::default(), &event).await {
             tracing::warn!("the event {} can't be written: {e}", condition.reason);
         }
+    }
+}
+
+/// Whether it was done: that the object is another by now, or gone, is no failure, and the watch will tell of it.
+fn unless_another<T>(done: kube::Result<T>) -> kube::Result<bool> {
+    match done {
+        Err(kube::Error::Api(refused)) if [CONFLICT, GONE].contains(&refused.code) => Ok(false),
+        done => done.map(|_| true),
     }
 }
 

@@ -20,7 +20,7 @@ use kubeveil_api::{
 use kubeveil_kubernetes::{ours, theirs};
 use serde_json::json;
 
-use super::{AT_ONCE, CONFLICT, GONE, MANAGER, Writer, write_all};
+use super::{AT_ONCE, MANAGER, Writer, unless_another, write_all};
 use crate::{
     peers::{FOR_EACH_NODE, Standing, Stands, count, order, peers, slices, tell_all, vanished},
     seen::Seen,
@@ -156,7 +156,7 @@ impl Writer {
             let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
             api.create(&params, &serde_json::from_value(slice)?).await
         };
-        unless_another(done.map(drop)).with_context(|| format!("write VeilPeerSlice {name}"))
+        unless_another(done).with_context(|| format!("write VeilPeerSlice {name}"))
     }
 
     async fn delete_slice_of_peers(&self, number: u32, stands: &Stands) -> Result<bool> {
@@ -164,14 +164,14 @@ impl Writer {
         let only = Preconditions { resource_version: Some(stands.version.clone()), uid: None };
         let params = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
         let done = self.slices_of_peers().delete(&name, &params).await;
-        unless_another(done.map(drop)).with_context(|| format!("delete VeilPeerSlice {name}"))
+        unless_another(done).with_context(|| format!("delete VeilPeerSlice {name}"))
     }
 
     /// Those that are called as none of the controller's is.
     pub(super) async fn delete_foreign(&self, names: &[String]) -> Result<()> {
         for name in names {
             let done = self.slices_of_peers().delete(name, &DeleteParams::default()).await;
-            unless_another(done.map(drop)).with_context(|| format!("delete VeilPeerSlice {name}"))?;
+            unless_another(done).with_context(|| format!("delete VeilPeerSlice {name}"))?;
         }
         Ok(())
     }
@@ -186,11 +186,3 @@ struct Wanted {
 
 /// Whether it was done, or another stands by now.
 type Write<'a> = BoxFuture<'a, Result<bool>>;
-
-/// That it is another by now is no failure: the watch will tell of it.
-fn unless_another(done: kube::Result<()>) -> kube::Result<bool> {
-    match done {
-        Err(kube::Error::Api(refused)) if [CONFLICT, GONE].contains(&refused.code) => Ok(false),
-        done => done.map(|()| true),
-    }
-}

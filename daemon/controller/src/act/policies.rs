@@ -13,7 +13,7 @@ use kubeveil_core::{lingering::SETTLE, policy::PolicyId};
 use kubeveil_kubernetes::ours;
 use serde_json::json;
 
-use super::{GONE, MANAGER, ON_ITS_WAY, Writer, write_all};
+use super::{MANAGER, ON_ITS_WAY, Writer, unless_another, write_all};
 use crate::{
     census::{Census, KINDS, SeenPolicy},
     policies::{Selected, statuses},
@@ -86,11 +86,8 @@ impl Writer {
     }
 
     async fn delete_slice(&self, name: &str) -> Result<()> {
-        match self.slices().delete(name, &DeleteParams::default()).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(refused)) if refused.code == GONE => Ok(()),
-            Err(e) => Err(e).with_context(|| format!("delete VeilPodSlice {name}")),
-        }
+        let done = self.slices().delete(name, &DeleteParams::default()).await;
+        unless_another(done).map(drop).with_context(|| format!("delete VeilPodSlice {name}"))
     }
 
     fn slices(&self) -> Api<DynamicObject> {
@@ -132,11 +129,8 @@ impl Writer {
             "metadata": {"name": id.name},
             "status": status,
         }));
-        match api.patch_status(&id.name, &PatchParams::apply(MANAGER).force(), &patch).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(refused)) if refused.code == GONE => Ok(()),
-            Err(e) => Err(e).with_context(|| format!("write the status of {id}")),
-        }
+        let done = api.patch_status(&id.name, &PatchParams::apply(MANAGER).force(), &patch).await;
+        unless_another(done).map(drop).with_context(|| format!("write the status of {id}"))
     }
 }
 
