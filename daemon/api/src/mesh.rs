@@ -213,6 +213,23 @@ pub(crate) const EVERY_NODE: &str = "is empty, so it would mean every node; name
                                      kubernetes.io/os: windows";
 
 impl MeshSpec {
+    /// That of a cluster with these ranges, and nothing else.
+    pub const fn new(mode: Mode, pod_cidrs: Vec<IpNet>, node_cidrs: Vec<IpNet>) -> Self {
+        Self {
+            mode,
+            pod_cidrs,
+            node_cidrs,
+            adoption: None,
+            key_generation: 0,
+            rotation: None,
+            revoked_keys: Vec::new(),
+            bypasses: Vec::new(),
+            excluded_nodes: None,
+            peer_slices: None,
+            uninstall: false,
+        }
+    }
+
     /// Is it refused for good?
     pub fn revokes(&self, key: &PublicKey) -> bool {
         self.revoked_keys.contains(key)

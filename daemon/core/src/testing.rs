@@ -12,19 +12,8 @@ pub(crate) fn net(text: &str) -> IpNet {
 }
 
 pub(crate) fn mesh() -> MeshSpec {
-    MeshSpec {
-        mode: Mode::Require,
-        pod_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/32")],
-        node_cidrs: vec![net("192.0.2.0/24"), net("2001:db8::/64")],
-        key_generation: 0,
-        rotation: None,
-        revoked_keys: vec![],
-        bypasses: vec![],
-        excluded_nodes: None,
-        peer_slices: None,
-        uninstall: false,
-        adoption: None,
-    }
+    let pod_cidrs = vec![net("10.244.0.0/16"), net("fd00:244::/32")];
+    MeshSpec::new(Mode::Require, pod_cidrs, vec![net("192.0.2.0/24"), net("2001:db8::/64")])
 }
 
 pub(crate) fn node(n: u8) -> NodeFacts {

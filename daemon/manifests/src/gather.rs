@@ -158,7 +158,7 @@ impl Gathered {
         let mesh = match (mesh, mode) {
             (Some(mesh), None) => mesh,
             (Some(mesh), Some(mode)) => MeshSpec { mode, ..mesh },
-            (None, Some(mode)) => bare(mode),
+            (None, Some(mode)) => MeshSpec::new(mode, Vec::new(), Vec::new()),
             (None, None) => return Err(no_mesh()),
         };
         Ok(Census {
@@ -172,23 +172,6 @@ impl Gathered {
             nodes: self.nodes.clone(),
             told: None,
         })
-    }
-}
-
-/// A mesh of which nothing but its mode is known.
-fn bare(mode: Mode) -> MeshSpec {
-    MeshSpec {
-        mode,
-        pod_cidrs: Vec::new(),
-        node_cidrs: Vec::new(),
-        adoption: None,
-        key_generation: 0,
-        rotation: None,
-        revoked_keys: Vec::new(),
-        bypasses: Vec::new(),
-        excluded_nodes: None,
-        peer_slices: None,
-        uninstall: false,
     }
 }
 

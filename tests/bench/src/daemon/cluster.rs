@@ -152,21 +152,9 @@ pub(crate) fn below(count: u16, key: &PublicKey) -> Result<Vec<Other>> {
 /// The mesh that all of them are in.
 pub(crate) fn mesh() -> Result<MeshSpec> {
     let nets = |texts: [&str; 2]| texts.map(str::parse).into_iter().collect::<Result<Vec<IpNet>, _>>();
-    Ok(MeshSpec {
-        mode: Mode::Require,
-        pod_cidrs: nets(["10.0.0.0/8", "fd00:244::/32"])?,
-        // This node's own addresses are the cell's.
-        node_cidrs: [nets(["172.0.0.0/8", "2001:db8::/32"])?, nets(["198.51.100.0/24", "2001:db8:1::/64"])?]
-            .concat(),
-        key_generation: 0,
-        rotation: None,
-        revoked_keys: vec![],
-        bypasses: vec![],
-        excluded_nodes: None,
-        peer_slices: None,
-        uninstall: false,
-        adoption: None,
-    })
+    // This node's own addresses are the cell's.
+    let nodes = [nets(["172.0.0.0/8", "2001:db8::/32"])?, nets(["198.51.100.0/24", "2001:db8:1::/64"])?];
+    Ok(MeshSpec::new(Mode::Require, nets(["10.0.0.0/8", "fd00:244::/32"])?, nodes.concat()))
 }
 
 /// This node, as the cell has it.

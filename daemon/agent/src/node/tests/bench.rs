@@ -262,19 +262,9 @@ impl Bench {
         let kernel = Shared::new(FakeKernel::new("build", &addresses));
         let mut bench =
             Self { dir: dir_in_memory(), world: World::default(), kernel, keys: vec![], seconds: 0 };
-        let mesh = MeshSpec {
-            mode: Mode::Require,
-            pod_cidrs: vec!["10.244.0.0/16".parse().expect("net"), "fd00:244::/32".parse().expect("net")],
-            node_cidrs: vec!["192.0.2.0/24".parse().expect("net"), "2001:db8::/64".parse().expect("net")],
-            key_generation: 0,
-            rotation: None,
-            revoked_keys: vec![],
-            bypasses: vec![],
-            excluded_nodes: None,
-            peer_slices: None,
-            uninstall: false,
-            adoption: None,
-        };
+        let nets = |texts: [&str; 2]| texts.map(|net| net.parse().expect("net")).to_vec();
+        let nodes = nets(["192.0.2.0/24", "2001:db8::/64"]);
+        let mesh = MeshSpec::new(Mode::Require, nets(["10.244.0.0/16", "fd00:244::/32"]), nodes);
         bench.world.change(|said| {
             said.whole = true;
             said.snapshot.mesh = Some(mesh);
