@@ -2,6 +2,7 @@
 
 mod peers;
 mod policies;
+mod said;
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, future::BoxFuture, stream};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{authentication::v1::SelfSubjectReview, core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -24,6 +25,7 @@ use kubeveil_api::{
     condition::{BYPASSED, Condition, ROTATING, ROTATION_LATE},
     mesh::MeshStatus,
     names,
+    policy::PolicyStatus,
     problem::readable,
     rotation::RotationRecord,
 };
@@ -31,6 +33,8 @@ use kubeveil_core::{announced::Announced, rotation::progress::Progress};
 use kubeveil_keys::Generation;
 use kubeveil_kubernetes::ours;
 use serde_json::json;
+
+use said::Said;
 
 use crate::{
     RESYNC,
@@ -48,8 +52,6 @@ const MANAGER: &str = "kubeveil-controller";
 const GONE: u16 = 404;
 /// … and to who changes what is another by now, or makes what is there.
 const CONFLICT: u16 = 409;
-/// Within which a write comes back by the watch.
-const ON_ITS_WAY: SignedDuration = SignedDuration::from_secs(30);
 /// Slices that are written at one time.
 const AT_ONCE: usize = 16;
 /// Bytes of an event's longest note (`NoteLengthLimit` in kubernetes `pkg/apis/core/validation/events.go`): a longer one is refused.
@@ -59,8 +61,8 @@ const LONGEST_NOTE: usize = 1024;
 pub(crate) struct Writer {
     client: Client,
     identity: String,
-    /// What was written last, and when: it may not have come back by the watch yet.
-    written: Option<(MeshStatus, Timestamp)>,
+    /// What was written last into the mesh's status.
+    written: Option<Said<MeshStatus>>,
     /// What the nodes announce; what is valid is not verified twice.
     announced: Announced,
     /// As whom the API server knows us.
@@ -74,7 +76,7 @@ pub(crate) struct Writer {
     /// Policies that there were together.
     sets: Sets,
     /// What was said of policies, by their UIDs …
-    said: BTreeMap<String, policies::Said>,
+    said: BTreeMap<String, Said<PolicyStatus>>,
     /// … and when.
     counted: BTreeMap<String, Timestamp>,
 }
@@ -139,12 +141,8 @@ impl Writer {
         let progress = self.progress(seen);
         let Some(status) = status(seen, &progress, peer_slices, now) else { return Ok(()) };
         let before = seen.mesh.as_ref().and_then(|mesh| mesh.object.status.clone()).unwrap_or_default();
-        // What has come back, or should have, is on its way no more: it may be another's by now.
-        let is_on_its_way = |(written, at): &(MeshStatus, Timestamp)| {
-            !same(written, &before) && now.duration_since(*at) < ON_ITS_WAY
-        };
-        self.written = self.written.take().filter(is_on_its_way);
-        if status == before || self.written.as_ref().is_some_and(|(written, _)| same(written, &status)) {
+        self.written.take_if(|written| !written.waits(&before, now));
+        if status == before || self.written.as_ref().is_some_and(|written| written.says(&status)) {
             // By the status that stands, since the API server goes by that too: while the last one is not over there, it takes none.
             return self.begin_rotation(seen, &progress, now).await;
         }
@@ -158,7 +156,7 @@ impl Writer {
         for record in status.rotations.iter().filter(|record| !before.rotations.contains(record)) {
             log(record);
         }
-        self.written = Some((status, now));
+        self.written = Some(Said::new(status, now));
         Ok(())
     }
 
@@ -320,13 +318,6 @@ fn note(message: &str) -> String {
         return message.to_owned();
     }
     format!("{}{MORE}", &message[..message.floor_char_boundary(LONGEST_NOTE - MORE.len())])
-}
-
-/// But for the moments of transitions.
-fn same(one: &MeshStatus, other: &MeshStatus) -> bool {
-    let mut copy = one.clone();
-    kubeveil_api::condition::keep_transitions(&mut copy.conditions, &other.conditions);
-    copy == *other
 }
 
 /// Conditions that hold now and did not, or the other way round; a rotation that goes on for another reason; another one that goes

@@ -8,12 +8,12 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams},
     core::DynamicObject,
 };
-use kubeveil_api::{condition::keep_transitions, names, pod_slice::SlicedPod, policy::PolicyStatus};
+use kubeveil_api::{names, pod_slice::SlicedPod, policy::PolicyStatus};
 use kubeveil_core::{lingering::SETTLE, policy::PolicyId};
 use kubeveil_kubernetes::ours;
 use serde_json::json;
 
-use super::{MANAGER, ON_ITS_WAY, Writer, unless_another, write_all};
+use super::{MANAGER, Writer, said::Said, unless_another, write_all};
 use crate::{
     census::{Census, KINDS, SeenPolicy},
     policies::{Selected, statuses},
@@ -41,14 +41,13 @@ impl Writer {
             selected.slices.clear();
         }
         let mut done = self.write_slices(seen, census, &selected).await;
-        // What the watch has shown is not on its way any more.
-        let stands = |uid: &String, said: &Said| {
+        let waits = |uid: &String, said: &Said<PolicyStatus>| {
             let policy = census.policies.iter().find(|policy| policy.uid == *uid);
-            policy.is_some_and(|policy| !is_same(&policy.status, &said.status))
+            policy.is_some_and(|policy| said.waits(&policy.status, now))
         };
-        self.said.retain(|uid, said| stands(uid, said));
+        self.said.retain(|uid, said| waits(uid, said));
         for (policy, status) in statuses(census, &selected, &self.sets, seen, done.is_ok(), now) {
-            if self.said.get(&policy.uid).is_some_and(|said| said.is_on_its_way(&status, now))
+            if self.said.get(&policy.uid).is_some_and(|said| said.says(&status))
                 || !is_due(policy, &status, self.counted.get(&policy.uid), now)
             {
                 continue;
@@ -56,7 +55,7 @@ impl Writer {
             match self.write_policy_status(&policy.id, &status).await {
                 Ok(()) => {
                     self.counted.insert(policy.uid.clone(), now);
-                    self.said.insert(policy.uid.clone(), Said { status, at: now });
+                    self.said.insert(policy.uid.clone(), Said::new(status, now));
                 }
                 // The others are told all the same.
                 Err(e) => done = done.and(Err(e)),
@@ -134,19 +133,6 @@ impl Writer {
     }
 }
 
-/// What was written, and has not come back by the watch.
-#[derive(Clone, Debug)]
-pub(super) struct Said {
-    status: PolicyStatus,
-    at: Timestamp,
-}
-
-impl Said {
-    fn is_on_its_way(&self, status: &PolicyStatus, now: Timestamp) -> bool {
-        is_same(&self.status, status) && now.duration_since(self.at) < ON_ITS_WAY
-    }
-}
-
 /// What turns is told at once; what only counts otherwise, or names other nodes, now and then: each write goes to every agent.
 fn is_due(policy: &SeenPolicy, status: &PolicyStatus, counted: Option<&Timestamp>, now: Timestamp) -> bool {
     let turns = |status: &PolicyStatus| {
@@ -155,13 +141,6 @@ fn is_due(policy: &SeenPolicy, status: &PolicyStatus, counted: Option<&Timestamp
     };
     turns(&policy.status) != turns(status)
         || counted.is_none_or(|last| now.duration_since(*last) >= COUNTED_EVERY)
-}
-
-/// But for the moments of transitions.
-fn is_same(one: &PolicyStatus, other: &PolicyStatus) -> bool {
-    let mut copy = one.clone();
-    keep_transitions(&mut copy.conditions, &other.conditions);
-    copy == *other
 }
 
 #[cfg(test)]
@@ -200,14 +179,5 @@ mod tests {
             assert_eq!(told, is_told, "{now} {pods} {holds} {words}");
         }
         assert!(is_due(&policy, &status(8, true, "a"), None, at(101)), "the first of this controller");
-    }
-
-    /// What was written is not written again before it has had time to come back; what was overwritten by somebody else is.
-    #[test]
-    fn what_is_on_its_way_is_not_written_twice() {
-        let said = Said { status: status(7, true, "a"), at: at(100) };
-        assert!(said.is_on_its_way(&status(7, true, "a"), at(129)));
-        assert!(!said.is_on_its_way(&status(7, true, "a"), at(130)));
-        assert!(!said.is_on_its_way(&status(8, true, "a"), at(101)));
     }
 }
