@@ -173,7 +173,7 @@ fn what_can_not_be_tested_is_told_with_its_place() {
             &expect("{from: {pod: shop/web-1, lables: {}}, to: {pod: shop/web-1}, mode: require}"),
             "spec.expect[0].from.lables: unknown field",
         ),
-        (&second("a: ["), "policies/tests.yaml (document 2): is not YAML"),
+        (&second("a: ["), "policies/tests.yaml: is not YAML: unclosed bracket '[' at line 6"),
         (
             &second(&POLICY.replace("ledger", "other")),
             "EncryptionPolicy payments/cardholder-data: policies/payments/pci.yaml has one too",

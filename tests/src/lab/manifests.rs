@@ -157,7 +157,13 @@ mod tests {
     fn a_node_reads_as_kubectl_prints_it() {
         let yaml = node(Node(2), Families::Dual).yaml().expect("YAML");
         for line in
-            ["kind: Node", "  podCIDR: 10.244.2.0/24", "  - fd00:244:2::/64", "  - address: 192.0.2.2"]
+            // Quoted by a writer that is more careful than kubectl's.
+            [
+                "kind: Node",
+                "  podCIDR: 10.244.2.0/24",
+                "  - fd00:244:2::/64",
+                "  - address: \"192.0.2.2\"",
+            ]
         {
             assert!(yaml.contains(line), "{line} in\n{yaml}");
         }
