@@ -156,7 +156,8 @@ impl<K: Kernel> Node<K> {
         source: Box<dyn Source>,
         state_dir: &Path,
     ) -> Self {
-        let (kept, known, unreadable) = KeptFile::open(state_dir, KNOWN);
+        let (kept, known, unreadable) = KeptFile::<Kept>::open(state_dir, KNOWN);
+        let told = Told { kept: known.snapshot.mesh.is_some(), ..Told::default() };
         let (pairs, unknown) = Pairs::open(state_dir);
         let (bypasses, forgotten) = Bypasses::open(state_dir);
         let unreadable = unreadable.map(|message| problems::kept_unreadable(kept.path(), message));
@@ -173,7 +174,7 @@ impl<K: Kernel> Node<K> {
             bypasses,
             known,
             knowledge: Knowledge::default(),
-            told: Told::default(),
+            told,
             assignment: Assignment::default(),
             due: Duration::ZERO,
             look_at: None,
@@ -253,7 +254,8 @@ impl<K: Kernel> Node<K> {
         for node in &told {
             self.announced.confirm(node, self.known.snapshot.mesh.as_ref());
         }
-        self.announced.restore(&mut self.known.snapshot.nodes);
+        let Snapshot { mesh, nodes, .. } = &mut self.known.snapshot;
+        self.announced.restore(mesh.as_ref(), nodes);
         if told.contains(&self.name) {
             self.keeper.hear_own(self.announced.of(&self.name), now.epoch.as_secs());
         }

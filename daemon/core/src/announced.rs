@@ -112,11 +112,15 @@ impl Announced {
     }
 
     /// Puts what was kept of each node in the place of what a source tells that is older, and what counts in the place of nothing, or of what is
-    /// none: it is to be kept on.
-    pub fn restore(&self, nodes: &mut BTreeMap<String, Arc<NodeFacts>>) {
+    /// none: it is to be kept on. But not of who can have no agent any more, by what is told now.
+    pub fn restore(&self, mesh: Option<&MeshSpec>, nodes: &mut BTreeMap<String, Arc<NodeFacts>>) {
         for (name, entry) in self.nodes.iter().filter(|(_, entry)| !entry.is_as_kept()) {
             let counts = entry.valid.as_ref().filter(|_| !entry.is_current);
-            if let (Some(kept), Some(node)) = (entry.kept.as_ref().or(counts), nodes.get_mut(name)) {
+            let is_excluded = |node: &NodeFacts| {
+                mesh.is_some_and(|mesh| mesh.excludes(&node.labels, node.announcement.as_deref()).is_some())
+            };
+            let node = nodes.get_mut(name).filter(|node| !is_excluded(node));
+            if let (Some(kept), Some(node)) = (entry.kept.as_ref().or(counts), node) {
                 Arc::make_mut(node).announcement = Some(kept.to_json());
             }
         }
@@ -229,7 +233,11 @@ fn refusal(node: &str, error: &AnnouncementError) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use kubeveil_api::announcement::{GenerationState, NotFlipped};
+    use kubeveil_api::{
+        announcement::{GenerationState, NotFlipped},
+        mesh::{ExcludedNodes, ExcludedTraffic},
+        selector::LabelSelector,
+    };
     use kubeveil_keys::PrivateKey;
 
     use super::*;
@@ -302,8 +310,17 @@ mod tests {
             assert_eq!(hears(&mut announced, before.clone()), Heard::Told);
             assert_eq!(hears(&mut announced, gone.clone()), Heard::Told);
             let mut nodes = node("u", gone.clone());
-            announced.restore(&mut nodes);
+            announced.restore(None, &mut nodes);
             assert_eq!(nodes["a"].announcement, before);
+            // Of who can have no agent any more nothing is.
+            let mut nodes = node("u", None);
+            let labels = [("os".to_owned(), "windows".to_owned())];
+            Arc::make_mut(nodes.get_mut("a").expect("there")).labels = labels.clone().into();
+            let selector = LabelSelector { match_labels: labels.into(), ..LabelSelector::default() };
+            let traffic = ExcludedTraffic::Plain;
+            let excluded_nodes = Some(ExcludedNodes { selector, traffic });
+            announced.restore(Some(&MeshSpec { excluded_nodes, ..crate::testing::mesh() }), &mut nodes);
+            assert_eq!(nodes["a"].announcement, None);
             // A daemon that starts by that knows that it is not what the node says now.
             let mut next = kept(before);
             assert_eq!(hears(&mut next, gone), Heard::Kept);
@@ -323,7 +340,7 @@ mod tests {
         }
         // Also for the next daemon.
         let mut nodes = node("u", before);
-        announced.restore(&mut nodes);
+        announced.restore(None, &mut nodes);
         let mut next = kept(nodes["a"].announcement.clone());
         assert_eq!(next.of("a").and_then(newest), Some(Generation::new(4)));
         // It catches up.

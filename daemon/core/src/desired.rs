@@ -408,15 +408,14 @@ fn config(inputs: &Inputs<'_>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) 
         Some(FlowMode::Observe) => kubeveil_abi::Mode::Observe,
     };
     let unknown = asked::unknown(&snapshot.policies);
-    // Where only policies encrypt, nothing passes for want of one that may be there and was not told of yet.
-    let may_be_asked = !inputs.told.all && snapshot.mode() == Some(FlowMode::Observe);
+    // Where only policies encrypt, nothing passes for want of one that was made since this node was here last, and was not told of yet.
+    let may_be_asked = asked::may_have_come(inputs) && snapshot.mode() == Some(FlowMode::Observe);
     // Hearsay loosens nothing that stands.
     let stands = inputs.observed.datapath.as_ref().and_then(Datapath::written);
     let mode = match stands {
-        Some(stands) if !inputs.told.mesh || may_be_asked => {
-            mode.stricter(kubeveil_abi::Mode::from_raw(stands.mode))
-        }
-        None if may_be_asked => kubeveil_abi::Mode::Prefer,
+        Some(stands) if !inputs.told.mesh => mode.stricter(kubeveil_abi::Mode::from_raw(stands.mode)),
+        Some(stands) if may_be_asked && stands.mode == kubeveil_abi::Mode::Observe as u32 => mode,
+        _ if may_be_asked => kubeveil_abi::Mode::Prefer,
         _ => mode,
     };
     let unknown = match stands {

@@ -215,6 +215,7 @@ impl Rotation {
         if oldest < newest {
             return self.may_retire(oldest, view).then_some(Step::Retire(oldest));
         }
+        self.free = None;
         if wanted <= newest || view.paused {
             self.wanted = None;
             return None;

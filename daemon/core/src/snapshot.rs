@@ -193,6 +193,8 @@ pub struct Told {
     pub mesh: bool,
     /// All that there is was, once.
     pub all: bool,
+    /// An earlier daemon had kept a mesh: this node is none that has just joined.
+    pub kept: bool,
 }
 
 impl Told {

@@ -37,6 +37,8 @@ fn reading() -> Options {
             max_nodes: usize::MAX,
             max_documents: usize::MAX,
             max_total_scalar_bytes: usize::MAX,
+            // One name for what is the same in hundreds of objects is no bomb; what references come to is bounded by itself.
+            enforce_alias_anchor_ratio: false,
         },
         emit_comments: false,
         leading_zero_numbers_as_strings: true,

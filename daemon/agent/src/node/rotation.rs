@@ -206,7 +206,9 @@ impl<K: Kernel> Node<K> {
             let device = outcome.observed.tunnels.get(DEVICE_NAMES[info.generation.parity()]);
             device.is_some_and(|device| device.public_key == Some(info.public))
         };
-        let others: Vec<_> = self.announced.all().filter(|(name, _)| *name != self.name).collect();
+        // Nobody waits for who can have no agent, whatever it said before.
+        let counts = |name: &str| name != self.name && knowledge.snapshot().excludes(name).is_none();
+        let others: Vec<_> = self.announced.all().filter(|(name, _)| counts(name)).collect();
         let is_told = others.iter().all(|(name, _)| self.announced.heard(name) == Heard::Told);
         let remotes = outcome.desired.remotes.iter().filter(|(_, remote)| remote.tunnelled);
         let ways = remotes.map(|(name, remote)| (name.as_str(), remote.generation));

@@ -313,6 +313,7 @@ pub(super) mod tests {
             .into(),
             flipped: 2,
             ways: 6,
+            behind: BTreeMap::new(),
             stragglers: [
                 ("b", "keeps its key of generation 3 for c"),
                 ("c", "has no key of generation 4, its newest is of 3"),

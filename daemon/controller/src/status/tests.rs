@@ -54,6 +54,7 @@ fn progress(late: &[&str]) -> Progress {
         nodes: [("a".to_owned(), Phase::Done)].into(),
         flipped: 0,
         ways: 0,
+        behind: Default::default(),
         stragglers: late.iter().map(|name| ((*name).to_owned(), "is slow".to_owned())).collect(),
     }
 }

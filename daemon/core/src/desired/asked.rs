@@ -58,6 +58,18 @@ fn of(base: FlowMode, standing: Option<Standing>, inputs: &Inputs<'_>) -> (Asked
     }
 }
 
+/// May policies have been made that neither the disk nor a source has told of? Who has just joined was never told of any; and where another
+/// version's programs decide, the maps are empty for another reason than a boot.
+pub(super) fn may_have_come(inputs: &Inputs<'_>) -> bool {
+    let is_upgrade =
+        inputs.observed.datapath.as_ref().is_some_and(|datapath| !datapath.predecessors.is_empty());
+    inputs.told.kept && !inputs.told.all && !is_upgrade
+}
+
+const fn is_pods(prefix: &Prefix) -> bool {
+    matches!(prefix.kind, PrefixKind::LocalPods | PrefixKind::RemotePods | PrefixKind::UnownedPods)
+}
+
 /// Addresses of which nothing is to be said beside what is said of all around them, and of which less `stands`, with what is said of them
 /// instead: that an entry is removed waits until all is known, and comes after another device may speak by that address; whose it is next
 /// is not to be held to as little.
@@ -68,7 +80,11 @@ fn left_standing<'a>(
     out: &'a Desired,
 ) -> impl Iterator<Item = (IpNet, Prefix)> + 'a {
     let is_whole = inputs.knowledge.synced().is_some();
-    let knows_elsewhere = inputs.knowledge.snapshot().workloads.knows_elsewhere;
+    let workloads = &inputs.knowledge.snapshot().workloads;
+    // Of a pod that was not told of yet what stands stands.
+    let told = workloads.pods.values().filter(|pod| pod.node == inputs.node);
+    let told = told.filter(|pod| workloads.namespaces.contains_key(&pod.namespace));
+    let told: BTreeSet<IpAddr> = told.flat_map(|pod| &pod.addresses).copied().collect();
     let bound = inputs.observed.datapath.as_ref().map(|datapath| &datapath.origins);
     let is_handed_on = move |address: &IpAddr| {
         let speaks = origins.known.get(address);
@@ -77,8 +93,13 @@ fn left_standing<'a>(
     stands
         .iter()
         .filter(|(net, _)| !out.prefixes.contains_key(*net))
-        .filter(move |(net, _)| !is_whole || is_handed_on(&net.addr()))
-        .filter(move |(_, stands)| stands.kind == PrefixKind::LocalPods || knows_elsewhere)
+        .filter(move |(net, stands)| {
+            let is_told = match stands.kind {
+                PrefixKind::LocalPods => told.contains(&net.addr()),
+                _ => workloads.knows_elsewhere,
+            };
+            is_handed_on(&net.addr()) || !is_whole && is_told
+        })
         .filter_map(|(net, stands)| Some((*net, taken_back(stands, around(&out.prefixes, *net)?)?)))
 }
 
@@ -117,6 +138,12 @@ pub(super) fn ask(
     out: &mut Desired,
 ) {
     ask_as_known(inputs, origins, stands, out);
+    if may_have_come(inputs) && inputs.knowledge.snapshot().mode() != Some(FlowMode::Require) {
+        // A node that boots: of whom nothing stands, as much may be asked as of anybody.
+        let new =
+            out.prefixes.iter_mut().filter(|(net, prefix)| is_pods(prefix) && !stands.contains_key(*net));
+        new.for_each(|(_, prefix)| prefix.asked = Asked::Require);
+    }
     let less: Vec<_> = left_standing(inputs, origins, stands, out).collect();
     out.prefixes.extend(less);
     if inputs.told.all {

@@ -97,6 +97,7 @@ mod tests {
             flipped: 0,
             ways: 0,
             stragglers: if is_done { BTreeMap::new() } else { late },
+            behind: BTreeMap::new(),
         }
     }
 
@@ -134,10 +135,15 @@ mod tests {
         // Who was cut off, and never comes back, does not hold the next one up.
         let mut without = progress(1, false);
         without.nodes.insert("b".to_owned(), Phase::Behind);
+        without.behind.insert("b".to_owned(), Generation::FIRST);
         let forced = records(&late, &wants(1, 1), &without, at(170));
         assert_eq!((forced[0].result, forced[0].finished_at), (RotationResult::Forced, Some(at(170))));
         assert_eq!(records(&late, &wants(1, 0), &without, at(170))[0].result, RotationResult::Running);
+        // Nor any further one, since it is not asked for by each that people are told of who was cut off.
+        let further = Progress { generation: Generation::new(2), ..without.clone() };
+        assert_eq!(records(&[], &wants(2, 1), &further, at(170))[0].result, RotationResult::Done);
         without.nodes.insert("b".to_owned(), Phase::Announced);
+        without.behind.clear();
         assert_eq!(records(&late, &wants(1, 1), &without, at(170))[0].result, RotationResult::Running);
     }
 

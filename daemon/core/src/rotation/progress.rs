@@ -73,6 +73,9 @@ pub struct Progress {
     pub ways: usize,
     /// Nodes that are not done, each with the reason.
     pub stragglers: BTreeMap<String, String>,
+    /// The newest key of those that have none of that generation yet.
+    #[serde(skip)]
+    pub behind: BTreeMap<String, Generation>,
 }
 
 /// Most names in a reason.
@@ -89,12 +92,16 @@ impl Progress {
             flipped: 0,
             ways: speakers.len() * speakers.len().saturating_sub(1),
             stragglers: BTreeMap::new(),
+            behind: BTreeMap::new(),
         };
         let has: BTreeSet<&str> =
             speakers.iter().filter(|(_, said)| said.has(wanted)).map(|(name, _)| *name).collect();
         for (name, said) in nodes {
             out.nodes.insert((*name).to_owned(), Phase::of(said.as_ref(), wanted));
             let Some(said) = said else { continue };
+            if Phase::of(Some(said), wanted) == Phase::Behind {
+                out.behind.insert((*name).to_owned(), said.newest());
+            }
             if said.newest() == wanted {
                 out.flipped += moved(name, said.not_flipped, &has);
             }
@@ -128,11 +135,11 @@ impl Progress {
         self.waits_for(retire_before).next().is_none() && self.count(Phase::Done) > 0
     }
 
-    /// Nodes that the rotation still waits for, where keys of generations before `retire_before` are given up by force: who has no key of
-    /// the wanted one then is cut off, and waited for no more.
+    /// Nodes that the rotation still waits for, where keys of generations before `retire_before` were given up by force, for this one or for one
+    /// before it: who has no newer key is cut off, and waited for no more.
     pub fn waits_for(&self, retire_before: u32) -> impl Iterator<Item = (&String, &String)> {
-        let is_forced = retire_before >= self.generation.number();
-        let is_cut_off = move |node: &String| is_forced && self.nodes.get(node) == Some(&Phase::Behind);
+        let is_cut_off =
+            move |node: &String| self.behind.get(node).is_some_and(|newest| newest.number() < retire_before);
         self.stragglers.iter().filter(move |(node, _)| !is_cut_off(node))
     }
 

@@ -328,7 +328,9 @@ fn what_is_over_is_not_waited_for() {
     assert_eq!(rotation.keys(&at(both.view(), 9)), Some(Step::Retire(generation(0))));
     assert_eq!(rotation.next_look(&at(both.view(), 9)), Some(Duration::from_secs(1)), "is it still?");
     let after = Heard::new(&[1], &[1], names(&[]));
+    assert!(rotation.waits_for_silence());
     assert_eq!(rotation.keys(&at(after.view(), 10)), None);
+    assert!(!rotation.waits_for_silence(), "there is nothing to listen for");
     assert_eq!(rotation.next_look(&at(after.view(), 10)), None, "all is done");
 }
 

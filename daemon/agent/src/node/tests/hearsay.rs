@@ -5,7 +5,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use kubeveil_abi::Asked;
 use kubeveil_api::{mesh::Mode, policy::PolicyMode};
-use kubeveil_core::{observed::Link, policy::Policies, snapshot::Snapshot};
+use kubeveil_core::{
+    observed::Link,
+    policy::{Policies, pods::Workloads},
+    snapshot::Snapshot,
+};
 use kubeveil_linux::fake::FakeKernel;
 
 use super::{
@@ -46,16 +50,25 @@ fn a_policy_that_was_not_told_of_yet_is_not_ruled_out() {
     bench.settle(&mut node);
     assert_eq!(config(&bench), (kubeveil_abi::Mode::Observe, Asked::Mesh), "nobody asks for anything");
 
-    // It boots: of all that was in the kernel nothing is left.
+    // It boots: of all that was in the kernel nothing is left, and nothing was told yet.
     let all = bench.world.said().snapshot;
-    only_the_mesh(&bench);
+    bench.world.change(|said| (said.whole, said.snapshot) = (false, Snapshot::default()));
     drop(node);
     let addresses = ["192.0.2.1/24", "2001:db8::1/64"].map(net);
     bench.kernel.with(|kernel| *kernel = FakeKernel::new("build", &addresses));
     let mut node = bench.start();
+    let holds_all = |bench: &Bench| {
+        assert_eq!(config(bench), (kubeveil_abi::Mode::Prefer, Asked::Require), "there may be one");
+        for pods in ["10.244.1.0/24", "10.244.2.0/24", "10.244.0.0/16"] {
+            assert_eq!(asked(bench, pods), Some(Asked::Require), "{pods}");
+        }
+    };
+    bench.settle(&mut node);
+    holds_all(&bench);
+    bench.world.change(|said| said.snapshot.mesh.clone_from(&all.mesh));
     for _ in 0..3 {
         bench.settle(&mut node);
-        assert_eq!(config(&bench), (kubeveil_abi::Mode::Prefer, Asked::Require), "there may be one");
+        holds_all(&bench);
     }
     let policies = Policies::new([required].into());
     bench.world.change(|said| (said.whole, said.snapshot) = (true, Snapshot { policies, ..all.clone() }));
@@ -105,7 +118,6 @@ fn an_exemption_does_not_wait_for_all_to_be_known_to_end() {
             policy("p", "payments", PolicyMode::Require, None),
         ],
     ] {
-        let unknown = if policies.len() == 1 { Asked::Mesh } else { Asked::Require };
         for next in ["others", "payments", "shop"] {
             let mut bench = bench(Mode::Require, &policies);
             has_device(&bench, "10.244.1.10/32");
@@ -113,12 +125,11 @@ fn an_exemption_does_not_wait_for_all_to_be_known_to_end() {
             bench.settle(&mut node);
             assert_eq!(asked(&bench, "10.244.1.10/32"), Some(Asked::Exempt));
             becomes(&mut bench, &mut node, next);
-            // `others` is no namespace that is known.
+            // `others` is no namespace that is known: the exemption is of the first one's device, which is there still.
             let wanted = match next {
-                "shop" => Asked::Exempt,
                 "payments" if policies.len() == 2 => Asked::Require,
                 "payments" => Asked::Mesh,
-                _ => unknown,
+                _ => Asked::Exempt,
             };
             assert_eq!(asked(&bench, "10.244.1.10/32"), Some(wanted), "{next} of {}", policies.len());
         }
@@ -194,4 +205,64 @@ fn no_end_is_put_off_by_what_was_kept() {
     let mut node = bench.restart(node);
     bench.settle(&mut node);
     assert_eq!((asked(&bench, "10.244.1.8/32"), end(&bench)), (Some(Asked::Exempt), stands));
+}
+
+/// Whoever has just joined is told of the mesh and of its policies at once: where it observes, nothing is touched before all else is known.
+#[test]
+fn who_joins_a_mesh_that_observes_touches_nothing() {
+    let mut bench = bench(Mode::Observe, &[]);
+    let all = bench.world.said().snapshot;
+    bench.world.change(|said| (said.whole, said.snapshot) = (false, Snapshot::default()));
+    let mut node = bench.start();
+    bench.seconds += 1;
+    node.pass(bench.now());
+    bench.world.change(|said| {
+        let workloads = Arc::default();
+        (said.whole, said.snapshot) = (false, Snapshot { workloads, ..all.clone() });
+    });
+    for second in 0..20 {
+        bench.seconds += 1;
+        node.pass(bench.now());
+        let (mode, unknown) = config(&bench);
+        assert_ne!(mode, kubeveil_abi::Mode::Require, "after {second} s");
+        assert_eq!(unknown, Asked::Mesh, "after {second} s");
+        assert_eq!(asked(&bench, "10.244.2.0/24"), Some(Asked::Mesh), "after {second} s");
+    }
+    assert_eq!(config(&bench).0, kubeveil_abi::Mode::Observe);
+}
+
+/// A daemon that begins, and is told nothing, or of pods and not of their namespaces, leaves what is said of them as it stands.
+#[test]
+fn a_restart_takes_back_nothing_that_holds() {
+    for (mode, policies) in [
+        (Mode::Require, vec![policy("cluster", "shop", PolicyMode::Exempt, None)]),
+        (
+            Mode::Prefer,
+            vec![
+                policy("cluster", "shop", PolicyMode::Exempt, None),
+                policy("p", "payments", PolicyMode::Require, None),
+            ],
+        ),
+    ] {
+        let mut bench = bench(mode, &policies);
+        has_device(&bench, "10.244.1.10/32");
+        let mut node = bench.start();
+        bench.settle(&mut node);
+        let stands = bench.truth().datapath.expect("a datapath").prefixes;
+        let all = bench.world.said().snapshot;
+        for tells_pods in [false, true] {
+            let mut workloads = Workloads::default();
+            if tells_pods {
+                workloads.pods.clone_from(&all.workloads.pods);
+            }
+            bench.world.change(|said| {
+                (said.whole, said.snapshot) =
+                    (false, Snapshot { workloads: Arc::new(workloads), ..Snapshot::default() });
+            });
+            node = bench.restart(node);
+            bench.settle(&mut node);
+            let now = bench.truth().datapath.expect("a datapath").prefixes;
+            assert_eq!(now, stands, "{mode} {tells_pods}");
+        }
+    }
 }
