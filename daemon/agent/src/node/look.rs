@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kubeveil_core::{observed::Observed, plan, snapshot::Knowledge};
+use kubeveil_core::{action::Action, observed::Observed, plan, snapshot::Knowledge};
 use kubeveil_linux::{Kernel, KernelError};
 
 use super::{Node, Now};
@@ -42,10 +42,12 @@ impl<K: Kernel> Node<K> {
     /// done, perhaps for this very reason, only what can't be a step of our own that is left counts: that a device is gone.
     pub(super) fn notice(&mut self, observed: &Observed, knowledge: &Knowledge, now: Now, is_first: bool) {
         let synced = knowledge.synced().filter(|_| self.last.synced);
-        let steps = match is_first && self.last.settled {
-            true => plan::undone(&self.last.desired, observed, synced, self.written.endpoints()),
-            false => self.undone.gone(observed),
-        };
+        // First of all, since not all are named.
+        let mut steps: Vec<Action> = self.undone.gone(observed).collect();
+        if is_first && self.last.settled {
+            let undone = plan::undone(&self.last.desired, observed, synced, self.written.endpoints());
+            steps.extend(undone.into_iter().filter(|step| !matches!(step, Action::CreateTunnel(_))));
+        }
         self.undone.notice(&steps, now.monotonic);
     }
 }

@@ -33,10 +33,15 @@ impl Undone {
             indices.filter(|(_, index)| *index != 0).map(|(name, index)| (name.clone(), index)).collect();
     }
 
-    /// Those that are not there any more, to be made again.
-    pub(super) fn gone(&self, observed: &Observed) -> Vec<Action> {
-        let gone = self.carrying.iter().filter(|(_, index)| !observed.links.contains_key(*index));
-        gone.map(|(name, _)| Action::CreateTunnel(name.clone())).collect()
+    /// Those that are not there any more, to be made again. One that goes while it is looked at is among the links still, and no WireGuard
+    /// device any more.
+    pub(super) fn gone(&self, observed: &Observed) -> impl Iterator<Item = Action> {
+        let is_gone = |name: &String, index: &u32| match observed.links.get(index) {
+            Some(link) => link.name == *name && !observed.tunnels.contains_key(name),
+            None => true,
+        };
+        let gone = self.carrying.iter().filter(move |(name, index)| is_gone(name, index));
+        gone.map(|(name, _)| Action::CreateTunnel(name.clone()))
     }
 
     /// `steps` lead back to what stood.

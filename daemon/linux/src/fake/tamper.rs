@@ -28,6 +28,11 @@ impl FakeKernel {
         }
     }
 
+    /// A device is about to go: the list of links still has it, and WireGuard knows it no more.
+    pub fn is_going(&mut self, device: &str) {
+        self.tunnels.remove(device);
+    }
+
     /// Changes the maps behind the daemon's back, or unpins something.
     pub fn tamper_maps(&mut self, change: impl FnOnce(&mut Datapath)) {
         if let Some(datapath) = &mut self.pinned {

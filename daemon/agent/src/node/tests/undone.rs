@@ -156,6 +156,33 @@ fn a_device_that_goes_between_two_looks_is_told() {
     }
 }
 
+/// It is looked at while it goes: links are listed with it, and WireGuard is asked without.
+#[test]
+fn a_device_that_goes_while_it_is_looked_at_is_told() {
+    for has_work in [false, true] {
+        for looks in 0..2 {
+            let (mut bench, mut node) = Bench::settled(3);
+            bench.kernel.with(|k| {
+                if has_work {
+                    maps(k, |d| d.devices.clear());
+                }
+                k.meanwhile(looks, |k| {
+                    k.is_going(DEVICE);
+                    k.meanwhile(0, delete);
+                });
+            });
+            for _ in 0..3 {
+                bench.seconds += 1;
+                node.pass(bench.now());
+            }
+            bench.settle(&mut node);
+            let told = |p: &Problem| p.object == OBJECT && p.message.contains("create WireGuard device");
+            let is_told = node.last.problems.iter().any(told);
+            assert!(is_told, "{has_work}, after {looks} looks: {:?}", node.last.problems);
+        }
+    }
+}
+
 /// A way round that could not even look has forgotten nothing.
 #[test]
 fn a_device_that_goes_while_nothing_can_be_seen_is_told() {
