@@ -45,8 +45,9 @@ impl<K: Kernel> Node<K> {
         // First of all, since not all are named.
         let mut steps: Vec<Action> = self.undone.gone(observed).collect();
         if is_first && self.last.settled {
-            let undone = plan::undone(&self.last.desired, observed, synced, self.written.endpoints());
-            steps.extend(undone.into_iter().filter(|step| !matches!(step, Action::CreateTunnel(_))));
+            let mut undone = plan::undone(&self.last.desired, observed, synced, self.written.endpoints());
+            undone.retain(|step| !steps.contains(step));
+            steps.extend(undone);
         }
         self.undone.notice(&steps, now.monotonic);
     }
