@@ -138,7 +138,10 @@ pub(crate) fn it_tells_how_far_the_cluster_has_got(server: &mut Server) {
 
     // Ranges that people gave none of reach the agents.
     let mut watching = [world.open("node-1").unwrap(), world.open("node-2").unwrap()];
-    let state = watching[0].until("ranges", |state| state.knowledge.snapshot().mesh.is_some());
+    // A Node is there before its addresses are, so one range may be found before the other.
+    let state = watching[0].until("ranges", |state| {
+        state.knowledge.snapshot().mesh.as_ref().is_some_and(|mesh| !mesh.node_cidrs.is_empty())
+    });
     let found = state.knowledge.snapshot().mesh.clone().unwrap();
     let ranges = |nets: &[_]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(ranges(&found.pod_cidrs), ["10.244.0.0/16", "fd00:244::/48"]);
