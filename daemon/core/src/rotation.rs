@@ -363,12 +363,7 @@ impl Rotation {
         let ends = self.free.and_then(|(_, since)| until(since + STILL + pace(view)));
         let old = view.held.first().copied().filter(|_| view.held.len() > 1);
         let under_way = old.is_some();
-        // Of all else that holds it up somebody tells; for a node that is down that may be weeks.
-        let silence_is_all = |old: &Generation| {
-            let mut held = holdups(*old, view).into_iter();
-            *old < view.retire_before || held.all(|holdup| holdup == Holdup::NotSilent)
-        };
-        let is_quiet = old.filter(silence_is_all).map(|old| {
+        let is_quiet = old.map(|old| {
             let quiet = view.quiet.get(&old).copied().unwrap_or_default();
             // What still comes is looked at again after as long as it would have to be silent.
             STILL.saturating_sub(quiet).max(Duration::from_secs(1))

@@ -334,22 +334,6 @@ fn what_is_over_is_not_waited_for() {
     assert_eq!(rotation.next_look(&at(after.view(), 10)), None, "all is done");
 }
 
-/// A node that is down holds an old key up for as long as that lasts: nobody looks each second meanwhile whether it is silent.
-#[test]
-fn what_others_hold_up_is_not_looked_for() {
-    let noisy = |view: View<'_>| {
-        let quiet = [(generation(0), Duration::ZERO)].into();
-        Rotation::default().next_look(&View { quiet, ..view })
-    };
-    let done = Heard::new(&[0, 1], &[0, 1], names(&[]));
-    assert_eq!(noisy(done.view()), Some(STILL));
-    let down = Heard::new(&[0, 1], &[0], names(&[]));
-    assert_eq!(noisy(down.view()), None);
-    assert_eq!(noisy(View { paused: true, ..done.view() }), None);
-    assert_eq!(noisy(View { whole: false, ..done.view() }), None);
-    assert_eq!(noisy(View { retire_before: generation(1), ..down.view() }), Some(STILL));
-}
-
 /// A key that takes the place of a revoked one of its generation is nobody's way yet, whatever was said of the other.
 #[test]
 fn another_key_of_a_generation_begins_anew() {
