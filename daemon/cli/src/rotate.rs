@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use kubeveil_api::{rotation::RotationSpec, selector::LabelSelector};
+use kubeveil_api::{
+    rotation::{RotationRecord, RotationSpec},
+    selector::LabelSelector,
+};
 use kubeveil_core::{
     announced::Announced,
     control::{Control, Refusal, Sight},
@@ -104,6 +107,11 @@ impl Look {
         self.sight.mesh.spec.asked()
     }
 
+    /// The history, with what is seen of the last one.
+    fn records(&self) -> Vec<RotationRecord> {
+        history::records(&records(self), &self.sight.mesh.spec, &self.progress, self.now)
+    }
+
     /// All nodes are done, but for those that were cut off.
     fn is_over(&self) -> bool {
         self.progress.is_over(self.asked().retire_before)
@@ -122,10 +130,7 @@ impl Desk {
         self.announced.update(&sight.nodes);
         let spec = &sight.mesh.spec;
         // Nobody waits for those that can have no agent.
-        let awaited = sight
-            .nodes
-            .iter()
-            .filter(|(_, facts)| spec.excludes(&facts.labels, facts.announcement.as_deref()).is_none());
+        let awaited = sight.nodes.iter().filter(|(_, facts)| facts.excluded_by(spec).is_none());
         let progress = Progress::towards(spec, awaited.map(|(name, _)| name), &self.announced);
         Ok(Look { progress, sight, keeps_status: self.control.keeps_status(), now: Timestamp::now() })
     }
@@ -138,8 +143,7 @@ impl Desk {
             json_patch::merge(&mut wanted, &patch["spec"]);
             if let Ok(wanted) = serde_json::from_value(wanted) {
                 // The one before may be done since anybody looked.
-                let before =
-                    history::records(&records(look), &look.sight.mesh.spec, &look.progress, look.now);
+                let before = look.records();
                 patch["status"] =
                     json!({ "rotations": history::records(&before, &wanted, &look.progress, look.now) });
             }
@@ -161,9 +165,8 @@ impl Desk {
 
     /// Brings the history up to date where nobody else does. That it can't be written harms nothing.
     fn keep_history(&mut self, look: &Look) {
-        let before = records(look);
-        let now = history::records(&before, &look.sight.mesh.spec, &look.progress, look.now);
-        if self.control.keeps_status() && now != before {
+        let now = look.records();
+        if self.control.keeps_status() && now != records(look) {
             let kept = self.control.change(&look.sight, &json!({"status": {"rotations": now}}));
             if let Err(refusal) = kept {
                 eprintln!("kubeveil: the history is not brought up to date: {refusal}");
@@ -173,7 +176,7 @@ impl Desk {
 }
 
 /// The history as the mesh has it.
-fn records(look: &Look) -> Vec<kubeveil_api::rotation::RotationRecord> {
+fn records(look: &Look) -> Vec<RotationRecord> {
     look.sight.mesh.status.as_ref().map(|status| status.rotations.clone()).unwrap_or_default()
 }
 

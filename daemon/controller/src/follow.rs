@@ -21,6 +21,16 @@ use crate::kept::Kept;
 /// Parts that are read later, each for itself: one object that can't be read must not stop the others.
 pub(crate) type Loose = Object<Option<Value>, Value>;
 
+/// What can be followed.
+pub(crate) trait Followed:
+    Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
+impl<K> Followed for K where
+    K: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
+
 /// Watches, as long as it lives.
 pub(crate) struct Watches {
     pub(crate) client: Client,
@@ -40,31 +50,23 @@ impl Watches {
     }
 
     /// Those of a kind, in all namespaces.
-    pub(crate) fn all<K, T>(
+    pub(crate) fn all<K: Followed, T: Clone + Send + 'static>(
         &mut self,
         kind: &ApiResource,
         name: impl Fn(&K) -> String + Send + 'static,
         read: impl Fn(K, Option<&T>) -> Option<T> + Send + 'static,
-    ) -> Kept<T>
-    where
-        K: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-        T: Clone + Send + 'static,
-    {
+    ) -> Kept<T> {
         self.some(Api::all_with(self.client.clone(), kind), Config::default(), name, read)
     }
 
     /// Those that `config` selects. Under its `name` is kept what `read` makes of an object and of what was kept of it, if anything.
-    pub(crate) fn some<K, T>(
+    pub(crate) fn some<K: Followed, T: Clone + Send + 'static>(
         &mut self,
         api: Api<K>,
         config: Config,
         name: impl Fn(&K) -> String + Send + 'static,
         read: impl Fn(K, Option<&T>) -> Option<T> + Send + 'static,
-    ) -> Kept<T>
-    where
-        K: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-        T: Clone + Send + 'static,
-    {
+    ) -> Kept<T> {
         let kept = Kept::default();
         let (mine, stirred, client) = (kept.clone(), self.stirred.clone(), self.client.clone());
         let what = api.resource_url().to_owned();

@@ -81,9 +81,7 @@ impl Cluster {
     pub(crate) fn seen(&self) -> Option<Seen> {
         let mesh = self.meshes.all()?.into_values().next();
         let spec = mesh.as_ref().map(|mesh| &mesh.object.spec);
-        let is_excluded = |node: &Node| {
-            spec.is_some_and(|spec| spec.excludes(&node.labels, node.announcement.as_deref()).is_some())
-        };
+        let is_excluded = |node: &Node| spec.and_then(|spec| node.excluded_by(spec)).is_some();
         let (excluded, nodes) = self.nodes.all()?.into_iter().partition(|(_, node)| is_excluded(node));
         let mut agents: BTreeMap<String, bool> = BTreeMap::new();
         for (node, is_ready) in self.agents.all()?.into_values() {

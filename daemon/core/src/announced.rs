@@ -116,9 +116,7 @@ impl Announced {
     pub fn restore(&self, mesh: Option<&MeshSpec>, nodes: &mut BTreeMap<String, Arc<NodeFacts>>) {
         for (name, entry) in self.nodes.iter().filter(|(_, entry)| !entry.is_as_kept()) {
             let counts = entry.valid.as_ref().filter(|_| !entry.is_current);
-            let is_excluded = |node: &NodeFacts| {
-                mesh.is_some_and(|mesh| mesh.excludes(&node.labels, node.announcement.as_deref()).is_some())
-            };
+            let is_excluded = |node: &NodeFacts| mesh.and_then(|mesh| node.excluded_by(mesh)).is_some();
             let node = nodes.get_mut(name).filter(|node| !is_excluded(node));
             if let (Some(kept), Some(node)) = (entry.kept.as_ref().or(counts), node) {
                 Arc::make_mut(node).announcement = Some(kept.to_json());

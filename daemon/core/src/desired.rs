@@ -134,7 +134,7 @@ pub struct DesiredTunnel {
     pub mtu: u32,
     /// Peers by key.
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
-    /// Keys that no peer may have: to refuse them nobody else has to be known.
+    /// Keys of standing peers that no peer may have: to refuse them nobody else has to be known.
     pub revoked: BTreeSet<PublicKey>,
 }
 
@@ -314,7 +314,9 @@ fn tunnel(
     let outer_v6 = peers.by_key.values().any(DesiredPeer::is_by_v6);
     let mtu = mtu::tunnel_mtu(underlay_mtu, outer_v6);
     let port = key.0.port(BASE_PORT).unwrap_or(BASE_PORT);
-    let revoked = mesh.into_iter().flat_map(|mesh| &mesh.revoked_keys).copied().collect();
+    let standing =
+        inputs.observed.tunnels.get(&carrier.name).into_iter().flat_map(|device| device.peers.keys());
+    let revoked = standing.filter(|key| mesh.is_some_and(|mesh| mesh.revokes(key))).copied().collect();
     (Carrier { keys: peers.keys, ..carrier }, DesiredTunnel { key, port, mtu, peers: peers.by_key, revoked })
 }
 
@@ -414,7 +416,7 @@ fn config(inputs: &Inputs<'_>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) 
     let stands = inputs.observed.datapath.as_ref().and_then(Datapath::written);
     let mode = match stands {
         Some(stands) if !inputs.told.mesh => mode.stricter(kubeveil_abi::Mode::from_raw(stands.mode)),
-        Some(stands) if may_be_asked && stands.mode == kubeveil_abi::Mode::Observe as u32 => mode,
+        Some(stands) if stands.mode == kubeveil_abi::Mode::Observe as u32 => mode,
         _ if may_be_asked => kubeveil_abi::Mode::Prefer,
         _ => mode,
     };

@@ -39,6 +39,13 @@ pub struct NodeFacts {
     pub labels: Labels,
 }
 
+impl NodeFacts {
+    /// What becomes of traffic with it, if it is one that can have no agent in this mesh.
+    pub fn excluded_by(&self, mesh: &MeshSpec) -> Option<ExcludedTraffic> {
+        mesh.excludes(&self.labels, self.announcement.as_deref())
+    }
+}
+
 impl From<SlicedPeer> for NodeFacts {
     fn from(peer: SlicedPeer) -> Self {
         Self {
@@ -155,8 +162,7 @@ impl Snapshot {
     /// What becomes of traffic with a node that can have no agent, if it is one of those.
     pub fn excludes(&self, node: &str) -> Option<ExcludedTraffic> {
         let mesh = self.mesh.as_ref().filter(|mesh| mesh.excluded_nodes.is_some())?;
-        let facts = self.nodes.get(node)?;
-        mesh.excludes(&facts.labels, facts.announcement.as_deref())
+        self.nodes.get(node)?.excluded_by(mesh)
     }
 
     /// What happens to a flow of which no policy asks for anything; `None` as long as no mesh is known.

@@ -4,8 +4,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use serde_saphyr::{Error, Options, UserMessageFormatter, budget, options};
 
-/// All documents of `text` but empty ones. Nothing is guessed: a label's `yes`, `0755` and `1_000` are texts, as they are for `kubectl`'s
-/// readers of YAML 1.2.
+/// All documents of `text` but empty ones. Nothing is guessed: a label's `yes`, `0755` and `1_000` are texts (YAML 1.2, core
+/// schema, but for the second).
 pub(crate) fn documents(text: &str) -> Result<Vec<Value>, String> {
     serde_saphyr::from_multiple_with_options(text, reading()).map_err(|e| said(&e))
 }

@@ -53,7 +53,8 @@ impl Writer {
                 continue;
             }
             match self.write_policy_status(&policy.id, &status).await {
-                Ok(()) => {
+                Ok(false) => {}
+                Ok(true) => {
                     self.counted.insert(policy.uid.clone(), now);
                     self.said.insert(policy.uid.clone(), Said::new(status, now));
                 }
@@ -115,7 +116,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn write_policy_status(&self, id: &PolicyId, status: &PolicyStatus) -> Result<()> {
+    async fn write_policy_status(&self, id: &PolicyId, status: &PolicyStatus) -> Result<bool> {
         let [kind, plural] = KINDS[usize::from(id.namespace.is_none())];
         let resource = ours(kind, plural);
         let api: Api<DynamicObject> = match &id.namespace {
@@ -129,7 +130,7 @@ impl Writer {
             "status": status,
         }));
         let done = api.patch_status(&id.name, &PatchParams::apply(MANAGER).force(), &patch).await;
-        unless_another(done).map(drop).with_context(|| format!("write the status of {id}"))
+        unless_another(done).with_context(|| format!("write the status of {id}"))
     }
 }
 

@@ -82,7 +82,7 @@ fn left_standing<'a>(
     let is_whole = inputs.knowledge.synced().is_some();
     let workloads = &inputs.knowledge.snapshot().workloads;
     // Of a pod that was not told of yet what stands stands.
-    let told = workloads.pods.values().filter(|pod| pod.node == inputs.node);
+    let told = workloads.pods.values().filter(|pod| !is_whole && pod.node == inputs.node);
     let told = told.filter(|pod| workloads.namespaces.contains_key(&pod.namespace));
     let told: BTreeSet<IpAddr> = told.flat_map(|pod| &pod.addresses).copied().collect();
     let bound = inputs.observed.datapath.as_ref().map(|datapath| &datapath.origins);

@@ -355,10 +355,8 @@ impl<'a> Desk<'a> {
 
     /// Can it have no agent, and does traffic with it pass in plain for that?
     fn passes_excluded(&self, node: &str) -> bool {
-        self.census.nodes.get(node).is_some_and(|facts| {
-            let excluded = self.census.mesh.excludes(&facts.labels, facts.announcement.as_deref());
-            excluded == Some(ExcludedTraffic::Plain)
-        })
+        let excluded = self.census.nodes.get(node).and_then(|facts| facts.excluded_by(&self.census.mesh));
+        excluded == Some(ExcludedTraffic::Plain)
     }
 
     /// The bypass of the pair that lasts longest of those that are on.

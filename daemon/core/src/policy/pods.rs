@@ -179,20 +179,22 @@ impl Workloads {
 
     /// The pods that have addresses of which this `counts`, and these alone.
     fn holders(&self, policies: &Policies, counts: impl Fn(&Pod, &IpAddr) -> bool) -> Pods {
-        let that_count = |pod: &Pod| pod.addresses.iter().filter(|at| counts(pod, at)).copied().collect();
-        let that_count = self.pods.iter().map(|(uid, pod)| (uid, pod, that_count(pod)));
-        let mut of: Vec<(_, _, BTreeSet<IpAddr>)> = that_count.collect();
-        of.retain(|(_, _, addresses)| !addresses.is_empty());
+        let that_count = |pod: &Pod| {
+            let addresses: BTreeSet<_> = pod.addresses.iter().filter(|at| counts(pod, at)).copied().collect();
+            (!addresses.is_empty()).then(|| Pod { addresses, ..pod.clone() })
+        };
+        let that_count: Vec<_> =
+            self.pods.iter().filter_map(|(uid, pod)| Some((uid, that_count(pod)?))).collect();
         let mut pods = Pods::default();
-        if of.is_empty() {
+        if that_count.is_empty() {
             return pods;
         }
         pods.set_policies(policies.clone());
         for (name, labels) in &self.namespaces {
             pods.set_namespace(name, Some(labels.clone()));
         }
-        for (uid, pod, addresses) in of {
-            pods.set_pod(uid, Some(Pod { addresses, ..pod.clone() }));
+        for (uid, pod) in that_count {
+            pods.set_pod(uid, Some(pod));
         }
         pods
     }

@@ -97,9 +97,10 @@ impl Progress {
         let has: BTreeSet<&str> =
             speakers.iter().filter(|(_, said)| said.has(wanted)).map(|(name, _)| *name).collect();
         for (name, said) in nodes {
-            out.nodes.insert((*name).to_owned(), Phase::of(said.as_ref(), wanted));
+            let phase = Phase::of(said.as_ref(), wanted);
+            out.nodes.insert((*name).to_owned(), phase);
             let Some(said) = said else { continue };
-            if Phase::of(Some(said), wanted) == Phase::Behind {
+            if phase == Phase::Behind {
                 out.behind.insert((*name).to_owned(), said.newest());
             }
             if said.newest() == wanted {
