@@ -40,6 +40,16 @@ impl Held {
         self.is_held
     }
 
+    /// Packets go by a tunnel to those `places`; a disk that is full takes no record of it.
+    fn proves(&mut self, places: impl IntoIterator<Item = usize>, is_full: bool) {
+        for place in places {
+            self.proven.insert(place);
+            if is_full {
+                self.unrecorded.insert(place);
+            }
+        }
+    }
+
     /// No program stands any more.
     pub(crate) fn reboot(&mut self) {
         self.is_held = false;
@@ -54,7 +64,6 @@ impl World {
     pub(crate) fn is_held_by(&mut self, place: usize, action: &Action) {
         let now = self.now;
         let machine = &mut self.machines[place];
-        let is_full = machine.is_full(now);
         let Some(datapath) = &machine.kernel.seen.datapath else { return };
         let is_attached = datapath.attached.contains_key(&(Program::Steer, UNDERLAY));
         let requires = |known: Option<&Known>| {
@@ -70,10 +79,8 @@ impl World {
             && machine.held.is_held
             && value.has_tunnel()
         {
-            machine.held.proven.insert(place_of_index(*index));
-            if is_full {
-                machine.held.unrecorded.insert(place_of_index(*index));
-            }
+            let is_full = machine.is_full(now);
+            machine.held.proves([place_of_index(*index)], is_full);
         }
     }
 
@@ -91,11 +98,12 @@ impl World {
     }
 
     fn holds(&mut self, place: usize) {
+        let is_full = self.machines[place].is_full(self.now);
         let Machine { kernel, held, .. } = &mut self.machines[place];
         held.is_held = true;
         let values = kernel.seen.datapath.iter().flat_map(|datapath| &datapath.peers);
         let proven = values.filter(|(_, value)| value.has_tunnel());
-        held.proven.extend(proven.map(|(index, _)| place_of_index(*index)));
+        held.proves(proven.map(|(index, _)| place_of_index(*index)), is_full);
         self.note(|| format!("{} is held to encryption", NAMES[place]));
     }
 
