@@ -1,12 +1,14 @@
-//! Rotation apart from the kernel: some nodes go from one key generation to the next, by the functions that the daemon runs
-//! (`core::rotation`, `core::tunnels`, `core::plan`), while daemons end between any two of their steps, watches are late, networks are cut,
-//! nodes come, go and lose what they had.
+//! Rotation apart from the kernel: some nodes go from one key generation to the next, while daemons end between any two of their steps, watches
+//! are late, networks are cut, nodes come, go and lose what they had. Keys, tunnels and plans are by the functions that the daemon runs
+//! (`core::rotation`, `core::tunnels`, `core::plan`); by which generation packets go (the rule of evidence) and which peers there are is written
+//! down here once more (`desired`), as is what a source holds and publishes (`api`).
 //!
 //! A schedule is a seed: the same one plays the same way. What the simulation takes for the kernel, the API server and the agent is in
 //! `kernel`, `wire`, `api` and `agent`, each with the file that it stands for; what becomes of a packet the programs' code decides, over the maps
 //! (`maps`). What must hold is in `ledger`, and in `plain`.
 //!
-//! Chance does not come to everything: [`model`] looks at two or three nodes in every order, and [`scale`] counts what thousands of them say.
+//! Chance does not come to everything: [`model`] looks at two nodes, and three that are not all free, in every order, and [`scale`] counts what
+//! thousands of them say.
 //!
 //! Taken as given: who starts is told what each node says now, or what it said with an older newest key (`announced::Heard::Past`), and
 //! not an older list of nodes of the same generation, which nobody can tell from a newer one (lists are asked for without a

@@ -1,6 +1,7 @@
-//! Rotation of two or three nodes, in every order that things can happen in.
+//! Rotation of two nodes, or of three of which one or two are prompt, in every order that things can happen in.
 //!
-//! Each node's way round is made of the production functions (`core::rotation`: `keys`, `says`, `may_use`, `choose`). Around them:
+//! What a node does about its keys, what it says and which way it may take are the production functions' (`core::rotation`: `keys`, `says`, `may_use`,
+//! `choose`). What its devices hold, and which way is proven, is written down here once more (`node.rs`). Around them:
 //! - **Announcements** stand on a board; a node reads it whenever it does, all of it at once, since a watch tells in order. What is told
 //!   twice or late is what a node read before, and changes nothing. A request to publish arrives at any time, also after its daemon died, but
 //!   before what the next daemon publishes: a later one is not looked at.

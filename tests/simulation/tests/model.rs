@@ -1,4 +1,5 @@
-//! Rotation of two and three nodes in every order holds by our rules, and finds out rules that are broken.
+//! Rotation of two nodes, and of three of which one or two are prompt, in every order holds by our rules, and finds out rules that are
+//! broken.
 
 use kubeveil_tests_simulation::{
     Rules,
