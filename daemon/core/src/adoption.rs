@@ -154,7 +154,7 @@ impl Gate {
         if !seen.is_own {
             before.bar(seen);
         }
-        if seen.is_misled {
+        if self.is_misled(seen) {
             // What the programs are told ends by itself, later than the deadline.
             let paused = self.paused.or(Some(seen.epoch.as_secs()));
             return Self { paused, deadline: None, ..before };
@@ -184,6 +184,11 @@ impl Gate {
             }
         }
         if next.open.as_ref().is_some_and(BTreeMap::is_empty) { Self::closed() } else { next }
+    }
+
+    /// Are this node's prefixes known to be wrong? Who begins anew goes by the record until all pods are told of.
+    pub const fn is_misled(&self, seen: &Seen) -> bool {
+        seen.is_misled || self.paused.is_some() && !seen.whole
     }
 
     /// What the maps keep closed is closed.
@@ -229,6 +234,8 @@ pub struct Adopting {
     pub left: BTreeSet<String>,
     /// Nodes that may be heard in plain though ours to them are encrypted, until when.
     pub heard: BTreeMap<String, u32>,
+    /// This node's prefixes are known to be wrong, and none of its pairs has closed yet: whose packet it is nobody can say.
+    pub misled: bool,
 }
 
 #[cfg(test)]

@@ -403,13 +403,17 @@ fn tunnel_hooks(inputs: &Inputs<'_>, tunnel: &str, out: &mut Desired) {
 fn config(inputs: &Inputs<'_>, mtu: u32, envelope_ports: [u32; ENVELOPE_PORTS]) -> Config {
     let snapshot = inputs.knowledge.snapshot();
     let (mss_v4, mss_v6) = mtu::mss(mtu);
+    let unknown = asked::unknown(&snapshot.policies);
     let mode = match snapshot.mode() {
+        // A running cluster is not cut off for addresses that nobody can read.
+        Some(FlowMode::Require) if inputs.adopting.misled && unknown == Asked::Mesh => {
+            kubeveil_abi::Mode::Observe
+        }
         None | Some(FlowMode::Require) => kubeveil_abi::Mode::Require,
         Some(FlowMode::Prefer | FlowMode::Exempt) => kubeveil_abi::Mode::Prefer,
         Some(FlowMode::Observe) if inputs.steers_on => kubeveil_abi::Mode::Prefer,
         Some(FlowMode::Observe) => kubeveil_abi::Mode::Observe,
     };
-    let unknown = asked::unknown(&snapshot.policies);
     // Where only policies encrypt, nothing passes for want of one that was made since this node was here last, and was not told of yet.
     let may_be_asked = asked::may_have_come(inputs) && snapshot.mode() == Some(FlowMode::Observe);
     // Hearsay loosens nothing that stands.
@@ -493,14 +497,20 @@ fn carrier_of<'c>(
 /// them pass without.
 fn carries(inputs: &Inputs<'_>, node: &str, health: Health) -> bool {
     let snapshot = inputs.knowledge.snapshot();
+    let is_given_up =
+        || matches!(health, Health::Stale(_)) && snapshot.mode() == Some(FlowMode::Prefer);
+    let is_misled = || !snapshot.strangers.is_empty() && passes(inputs, node);
+    health.is_proven() && !is_given_up() && !is_misled()
+}
+
+/// May packets to `node` pass without a tunnel, whoever's they are?
+fn passes(inputs: &Inputs<'_>, node: &str) -> bool {
+    let snapshot = inputs.knowledge.snapshot();
     // Asked last, and only of who is in question: it is a look at all policies, and there are thousands of peers.
-    let prefers = || snapshot.mode() == Some(FlowMode::Prefer);
-    let passes = || inputs.adopting.open.contains(node) || prefers();
+    let by_mode = || snapshot.mode() == Some(FlowMode::Prefer);
     // What policies require of some may not pass, so all go by the tunnel that is proven.
     let requires = || asked::unknown(&snapshot.policies) != Asked::Mesh;
-    let is_given_up = || matches!(health, Health::Stale(_)) && prefers();
-    let is_misled = || !snapshot.strangers.is_empty() && passes() && !requires();
-    health.is_proven() && !is_given_up() && !is_misled()
+    (inputs.adopting.open.contains(node) || by_mode()) && !requires()
 }
 
 /// Peers that packets may go to in plain, until they are proven.

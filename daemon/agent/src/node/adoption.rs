@@ -45,9 +45,11 @@ impl Pairs {
             }
             self.gate = next;
         }
+        let is_misled = seen.adoption.is_some() && self.gate.is_misled(seen);
+        told.misled = is_misled && !self.gate.is_over() && told.open.len() == seen.others.len();
         let boot = now.monotonic.as_secs();
         let left = seen.adoption.map(|adoption| {
-            if seen.is_misled {
+            if is_misled {
                 unhurried(now.monotonic).saturating_sub(Duration::from_secs(boot))
             } else {
                 self.gate.deadline(&adoption).saturating_sub(now.epoch)

@@ -1,7 +1,7 @@
 //! The peers of a device: which node is spoken to, by which key, and where.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use kubeveil_api::{announcement::GenerationEntry, mesh::MeshSpec};
 use kubeveil_keys::{Generation, PublicKey};
 
-use super::{Carrier, DesiredPeer, Inputs};
+use super::{Carrier, DesiredPeer, Inputs, passes};
 use crate::{
     announced::Heard,
     endpoint,
@@ -53,6 +53,11 @@ impl Peers {
             let mut held = owned.iter().filter_map(|(prefix, _)| holders.get(prefix));
             !held.any(|(holder, _)| Some(**holder) == key)
         });
+        let wrong = Wrong::of(inputs);
+        // Which pairs are open follows from the maps, so not before there are any.
+        let is_before =
+            inputs.observed.datapath.is_none() && mesh.is_some_and(|mesh| mesh.adoption.is_some());
+        let may_pass = |node: &str| is_before || passes(inputs, node);
         for (node, owned) in nodes {
             let holder = owned.iter().find_map(|(prefix, _)| holders.get(prefix));
             // What was kept on disk may be older than what is in the device.
@@ -70,6 +75,9 @@ impl Peers {
                 continue;
             };
             let key = entry.public_key;
+            if wrong.as_ref().is_some_and(|wrong| !wrong.stands(owned)) && may_pass(node) {
+                continue;
+            }
             let address = endpoint::choose(&own_ips, &addresses(owned));
             let taken = out.by_key.contains_key(&key);
             let unreachable = address.is_none() && !own_ips.is_empty();
@@ -92,6 +100,29 @@ impl Peers {
             out.keys.insert(node.to_owned(), key);
         }
         out
+    }
+}
+
+/// This node's prefixes, where they are known to be wrong, or may be for all that a node knows that has just joined: the far end, which would take
+/// the pair for proven, would steer by them.
+struct Wrong {
+    /// Prefixes of those that any device has for a peer: they stay, also over a rotation.
+    standing: BTreeSet<IpNet>,
+}
+
+impl Wrong {
+    fn of(inputs: &Inputs<'_>) -> Option<Self> {
+        let is_new = !inputs.told.kept && inputs.knowledge.synced().is_none();
+        let is_misled = inputs.adopting.misled || !inputs.knowledge.snapshot().strangers.is_empty();
+        if !is_misled && !is_new {
+            return None;
+        }
+        let peers = inputs.observed.tunnels.values().flat_map(|device| device.peers.values());
+        Some(Self { standing: peers.flat_map(|peer| peer.allowed_ips.iter().copied()).collect() })
+    }
+
+    fn stands(&self, owned: &[(IpNet, Class)]) -> bool {
+        owned.iter().any(|(prefix, _)| self.standing.contains(prefix))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use kubeveil_abi::{PeerState, PeerValue, PrefixKind};
+use kubeveil_abi::{Mode, PeerState, PeerValue, PrefixKind};
 use kubeveil_api::policy::PolicyMode;
 use kubeveil_core::{action::Action, policy::Policies, problem::ProblemKind};
 use kubeveil_keys::PrivateKey;
@@ -218,11 +218,27 @@ fn by_wrong_prefixes_nothing_is_steered() {
         let strangers = is_so.then(|| "Pod a/b has the address 10.9.0.1".to_owned());
         bench.world.change(|said| said.snapshot.strangers = strangers.into_iter().collect());
     };
+    let mode = |bench: &Bench| {
+        Mode::from_raw(bench.truth().datapath.and_then(|d| d.written()).expect("written").mode)
+    };
+    let peers = |bench: &Bench| bench.truth().tunnels.values().map(|t| t.peers.len()).sum::<usize>();
     bench.adopts_until(1_000_000);
     misled(&bench, true);
     let mut node = bench.start();
     bench.settle(&mut node);
     assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (0, 2));
+    // Nobody can say whose a packet is, so none is dropped; and no far end takes its pair for proven.
+    assert_eq!((mode(&bench), peers(&bench)), (Mode::Observe, 0));
+    // Nor does a daemon that begins anew drop any, before it has been told of all pods.
+    bench.world.change(|said| said.whole = false);
+    misled(&bench, false);
+    let mut node = bench.restart(node);
+    bench.settle(&mut node);
+    assert_eq!((mode(&bench), peers(&bench), node.pairs.adopting.open.len()), (Mode::Observe, 0, 2));
+    bench.world.change(|said| said.whole = true);
+    misled(&bench, true);
+    bench.settle(&mut node);
+    assert_eq!((mode(&bench), peers(&bench)), (Mode::Observe, 0));
     assert!(node.last.problems.iter().any(|p| p.to_string().contains("Pod a/b has the address 10.9.0.1")));
     assert!(status::waiting_for(&node).iter().any(|what| what.contains("PodAddressesUnknown")));
     // Whom a policy asks it of may not pass, so what is proven is used.
@@ -230,14 +246,17 @@ fn by_wrong_prefixes_nothing_is_steered() {
     bench.world.change(|said| said.snapshot.policies = Policies::new([required].into()));
     bench.settle(&mut node);
     assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (2, 2));
+    assert_eq!(mode(&bench), Mode::Require);
     bench.world.change(|said| said.snapshot.policies = Policies::default());
     bench.settle(&mut node);
-    assert_eq!(bench.tunnelled(), 0);
+    assert_eq!((bench.tunnelled(), mode(&bench)), (0, Mode::Observe));
     misled(&bench, false);
     bench.settle(&mut node);
     assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (2, 0));
     assert!(status::waiting_for(&node).is_empty());
+    assert_eq!(mode(&bench), Mode::Require);
     misled(&bench, true);
     bench.settle(&mut node);
     assert_eq!((bench.tunnelled(), node.pairs.adopting.open.len()), (2, 0));
+    assert_eq!(mode(&bench), Mode::Require, "what is closed stays closed");
 }
