@@ -1,4 +1,4 @@
-use crate::Address;
+use crate::{Address, Config};
 
 /// A flow that reached this node's own address through a tunnel from a remote node's address (a pod
 /// behind masquerading, or a Service's SNAT), seen from here: its replies go back through the tunnel.
@@ -19,15 +19,52 @@ pub struct FlowKey {
     pub ports: u32,
 }
 
-/// When a flow was last seen.
+/// When a flow was last seen, and how far a connection has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowValue {
     /// Seconds since boot.
     pub seen: u32,
-    /// Not used; keeps the value a whole number of 64-bit words.
-    pub reserved: u32,
+    /// Of TCP: what was seen of the connection, in the upper four bits; below them the second in which its SYN came out of the tunnel.
+    pub state: u32,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<FlowValue>() == 8);
+
+/// `IPPROTO_TCP` (kernel `include/uapi/linux/in.h`).
+const TCP: u32 = 6;
+
+impl FlowValue {
+    /// How long a connection is remembered that has not been established, or has ended, since it was last seen: as long as the kernel's connection
+    /// tracking does (`tcp_timeouts` in `net/netfilter/nf_conntrack_proto_tcp.c`), and longer than a SYN is answered again and again
+    /// (`tcp_synack_retries` in Documentation/networking/ip-sysctl.rst).
+    pub const BRIEF_SECONDS: u32 = 120;
+    /// Its SYN came out of the tunnel, and nothing after it.
+    pub const OPENING: u32 = 1 << 31;
+    /// Its far end has sent all that it will.
+    pub const ENDED_THERE: u32 = 1 << 30;
+    /// So has this node.
+    pub const ENDED_HERE: u32 = 1 << 29;
+    /// It was reset.
+    pub const RESET: u32 = 1 << 28;
+    /// What is left for the second.
+    pub const SECOND: u32 = Self::RESET - 1;
+    /// One that is over: what has its addresses and ports now is another.
+    pub const OVER: Self = Self { seen: 0, state: Self::RESET };
+
+    /// Is it over, by how long nothing was seen of it at `now`? A limit of 0 is a configuration that nobody has written to yet: nothing expires.
+    #[inline(always)]
+    pub const fn is_over(&self, protocol: u32, config: &Config, now: u32) -> bool {
+        let is_brief = self.state & (Self::OPENING | Self::RESET) != 0
+            || self.state & (Self::ENDED_HERE | Self::ENDED_THERE) == Self::ENDED_HERE | Self::ENDED_THERE;
+        let limit = match protocol {
+            TCP if is_brief && config.flow_tcp_seconds > Self::BRIEF_SECONDS => Self::BRIEF_SECONDS,
+            TCP => config.flow_tcp_seconds,
+            _ => config.flow_other_seconds,
+        };
+        // A clock read before another CPU's is no age.
+        let is_old = limit != 0 && now.saturating_sub(self.seen) > limit;
+        is_old || self.seen == 0 && self.state == Self::OVER.state
+    }
+}

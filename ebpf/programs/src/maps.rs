@@ -8,7 +8,7 @@ use kubeveil_abi::{
     Address, COUNTERS as COUNTERS_LEN, Config, Counter, DeviceKind, FlowKey, FlowValue, MAX_DEVICES,
     MAX_FLOWS, MAX_ORIGINS, MAX_PEERS, MAX_SLOTS, Origin, PeerValue, PrefixValue,
 };
-use kubeveil_verdict::{Ask, Held, Owner, Route, Tables};
+use kubeveil_verdict::{Ask, Held, Owner, Route, Sight, Tables};
 
 use crate::prefixes;
 
@@ -70,6 +70,27 @@ pub extern "C" fn held(ask: u32) -> u32 {
 #[inline(never)]
 pub extern "C" fn route(index: u32, ask: u32) -> u64 {
     Route::of(Maps.peer(index), Held(held(ask)), &Maps).0
+}
+
+/// Notes a packet of a flow: a global function, as `held` is, and for the room that a flow takes on the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn follow(
+    remote_upper: u64,
+    remote_lower: u64,
+    local_upper: u64,
+    local_lower: u64,
+    rest: u64,
+) -> u32 {
+    let key = FlowKey {
+        remote: prefixes::whole(&[remote_upper, remote_lower]),
+        local: prefixes::whole(&[local_upper, local_lower]),
+        protocol: (rest >> 32) as u32 & 0xff,
+        ports: rest as u32,
+    };
+    let sight = Sight((rest >> 40) as u32);
+    // An array of one has it always.
+    config().map_or(0, |config| u32::from(kubeveil_verdict::follow(&key, sight, &Maps, config)))
 }
 
 /// The maps, as the decision sees them.
@@ -137,6 +158,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn remember(&self, key: &FlowKey, value: FlowValue) -> bool {
         FLOWS.insert(key, value, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn follow(&self, key: &FlowKey, sight: Sight, _: &Config) -> bool {
+        let rest = u64::from(key.ports) | u64::from(key.protocol) << 32 | u64::from(sight.0) << 40;
+        let ([remote_upper, remote_lower], [local_upper, local_lower]) =
+            (prefixes::halves(&key.remote), prefixes::halves(&key.local));
+        follow(remote_upper, remote_lower, local_upper, local_lower, rest) != 0
     }
 
     #[inline(always)]

@@ -57,16 +57,16 @@ pub fn owner_of(address: &Address) -> Option<Owner> {
 }
 
 /// As it lies in memory: half as many words to keep, and to compare.
-type Halves = [u64; 2];
+pub type Halves = [u64; 2];
 
 #[inline(always)]
-fn halves(&[a, b, c, d]: &Address) -> Halves {
+pub fn halves(&[a, b, c, d]: &Address) -> Halves {
     let half = |first: u32, second: u32| u64::from(first) | u64::from(second) << 32;
     [half(a, b), half(c, d)]
 }
 
 #[inline(always)]
-fn whole(&[upper, lower]: &Halves) -> Address {
+pub fn whole(&[upper, lower]: &Halves) -> Address {
     [upper as u32, (upper >> 32) as u32, lower as u32, (lower >> 32) as u32]
 }
 

@@ -3,7 +3,7 @@ use kubeveil_abi::{Config, FlowKey, PrefixKind, Reason};
 use crate::{
     Ask, Decision, Owner,
     envelope::{self, Content},
-    flow::{self, Flow},
+    flow::{self, Flow, Sight},
     packet::{Bytes, Meta, Packet},
     tables::Tables,
 };
@@ -57,10 +57,11 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
     if is_to_tunnel_port(config, &key) {
         return Reason::Delivered;
     }
-    let now = tables.now();
     // Later fragments of the replies have no ports.
     let fragments = FlowKey { ports: 0, ..key };
-    if !flow::refresh(tables, &key, now) || key.ports != 0 && !flow::refresh(tables, &fragments, now) {
+    let has_room =
+        |key: &FlowKey| tables.follow(key, Sight::arrives(key, &transport, bytes), config);
+    if !has_room(&key) || key.ports != 0 && !has_room(&fragments) {
         return Reason::FlowTableFull;
     }
     Reason::Delivered

@@ -4,6 +4,7 @@ use crate::{
     envelope,
     packet::{Bytes, Packet, parse_quoted},
     tables::Tables,
+    tcp::{self, ACK, FIN, RST, SYN},
     transport::{ICMP, ICMPV6, TCP, Transport, UDP},
 };
 
@@ -171,25 +172,95 @@ pub(crate) const fn is_error(is_v6: bool, kind: u32) -> bool {
     }
 }
 
-/// Whether replies of the flow go through the tunnel now.
-#[inline(always)]
-pub(crate) fn is_live(tables: &impl Tables, config: &Config, key: &FlowKey, now: u32) -> bool {
-    let Some(value) = tables.flow(key) else {
-        return false;
-    };
-    let limit = if key.protocol == TCP { config.flow_tcp_seconds } else { config.flow_other_seconds };
-    // 0 is a configuration that nobody has written to yet: nothing expires.
-    // A clock read before another CPU's is no age.
-    limit == 0 || now.saturating_sub(value.seen) <= limit
+/// A packet of a flow: the flags of TCP's header, and which way it goes. In a number, as a global function of the programs can be given it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight(pub u32);
+
+impl Sight {
+    /// It has come out of the tunnel.
+    const ARRIVES: u32 = 1 << 8;
+
+    #[inline(always)]
+    pub(crate) fn arrives(key: &FlowKey, transport: &Transport, bytes: &impl Bytes) -> Self {
+        Self(Self::flags(key, transport, bytes) | Self::ARRIVES)
+    }
+
+    /// This host sends it.
+    #[inline(always)]
+    pub(crate) fn answers(key: &FlowKey, transport: &Transport, bytes: &impl Bytes) -> Self {
+        Self(Self::flags(key, transport, bytes))
+    }
+
+    /// What shows no flags of the connection itself is nothing but a packet of it: an ICMP error about one, a later fragment, and what
+    /// stands in the entry of those, which has no ports.
+    #[inline(always)]
+    fn flags(key: &FlowKey, transport: &Transport, bytes: &impl Bytes) -> u32 {
+        if transport.protocol == TCP && key.ports != 0 && !transport.later_fragment {
+            tcp::flags(bytes, transport.offset)
+        } else {
+            ACK
+        }
+    }
 }
 
-/// Notes that the flow was seen now; false if there is no room. Writes once a second at most.
+/// Notes a packet of the flow. Of what came out of the tunnel: is there room for it? Of what this host sends: is it an answer, which goes into
+/// the tunnel? A stream that only goes out keeps its flow alive, as it does in the far end's NAT.
 #[inline(always)]
-pub(crate) fn refresh(tables: &impl Tables, key: &FlowKey, now: u32) -> bool {
-    match tables.flow(key) {
-        Some(value) if value.seen == now => true,
-        _ => tables.remember(key, FlowValue { seen: now, reserved: 0 }),
+pub fn follow(key: &FlowKey, sight: Sight, tables: &impl Tables, config: &Config) -> bool {
+    let before = tables.flow(key);
+    let now = tables.now();
+    let Sight(flags) = sight;
+    if flags & Sight::ARRIVES != 0 {
+        let state = before.map_or(0, |value| value.state);
+        let state = if key.protocol == TCP { arrived(state, flags, now) } else { state };
+        return refresh(key, before, FlowValue { seen: now, state }, tables);
     }
+    let Some(FlowValue { seen, state }) = before else { return false };
+    if (FlowValue { seen, state }).is_over(key.protocol, config, now) {
+        return false;
+    }
+    // A connection that this host begins, or that was begun in plain, has the addresses and ports of one that is over.
+    let is_another = flags & SYN != 0 && (flags & ACK == 0 || is_late(state, now));
+    let after = if is_another {
+        FlowValue::OVER
+    } else {
+        let reset = if flags & RST != 0 { FlowValue::RESET } else { 0 };
+        let ended = if flags & FIN != 0 { FlowValue::ENDED_HERE } else { 0 };
+        FlowValue { seen: now, state: state | reset | ended }
+    };
+    // There is room: the entry exists.
+    refresh(key, before, after, tables);
+    !is_another
+}
+
+/// What is known of a connection after a packet with these `flags` has come out of the tunnel. A SYN begins another; and what goes on after a
+/// reset was not reset.
+#[inline(always)]
+const fn arrived(state: u32, flags: u32, now: u32) -> u32 {
+    const GOES_ON: u32 = !(FlowValue::OPENING | FlowValue::RESET);
+    if flags & (SYN | ACK) == SYN {
+        FlowValue::OPENING | now & FlowValue::SECOND
+    } else if flags & SYN != 0 {
+        0
+    } else if flags & RST != 0 {
+        state | FlowValue::RESET
+    } else if flags & FIN != 0 {
+        state & GOES_ON | FlowValue::ENDED_THERE
+    } else {
+        state & GOES_ON
+    }
+}
+
+/// Is a SYN that comes now answered again in vain?
+#[inline(always)]
+const fn is_late(state: u32, now: u32) -> bool {
+    (now & FlowValue::SECOND).saturating_sub(state & FlowValue::SECOND) > FlowValue::BRIEF_SECONDS
+}
+
+/// Notes what is known of a flow now; false if there is no room. Writes once a second at most, where nothing else changes.
+#[inline(always)]
+fn refresh(key: &FlowKey, before: Option<FlowValue>, after: FlowValue, tables: &impl Tables) -> bool {
+    before == Some(after) || tables.remember(key, after)
 }
 
 /// Whether the port (host order) is one of WireGuard's own. 0, in a configuration nobody has

@@ -34,6 +34,7 @@ pub use decision::Decision;
 pub use deliver::deliver;
 pub use envelope::{Content, Ends, inside};
 pub use fit::{Fit, Fitting, fitting};
+pub use flow::{Sight, follow};
 pub use guard::guard;
 pub use mode::{Ask, Held, Owner, held};
 pub use packet::{Bytes, Meta, Packet, Parsed, ends, is_vlan, parse};

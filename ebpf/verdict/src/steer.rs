@@ -4,7 +4,7 @@ use crate::{
     Ask, Decision, MssClamp, Owner,
     envelope::{self, Content},
     fit::{Fit, Fitting},
-    flow::{self, Flow},
+    flow::{self, Flow, Sight},
     mode::End,
     packet::{Bytes, Meta, Packet, Parsed, parse},
     tables::{Course, Tables},
@@ -242,13 +242,10 @@ impl<B: Bytes, T: Tables> Step<'_, B, T> {
             Flow::Link => return Own::Affair(Reason::Host),
             Flow::Unreadable => return Own::Affair(Reason::Unparsable),
         };
-        let now = self.tables.now();
-        if !flow::is_live(self.tables, self.config, &key, now) {
+        let sight = Sight::answers(&key, transport, self.bytes);
+        if !self.tables.follow(&key, sight, self.config) {
             return Own::Affair(Reason::Host);
         }
-        // A stream that only goes out keeps its flow alive, as it does in the far end's NAT. There is
-        // room: the entry exists.
-        flow::refresh(self.tables, &key, now);
         Own::Pods
     }
 

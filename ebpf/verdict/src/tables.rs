@@ -3,7 +3,11 @@ use kubeveil_abi::{
     PrefixValue, Reason,
 };
 
-use crate::{Ask, Held, Owner, held};
+use crate::{
+    Ask, Held, Owner,
+    flow::{Sight, follow},
+    held,
+};
 
 /// What is known of the cluster: the maps.
 pub trait Tables {
@@ -46,6 +50,14 @@ pub trait Tables {
     fn flow(&self, key: &FlowKey) -> Option<FlowValue>;
     /// Notes that a flow was seen; false if there is no room for it.
     fn remember(&self, key: &FlowKey, value: FlowValue) -> bool;
+    /// Notes a packet of a flow ([`follow`]).
+    #[inline(always)]
+    fn follow(&self, key: &FlowKey, sight: Sight, config: &Config) -> bool
+    where
+        Self: Sized,
+    {
+        follow(key, sight, self, config)
+    }
     /// Seconds since boot.
     fn now(&self) -> u32;
 }

@@ -5,8 +5,11 @@ use crate::{
     transport::TCP,
 };
 
-/// SYN, in the 14th byte of the header (RFC 9293, section 3.1).
-const SYN: u32 = 0x02;
+/// Flags, in the 14th byte of the header (RFC 9293, section 3.1).
+pub(crate) const FIN: u32 = 0x01;
+pub(crate) const SYN: u32 = 0x02;
+pub(crate) const RST: u32 = 0x04;
+pub(crate) const ACK: u32 = 0x10;
 /// Offset of the word with the header's length and the flags.
 const FLAGS: u32 = 12;
 /// Offset of the checksum in the header.
@@ -54,6 +57,15 @@ impl MssClamp {
         } else {
             (self.old.to_le(), self.new.to_le())
         }
+    }
+}
+
+/// The flags of a TCP header at `offset`. Of what ends before them it is nothing but a packet of its connection.
+#[inline(always)]
+pub(crate) fn flags(bytes: &impl Bytes, offset: u32) -> u32 {
+    match bytes.words(offset + FLAGS) {
+        Some([word]) => u32::from_be(word) >> 16 & (FIN | SYN | RST | ACK),
+        None => ACK,
     }
 }
 

@@ -325,14 +325,8 @@ impl Maps {
 
     /// Forgets flows last seen too long before `now` (seconds since boot); says how many are left.
     pub fn sweep_flows(&mut self, now: u32) -> Result<usize, KernelError> {
-        /// `IPPROTO_TCP` (kernel `include/uapi/linux/in.h`).
-        const TCP: u32 = 6;
         let config = self.config()?;
-        let is_over = |flow: &FlowKey, value: &FlowValue| {
-            let limit =
-                if flow.protocol == TCP { config.flow_tcp_seconds } else { config.flow_other_seconds };
-            limit != 0 && now.saturating_sub(value.seen) > limit
-        };
+        let is_over = |flow: &FlowKey, value: &FlowValue| value.is_over(flow.protocol, &config, now);
         let mut over = Vec::new();
         let mut left = 0;
         for entry in self.flows.iter() {

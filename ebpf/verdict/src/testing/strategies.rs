@@ -165,7 +165,7 @@ impl Scene {
                     protocol,
                     ports,
                 };
-                let value = FlowValue { seen: self.now.saturating_sub(*age), reserved: 0 };
+                let value = FlowValue { seen: self.now.saturating_sub(*age), state: 0 };
                 if entries.iter().all(|(other, _)| *other != key) {
                     entries.push((key, value));
                 }
