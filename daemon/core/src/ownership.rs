@@ -51,8 +51,8 @@ pub struct Assignment {
     pub owners: Owners,
     /// Claims that were refused.
     pub problems: Vec<Problem>,
-    /// Addresses that several nodes claim and nobody gets. (Contested pods' prefixes lie in the mesh's ranges
-    /// anyway, and are closed by those.)
+    /// Nodes' addresses that nobody gets: those that several claim, and those in the range of pods, where no pod can have them. What the host
+    /// sends there is left alone. (Contested pods' prefixes lie in the mesh's ranges anyway, and are closed by those.)
     pub contested: BTreeSet<IpNet>,
     by_node: BTreeMap<String, Vec<(IpNet, Class)>>,
 }
@@ -110,7 +110,7 @@ impl Claim<'_> {
 /// Decides over all claims of `knowledge`. `recorded` is what an earlier call returned in `owners`.
 pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assignment {
     let mut problems = Vec::new();
-    let mut claims = admissible(knowledge, mesh, &mut problems);
+    let (mut claims, misplaced) = admissible(knowledge, mesh, &mut problems);
     claims.sort_by(|a, b| a.prefix.cmp(&b.prefix).then(a.node.cmp(b.node)));
     // Another's, or nobody's, by the controller's record. What is on this node's own is not, whoever may write that.
     let is_refused = |claim: &Claim<'_>| {
@@ -133,7 +133,8 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let (recorded_lengths, claimed_lengths) = (lengths(&recorded), lengths(&claimed));
     let mut owners = recorded.clone();
     let mut prefixes = BTreeMap::new();
-    let mut contested = BTreeSet::new();
+    let is_pods = |address: &IpNet| overlapping(&claimed, &claimed_lengths, *address).next().is_some();
+    let mut contested: BTreeSet<_> = misplaced.into_iter().filter(|address| !is_pods(address)).collect();
     let mut once: BTreeMap<(&str, &str), Arc<Owner>> = BTreeMap::new();
     for claim in &claims {
         let on_record = recorded.get(&claim.prefix).is_some_and(|owner| claim.is_of(owner));
@@ -205,9 +206,13 @@ fn refused(claim: &Claim<'_>, other: &str, why: &str) -> Problem {
     }
 }
 
-/// The claims that lie where they may; the others become problems.
-fn admissible<'a>(knowledge: &'a Knowledge, mesh: &MeshSpec, problems: &mut Vec<Problem>) -> Vec<Claim<'a>> {
-    let mut claims = Vec::new();
+/// The claims that lie where they may; the others become problems. And the nodes' addresses among those that lie in the range of pods.
+fn admissible<'a>(
+    knowledge: &'a Knowledge,
+    mesh: &MeshSpec,
+    problems: &mut Vec<Problem>,
+) -> (Vec<Claim<'a>>, Vec<IpNet>) {
+    let (mut claims, mut misplaced) = (Vec::new(), Vec::new());
     for (name, node) in &knowledge.snapshot().nodes {
         if node.pod_cidrs.len() + node.internal_ips.len() > MOST {
             problems.push(Problem {
@@ -224,17 +229,22 @@ fn admissible<'a>(knowledge: &'a Knowledge, mesh: &MeshSpec, problems: &mut Vec<
         for (prefix, class, field) in pods.chain(addresses) {
             match refusal(prefix, class, mesh) {
                 None => claims.push(Claim { prefix, class, node: name, uid: &node.uid, field }),
-                Some((message, advice)) => problems.push(Problem {
-                    kind: ProblemKind::Prefix,
-                    object: format!("Node {name}"),
-                    field: field.to_string(),
-                    message: format!("{prefix} {message}"),
-                    advice: advice.to_owned(),
-                }),
+                Some((message, advice)) => {
+                    if class == Class::Node && mesh.pod_cidrs.iter().any(|range| range.contains(&prefix)) {
+                        misplaced.push(prefix);
+                    }
+                    problems.push(Problem {
+                        kind: ProblemKind::Prefix,
+                        object: format!("Node {name}"),
+                        field: field.to_string(),
+                        message: format!("{prefix} {message}"),
+                        advice: advice.to_owned(),
+                    });
+                }
             }
         }
     }
-    claims
+    (claims, misplaced)
 }
 
 /// Why `prefix` can't be what it claims to be, and what to do.
@@ -380,6 +390,25 @@ mod tests {
         twin.internal_ips = node(2).internal_ips;
         let a = assign(&whole(&[("b", node(2)), ("c", twin)]), &mesh(), &Owners::new());
         assert!(a.contested.contains(&net("192.0.2.2/32")), "{a:?}");
+    }
+
+    /// Whoever writes a range of pods that holds the nodes too does not cut them off from each other, and so from whom would tell them of another.
+    #[test]
+    fn an_address_in_the_range_of_pods_is_still_a_nodes() {
+        let wide = MeshSpec { pod_cidrs: vec![net("0.0.0.0/1"), net("128.0.0.0/1"), net("::/1")], ..mesh() };
+        let narrow = MeshSpec { node_cidrs: vec![net("203.0.113.0/24")], ..wide.clone() };
+        for mesh in [wide, narrow] {
+            let a = assign(&whole(&[("a", node(1)), ("b", node(2))]), &mesh, &Owners::new());
+            assert!(a.prefixes.values().all(|(_, class)| *class == Class::Pods), "{a:?}");
+            for address in ["192.0.2.1/32", "192.0.2.2/32", "2001:db8::2/128"] {
+                assert!(a.contested.contains(&net(address)), "{address}: {a:?}");
+            }
+            // But not where pods are: what the host sends them is encrypted.
+            let mut thief = node(3);
+            thief.internal_ips = vec!["10.244.1.7".parse().expect("an address")];
+            let a = assign(&whole(&[("a", node(1)), ("c", thief)]), &mesh, &Owners::new());
+            assert!(!a.contested.contains(&net("10.244.1.7/32")), "{a:?}");
+        }
     }
 
     #[test]
