@@ -137,6 +137,10 @@ pub struct MeshStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
     pub next_rotation: Option<Timestamp>,
+    /// How far `spec.adoption` has come; absent as long as it goes on, or never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Adopted"))]
+    pub adoption: Option<Adopted>,
     /// VeilPeerSlices by which agents are to know the other nodes; absent where they go by the Nodes themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "u32"))]
@@ -148,6 +152,16 @@ pub struct MeshStatus {
         schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))
     )]
     pub conditions: Vec<Condition>,
+}
+
+/// `status.adoption` of an [`EncryptionMesh`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Adopted {
+    /// When all pairs of nodes were closed. Who comes later starts closed.
+    #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))]
+    pub closed_at: Timestamp,
 }
 
 /// Ranges that the controller found.
@@ -274,6 +288,8 @@ impl MeshSpec {
         if let Some((at, field, why)) = self.bypasses.iter().enumerate().find_map(wrong) {
             return Err((format!("spec.bypasses[{at}].{field}"), why.to_owned()));
         }
+        // What is over for all is over for whoever has no record of its own.
+        self.adoption = self.adoption.filter(|_| status.is_none_or(|status| status.adoption.is_none()));
         let peer_slices = status.map(|status| status.peer_slices.unwrap_or(0));
         Ok(InForce { spec: self, found, peer_slices })
     }

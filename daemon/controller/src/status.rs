@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use kubeveil_api::{
     condition::{BYPASSED, Condition, ConditionStatus, READY, ROTATING, ROTATION_LATE, keep_transitions},
-    mesh::{MeshSpec, MeshStatus, Mode},
+    mesh::{Adopted, MeshSpec, MeshStatus, Mode},
     problem::few_statements,
     rotation::{RotationRecord, RotationResult},
     status::Way,
@@ -69,6 +69,7 @@ pub(crate) fn status(
         encrypted_pairs: format!("{}/{}", ways.encrypted, ways.all),
         rotations,
         next_rotation: next.ok().flatten().map(|next| next.at),
+        adoption: before.adoption.or_else(|| adopted(&mesh.spec, &ways, now)),
         peer_slices,
         conditions,
     })
@@ -136,6 +137,12 @@ fn fully_connected(mode: Mode, ways: &Ways, excluded: usize, now: Timestamp) -> 
     };
     let reason = if holds { "AllPairsEncrypted" } else { "PairsNotEncrypted" };
     Condition::new("FullyConnected", holds, reason, message, now)
+}
+
+/// Is adoption over, since all pairs are closed? Each is by its own nodes, once it is encrypted; that is never undone.
+fn adopted(mesh: &MeshSpec, ways: &Ways, now: Timestamp) -> Option<Adopted> {
+    let is_over = mesh.mode == Mode::Require && mesh.adoption.is_some() && ways.all > 0;
+    (is_over && ways.encrypted == ways.all).then_some(Adopted { closed_at: now })
 }
 
 /// All have the key that is wanted, and none is too old.

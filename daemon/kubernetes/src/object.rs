@@ -568,4 +568,18 @@ mod tests {
             assert_eq!(read(bad, None).value, None);
         }
     }
+
+    /// Who joins when all others have closed their pairs opens none.
+    #[test]
+    fn adoption_that_is_over_is_over_for_who_comes_later() {
+        let adoption = json!({"deadline": "2100-01-01T00:00:00Z"});
+        let spec = json!({"mode": "require", "podCIDRs": ["10.0.0.0/8"], "nodeCIDRs": [], "adoption": adoption});
+        for (status, goes_on) in
+            [(json!({}), true), (json!({"adoption": {"closedAt": "2026-01-01T00:00:00Z"}}), false)]
+        {
+            let object = json!({"metadata": {"name": "default"}, "spec": spec, "status": status});
+            let read = serde_json::from_value::<MeshObject>(object).expect("a mesh").read(None);
+            assert_eq!(read.value.expect("a mesh").spec.adoption.is_some(), goes_on);
+        }
+    }
 }

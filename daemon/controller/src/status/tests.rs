@@ -47,6 +47,26 @@ fn told_at(seen: &Seen, progress: &Progress, second: i64) -> MeshStatus {
     status(seen, progress, None, Timestamp::from_second(second).expect("a time")).expect("a status")
 }
 
+/// Adoption is over when all are encrypted while it goes on, and that is never undone.
+#[test]
+fn adoption_is_over_once() {
+    let mut seen = cluster();
+    assert_eq!(told(&seen).adoption, None, "there is none");
+    spec(&mut seen).adoption = serde_json::from_value(json!({"deadline": "2100-01-01T00:00:00Z"})).ok();
+    said(&mut seen, "b").encrypted = 1;
+    assert_eq!(told(&seen).adoption, None, "one pair is open");
+    said(&mut seen, "b").encrypted = 2;
+    spec(&mut seen).mode = Mode::Prefer;
+    assert_eq!(told(&seen).adoption, None, "nothing closes");
+    spec(&mut seen).mode = Mode::Require;
+    let over = told_at(&seen, &progress(&[]), 9);
+    let closed_at = Timestamp::from_second(9).expect("a time");
+    assert_eq!(over.adoption, Some(Adopted { closed_at }));
+    seen.mesh.as_mut().expect("a mesh").object.status = Some(over);
+    said(&mut seen, "b").encrypted = 0;
+    assert_eq!(told_at(&seen, &progress(&[]), 20).adoption, Some(Adopted { closed_at }));
+}
+
 /// Of a rotation to generation 1, in which these nodes are not done.
 fn progress(late: &[&str]) -> Progress {
     Progress {
