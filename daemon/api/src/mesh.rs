@@ -176,6 +176,11 @@ pub struct Ranges {
     #[serde(rename = "nodeCIDRs", default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::ranges"))]
     pub node_cidrs: Vec<IpNet>,
+    /// Addresses of API servers that were no node's when they were found, such as a managed control plane's: no node can claim one, and no host is
+    /// kept from one. One that is a node's all the same has the label `node-role.kubernetes.io/control-plane`, which no kubelet can give itself.
+    #[serde(rename = "apiServers", default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "crate::crd::ranges"))]
+    pub api_servers: Vec<IpNet>,
 }
 
 /// `spec.adoption`: in mode require, packets between two nodes pass in plain until the tunnel between them is proven

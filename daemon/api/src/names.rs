@@ -15,6 +15,8 @@ pub const DEFINITIONS: [&str; 6] = [
 ];
 /// Annotation of a Node that holds its announcement.
 pub const ANNOUNCEMENT: &str = "kubeveil.io/announcement";
+/// Label of Nodes of the control plane, which the API server's NodeRestriction lets no kubelet give itself.
+pub const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// Name of the one `EncryptionMesh`.
 pub const MESH: &str = "default";
 /// Folder of a manifest source in which agents write their announcements.

@@ -36,6 +36,7 @@ pub fn in_force(mesh: &EncryptionMesh) -> InForce {
     let ranges = Ranges {
         pod_cidrs: if pods_found { found.pod_cidrs } else { mesh.spec.pod_cidrs.clone() },
         node_cidrs: if nodes_found { found.node_cidrs } else { mesh.spec.node_cidrs.clone() },
+        api_servers: found.api_servers,
     };
     InForce { ranges, pods_found, nodes_found }
 }
@@ -100,7 +101,11 @@ mod tests {
     }
 
     fn ranges() -> Ranges {
-        Ranges { pod_cidrs: vec![net("10.244.0.0/16")], node_cidrs: vec![net("192.0.2.0/24")] }
+        Ranges {
+            pod_cidrs: vec![net("10.244.0.0/16")],
+            node_cidrs: vec![net("192.0.2.0/24")],
+            ..Ranges::default()
+        }
     }
 
     fn mesh(spec: &serde_json::Value) -> EncryptionMesh {

@@ -144,6 +144,7 @@ mod tests {
         let ranges = Ranges {
             pod_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/48")],
             node_cidrs: vec![net("192.0.2.0/24")],
+            ..Ranges::default()
         };
         let now = InForce { ranges, pods_found: true, nodes_found: false };
         let stranger = |prefix, is_pods| Stranger { node: "node-9".to_owned(), prefix: net(prefix), is_pods };

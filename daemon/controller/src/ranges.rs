@@ -6,7 +6,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use kubeveil_api::mesh::{MeshSpec, Ranges};
+use kubeveil_api::{
+    mesh::{MeshSpec, Ranges},
+    names,
+};
 
 use crate::seen::{Node, Said, Seen};
 
@@ -22,7 +25,8 @@ pub(crate) fn ranges(spec: &MeshSpec, recorded: Option<&Ranges>, seen: &Seen) ->
     let nodes: Vec<&Node> = nodes.values().chain(excluded.values()).collect();
     let addresses = || nodes.iter().flat_map(|node| &node.internal_ips).copied().map(IpNet::from);
     if spec.pod_cidrs.is_empty() && ranges.pod_cidrs.is_empty() {
-        let others: Vec<IpNet> = addresses().chain(said.services.iter().copied()).collect();
+        let others = addresses().chain(said.services.iter().copied());
+        let others: Vec<IpNet> = others.chain(said.servers.iter().copied()).collect();
         ranges.pod_cidrs = pods(&nodes, said, &others);
     }
     let pods = if spec.pod_cidrs.is_empty() { &ranges.pod_cidrs } else { &spec.pod_cidrs };
@@ -31,7 +35,19 @@ pub(crate) fn ranges(spec: &MeshSpec, recorded: Option<&Ranges>, seen: &Seen) ->
         let others: Vec<IpNet> = pods.iter().chain(&said.services).copied().collect();
         ranges.node_cidrs = cover(addresses(), &others, around_node);
     }
+    if !said.servers.is_empty() {
+        let recorded = std::mem::take(&mut ranges.api_servers);
+        ranges.api_servers = said.servers.clone();
+        ranges.api_servers.retain(|server| is_no_nodes(*server, &nodes, recorded.contains(server)));
+    }
     (ranges != Ranges::default()).then_some(ranges)
+}
+
+/// Is an API server's address no node's? Who claims one that is on record as such has to be of the control plane.
+fn is_no_nodes(server: IpNet, nodes: &[&Node], is_recorded: bool) -> bool {
+    let mut holders =
+        nodes.iter().filter(|node| node.internal_ips.iter().any(|own| IpNet::from(*own) == server));
+    holders.all(|holder| is_recorded && !holder.labels.contains_key(names::CONTROL_PLANE))
 }
 
 /// As configured, or what was seen, rounded up.
@@ -144,23 +160,52 @@ mod tests {
     /// Nodes at 10.99, Services at 10.96, pods at 10.244: none is in the range of another.
     #[test]
     fn a_range_holds_nothing_that_is_something_else() {
-        let said = Said { pods: vec![], services: nets(&["10.96.0.0/16"]) };
+        let said = Said { services: nets(&["10.96.0.0/16"]), ..Said::default() };
         let cluster = seen(&[(&["10.244.0.0/24"], &["10.99.0.11"])], said);
         assert_eq!(found(&cluster), [vec!["10.244.0.0/16".to_owned()], vec!["10.98.0.0/15".to_owned()]]);
-        let near = Said { pods: vec![], services: nets(&["10.244.128.0/20"]) };
+        let near = Said { services: nets(&["10.244.128.0/20"]), ..Said::default() };
         let cluster = seen(&[(&["10.244.0.0/24"], &["10.244.64.1"])], near);
         let [pods, nodes] = found(&cluster);
         assert_eq!((pods, nodes), (vec!["10.244.0.0/18".to_owned()], vec!["10.244.64.0/18".to_owned()]));
         // A node amid the Services speaks for itself alone.
-        let amid = Said { pods: vec![], services: nets(&["10.96.0.0/16"]) };
+        let amid = Said { services: nets(&["10.96.0.0/16"]), ..Said::default() };
         let cluster = seen(&[(&["10.244.0.0/24"], &["10.96.5.5"])], amid);
         assert_eq!(found(&cluster)[1], ["10.96.5.5/32"]);
     }
 
     #[test]
     fn what_is_configured_counts_before_what_is_seen() {
-        let said = Said { pods: nets(&["10.0.0.0/12"]), services: vec![] };
+        let said = Said { pods: nets(&["10.0.0.0/12"]), ..Said::default() };
         assert_eq!(found(&seen(&[(&["10.0.1.0/24"], &[])], said))[0], ["10.0.0.0/12"]);
+    }
+
+    /// A managed control plane's address is nobody's; that of a node that is one is its own; and who comes later has to be of it.
+    #[test]
+    fn an_api_server_is_no_nodes_but_for_those_that_are() {
+        let servers = nets(&["10.244.3.3/32", "10.244.0.9/32"]);
+        let mut seen = seen(
+            &[(&["10.244.1.0/24"], &["10.244.0.9"]), (&["10.244.2.0/24"], &["10.244.0.7"])],
+            Said { servers, ..Said::default() },
+        );
+        let first = ranges(&spec(&[], &[]), None, &seen).expect("ranges");
+        assert_eq!(first.api_servers, nets(&["10.244.3.3/32"]));
+        let holds = |range: &IpNet| range.contains(&first.api_servers[0]);
+        assert!(!first.pod_cidrs.iter().any(holds), "{first:?}");
+        // A thief.
+        let thief = seen.nodes.get_mut("n1").expect("there");
+        thief.internal_ips.push("10.244.3.3".parse().expect("an address"));
+        let now = ranges(&spec(&[], &[]), Some(&first), &seen).expect("ranges");
+        assert_eq!(now.api_servers, first.api_servers);
+        // It can't have given itself that label, so somebody else did.
+        let node = seen.nodes.get_mut("n1").expect("there");
+        node.labels.insert(names::CONTROL_PLANE.to_owned(), String::new());
+        assert_eq!(ranges(&spec(&[], &[]), Some(&now), &seen).expect("ranges").api_servers, nets(&[]));
+        // What can't be read is as it was.
+        seen.said.servers.clear();
+        assert_eq!(
+            ranges(&spec(&[], &[]), Some(&now), &seen).expect("ranges").api_servers,
+            first.api_servers
+        );
     }
 
     #[test]
@@ -169,7 +214,11 @@ mod tests {
             &[(&["10.244.0.0/24"], &["192.0.2.1"]), (&["10.7.0.0/24"], &["198.51.100.1"])],
             Said::default(),
         );
-        let recorded = Ranges { pod_cidrs: nets(&["10.244.0.0/16"]), node_cidrs: nets(&["192.0.2.0/24"]) };
+        let recorded = Ranges {
+            pod_cidrs: nets(&["10.244.0.0/16"]),
+            node_cidrs: nets(&["192.0.2.0/24"]),
+            ..Ranges::default()
+        };
         assert_eq!(ranges(&spec(&[], &[]), Some(&recorded), &cluster).as_ref(), Some(&recorded));
         let given = ranges(&spec(&["10.0.0.0/8"], &["192.0.2.0/24"]), None, &cluster);
         assert_eq!(given, None);

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use kube::{ResourceExt as _, core::Object};
-use kubeveil_api::{
-    mesh::EncryptionMesh, names, node::NodeAddress, selector::Labels, veil_node::VeilNodeStatus,
-};
+use kubeveil_api::{mesh::EncryptionMesh, names, node::NodeAddress, veil_node::VeilNodeStatus};
 pub(crate) use kubeveil_core::snapshot::NodeFacts as Node;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +42,8 @@ pub(crate) struct Said {
     pub(crate) pods: Vec<IpNet>,
     /// Of Services.
     pub(crate) services: Vec<IpNet>,
+    /// API servers' own; empty where it can't be read.
+    pub(crate) servers: Vec<IpNet>,
 }
 
 /// `spec` of a Node. Texts: one Node that can't be read must not stop the others.
@@ -66,10 +66,14 @@ pub(crate) fn read_node(node: &Object<NodeSpec, NodeStatus>) -> Node {
     let cidrs = node.spec.pod_cidrs.iter().flatten().filter_map(|text| text.parse::<IpNet>().ok());
     let addresses = node.status.iter().filter_map(|status| status.addresses.as_ref()).flatten();
     let internal = addresses.filter(|address| address.kind == "InternalIP");
+    let mut labels = node.labels().clone();
+    if announcement.is_some() {
+        // Of who announces something nobody asks for others.
+        labels.retain(|label, _| label == names::CONTROL_PLANE);
+    }
     Node {
         uid: node.uid().unwrap_or_default(),
-        // Of who announces something nobody asks for them.
-        labels: if announcement.is_none() { node.labels().clone() } else { Labels::new() },
+        labels,
         announcement,
         pod_cidrs: cidrs.map(|cidr| cidr.trunc()).collect(),
         internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),

@@ -142,6 +142,14 @@ async fn said(client: &Client) -> Said {
     }
     let own = std::env::var("KUBERNETES_SERVICE_HOST").ok();
     said.services.extend(own.and_then(|text| ranges::address(&text)));
+    let kind = theirs("discovery.k8s.io", "EndpointSlice", "endpointslices");
+    // What the API servers say of themselves (kubernetes `pkg/controlplane/reconcilers`).
+    let slices: Api<DynamicObject> = Api::namespaced_with(client.clone(), "default", &kind);
+    if let Ok(Some(slice)) = slices.get_opt("kubernetes").await {
+        let addresses =
+            entries(&slice.data["endpoints"]).flat_map(|endpoint| entries(&endpoint["addresses"]));
+        said.servers = addresses.filter_map(Value::as_str).filter_map(ranges::address).collect();
+    }
     said.services.sort();
     said.services.dedup();
     said

@@ -497,8 +497,7 @@ fn carrier_of<'c>(
 /// them pass without.
 fn carries(inputs: &Inputs<'_>, node: &str, health: Health) -> bool {
     let snapshot = inputs.knowledge.snapshot();
-    let is_given_up =
-        || matches!(health, Health::Stale(_)) && snapshot.mode() == Some(FlowMode::Prefer);
+    let is_given_up = || matches!(health, Health::Stale(_)) && snapshot.mode() == Some(FlowMode::Prefer);
     let is_misled = || !snapshot.strangers.is_empty() && passes(inputs, node);
     health.is_proven() && !is_given_up() && !is_misled()
 }

@@ -110,7 +110,7 @@ impl Claim<'_> {
 /// Decides over all claims of `knowledge`. `recorded` is what an earlier call returned in `owners`.
 pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assignment {
     let mut problems = Vec::new();
-    let (mut claims, misplaced) = admissible(knowledge, mesh, &mut problems);
+    let (mut claims, mut misplaced) = admissible(knowledge, mesh, &mut problems);
     claims.sort_by(|a, b| a.prefix.cmp(&b.prefix).then(a.node.cmp(b.node)));
     // Another's, or nobody's, by the controller's record. What is on this node's own is not, whoever may write that.
     let is_refused = |claim: &Claim<'_>| {
@@ -133,6 +133,10 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let (recorded_lengths, claimed_lengths) = (lengths(&recorded), lengths(&claimed));
     let mut owners = recorded.clone();
     let mut prefixes = BTreeMap::new();
+    // Nor is any host kept from an API server that lies there.
+    let ranges = &mesh.pod_cidrs;
+    let servers = knowledge.snapshot().found.api_servers.iter().copied();
+    misplaced.extend(servers.filter(|server| ranges.iter().any(|range| range.contains(server))));
     let is_pods = |address: &IpNet| overlapping(&claimed, &claimed_lengths, *address).next().is_some();
     let mut contested: BTreeSet<_> = misplaced.into_iter().filter(|address| !is_pods(address)).collect();
     let mut once: BTreeMap<(&str, &str), Arc<Owner>> = BTreeMap::new();
@@ -227,7 +231,8 @@ fn admissible<'a>(
         let pods = node.pod_cidrs.iter().enumerate().map(|(i, p)| (p.trunc(), Class::Pods, Field::Pods(i)));
         let addresses = node.internal_ips.iter().map(|a| (IpNet::from(*a), Class::Node, Field::Address));
         for (prefix, class, field) in pods.chain(addresses) {
-            match refusal(prefix, class, mesh) {
+            let is_server = class == Class::Node && knowledge.snapshot().found.api_servers.contains(&prefix);
+            match refusal(prefix, class, mesh).or(is_server.then_some(SERVER)) {
                 None => claims.push(Claim { prefix, class, node: name, uid: &node.uid, field }),
                 Some((message, advice)) => {
                     if class == Class::Node && mesh.pod_cidrs.iter().any(|range| range.contains(&prefix)) {
@@ -269,6 +274,12 @@ fn refusal(prefix: IpNet, class: Class, mesh: &MeshSpec) -> Option<(&'static str
         _ => None,
     }
 }
+
+/// Of an address that is on record as an API server's: whoever speaks to it, speaks to that.
+const SERVER: (&str, &str) = (
+    "is an API server's address that was no node's (status.ranges.apiServers of EncryptionMesh default), so it gets none of that traffic",
+    "If the node is of the control plane, give its Node the label node-role.kubernetes.io/control-plane",
+);
 
 /// Neither unspecified, loopback, link-local nor multicast.
 fn is_ordinary(address: IpAddr) -> bool {
@@ -409,6 +420,25 @@ mod tests {
             let a = assign(&whole(&[("a", node(1)), ("c", thief)]), &mesh, &Owners::new());
             assert!(!a.contested.contains(&net("10.244.1.7/32")), "{a:?}");
         }
+    }
+
+    /// A managed control plane's is no node's, and every host can speak to it, wherever it lies.
+    #[test]
+    fn an_api_servers_address_can_not_be_claimed() {
+        let server = net("192.0.2.100/32");
+        let mut thief = node(2);
+        thief.internal_ips.push(server.addr());
+        let mut cluster = snapshot(&[("a", node(1)), ("b", thief)]);
+        let claimed = |cluster: &Snapshot, mesh: &MeshSpec| {
+            assign(&Knowledge::Whole(cluster.clone().attest_whole()), mesh, &Owners::new())
+        };
+        assert_eq!(owner(&claimed(&cluster, &mesh()), "192.0.2.100/32").as_deref(), Some("b"), "nobody's");
+        cluster.found.api_servers = vec![server];
+        let a = claimed(&cluster, &mesh());
+        assert_eq!((owner(&a, "192.0.2.100/32"), owner(&a, "192.0.2.2/32").as_deref()), (None, Some("b")));
+        assert!(!a.contested.contains(&server) && a.problems.len() == 1, "{a:?}");
+        let wide = MeshSpec { pod_cidrs: vec![net("128.0.0.0/1"), net("10.0.0.0/8")], ..mesh() };
+        assert!(claimed(&cluster, &wide).contested.contains(&server));
     }
 
     #[test]

@@ -420,6 +420,7 @@ mod tests {
             let ranges = Ranges {
                 pod_cidrs: pods.iter().map(|range| net(range)).collect(),
                 node_cidrs: vec![net("192.168.0.0/16")],
+                ..Ranges::default()
             };
             let mut snapshot = nodes(&["me"]);
             let spec = MeshSpec {

@@ -573,7 +573,8 @@ mod tests {
     #[test]
     fn adoption_that_is_over_is_over_for_who_comes_later() {
         let adoption = json!({"deadline": "2100-01-01T00:00:00Z"});
-        let spec = json!({"mode": "require", "podCIDRs": ["10.0.0.0/8"], "nodeCIDRs": [], "adoption": adoption});
+        let spec =
+            json!({"mode": "require", "podCIDRs": ["10.0.0.0/8"], "nodeCIDRs": [], "adoption": adoption});
         for (status, goes_on) in
             [(json!({}), true), (json!({"adoption": {"closedAt": "2026-01-01T00:00:00Z"}}), false)]
         {

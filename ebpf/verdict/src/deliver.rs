@@ -59,8 +59,7 @@ fn judge(packet: &Packet, bytes: &impl Bytes, tables: &impl Tables, config: &Con
     }
     // Later fragments of the replies have no ports.
     let fragments = FlowKey { ports: 0, ..key };
-    let has_room =
-        |key: &FlowKey| tables.follow(key, Sight::arrives(key, &transport, bytes), config);
+    let has_room = |key: &FlowKey| tables.follow(key, Sight::arrives(key, &transport, bytes), config);
     if !has_room(&key) || key.ports != 0 && !has_room(&fragments) {
         return Reason::FlowTableFull;
     }
