@@ -104,7 +104,7 @@ pub struct Node<K> {
     /// As of the last way round.
     known: Kept,
     knowledge: Knowledge,
-    told: Told,
+    pub(crate) told: Told,
     /// But for the owners on record, which are in `known`.
     assignment: Assignment,
     /// When the next way round is due, monotonic.

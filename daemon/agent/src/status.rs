@@ -94,6 +94,8 @@ pub(crate) fn waiting_for<K: Kernel>(node: &Node<K>) -> Vec<String> {
     let attached_to_all = matters.all(|hook| attached.is_some_and(|a| a.contains_key(hook)));
     let conditions = [
         (node.mesh().is_some(), "EncryptionMesh default"),
+        // What an earlier daemon kept is enforced all the same; but who can't read any more is no one to go on to the next node by.
+        (node.told.all, "the source to be read to its end, once since the daemon began"),
         (node.keeper.info().is_some(), "this node's Node object, to whose UID its key is bound"),
         // The tunnel's own hook guards nothing of what leaves the node.
         (hooks.iter().any(|(program, _)| *program == Program::Steer), "an underlay device to guard"),
