@@ -132,8 +132,15 @@ pub(crate) fn it_tells_how_far_the_cluster_has_got(server: &mut Server) {
     let mesh = || world.get(&mesh_kind(), "default").unwrap();
     world.put(&mesh_kind(), &json!({"metadata": {"name": "default"}, "spec": {"mode": "require"}})).unwrap();
     namespace(server);
-    let _controller = controller(server);
+    // One of a control plane that is no Node's; the one of these tests is on loopback, and tells of none.
     let mut world_too = InApiServer::resumed(server).unwrap();
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "kubernetes", "namespace": "default"},
+        "endpoints": [{"addresses": ["192.0.2.100"]}], "ports": [],
+    });
+    world_too.put_object(&slice).unwrap();
+    let _controller = controller(server);
     (1..=2).for_each(|n| put(&mut world_too, n));
 
     // Ranges that people gave none of reach the agents.
@@ -147,6 +154,7 @@ pub(crate) fn it_tells_how_far_the_cluster_has_got(server: &mut Server) {
     assert_eq!(ranges(&found.pod_cidrs), ["10.244.0.0/16", "fd00:244::/48"]);
     assert_eq!(ranges(&found.node_cidrs), ["192.0.0.0/16"]);
     assert_eq!(state.knowledge.snapshot().found.pod_cidrs, found.pod_cidrs);
+    assert_eq!(ranges(&state.knowledge.snapshot().found.api_servers), ["192.0.2.100/32"]);
 
     // Each Node has its VeilNode, which goes with it.
     for name in ["node-1", "node-2"] {
