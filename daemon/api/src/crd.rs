@@ -311,8 +311,8 @@ pub(crate) fn exemption() -> Value {
         "message": "is missing; who is exempt needs a reason that an auditor can read",
         "fieldPath": ".reason",
     }, {
-        "rule": format!("self.mode != 'exempt' || {} || {}", asks("namespaceSelector"), asks("podSelector")),
-        "message": "selects all pods, as spec.namespaceSelector does all namespaces (an API server takes a misspelt field for none): say which are exempt, or set the mesh's mode",
+        "rule": format!("self.mode == 'require' || {} || {}", asks("namespaceSelector"), asks("podSelector")),
+        "message": "selects all pods, as spec.namespaceSelector does all namespaces (an API server takes a misspelt field for none): say whom less is asked of, or set the mesh's mode",
         "fieldPath": ".podSelector",
     }, {
         "rule": "self.mode == 'exempt' || !has(self.until)",

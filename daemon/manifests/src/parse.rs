@@ -201,6 +201,12 @@ mod tests {
             (
                 clusters,
                 "",
+                "namespaceSelector: {}, podSelector: {matchLabels: {}}, mode: prefer",
+                "spec.podSelector: selects all pods",
+            ),
+            (
+                clusters,
+                "",
                 "namespaceSelector: {}, podSelector: {}, mode: require, until: 2027-01-31T12:00:00Z",
                 "spec.until: ends an exemption",
             ),

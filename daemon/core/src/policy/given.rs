@@ -39,10 +39,11 @@ impl Policy {
         if is_exempt && spec.reason.is_none_or(|reason| reason.trim().is_empty()) {
             return Err(("spec.reason", "is missing; who is exempt needs a reason that an auditor can read"));
         }
-        if is_exempt && spec.namespace_selector.is_empty() && spec.pod_selector.is_empty() {
+        let may_loosen = spec.mode != PolicyMode::Require;
+        if may_loosen && spec.namespace_selector.is_empty() && spec.pod_selector.is_empty() {
             return Err((
                 "spec.podSelector",
-                "selects all pods, as spec.namespaceSelector does all namespaces (an API server takes a misspelt field for none): say which are exempt, or set the mesh's mode",
+                "selects all pods, as spec.namespaceSelector does all namespaces (an API server takes a misspelt field for none): say whom less is asked of, or set the mesh's mode",
             ));
         }
         if !is_exempt && spec.until.is_some() {

@@ -99,12 +99,17 @@ const REFUSED_POLICIES: &[(&str, &str, &str)] = &[
     ),
     (
         "ClusterEncryptionPolicy",
-        r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "prefer", "until": "2027-01-31T12:00:00Z"}"#,
+        r#"{"namespaceSelector": {}, "podSelector": {}, "mode": "require", "until": "2027-01-31T12:00:00Z"}"#,
         "ends an exemption, and nothing else",
     ),
     (
         CLUSTER,
         r#"{"namespaceSelector": {}, "podSelector": {"matchLabels": {}}, "mode": "exempt", "reason": "x"}"#,
+        "selects all pods, as spec.namespaceSelector does all namespaces",
+    ),
+    (
+        CLUSTER,
+        r#"{"namespaceSelector": {"matchExpressions": []}, "podSelector": {}, "mode": "prefer"}"#,
         "selects all pods, as spec.namespaceSelector does all namespaces",
     ),
     (
