@@ -107,7 +107,7 @@ const LINES: &[Line] = &[
         &["pod to node", "masqueraded to node"],
         ordinary,
     )
-    .also(", as long as the node's Node object is known")
+    .also(", as long as that is an InternalIP of a Node that is known")
     .shown(SERVICES),
     line("from outside, by NodePort with SNAT, to a pod on another node: the leg between the nodes", &["masqueraded to pod"], ordinary)
         .shown(SERVICES),

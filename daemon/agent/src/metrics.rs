@@ -176,6 +176,9 @@ fn packets(registry: &mut Registry, view: &View) {
         zeros.chain(done).chain(wireguard),
     );
 
+    let help = "Packets that went into a tunnel bigger than its MTU, and crossed the wire in fragments";
+    one_counter(registry, "fragmented_packets", help, view.status.fragmented);
+
     let zeros = PLAIN.map(|direction| (labels(direction.name(), Reason::Preferred.name()), 0));
     let passed = view.counts.iter().filter(|c| c.reason.is_plain() && PLAIN.contains(&c.direction));
     let passed = passed.map(|c| (labels(c.direction.name(), c.reason.name()), c.packets));

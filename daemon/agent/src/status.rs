@@ -2,7 +2,7 @@
 
 mod policies;
 
-use kubeveil_abi::{DEVICE_NAMES, DeviceKind};
+use kubeveil_abi::{DEVICE_NAMES, DeviceKind, Reason};
 use kubeveil_api::status::{
     BackstopForm, BackstopStatus, BypassStatus, DeviceStatus, Direction, DropCount, KeyStatus, OlderKey,
     PacketCount, PeerStatus, PlainCount, ProgramStatus, STATUS_VERSION, SourceStatus, Status, Verdict, Way,
@@ -78,6 +78,7 @@ fn status<K: Kernel>(node: &Node<K>, counts: &[Count], now: Now) -> Status {
         packets: packets(counts),
         drops: drops(counts, &node.totals),
         plain: plain(counts),
+        fragmented: fragmented(counts),
         problems: node.last.problems.clone(),
         kernel_writes: node.writes,
         errors_met: node.errors.values().sum(),
@@ -382,6 +383,12 @@ pub(crate) fn plain(counts: &[Count]) -> Vec<PlainCount> {
         advice: count.reason.advice().to_owned(),
     };
     merged(counts).iter().filter(passed).map(one).collect()
+}
+
+/// What crossed the wire in fragments.
+pub(crate) fn fragmented(counts: &[Count]) -> u64 {
+    let crossed = |count: &&Count| count.reason == Reason::TunnelledInFragments && !count.observed();
+    counts.iter().filter(crossed).map(|count| count.packets).sum()
 }
 
 /// The datapath's drops, and those that WireGuard itself makes without a word.

@@ -56,6 +56,9 @@ pub struct Status {
     pub drops: Vec<DropCount>,
     /// Pods' packets that passed in plain, by direction and reason, those with any; in `observe` what would have been encrypted or dropped.
     pub plain: Vec<PlainCount>,
+    /// Packets that went into a tunnel bigger than its MTU, and crossed the wire in fragments: of IPv4, without "don't fragment".
+    #[serde(default)]
+    pub fragmented: u64,
     /// What is wrong, and what to do about it.
     pub problems: Vec<Problem>,
     /// Privileged steps carried out since the daemon started; a quiet node makes none.

@@ -18,6 +18,7 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
     peers(status, &mut out);
     programs(status, &mut out);
     drops(status, &mut out);
+    fragmented(status, &mut out);
     plain(status, &mut out);
     problems(status, &mut out);
     out
@@ -189,6 +190,16 @@ fn drops(status: &Status, out: &mut String) {
     for drop in dropped {
         let what = format!("{} {}", drop.direction, drop.reason);
         let _ = writeln!(out, "  {:>10}  {what}\n              {}", drop.packets, drop.advice);
+    }
+}
+
+fn fragmented(status: &Status, out: &mut String) {
+    if status.fragmented > 0 {
+        let _ = writeln!(
+            out,
+            "\nCrossed the wire in fragments:\n  {:>10}  too big for the tunnel, and without \"don't fragment\"\n              Lower the MTU of the pods' network to the tunnel's.",
+            status.fragmented
+        );
     }
 }
 

@@ -120,6 +120,7 @@ fn view() -> View {
             packets: vec![],
             drops: vec![],
             plain: vec![],
+            fragmented: 6,
             problems: vec![],
             kernel_writes: 7,
             errors_met: 0,
@@ -201,6 +202,7 @@ fn values_are_those_of_the_view() {
         "kubeveil_policy_pods{mode=\"prefer\"} 20.0",
         "kubeveil_exemptions 2.0",
         "kubeveil_bypasses 1.0",
+        "kubeveil_fragmented_packets_total 6",
         "kubeveil_bypass_expires_timestamp_seconds 1800000600.0",
         "kubeveil_exemption_expires_timestamp_seconds 1800000000.0",
     ] {

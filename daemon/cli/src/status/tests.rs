@@ -99,6 +99,7 @@ pub(crate) fn example() -> Status {
             message: "172.16.0.0/24 lies outside the mesh's podCIDRs".to_owned(),
             advice: "Add its range to spec.podCIDRs of EncryptionMesh default, if it is right".to_owned(),
         }],
+        fragmented: 17,
         kernel_writes: 21,
         errors_met: 1,
     }

@@ -41,7 +41,7 @@ pub(crate) fn measure(_: usize) -> Result<Vec<Row>> {
             few / 1024.0,
             many / 1024.0
         )),
-        Row::of("memory of 500 exceptions among 150,000 pods elsewhere", "KiB", &one(exceptions)).note(format!(
+        Row::of("memory of 500 exceptions among other nodes' pods", "KiB", &one(exceptions)).note(format!(
             "250 pods of this node, {NODES} nodes, over a kernel of memory; {entries:.0} entries more in the kernel's maps"
         )),
         Row::of("growth of memory from reconcile 1,000 to 10,000", "KiB", &one(grown - warm)).at_most(512.0).note(format!(
