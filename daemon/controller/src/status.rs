@@ -69,7 +69,8 @@ pub(crate) fn status(
         encrypted_pairs: format!("{}/{}", ways.encrypted, ways.all),
         rotations,
         next_rotation: next.ok().flatten().map(|next| next.at),
-        adoption: before.adoption.or_else(|| adopted(&mesh.spec, &ways, now)),
+        // Where all is taken away all begins anew.
+        adoption: before.adoption.or_else(|| adopted(&mesh.spec, &ways, now)).filter(|_| !mesh.spec.uninstall),
         peer_slices,
         conditions,
     })

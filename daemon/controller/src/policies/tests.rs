@@ -116,8 +116,13 @@ fn cluster(mode: &str, digests: [Option<String>; 2]) -> Seen {
 }
 
 fn told(census: &Census, sets: &Sets, seen: &Seen) -> BTreeMap<String, PolicyStatus> {
+    told_at(census, sets, seen, 0)
+}
+
+fn told_at(census: &Census, sets: &Sets, seen: &Seen, second: i64) -> BTreeMap<String, PolicyStatus> {
     let selected = Selected::of(census, &readable(census), Mode::Prefer);
-    let all = statuses(census, &selected, sets, seen, true, Timestamp::UNIX_EPOCH);
+    let now = Timestamp::from_second(second).expect("a time");
+    let all = statuses(census, &selected, sets, seen, true, now);
     all.into_iter().map(|(policy, status)| (policy.id.name.clone(), status)).collect()
 }
 
@@ -269,6 +274,27 @@ fn what_was_in_force_stays_so_under_another_controller() {
     one.generation = 2;
     let again = look(&one, [digest, unknown]).expect("news");
     assert_eq!(reason(&again, IN_FORCE), (false, "NodesBehind"));
+}
+
+/// Since when is since it came to be so, whatever else of a policy is news.
+#[test]
+fn since_when_a_policy_holds_is_told() {
+    let mut one = seen_policy("one", policy("ledger", PolicyMode::Require));
+    let digest = readable(&census(vec![one.clone()], [])).digest(&BTreeSet::new());
+    let mut since = |one: &mut SeenPolicy, digests, second| {
+        let census = census(vec![one.clone()], []);
+        let mut sets = Sets::default();
+        sets.see(&readable(&census), &BTreeSet::new());
+        let status = told_at(&census, &sets, &cluster("prefer", digests), second).remove("one").expect("news");
+        let since = find(&status.conditions, IN_FORCE).expect("a condition").last_transition_time.as_second();
+        one.status = status;
+        one.generation += 1;
+        since
+    };
+    assert_eq!(since(&mut one, [digest.clone(), None], 5), 5);
+    assert_eq!(since(&mut one, [digest.clone(), digest.clone()], 7), 7);
+    assert_eq!(since(&mut one, [digest.clone(), digest.clone()], 9), 7);
+    assert_eq!(since(&mut one, [digest, None], 11), 11);
 }
 
 /// What an agent said counts as long as it lives and enforces; and senders have to be told.

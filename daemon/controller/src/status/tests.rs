@@ -65,6 +65,8 @@ fn adoption_is_over_once() {
     seen.mesh.as_mut().expect("a mesh").object.status = Some(over);
     said(&mut seen, "b").encrypted = 0;
     assert_eq!(told_at(&seen, &progress(&[]), 20).adoption, Some(Adopted { closed_at }));
+    spec(&mut seen).uninstall = true;
+    assert_eq!(told_at(&seen, &progress(&[]), 20).adoption, None, "who begins anew is adopted anew");
 }
 
 /// Of a rotation to generation 1, in which these nodes are not done.
