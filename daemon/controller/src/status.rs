@@ -70,7 +70,10 @@ pub(crate) fn status(
         rotations,
         next_rotation: next.ok().flatten().map(|next| next.at),
         // Where all is taken away all begins anew.
-        adoption: before.adoption.or_else(|| adopted(&mesh.spec, &ways, now)).filter(|_| !mesh.spec.uninstall),
+        adoption: before
+            .adoption
+            .or_else(|| adopted(&mesh.spec, &ways, now))
+            .filter(|_| !mesh.spec.uninstall),
         peer_slices,
         conditions,
     })

@@ -285,7 +285,8 @@ fn since_when_a_policy_holds_is_told() {
         let census = census(vec![one.clone()], []);
         let mut sets = Sets::default();
         sets.see(&readable(&census), &BTreeSet::new());
-        let status = told_at(&census, &sets, &cluster("prefer", digests), second).remove("one").expect("news");
+        let status =
+            told_at(&census, &sets, &cluster("prefer", digests), second).remove("one").expect("news");
         let since = find(&status.conditions, IN_FORCE).expect("a condition").last_transition_time.as_second();
         one.status = status;
         one.generation += 1;
