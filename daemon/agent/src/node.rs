@@ -61,6 +61,8 @@ use written::Written;
 
 /// Look at everything this often, whether anything stirred or not.
 const RESYNC: Duration = Duration::from_secs(10);
+/// How long a node that has just joined waits to be told of all before it goes by less.
+const EARLY: Duration = Duration::from_secs(60);
 /// After a failure, first and longest wait.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -107,6 +109,8 @@ pub struct Node<K> {
     pub(crate) told: Told,
     /// But for the owners on record, which are in `known`.
     assignment: Assignment,
+    /// When the first way round began, monotonic.
+    began: Option<Duration>,
     /// When the next way round is due, monotonic.
     due: Duration,
     /// When to look whether peers answer, if any is to.
@@ -176,6 +180,7 @@ impl<K: Kernel> Node<K> {
             knowledge: Knowledge::default(),
             told,
             assignment: Assignment::default(),
+            began: None,
             due: Duration::ZERO,
             look_at: None,
             announced: Announced::default(),
@@ -246,6 +251,7 @@ impl<K: Kernel> Node<K> {
         let told: Vec<String> = read.knowledge.snapshot().nodes.keys().cloned().collect();
         let knowledge = read.knowledge.as_seen_by(&self.name);
         self.told.hear(&knowledge);
+        self.told.is_early = now.monotonic < *self.began.get_or_insert(now.monotonic) + EARLY;
         let mut knowledge = knowledge.or_before(&self.known.snapshot);
         let earlier = self.forget_earlier_pods(&mut knowledge, now);
         self.known.snapshot.clone_from(knowledge.snapshot());

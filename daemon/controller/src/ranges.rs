@@ -43,6 +43,17 @@ pub(crate) fn ranges(spec: &MeshSpec, recorded: Option<&Ranges>, seen: &Seen) ->
     (ranges != Ranges::default()).then_some(ranges)
 }
 
+/// Those of the API servers' addresses that are no node's when the controller begins, or are on record as such: a node that is gone for a while, and comes
+/// back, is still one.
+pub(crate) fn foreign(servers: &[IpNet], seen: &Seen) -> Vec<IpNet> {
+    let status = seen.mesh.as_ref().and_then(|mesh| mesh.object.status.as_ref());
+    let recorded = status.and_then(|status| status.ranges.as_ref()).map(|ranges| &ranges.api_servers);
+    let is_recorded = |server: &IpNet| recorded.is_some_and(|recorded| recorded.contains(server));
+    let nodes = seen.nodes.values().chain(seen.excluded.values()).flat_map(|node| &node.internal_ips);
+    let is_nodes = |server: &IpNet| nodes.clone().any(|own| IpNet::from(*own) == *server);
+    servers.iter().filter(|server| is_recorded(server) || !is_nodes(server)).copied().collect()
+}
+
 /// Is an API server's address no node's? Who claims one that is on record as such has to be of the control plane.
 fn is_no_nodes(server: IpNet, nodes: &[&Node], is_recorded: bool) -> bool {
     let mut holders =
@@ -206,6 +217,20 @@ mod tests {
             ranges(&spec(&[], &[]), Some(&now), &seen).expect("ranges").api_servers,
             first.api_servers
         );
+    }
+
+    /// Also while its Node is gone.
+    #[test]
+    fn a_node_of_the_control_plane_that_comes_back_is_one() {
+        let servers = nets(&["192.0.2.1/32", "192.0.2.100/32"]);
+        let mut seen = seen(&[(&["10.244.1.0/24"], &["192.0.2.1"])], Said::default());
+        seen.said.servers = foreign(&servers, &seen);
+        let away = Seen { said: seen.said.clone(), ..Seen::default() };
+        let mut recorded = None;
+        for seen in [&seen, &away, &seen] {
+            recorded = ranges(&spec(&["10.244.0.0/16"], &["192.0.2.0/24"]), recorded.as_ref(), seen);
+            assert_eq!(recorded.as_ref().expect("ranges").api_servers, nets(&["192.0.2.100/32"]));
+        }
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub(crate) fn status(
         // Where all is taken away all begins anew.
         adoption: before
             .adoption
-            .or_else(|| adopted(&mesh.spec, &ways, now))
+            .or_else(|| adopted(&mesh.spec, &ways, &not_ready, now))
             .filter(|_| !mesh.spec.uninstall),
         peer_slices,
         conditions,
@@ -143,10 +143,12 @@ fn fully_connected(mode: Mode, ways: &Ways, excluded: usize, now: Timestamp) -> 
     Condition::new("FullyConnected", holds, reason, message, now)
 }
 
-/// Is adoption over, since all pairs are closed? Each is by its own nodes, once it is encrypted; that is never undone.
-fn adopted(mesh: &MeshSpec, ways: &Ways, now: Timestamp) -> Option<Adopted> {
-    let is_over = mesh.mode == Mode::Require && mesh.adoption.is_some() && ways.all > 0;
-    (is_over && ways.encrypted == ways.all).then_some(Adopted { closed_at: now })
+/// Is adoption over, since all pairs are closed? Each is by its own nodes, once it is encrypted, unless one does not know its pods' addresses, and is not
+/// ready for that; that is never undone.
+fn adopted(mesh: &MeshSpec, ways: &Ways, not_ready: &[String], now: Timestamp) -> Option<Adopted> {
+    let goes_on = mesh.mode == Mode::Require && mesh.adoption.is_some();
+    let all_closed = ways.all > 0 && ways.encrypted == ways.all && not_ready.is_empty();
+    (goes_on && all_closed).then_some(Adopted { closed_at: now })
 }
 
 /// All have the key that is wanted, and none is too old.

@@ -74,6 +74,9 @@ impl Cluster {
             stirs.context("the API server does not list what there is")?;
         }
         cluster.said = said(client).await;
+        if let Some(seen) = cluster.seen() {
+            cluster.said.servers = ranges::foreign(&cluster.said.servers, &seen);
+        }
         Ok(cluster)
     }
 

@@ -57,6 +57,13 @@ pub struct Gate {
     /// … and for how many seconds it did not, before that.
     #[serde(default)]
     later: u64,
+    /// A pair has been closed. Of a record that does not say so nobody knows.
+    #[serde(default = "unknown")]
+    any_closed: bool,
+}
+
+const fn unknown() -> bool {
+    true
 }
 
 /// What a step goes by.
@@ -170,12 +177,15 @@ impl Gate {
         match &mut next.open {
             Some(open) => open.retain(|name, uid| {
                 let is_there = seen.others.get(name).map_or(!seen.whole, |now| now == uid);
-                is_there && !seen.proven.contains(name)
+                let closes = seen.proven.contains(name);
+                next.any_closed |= is_there && closes;
+                is_there && !closes
             }),
             None => {
                 let closes = |name: &String| seen.proven.contains(name) || seen.barred.contains(name);
                 let closed = seen.others.iter().filter(|(name, _)| closes(name));
                 next.closed.extend(closed.map(|(name, uid)| (name.clone(), uid.clone())));
+                next.any_closed |= !next.closed.is_empty();
                 if seen.whole {
                     let mut open = seen.others.clone();
                     open.retain(|name, uid| !next.closed.contains(&(name.clone(), uid.clone())));
@@ -191,13 +201,23 @@ impl Gate {
         seen.is_misled || self.paused.is_some() && !seen.whole
     }
 
+    /// Has a pair been closed?
+    pub const fn has_closed(&self) -> bool {
+        self.over || self.any_closed
+    }
+
     /// What the maps keep closed is closed.
     fn bar(&mut self, seen: &Seen) {
         match &mut self.open {
-            Some(open) => open.retain(|name, _| !seen.barred.contains(name)),
+            Some(open) => open.retain(|name, _| {
+                let closes = seen.barred.contains(name);
+                self.any_closed |= closes;
+                !closes
+            }),
             None => {
                 let closed = seen.others.iter().filter(|(name, _)| seen.barred.contains(*name));
                 self.closed.extend(closed.map(|(name, uid)| (name.clone(), uid.clone())));
+                self.any_closed |= !self.closed.is_empty();
             }
         }
     }

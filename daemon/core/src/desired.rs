@@ -509,7 +509,8 @@ fn passes(inputs: &Inputs<'_>, node: &str) -> bool {
     let by_mode = || snapshot.mode() == Some(FlowMode::Prefer);
     // What policies require of some may not pass, so all go by the tunnel that is proven.
     let requires = || asked::unknown(&snapshot.policies) != Asked::Mesh;
-    (inputs.adopting.open.contains(node) || by_mode()) && !requires()
+    let by_pair = inputs.adopting.misled || inputs.adopting.open.contains(node);
+    (by_pair || by_mode()) && !requires()
 }
 
 /// Peers that packets may go to in plain, until they are proven.

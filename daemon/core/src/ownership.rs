@@ -110,7 +110,7 @@ impl Claim<'_> {
 /// Decides over all claims of `knowledge`. `recorded` is what an earlier call returned in `owners`.
 pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assignment {
     let mut problems = Vec::new();
-    let (mut claims, mut misplaced) = admissible(knowledge, mesh, &mut problems);
+    let (mut claims, mut misplaced) = admissible(knowledge, mesh, recorded, &mut problems);
     claims.sort_by(|a, b| a.prefix.cmp(&b.prefix).then(a.node.cmp(b.node)));
     // Another's, or nobody's, by the controller's record. What is on this node's own is not, whoever may write that.
     let is_refused = |claim: &Claim<'_>| {
@@ -135,7 +135,7 @@ pub fn assign(knowledge: &Knowledge, mesh: &MeshSpec, recorded: &Owners) -> Assi
     let mut prefixes = BTreeMap::new();
     // Nor is any host kept from an API server that lies there.
     let ranges = &mesh.pod_cidrs;
-    let servers = knowledge.snapshot().found.api_servers.iter().copied();
+    let servers = servers(knowledge).copied();
     misplaced.extend(servers.filter(|server| ranges.iter().any(|range| range.contains(server))));
     let is_pods = |address: &IpNet| overlapping(&claimed, &claimed_lengths, *address).next().is_some();
     let mut contested: BTreeSet<_> = misplaced.into_iter().filter(|address| !is_pods(address)).collect();
@@ -214,6 +214,7 @@ fn refused(claim: &Claim<'_>, other: &str, why: &str) -> Problem {
 fn admissible<'a>(
     knowledge: &'a Knowledge,
     mesh: &MeshSpec,
+    recorded: &Owners,
     problems: &mut Vec<Problem>,
 ) -> (Vec<Claim<'a>>, Vec<IpNet>) {
     let (mut claims, mut misplaced) = (Vec::new(), Vec::new());
@@ -231,9 +232,12 @@ fn admissible<'a>(
         let pods = node.pod_cidrs.iter().enumerate().map(|(i, p)| (p.trunc(), Class::Pods, Field::Pods(i)));
         let addresses = node.internal_ips.iter().map(|a| (IpNet::from(*a), Class::Node, Field::Address));
         for (prefix, class, field) in pods.chain(addresses) {
-            let is_server = class == Class::Node && knowledge.snapshot().found.api_servers.contains(&prefix);
-            match refusal(prefix, class, mesh).or(is_server.then_some(SERVER)) {
-                None => claims.push(Claim { prefix, class, node: name, uid: &node.uid, field }),
+            let claim = Claim { prefix, class, node: name, uid: &node.uid, field };
+            // Whose it was before is not to be cut off by who may write of API servers.
+            let is_new = || !recorded.get(&prefix).is_some_and(|owner| claim.is_of(owner));
+            let is_server = class == Class::Node && servers(knowledge).any(|server| *server == prefix);
+            match refusal(prefix, class, mesh).or((is_server && is_new()).then_some(SERVER)) {
+                None => claims.push(claim),
                 Some((message, advice)) => {
                     if class == Class::Node && mesh.pod_cidrs.iter().any(|range| range.contains(&prefix)) {
                         misplaced.push(prefix);
@@ -273,6 +277,12 @@ fn refusal(prefix: IpNet, class: Class, mesh: &MeshSpec) -> Option<(&'static str
         )),
         _ => None,
     }
+}
+
+/// API servers that are no node's: single addresses.
+fn servers(knowledge: &Knowledge) -> impl Iterator<Item = &IpNet> {
+    let found = &knowledge.snapshot().found.api_servers;
+    found.iter().filter(|server| server.prefix_len() == server.max_prefix_len())
 }
 
 /// Of an address that is on record as an API server's: whoever speaks to it, speaks to that.
@@ -439,6 +449,14 @@ mod tests {
         assert!(!a.contested.contains(&server) && a.problems.len() == 1, "{a:?}");
         let wide = MeshSpec { pod_cidrs: vec![net("128.0.0.0/1"), net("10.0.0.0/8")], ..mesh() };
         assert!(claimed(&cluster, &wide).contested.contains(&server));
+        // Who may write that opens nothing by it: no node's own on record, and no range.
+        let mut first = cluster.clone();
+        first.found.api_servers.clear();
+        let owners = claimed(&first, &mesh()).owners;
+        cluster.found.api_servers.extend([net("192.0.2.1/32"), net("10.0.0.0/8")]);
+        let a = assign(&Knowledge::Whole(cluster.clone().attest_whole()), &mesh(), &owners);
+        assert_eq!(owner(&a, "192.0.2.1/32").as_deref(), Some("a"));
+        assert!(!claimed(&cluster, &wide).contested.contains(&net("10.0.0.0/8")));
     }
 
     #[test]

@@ -201,6 +201,8 @@ pub struct Told {
     pub all: bool,
     /// An earlier daemon had kept a mesh: this node is none that has just joined.
     pub kept: bool,
+    /// The daemon has begun a moment ago: what was not told of yet may come.
+    pub is_early: bool,
 }
 
 impl Told {

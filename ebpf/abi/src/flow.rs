@@ -25,7 +25,7 @@ pub struct FlowKey {
 pub struct FlowValue {
     /// Seconds since boot.
     pub seen: u32,
-    /// Of TCP: what was seen of the connection, in the upper four bits; below them the second in which its SYN came out of the tunnel.
+    /// Of TCP: what was seen of the connection, in the upper five bits; below them the second in which its SYN came out of the tunnel.
     pub state: u32,
 }
 
@@ -36,10 +36,11 @@ const _: () = assert!(size_of::<FlowValue>() == 8);
 const TCP: u32 = 6;
 
 impl FlowValue {
-    /// How long a connection is remembered that has not been established, or has ended, since it was last seen: as long as the kernel's connection
-    /// tracking does (`tcp_timeouts` in `net/netfilter/nf_conntrack_proto_tcp.c`), and longer than a SYN is answered again and again
-    /// (`tcp_synack_retries` in Documentation/networking/ip-sysctl.rst).
-    pub const BRIEF_SECONDS: u32 = 120;
+    /// How long a connection is remembered that has not been established, or has ended, since it was last seen: longer than what is left of it may wait to
+    /// be sent again (`TCP_RTO_MAX` in `include/net/tcp.h`: 120 s, and a timer may be late), than a SYN is answered again and again (`tcp_synack_retries`
+    /// in Documentation/networking/ip-sysctl.rst), and than the kernel's connection tracking remembers it (`tcp_timeouts` in
+    /// `net/netfilter/nf_conntrack_proto_tcp.c`).
+    pub const BRIEF_SECONDS: u32 = 240;
     /// Its SYN came out of the tunnel, and nothing after it.
     pub const OPENING: u32 = 1 << 31;
     /// Its far end has sent all that it will.
@@ -48,16 +49,19 @@ impl FlowValue {
     pub const ENDED_HERE: u32 = 1 << 29;
     /// It was reset.
     pub const RESET: u32 = 1 << 28;
+    /// This host itself has spoken: what it answers must not become plain. Else answers are a pod's, and forwarded.
+    pub const SPOKE_HERE: u32 = 1 << 27;
     /// What is left for the second.
-    pub const SECOND: u32 = Self::RESET - 1;
+    pub const SECOND: u32 = Self::SPOKE_HERE - 1;
     /// One that is over: what has its addresses and ports now is another.
     pub const OVER: Self = Self { seen: 0, state: Self::RESET };
 
     /// Is it over, by how long nothing was seen of it at `now`? A limit of 0 is a configuration that nobody has written to yet: nothing expires.
     #[inline(always)]
     pub const fn is_over(&self, protocol: u32, config: &Config, now: u32) -> bool {
+        let all_is_said = self.state & Self::ENDED_HERE != 0 || self.state & Self::SPOKE_HERE == 0;
         let is_brief = self.state & (Self::OPENING | Self::RESET) != 0
-            || self.state & (Self::ENDED_HERE | Self::ENDED_THERE) == Self::ENDED_HERE | Self::ENDED_THERE;
+            || self.state & Self::ENDED_THERE != 0 && all_is_said;
         let limit = match protocol {
             TCP if is_brief && config.flow_tcp_seconds > Self::BRIEF_SECONDS => Self::BRIEF_SECONDS,
             TCP => config.flow_tcp_seconds,

@@ -226,7 +226,7 @@ pub fn follow(key: &FlowKey, sight: Sight, tables: &impl Tables, config: &Config
     } else {
         let reset = if flags & RST != 0 { FlowValue::RESET } else { 0 };
         let ended = if flags & FIN != 0 { FlowValue::ENDED_HERE } else { 0 };
-        FlowValue { seen: now, state: state | reset | ended }
+        FlowValue { seen: now, state: state | FlowValue::SPOKE_HERE | reset | ended }
     };
     // There is room: the entry exists.
     refresh(key, before, after, tables);

@@ -170,6 +170,37 @@ fn the_other_end_is_remembered_too() {
     });
 }
 
+/// Where answers are a pod's, and forwarded, nobody sees this end close: on the client's node, and where a node's address leads to a pod.
+#[test]
+fn what_is_forwarded_is_over_when_the_far_end_is() {
+    both(|mut host| {
+        for begins in [SYN | ACK, SYN] {
+            for flags in [begins, ACK, FIN | ACK, ACK] {
+                assert_eq!(host.hears(flags), Reason::Delivered);
+            }
+            host.later(LONG);
+            let flows = host.world.flows.borrow();
+            let flow = flows.iter().find(|(key, _)| key.ports != 0).expect("noted");
+            assert!(flow.1.is_over(flow.0.protocol, &host.world.config, host.world.now));
+        }
+    });
+}
+
+/// What waits to be sent again, to somebody who does not answer, stays encrypted for as long as that is tried.
+#[test]
+fn what_is_sent_again_is_no_plain() {
+    both(|mut host| {
+        host.is_called();
+        assert_eq!(host.hears(FIN | ACK), Reason::Delivered);
+        assert!(host.answers(FIN | ACK));
+        for _ in 0..8 {
+            // `TCP_RTO_MAX`, and a timer that is late.
+            host.later(124);
+            assert!(host.answers(ACK));
+        }
+    });
+}
+
 /// Each is forgotten when it is over: a table is not filled by what was there in the last days.
 #[test]
 fn what_is_over_is_swept() {

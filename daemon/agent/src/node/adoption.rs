@@ -46,7 +46,7 @@ impl Pairs {
             self.gate = next;
         }
         let is_misled = seen.adoption.is_some() && self.gate.is_misled(seen);
-        told.misled = is_misled && !self.gate.is_over() && told.open.len() == seen.others.len();
+        told.misled = is_misled && !self.gate.has_closed();
         let boot = now.monotonic.as_secs();
         let left = seen.adoption.map(|adoption| {
             if is_misled {

@@ -59,6 +59,9 @@ fn adoption_is_over_once() {
     spec(&mut seen).mode = Mode::Prefer;
     assert_eq!(told(&seen).adoption, None, "nothing closes");
     spec(&mut seen).mode = Mode::Require;
+    said(&mut seen, "b").conditions[0].status = ConditionStatus::False;
+    assert_eq!(told(&seen).adoption, None, "its pods' addresses are not known: it closes nothing");
+    said(&mut seen, "b").conditions[0].status = ConditionStatus::True;
     let over = told_at(&seen, &progress(&[]), 9);
     let closed_at = Timestamp::from_second(9).expect("a time");
     assert_eq!(over.adoption, Some(Adopted { closed_at }));

@@ -112,7 +112,7 @@ struct Wrong {
 
 impl Wrong {
     fn of(inputs: &Inputs<'_>) -> Option<Self> {
-        let is_new = !inputs.told.kept && inputs.knowledge.synced().is_none();
+        let is_new = inputs.told.is_early && !inputs.told.kept && inputs.knowledge.synced().is_none();
         let is_misled = inputs.adopting.misled || !inputs.knowledge.snapshot().strangers.is_empty();
         if !is_misled && !is_new {
             return None;

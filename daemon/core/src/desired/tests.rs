@@ -94,7 +94,7 @@ fn a_mode_that_is_hearsay_closes_no_pair() {
         let mut known = snapshot(&[("b", node(2)), ("me", node(1))]);
         known.mesh = Some(MeshSpec { mode: kubeveil_api::mesh::Mode::Prefer, ..mesh() });
         let mut world = World::of(known, &mesh(), &Owners::new());
-        world.told = Told { mesh: told, all: told, kept: true };
+        world.told = Told { mesh: told, all: told, kept: true, is_early: false };
         let prefixes = desired(&world.inputs()).prefixes;
         let index = prefixes[&net("10.244.2.0/24")].peer;
         world.observed.datapath =

@@ -316,7 +316,13 @@ impl Maps {
         for entry in other.iter() {
             let (flow, value) = entry.map_err(failed("read", names::FLOWS))?;
             match self.flows.insert(flow, value, NOT_OVER) {
-                Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                // Taken over before: what the other version's programs saw since counts, unless ours have seen more.
+                Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    let Raw(theirs) = value;
+                    if self.flows.get(&flow, 0).is_ok_and(|Raw(ours)| ours.seen < theirs.seen) {
+                        self.flows.insert(flow, value, 0).map_err(failed("write", names::FLOWS))?;
+                    }
+                }
                 done => done.map_err(failed("write", names::FLOWS))?,
             }
         }

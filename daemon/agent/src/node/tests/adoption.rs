@@ -209,6 +209,54 @@ fn not_knowing_closes_nobody() {
     assert!(peers.values().any(|value| value.state() == PeerState::Adopting), "{peers:?}");
 }
 
+/// Who joins while it is not known whose addresses are whose makes no difference, though a pair with it would be closed from the start: only one that was
+/// closed does.
+#[test]
+fn who_joins_changes_nothing_for_a_node_of_unreadable_addresses() {
+    let mut bench = Bench::new(3);
+    let misled = |bench: &Bench, is_so: bool| {
+        let strangers = is_so.then(|| "Pod a/b has the address 10.9.0.1".to_owned());
+        bench.world.change(|said| said.snapshot.strangers = strangers.into_iter().collect());
+    };
+    let is_so = |bench: &Bench| {
+        let truth = bench.truth();
+        let peers = truth.tunnels.values().map(|tunnel| tunnel.peers.len()).sum::<usize>();
+        (Mode::from_raw(truth.datapath.expect("a datapath").config.mode), peers)
+    };
+    bench.adopts_until(1_000_000);
+    bench.kernel.with(FakeKernel::nobody_answers);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    assert_eq!(is_so(&bench), (Mode::Require, 2));
+    misled(&bench, true);
+    bench.settle(&mut node);
+    bench.join(4, PrivateKey::generate().expect("randomness"));
+    bench.settle(&mut node);
+    assert_eq!(is_so(&bench), (Mode::Observe, 2));
+    // One pair closes.
+    misled(&bench, false);
+    let key = bench.keys[0].public();
+    bench.kernel.with(|k| k.answer(key));
+    bench.settle(&mut node);
+    misled(&bench, true);
+    bench.settle(&mut node);
+    assert_eq!(is_so(&bench).0, Mode::Require);
+}
+
+/// A node that has just joined waits for a minute to be told of all before it goes by less.
+#[test]
+fn what_is_never_told_in_full_is_gone_by_in_the_end() {
+    let mut bench = Bench::new(3);
+    bench.adopts_until(1_000_000);
+    bench.world.change(|said| said.whole = false);
+    let mut node = bench.start();
+    bench.settle(&mut node);
+    assert_eq!(bench.tunnelled(), 0);
+    bench.seconds += 61;
+    bench.settle(&mut node);
+    assert_eq!(bench.tunnelled(), 2);
+}
+
 /// While a pod has an address that is not its node's, nothing is steered and no pair closes; once all have, they do. A pair that is
 /// closed stays closed.
 #[test]

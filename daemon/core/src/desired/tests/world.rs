@@ -26,7 +26,7 @@ impl World {
         Self {
             keys: Vec::new(),
             knowledge,
-            told: Told { mesh: true, all: true, kept: true },
+            told: Told { mesh: true, all: true, kept: true, is_early: false },
             assignment,
             announced: Announced::default(),
             adopting: Adopting::default(),
