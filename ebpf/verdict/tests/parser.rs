@@ -160,6 +160,8 @@ fn other_ether_types_are_not_ip() {
     for protocol in [0x0806, 0x88cc, 0x8864, 0x8847] {
         assert_eq!(parse(protocol, &Slice::new(&[0x45; 40])), Parsed::NonIp);
     }
-    assert_eq!(parse(0x8100, &Slice::new(&[0, 1, 8, 6, 0, 0])), Parsed::NonIp);
-    assert_eq!(parse(0x8100, &Slice::new(&[0, 1])), Parsed::Unparsable);
+    for tag in [0x8100, 0x88a8] {
+        assert_eq!(parse(tag, &Slice::new(&[0, 1, 8, 6, 0, 0])), Parsed::NonIp);
+        assert_eq!(parse(tag, &Slice::new(&[0, 1])), Parsed::Unparsable);
+    }
 }

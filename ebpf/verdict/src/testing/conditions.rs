@@ -156,6 +156,8 @@ pub enum Kind {
     Tagged,
     /// Two.
     DoubleTagged,
+    /// Two, of which the outer one is a provider's.
+    ProviderTagged,
     /// One more than is looked through.
     TripleTagged,
     /// Its header is of another version than it is said to be.
@@ -192,6 +194,7 @@ impl Kind {
         Self::ErrorAboutEnvelope,
         Self::Tagged,
         Self::DoubleTagged,
+        Self::ProviderTagged,
         Self::TripleTagged,
         Self::FalseVersion,
         Self::NonIp,
@@ -226,6 +229,7 @@ impl Kind {
             Self::ErrorAboutEnvelope => "ICMP error, an envelope's",
             Self::Tagged => "VLAN tag",
             Self::DoubleTagged => "two VLAN tags",
+            Self::ProviderTagged => "VLAN tag in a provider's",
             Self::TripleTagged => "three VLAN tags",
             Self::FalseVersion => "of another IP version",
             Self::NonIp => "no IP packet",
@@ -286,6 +290,7 @@ impl Kind {
             Self::LaterFragment => (build.fragment, build.payload) = (Some((20, false)), 64),
             Self::Tagged => build.tags = 1,
             Self::DoubleTagged => build.tags = 2,
+            Self::ProviderTagged => (build.tags, build.provider_tags) = (2, 1),
             Self::TripleTagged => build.tags = 3,
             Self::FalseVersion => build.false_type = Some(if is_v6 { 0x0800 } else { 0x86dd }),
             Self::NonIp => build.false_type = Some(LLDP),

@@ -122,6 +122,8 @@ pub struct Build {
     pub fragment: Option<(u16, bool)>,
     /// VLAN tags in front.
     pub tags: u8,
+    /// So many of them, from outside, are a provider's (IEEE 802.1ad).
+    pub provider_tags: u8,
     /// An EtherType that is not that of the packet.
     pub false_type: Option<u16>,
     /// May not be cut on its way, by IPv4's flag; of IPv6 that is always so.
@@ -142,6 +144,7 @@ impl Build {
             extensions: Vec::new(),
             fragment: None,
             tags: 0,
+            provider_tags: 0,
             false_type: None,
             undivided: true,
             payload: 16,
@@ -151,7 +154,16 @@ impl Build {
 
     /// EtherType of what follows the Ethernet header.
     pub fn ether_type(&self) -> u16 {
-        if self.tags == 0 { self.ip_type() } else { 0x8100 }
+        self.type_at(0)
+    }
+
+    /// EtherType of what lies behind so many tags: another, or the packet.
+    fn type_at(&self, place: u8) -> u16 {
+        match place {
+            _ if place == self.tags => self.ip_type(),
+            _ if place < self.provider_tags => 0x88a8,
+            _ => 0x8100,
+        }
     }
 
     fn ip_type(&self) -> u16 {
@@ -162,10 +174,9 @@ impl Build {
     /// From the network header on (VLAN tags lie behind it, as in the kernel).
     pub fn network(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        for tag in (0..self.tags).rev() {
-            let next = if tag == 0 { self.ip_type() } else { 0x8100 };
+        for tag in 0..self.tags {
             out.extend([0, 7]);
-            out.extend(next.to_be_bytes());
+            out.extend(self.type_at(tag + 1).to_be_bytes());
         }
         out.extend(self.ip());
         out

@@ -378,13 +378,13 @@ pub fn situation() -> impl Strategy<Value = Situation> {
         2 => prop::sample::select(Scene::TUNNELS.to_vec()),
     ];
     let mark = prop_oneof![3 => Just(0), 1 => Just(FWMARK), 1 => Just(0x4000)];
-    let tags = prop_oneof![6 => Just(0_u8), 1 => 1_u8..4];
+    let tags = prop_oneof![6 => Just([0_u8; 2]), 1 => [1_u8..4, 0..4]];
     // Around the tunnel's MTU, too.
     let payload = prop_oneof![6 => 0_usize..40, 1 => 1_380_usize..1_480];
-    let inner = (Place::any(), Place::any(), any::<bool>(), transport(), 0..2_u8);
+    let inner = (Place::any(), Place::any(), any::<bool>(), transport(), [0..2_u8, 0..2]);
     let inner = inner.prop_map(|(from, to, is_v6, transport, tags)| {
         let mut build = Build::new(from.ip(is_v6), to.ip(is_v6), transport);
-        build.tags = tags;
+        [build.tags, build.provider_tags] = tags;
         build
     });
     let inner = prop_oneof![4 => Just(None), 1 => (envelope(), inner).prop_map(Some)];
@@ -406,7 +406,7 @@ pub fn situation() -> impl Strategy<Value = Situation> {
             }
             situation.build.extensions = extensions;
             situation.build.fragment = fragment;
-            situation.build.tags = tags;
+            [situation.build.tags, situation.build.provider_tags] = tags;
             situation.build.payload = payload;
             situation.by(ingress_ifindex).marked(mark)
         })

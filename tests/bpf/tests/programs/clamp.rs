@@ -142,14 +142,15 @@ pub(crate) fn only_a_syn() -> Result<()> {
 pub(crate) fn tags_are_popped() -> Result<()> {
     let mut kernel = Kernel::with(&Scene::calm(Mode::Require).world())?;
     for is_v6 in [false, true] {
-        for tags in 1..=2 {
+        for (tags, provider_tags) in [(1, 0), (2, 0), (1, 1), (2, 1), (2, 2)] {
             let mut situation = syn(is_v6, vec![MaximumSegmentSize(8960)]);
-            situation.build.tags = tags;
+            (situation.build.tags, situation.build.provider_tags) = (tags, provider_tags);
             let frame = steered(&mut kernel, &situation)?;
             let packet = SlicedPacket::from_ethernet(&frame)?;
             let has_tag = packet.link_exts.iter().any(|e| matches!(e, LinkExtSlice::Vlan(_)));
-            ensure!(!has_tag, "{tags} tags: {packet:?}");
-            ensure!(segment_size(&frame)? == limit(is_v6), "{tags} tags: not clamped");
+            ensure!(!has_tag, "{tags} tags, {provider_tags} a provider's: {packet:?}");
+            let size = segment_size(&frame)?;
+            ensure!(size == limit(is_v6), "{tags} tags, {provider_tags} a provider's: not clamped");
         }
     }
     Ok(())

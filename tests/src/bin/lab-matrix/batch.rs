@@ -78,6 +78,7 @@ impl Batch {
             // The receiving device takes one tag off before anybody sees it; here another is the VLAN's.
             let is_vlans = ground == Ground::Vlan && way.hook == Hook::Wire && kind != Kind::Tagged;
             build.tags += u8::from(is_vlans || kind == Kind::TripleTagged);
+            build.provider_tags += u8::from(kind == Kind::ProviderTagged);
             Item { way, kind, is_v6, situation }
         });
         let senders = Senders {

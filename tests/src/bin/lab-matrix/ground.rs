@@ -84,17 +84,17 @@ impl Ground {
     /// Why there is nothing to be seen of such a packet here, whatever we do.
     pub(crate) fn hidden(self, way: &Way, kind: Kind) -> Option<&'static str> {
         use Kind::{
-            Divisible, DoubleTagged, FalseVersion, FirstFragment, LaterFragment, NonIp, Segments, Tagged,
-            TripleTagged, Undivided,
+            Divisible, DoubleTagged, FalseVersion, FirstFragment, LaterFragment, NonIp, ProviderTagged,
+            Segments, Tagged, TripleTagged, Undivided,
         };
         let is_from_wire = way.hook == Hook::Wire;
         match kind {
             Segments => Some("a raw socket sends no such packets"),
-            Tagged | DoubleTagged | TripleTagged if !is_from_wire => {
+            Tagged | DoubleTagged | ProviderTagged | TripleTagged if !is_from_wire => {
                 Some("a bridge has no use for a pod's own tags")
             }
             // Here a tag is the VLAN's own.
-            DoubleTagged | TripleTagged if self == Self::Vlan => Some("no such VLAN"),
+            DoubleTagged | ProviderTagged | TripleTagged if self == Self::Vlan => Some("no such VLAN"),
             FalseVersion | NonIp if !is_from_wire => Some("the kernel routes no such packets"),
             Divisible | Undivided if matches!(self, Self::Over(_) | Self::Headerless) => {
                 Some("the device itself is smaller than that")

@@ -117,7 +117,12 @@ fn control(batch: &Batch, seen: &Seen) -> Result<()> {
         // Tags that nobody has a device for, and other versions, the kernel itself drops behind `guard`.
         let is_dropped_anyway = matches!(
             item.kind,
-            Kind::Tagged | Kind::DoubleTagged | Kind::TripleTagged | Kind::FalseVersion | Kind::NonIp
+            Kind::Tagged
+                | Kind::DoubleTagged
+                | Kind::ProviderTagged
+                | Kind::TripleTagged
+                | Kind::FalseVersion
+                | Kind::NonIp
         );
         let found = match item.way.hook {
             Hook::Wire if !ends_at_pod(item) || is_dropped_anyway => continue,
@@ -146,7 +151,10 @@ fn judge(batch: &Batch, seen: &Seen, tunnels: Tunnels) -> (Table, Vec<String>) {
             // Nobody has a device for such tags, or a use for such a packet.
             Hook::Wire
                 if wanted == Fate::Alone
-                    && matches!(item.kind, Kind::Tagged | Kind::DoubleTagged | Kind::NonIp) =>
+                    && matches!(
+                        item.kind,
+                        Kind::Tagged | Kind::DoubleTagged | Kind::ProviderTagged | Kind::NonIp
+                    ) =>
             {
                 wanted
             }
