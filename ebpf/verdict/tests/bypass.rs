@@ -99,9 +99,12 @@ fn who_requires_encryption_keeps_to_the_tunnel() {
 #[test]
 fn segments_fit_the_tunnel_all_along() {
     for is_v6 in [false, true] {
-        for value in [TUNNEL.bypassed(UNTIL), PeerValue::bypass(UNTIL)] {
+        let ways = [TUNNEL.bypassed(UNTIL), PeerValue::bypass(UNTIL)];
+        for (value, answer) in ways.into_iter().flat_map(|value| [(value, false), (value, true)]) {
             let syn = Transport::Tcp(40_000, 443, Some(vec![TcpOptionElement::MaximumSegmentSize(1460)]));
-            let syn = Situation::new(Place::LocalPod, Place::RemotePod(0), is_v6, syn).by(Scene::POD_DEVICE);
+            let mut syn =
+                Situation::new(Place::LocalPod, Place::RemotePod(0), is_v6, syn).by(Scene::POD_DEVICE);
+            syn.build.answer = answer;
             let world = world(value, NOW);
             let limit = if is_v6 { world.config.mss_v6 } else { world.config.mss_v4 };
             let decision = decide(0, &syn, &world);

@@ -435,9 +435,26 @@ proptest! {
     fn segment_sizes_are_only_ever_lowered(situation in situation(), from in at(HERE), to in at(PEERS)) {
         let world = Scene::calm(Mode::Require).world();
         let situation = situation.between(from, to);
-        let clamp = decide(0, &situation, &world).clamp;
+        let Decision { reason, clamp, .. } = decide(0, &situation, &world);
+        let build = &situation.build;
+        let is_v6 = build.source.is_ipv6();
+        let limit = if is_v6 { world.config.mss_v6 } else { world.config.mss_v4 };
+        let is_long = |option: &TcpOptionElement| match option {
+            TcpOptionElement::MaximumSegmentSize(size) => Some(u32::from(*size) > limit),
+            _ => None,
+        };
+        // A SYN, or the answer to one. Behind extension headers nobody looks.
+        let is_in_sight = match build.fragment {
+            Some((offset, _)) => offset == 0 && !is_v6,
+            None => build.extensions.is_empty() || !is_v6,
+        };
+        let has_long = match &build.transport {
+            Transport::Tcp(_, _, Some(options)) => options.iter().find_map(is_long) == Some(true),
+            _ => false,
+        };
+        let is_sized = matches!(reason, Reason::Tunnelled | Reason::TunnelledInFragments | Reason::TooBig);
+        prop_assert_eq!(clamp.is_needed(), is_sized && is_in_sight && has_long);
         if clamp.is_needed() {
-            let limit = if situation.build.source.is_ipv6() { world.config.mss_v6 } else { world.config.mss_v4 };
             prop_assert_eq!(u32::from(clamp.new), limit);
             prop_assert!(clamp.old > clamp.new);
             let bytes = situation.build.network();

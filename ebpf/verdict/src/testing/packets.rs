@@ -128,6 +128,8 @@ pub struct Build {
     pub false_type: Option<u16>,
     /// May not be cut on its way, by IPv4's flag; of IPv6 that is always so.
     pub undivided: bool,
+    /// Of a SYN: it answers one (SYN and ACK).
+    pub answer: bool,
     /// Bytes behind the transport header.
     pub payload: usize,
     /// What they are, over and over.
@@ -147,6 +149,7 @@ impl Build {
             provider_tags: 0,
             false_type: None,
             undivided: true,
+            answer: false,
             payload: 16,
             content: vec![0xa5],
         }
@@ -331,7 +334,7 @@ impl Build {
         payload: &[u8],
     ) -> Vec<u8> {
         let mut header = TcpHeader::new(source, destination, 1, 65_535);
-        header.ack = syn.is_none();
+        header.ack = syn.is_none() || self.answer;
         header.syn = syn.is_some();
         // More options than fit are none.
         let _ = header.set_options(syn.unwrap_or_default());

@@ -390,10 +390,10 @@ pub fn situation() -> impl Strategy<Value = Situation> {
     let inner = prop_oneof![4 => Just(None), 1 => (envelope(), inner).prop_map(Some)];
     (
         (Place::any(), Place::any(), any::<bool>(), transport(), any::<bool>(), inner),
-        (extensions, fragment, ingress, mark, tags, payload),
+        (extensions, fragment, ingress, mark, tags, any::<bool>(), payload),
     )
         .prop_map(|((from, to, is_v6, transport, is_error, inner), rest)| {
-            let (extensions, fragment, ingress_ifindex, mark, tags, payload) = rest;
+            let (extensions, fragment, ingress_ifindex, mark, tags, answer, payload) = rest;
             let transport = match inner {
                 Some((envelope, inner)) => Transport::Envelope(envelope, Box::new(inner)),
                 None => transport,
@@ -407,6 +407,7 @@ pub fn situation() -> impl Strategy<Value = Situation> {
             situation.build.extensions = extensions;
             situation.build.fragment = fragment;
             [situation.build.tags, situation.build.provider_tags] = tags;
+            situation.build.answer = answer;
             situation.build.payload = payload;
             situation.by(ingress_ifindex).marked(mark)
         })

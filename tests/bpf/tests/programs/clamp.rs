@@ -31,6 +31,14 @@ fn syn(is_v6: bool, options: Vec<TcpOptionElement>) -> Situation {
     Situation::new(Place::LocalPod, Place::RemotePod(0), is_v6, transport).by(Scene::POD_DEVICE)
 }
 
+/// The same, and the answer to one that came from there.
+fn both(is_v6: bool, options: &[TcpOptionElement]) -> [Situation; 2] {
+    let mut answer = syn(is_v6, options.to_vec());
+    answer.build.transport = Transport::Tcp(443, 40_000, Some(options.to_vec()));
+    answer.build.answer = true;
+    [syn(is_v6, options.to_vec()), answer]
+}
+
 /// Steers the packet; gives the frame that the tunnel gets.
 fn steered(kernel: &mut Kernel, situation: &Situation) -> Result<Vec<u8>> {
     let ran = kernel.run(Direction::Egress, situation)?;
@@ -66,11 +74,10 @@ pub(crate) fn long_is_lowered() -> Result<()> {
     let mut kernel = Kernel::with(&Scene::calm(Mode::Require).world())?;
     for is_v6 in [false, true] {
         for old in [limit(is_v6) + 1, 1460, 8960, u16::MAX] {
-            for options in arrangements(old) {
-                let situation = syn(is_v6, options.clone());
+            for situation in arrangements(old).iter().flat_map(|options| both(is_v6, options)) {
                 let size = segment_size(&steered(&mut kernel, &situation)?)
-                    .with_context(|| format!("{options:?}"))?;
-                ensure!(size == limit(is_v6), "{size} for {options:?}");
+                    .with_context(|| format!("{situation:?}"))?;
+                ensure!(size == limit(is_v6), "{size} for {situation:?}");
             }
         }
     }
@@ -82,8 +89,7 @@ pub(crate) fn short_is_left_alone() -> Result<()> {
     for is_v6 in [false, true] {
         let mut untouched: Vec<_> = [536, limit(is_v6)].into_iter().flat_map(arrangements).collect();
         untouched.extend([vec![], vec![WindowScale(7)]]);
-        for options in untouched {
-            let situation = syn(is_v6, options);
+        for situation in untouched.iter().flat_map(|options| both(is_v6, options)) {
             ensure!(steered(&mut kernel, &situation)? == situation.build.frame(), "{situation:?}");
         }
     }
@@ -104,8 +110,7 @@ pub(crate) fn lowered_while_bypassed() -> Result<()> {
     for is_v6 in [false, true] {
         for value in [PeerValue::bypass(now + 600), PeerValue::tunnel(0, 3).bypassed(now + 600)] {
             kernel.install(&scene(Mode::Require, value).world())?;
-            for options in arrangements(8960) {
-                let situation = syn(is_v6, options);
+            for situation in arrangements(8960).iter().flat_map(|options| both(is_v6, options)) {
                 let ran = kernel.run(Direction::Egress, &situation)?;
                 ensure!(ran.action == NEXT, "answered {} for {situation:?}", ran.action);
                 ensure!(segment_size(&ran.frame)? == limit(is_v6), "{situation:?}");
