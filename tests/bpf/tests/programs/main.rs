@@ -42,6 +42,8 @@ fn main() -> ExitCode {
         trial("big_tcp_is_counted_whole", cases::big_tcp_is_counted_whole),
         trial("maps_are_as_the_abi_says", maps::are_as_the_abi_says),
         trial("the_kernel_decides_as_the_host_does", differential::kernel_and_host_agree),
+        trial("the_kernel_decides_so_of_damaged_packets", differential::of_damaged_packets_too),
+        trial("the_kernel_decides_so_of_packets_cut_off_anywhere", differential::of_packets_cut_off_anywhere),
         trial("every_condition", matrix::every_condition),
         trial("what_the_verifier_looks_at", verified::verified),
         trial("watched/what_is_counted_is_seen", watched::what_is_counted_is_seen),

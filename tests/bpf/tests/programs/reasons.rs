@@ -32,7 +32,7 @@ pub(crate) struct Case {
 }
 
 /// The link header, which the kernel counts in its length.
-const LINK: u32 = 14;
+pub(crate) const LINK: u32 = 14;
 
 impl Case {
     pub(crate) fn name(&self) -> String {
@@ -117,8 +117,17 @@ fn asks(world: &World) -> bool {
 
 /// What the decision says on the host.
 pub(crate) fn on_host(direction: Direction, situation: &Situation, world: &World) -> Decision {
-    let bytes = situation.build.network();
-    let slice = Slice { link: LINK, ..Slice::new(&bytes) };
+    on_host_of(direction, situation, &situation.build.network(), world)
+}
+
+/// The same of these bytes, from the network header on.
+pub(crate) fn on_host_of(
+    direction: Direction,
+    situation: &Situation,
+    bytes: &[u8],
+    world: &World,
+) -> Decision {
+    let slice = Slice { link: LINK, ..Slice::new(bytes) };
     let meta = situation.meta();
     match direction {
         Egress => steer(&meta, &slice, world, &world.config),

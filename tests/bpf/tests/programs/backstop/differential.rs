@@ -12,15 +12,16 @@ use kubeveil_abi::{COUNTERS, Direction, FlowMode, Mode, Reason, Verdict, counter
 use kubeveil_core::{action::Action, backstop::Backstop, observed::Program};
 use kubeveil_verdict::{
     Hop, backstop,
-    testing::{Slice, World, policies, scene, situation},
+    testing::{Situation, Slice, World, policies, scene, situation},
 };
 use proptest::{
-    collection,
+    collection, option,
     test_runner::{Config, TestCaseError, TestRunner},
 };
 
 use crate::{
     cell::{path_of_program, within},
+    differential::{Damage, damage},
     kernel::{boot_seconds, replace_alive, replace_origins, test_run, words_of},
 };
 
@@ -32,6 +33,8 @@ const LOCAL_OUT: u8 = 3;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const HOOK_STATE: usize = 48;
+/// The shortest packet that the kernel takes here, whatever its family: an IPv4 header (as above).
+const LEAST: usize = 20;
 
 /// By BPF_PROG_TEST_RUN, whose packets leave by the loopback device.
 pub(crate) fn the_kernel_decides_as_the_host_does() -> Result<()> {
@@ -49,7 +52,7 @@ pub(crate) fn the_kernel_decides_as_the_host_does() -> Result<()> {
                 cell.run(Action::Attach((Program::Steer, LOOPBACK)))?;
             }
             let hop = Hop { ingress_ifindex: 0, egress_ifindex: LOOPBACK, has_programs };
-            let packets = collection::vec(situation(), 60);
+            let packets = collection::vec((situation(), option::of(damage())), 60);
             let guarded = proptest::bool::weighted(0.1);
             TestRunner::new(config.clone())
                 .run(
@@ -70,18 +73,21 @@ fn compare(
     program: &SchedClassifier,
     maps: &std::path::Path,
     mut world: World,
-    packets: &[kubeveil_verdict::testing::Situation],
+    packets: &[(Situation, Option<Damage>)],
     (hop, guarded): (Hop, bool),
 ) -> Result<()> {
     if guarded {
         world.devices.insert(LOOPBACK, kubeveil_abi::DeviceKind::Underlay);
     }
     fill(maps, &world)?;
-    for situation in packets {
-        // Tags are off by then, and the kernel has checked the header.
+    for (situation, damage) in packets {
+        // Tags are off by then. That the kernel has checked the header, too, nobody relies on.
         let mut situation = situation.clone();
         situation.build.tags = 0;
-        let bytes = situation.build.network();
+        let mut bytes = situation.build.network();
+        if let Some(damage) = damage {
+            bytes = damage.to(bytes, 0, LEAST);
+        }
         let decision = backstop(hop, &Slice::new(&bytes), &world, &world.config);
         let before = count(maps)?;
         let family = if situation.build.destination.is_ipv6() { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
@@ -90,7 +96,10 @@ fn compare(
         let ran = test_run(program, &bytes, Some(&state), 1);
         let action = ran.with_context(|| format!("run on {bytes:02x?}"))?.action;
         let is_dropped = decision.is_some_and(|d| d.verdict() == Verdict::Drop);
-        ensure!(action == u32::from(!is_dropped), "answered {action} for {decision:?}, {situation:?}");
+        ensure!(
+            action == u32::from(!is_dropped),
+            "answered {action} for {decision:?}, {situation:?}: {bytes:02x?}"
+        );
         let mut expected = before.clone();
         if let Some(decision) = decision {
             let index = counter_index(Direction::Backstop, decision.mode, decision.reason);
