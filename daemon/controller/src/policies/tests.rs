@@ -281,7 +281,7 @@ fn what_was_in_force_stays_so_under_another_controller() {
 fn since_when_a_policy_holds_is_told() {
     let mut one = seen_policy("one", policy("ledger", PolicyMode::Require));
     let digest = readable(&census(vec![one.clone()], [])).digest(&BTreeSet::new());
-    let mut since = |one: &mut SeenPolicy, digests, second| {
+    let since = |one: &mut SeenPolicy, digests, second| {
         let census = census(vec![one.clone()], []);
         let mut sets = Sets::default();
         sets.see(&readable(&census), &BTreeSet::new());
