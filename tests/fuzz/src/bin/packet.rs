@@ -85,12 +85,18 @@ fn is_secret(case: &Case<'_>, inward: bool) -> bool {
     }
 }
 
-/// Source and destination (RFC 791, section 3.1; RFC 8200, section 3).
+/// Source and destination (RFC 791, section 3.1; RFC 8200, section 3), behind any VLAN tags (IEEE 802.1Q, 802.1ad). The
+/// backstop sees none, and no EtherType.
 fn addresses(case: &Case<'_>) -> Option<(IpAddr, IpAddr)> {
-    let bytes = case.bytes;
+    let (mut bytes, mut protocol) = (case.bytes, case.meta.protocol);
+    let is_backstop = case.program == Program::Backstop;
+    while !is_backstop && matches!(protocol, 0x8100 | 0x88a8) {
+        let (tag, rest) = bytes.split_first_chunk::<4>()?;
+        (bytes, protocol) = (rest, u16::from_be_bytes([tag[2], tag[3]]));
+    }
     let version = bytes.first()? >> 4;
-    let is_v4 = version == 4 && (case.meta.protocol == 0x0800 || case.program == Program::Backstop);
-    let is_v6 = version == 6 && (case.meta.protocol == 0x86dd || case.program == Program::Backstop);
+    let is_v4 = version == 4 && (protocol == 0x0800 || is_backstop);
+    let is_v6 = version == 6 && (protocol == 0x86dd || is_backstop);
     let v4 = |at: usize| Some(IpAddr::from(*bytes.get(at..)?.first_chunk::<4>()?));
     let v6 = |at: usize| Some(IpAddr::from(*bytes.get(at..)?.first_chunk::<16>()?));
     match (is_v4, is_v6) {

@@ -96,11 +96,13 @@ fn packets() -> Result<Seeds, Box<dyn Error>> {
                     ..plain(Transport::Udp(1, 2))
                 },
             ),
+            ("provider", Build { tags: 2, provider_tags: 1, ..plain(Transport::Udp(1, 2)) }),
         ];
         for (index, (kind, build)) in builds.into_iter().enumerate() {
             let protocol = match build.ether_type() {
                 0x0800 => 0,
                 0x86dd => 1,
+                0x88a8 => 3,
                 _ => 2,
             };
             let program = u8::try_from(index % 5)?;
