@@ -125,7 +125,7 @@ fn pins(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// What a daemon could use up.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug)]
 pub(super) struct Counts {
     descriptors: usize,
     devices: usize,
@@ -143,6 +143,12 @@ impl Counts {
             pins: pins(&daemon.file("bpf/kubeveil"))?.len(),
         })
     }
+
+    /// Whether there are no more of any than there were.
+    pub(super) const fn is_within(&self, before: &Self) -> bool {
+        let Self { descriptors, devices, pins } = *self;
+        descriptors <= before.descriptors && devices <= before.devices && pins <= before.pins
+    }
 }
 
 /// Pins that the daemon says are missing.
@@ -150,4 +156,19 @@ pub(super) fn missing_pins(stage: &Stage, node: Node) -> Result<usize> {
     let there = pins(&stage.lab.daemon(node).file("bpf/kubeveil"))?;
     let wanted = ["maps/PEERS", "maps/PREFIXES", "maps/CONFIG"];
     Ok(wanted.iter().filter(|wanted| !there.iter().any(|pin| pin.ends_with(**wanted))).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_of_one_hides_no_growth_of_another() {
+        let before = Counts { descriptors: 40, devices: 4, pins: 20 };
+        for (descriptors, devices, pins, holds) in
+            [(40, 4, 20, true), (39, 3, 19, true), (39, 4, 21, false), (39, 5, 20, false), (41, 4, 20, false)]
+        {
+            assert_eq!(Counts { descriptors, devices, pins }.is_within(&before), holds);
+        }
+    }
 }
